@@ -1,0 +1,62 @@
+"""`Masker`: the contract every mask fulfils (`docs/architecture.md`, contracts)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tatscli.data.motion import MotionField
+from tatscli.masking.plan import MaskPlan
+
+
+class Masker(nn.Module):
+    """Chooses the visible and the predicted tokens of each clip.
+
+    Args:
+        grid: Tokens along time, height and width, `(t, h, w)`.
+        ratio: Share of tokens to hide, in (0, 1).
+
+    Attributes:
+        needs_motion: `plan` must be given the clips' motion.
+        needs_embeddings: `plan` reads the patch embeddings; otherwise any (B, N, *) tensor will do and
+            the hidden patches are never embedded.
+    """
+
+    needs_motion: bool = False
+    needs_embeddings: bool = False
+
+    def __init__(self, grid: tuple[int, int, int], ratio: float) -> None:
+        super().__init__()
+        self.grid = grid
+        self.ratio = ratio
+        self.tokens = grid[0] * grid[1] * grid[2]
+
+    def plan(
+        self,
+        tokens_BND: Tensor,
+        *,
+        motion: MotionField | None = None,
+        generator: torch.Generator | None = None,
+    ) -> MaskPlan:
+        """Choose a plan for a batch; the same generator state gives the same plan."""
+        raise NotImplementedError
+
+    def learn(self, plan: MaskPlan, error_BM: Tensor) -> dict[str, float]:
+        """Take the error of each predicted token of the last plan, update, and return metrics."""
+        return {}
+
+    def schedule(self, step: int, total_steps: int) -> None:
+        """Hear the position in training before each plan (learned maskers warm up); fixed ones ignore it."""
+
+    def scores_BN(self, tokens_BND: Tensor) -> Tensor | None:
+        """Return the probability of each token to be shown, for pictures; None for fixed masks."""
+        return None
+
+    def training_state(self) -> dict[str, Any]:
+        """Return what `state_dict` lacks to resume exactly: flat, tensors and numbers only."""
+        return {}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Restore what `training_state` returned."""
