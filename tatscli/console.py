@@ -13,7 +13,8 @@ from tqdm import tqdm
 class Reporter:
     """Speaks for a command: messages, tables, progress bars and the JSON result.
 
-    Commands make one and pass it down, so that tasks never touch the streams and tests can replace them.
+    Commands make one and pass it down, so that tasks never touch the streams and tests can
+    replace them.
 
     Args:
         json_output: Print exactly one JSON object on stdout and no tables.

@@ -1,4 +1,7 @@
-"""The one error tree and the exit codes. Only `cli.py` catches `TatsError`; bugs keep their traceback."""
+"""The one error tree and the exit codes.
+
+Only `cli.py` catches `TatsError`; bugs keep their traceback.
+"""
 
 from enum import IntEnum
 

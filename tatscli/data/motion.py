@@ -26,11 +26,12 @@ class MotionField:
     def to(self, device: torch.device | str) -> MotionField:
         """Return the same motion on `device`."""
         return MotionField(
-            self.field_BThw2.to(device, non_blocking=True), self.valid_BT.to(device, non_blocking=True)
+            self.field_BThw2.to(device, non_blocking=True),
+            self.valid_BT.to(device, non_blocking=True),
         )
 
     def magnitude_BN(self, slices: int) -> Tensor:
-        """Return the mean speed of each token, over the valid frames of its tubelet: (B, slices * h * w)."""
+        """Return the mean speed of each token over the valid frames of its tubelet: (B, N)."""
         B, T, h, w, _ = self.field_BThw2.shape
         speed = self.field_BThw2.norm(dim=-1).reshape(B, slices, T // slices, h * w)
         valid = self.valid_BT.reshape(B, slices, T // slices, 1).to(speed.dtype)

@@ -20,8 +20,8 @@ class Masker(nn.Module):
 
     Attributes:
         needs_motion: `plan` must be given the clips' motion.
-        needs_embeddings: `plan` reads the patch embeddings; otherwise any (B, N, *) tensor will do and
-            the hidden patches are never embedded.
+        needs_embeddings: `plan` reads the patch embeddings; otherwise any (B, N, *) tensor will do
+            and the hidden patches are never embedded.
     """
 
     needs_motion: bool = False
@@ -48,7 +48,7 @@ class Masker(nn.Module):
         return {}
 
     def schedule(self, step: int, total_steps: int) -> None:
-        """Hear the position in training before each plan (learned maskers warm up); fixed ones ignore it."""
+        """Hear the position in training before each plan: learned maskers warm up and decay."""
 
     def scores_BN(self, tokens_BND: Tensor) -> Tensor | None:
         """Return the probability of each token to be shown, for pictures; None for fixed masks."""

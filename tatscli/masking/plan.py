@@ -1,6 +1,7 @@
 """`MaskPlan`: which tokens the encoder sees and which the head predicts.
 
-Shapes: B batch, N tokens, K visible, M predicted. Tokens are time-major: index = (t * h + row) * w + column.
+Shapes: B batch, N tokens, K visible, M predicted. Tokens are time-major:
+index = (t * h + row) * w + column.
 """
 
 from __future__ import annotations
@@ -31,15 +32,18 @@ class MaskPlan:
         for name, index in (("visible_BK", visible), ("predict_BM", predict)):
             if index.ndim != 2 or index.dtype != torch.int64:
                 raise ValueError(
-                    f"{name} must be int64 of shape (B, count), got {index.dtype} {tuple(index.shape)}"
+                    f"{name} must be int64 of shape (B, count), "
+                    f"got {index.dtype} {tuple(index.shape)}"
                 )
         if visible.shape[0] != predict.shape[0]:
             raise ValueError(
-                f"visible_BK has {visible.shape[0]} clips and predict_BM {predict.shape[0]}: they must match"
+                f"visible_BK has {visible.shape[0]} clips and predict_BM {predict.shape[0]}: "
+                "they must match"
             )
         if not visible.shape[1] or not predict.shape[1]:
             raise ValueError(
-                f"a plan needs visible and predicted tokens, got {visible.shape[1]} and {predict.shape[1]}"
+                "a plan needs visible and predicted tokens, "
+                f"got {visible.shape[1]} and {predict.shape[1]}"
             )
         # One merged sort covers order, repeats and overlap, with a single wait for the device.
         joint = torch.cat([visible, predict], dim=1).sort(dim=1).values
@@ -51,26 +55,31 @@ class MaskPlan:
         )
         if bool(broken):
             raise ValueError(
-                "visible_BK and predict_BM must be ascending, without repeats, non-negative and disjoint"
+                "visible_BK and predict_BM must be ascending, without repeats, non-negative "
+                "and disjoint"
             )
 
     @classmethod
     def from_visible(cls, visible_BK: Tensor, tokens: int) -> MaskPlan:
-        """Make the plan that shows `visible_BK` (any order) and predicts every other token of `tokens`."""
-        hidden_BN = torch.ones(visible_BK.shape[0], tokens, dtype=torch.bool, device=visible_BK.device)
+        """Make the plan that shows `visible_BK` (any order) and predicts all other `tokens`."""
+        hidden_BN = torch.ones(
+            visible_BK.shape[0], tokens, dtype=torch.bool, device=visible_BK.device
+        )
         hidden_BN.scatter_(1, visible_BK, False)
         return cls.from_hidden(hidden_BN, visible_BK.shape[1])
 
     @classmethod
     def from_hidden(cls, hidden_BN: Tensor, visible: int) -> MaskPlan:
-        """Make a plan from a boolean mask (`True` = hidden) with exactly `visible` shown tokens a clip."""
+        """Make a plan from a mask (`True` = hidden) with exactly `visible` shown tokens a clip."""
         # A stable sort of the mask lists shown tokens first and keeps both halves ascending.
         order_BN = hidden_BN.to(torch.uint8).argsort(dim=1, stable=True)
         return cls(order_BN[:, :visible].contiguous(), order_BN[:, visible:].contiguous())
 
     def hidden_BN(self, tokens: int) -> Tensor:
         """Return the boolean mask over all `tokens`: `True` = not seen by the encoder."""
-        hidden = torch.ones(self.visible_BK.shape[0], tokens, dtype=torch.bool, device=self.visible_BK.device)
+        hidden = torch.ones(
+            self.visible_BK.shape[0], tokens, dtype=torch.bool, device=self.visible_BK.device
+        )
         return hidden.scatter_(1, self.visible_BK, False)
 
 

@@ -1,4 +1,4 @@
-"""Numbers that follow from a recipe and the size of the data: batches, steps and learning rates, each with its reason."""
+"""Numbers that follow from a recipe and the size of the data: batches, steps, learning rates."""
 
 from __future__ import annotations
 
@@ -41,9 +41,10 @@ class Schedule:
 def derive_schedule(optim: Optim, *, videos: int, repeats: int, world: int) -> Schedule:
     """Work out accumulation, steps and learning rates.
 
-    The effective learning rate is the stated one x total batch / 256; repeated views of a video do not enter the
-    rule (VideoMAE, run_class_finetuning.py). Videos that do not fill the last batch of a pass are dropped from that
-    pass's shuffle; a data set smaller than one total batch makes one step a pass.
+    The effective learning rate is the stated one x total batch / 256; repeated views of a video do
+    not enter the rule (VideoMAE, run_class_finetuning.py). Videos that do not fill the last batch
+    of a pass are dropped from that pass's shuffle; a data set smaller than one total batch makes
+    one step a pass.
 
     Raises:
         RecipeError: If the total batch cannot be divided over the devices.
@@ -51,7 +52,8 @@ def derive_schedule(optim: Optim, *, videos: int, repeats: int, world: int) -> S
     per_device = min(optim.batch_per_device, max(1, optim.total_batch // world))
     if optim.total_batch % (per_device * world):
         raise RecipeError(
-            f"`total_batch: {optim.total_batch}` is not a multiple of {per_device} videos x {world} devices",
+            f"`total_batch: {optim.total_batch}` is not a multiple of "
+            f"{per_device} videos x {world} devices",
             hint="choose a `batch_per_device` that divides total_batch / devices",
         )
     steps_per_epoch = max(1, videos // optim.total_batch)

@@ -1,8 +1,9 @@
 """The typed form of a recipe: frozen pydantic models, unknown keys forbidden.
 
-Every system is a point in mask x head x targets; the other sections say on what data, how it is optimised and where
-it runs. Descriptions end up in `recipes/schema.json`, which editors read. Defaults are VideoMAE's (MCG-NJU/VideoMAE,
-scripts and run_*.py) unless a description says otherwise.
+Every system is a point in mask x head x targets; the other sections say on what data, how it is
+optimised and where it runs. Descriptions end up in `recipes/schema.json`, which editors read.
+Defaults are VideoMAE's (MCG-NJU/VideoMAE, scripts and run_*.py) unless a description says
+otherwise.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Sampling(Section):
     """Which frames of a video make a clip."""
 
     mode: Literal["dense", "uniform"] = "dense"
-    """`dense`: one window of frames x stride at a random start. `uniform`: one frame from each of equal segments."""
+    """`dense`: one window of frames x stride at a random start. `uniform`: one frame from each of
+    equal segments."""
     stride: Count | None = None
     """Source frames between two frames of the clip; dense only."""
     short: Literal["repeat_last", "loop", "error"] = "repeat_last"
@@ -38,14 +40,17 @@ class Sampling(Section):
     @model_validator(mode="after")
     def _stride_belongs_to_dense(self) -> Self:
         if self.mode == "dense" and self.stride is None:
-            raise ValueError("`mode: dense` needs `stride`, the source frames between two frames of the clip")
+            raise ValueError(
+                "`mode: dense` needs `stride`, the source frames between two frames of the clip"
+            )
         if self.mode == "uniform" and self.stride is not None:
             raise ValueError("`mode: uniform` takes no `stride`: the whole video is covered")
         return self
 
 
 class Data(Section):
-    """Clips as the model sees them. Used by every stage, except the sampling a stage names itself."""
+    """Clips as the model sees them. Used by every stage, except the sampling a stage names
+    itself."""
 
     store: str
     """Folder written by `tats prepare`."""
@@ -62,7 +67,8 @@ class Data(Section):
     flip: Share = 0.0
     """Probability of a horizontal flip in pretraining; VideoMAE uses none."""
     repeats: Count = 1
-    """Views drawn from each video of a batch in pretraining; they do not enter the learning-rate rule."""
+    """Views drawn from each video of a batch in pretraining; they do not enter the learning-rate
+    rule."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of the red, green and blue values in [0, 1]."""
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
@@ -77,7 +83,8 @@ class Model(Section):
     """The ViT encoder."""
 
     size: Literal["nano", "tiny", "small", "base", "large", "huge"] = "base"
-    """Width / depth / heads: nano 128/6/4, tiny 192/12/3, small 384/12/6, base 768/12/12, large 1024/24/16, huge 1280/32/16."""
+    """Width / depth / heads: nano 128/6/4, tiny 192/12/3, small 384/12/6, base 768/12/12, large
+    1024/24/16, huge 1280/32/16."""
     tubelet: Count = 2
     """Frames in a token."""
     patch: Count = 16
@@ -105,9 +112,11 @@ class TubeMask(Section):
 
 
 class TatsMask(Section):
-    """The learned sampler: trajectory attention, actor and critic, trained by PPO beside the autoencoder.
+    """The learned sampler: trajectory attention, actor and critic, trained by PPO beside the
+    autoencoder.
 
-    TATS (arXiv 2505.08561) publishes the idea, not these numbers: coefficients are our choice unless said otherwise.
+    TATS (arXiv 2505.08561) publishes the idea, not these numbers: coefficients are our choice
+    unless said otherwise.
     """
 
     kind: Literal["tats"]
@@ -122,11 +131,13 @@ class TatsMask(Section):
     clip: Positive = 0.2
     """PPO clip range of the per-token probability ratio."""
     entropy: NonNegative = 1.0
-    """Weight of the policy's entropy in nats; with standardised advantages it acts as a temperature."""
+    """Weight of the policy's entropy in nats; with standardised advantages it acts as a
+    temperature."""
     value: NonNegative = 0.5
     """Weight of the critic's squared error."""
     max_kl: Positive = 0.02
-    """Updates on a batch stop early once the mean KL divergence from the rollout's policy passes this."""
+    """Updates on a batch stop early once the mean KL divergence from the rollout's policy passes
+    this."""
     base_lr: Positive = 1.5e-4
     """Learning rate per 256 videos of the total batch."""
     weight_decay: NonNegative = 0.05
@@ -134,7 +145,8 @@ class TatsMask(Section):
     clip_grad: Positive = 0.5
     """Largest gradient norm of the sampler."""
     warmup: Share = 0.05
-    """First share of the steps with uniform masks, while actor and critic already learn from them."""
+    """First share of the steps with uniform masks, while actor and critic already learn from
+    them."""
 
 
 Mask = Annotated[RandomMask | TubeMask | TatsMask, Field(discriminator="kind")]
@@ -169,12 +181,14 @@ Target = Annotated[PixelTarget, Field(discriminator="kind")]
 
 
 class Optim(Section):
-    """AdamW with warm-up and cosine. Learning rates are per 256 videos and scaled by the total batch."""
+    """AdamW with warm-up and cosine. Learning rates are per 256 videos and scaled by the total
+    batch."""
 
     epochs: Count = 800
     """Passes over the data."""
     total_batch: Count = 2048
-    """Videos per optimiser step over all devices, each giving `repeats` views; accumulation is derived from it."""
+    """Videos per optimiser step over all devices, each giving `repeats` views; accumulation is
+    derived from it."""
     batch_per_device: Count = 32
     """Videos per forward pass on one device."""
     base_lr: Positive = 1.5e-4
@@ -261,7 +275,8 @@ class Finetune(Section):
     sampling: Sampling | None = None
     """How frames are drawn; null is `data.sampling`."""
     repeats: Count = 1
-    """Views drawn from each video of a batch (repeated augmentation); they do not enter the learning-rate rule."""
+    """Views drawn from each video of a batch (repeated augmentation); they do not enter the
+    learning-rate rule."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Stochastic depth of the last block, rising linearly from 0."""
     head_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -310,7 +325,8 @@ class Evaluate(Section):
 
 
 class Recipe(Section):
-    """One file says everything about a system: what is seen, guessed and compared, on which data, for how long."""
+    """One file says everything about a system: what is seen, guessed and compared, on which data,
+    for how long."""
 
     model_config = ConfigDict(title="tats recipe")
 
