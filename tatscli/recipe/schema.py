@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Ratio = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Factor = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -23,7 +24,9 @@ Precision = Literal["auto", "fp32", "bf16"]
 class Section(BaseModel):
     """Base of every recipe section: frozen, strict about keys, described for editors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class Sampling(Section):
@@ -62,7 +65,7 @@ class Data(Section):
     """Height and width of the view in pixels."""
     sampling: Sampling = Sampling(stride=4)
     """How pretraining draws its frames."""
-    crop_scales: list[Ratio | Literal[1]] = [1, 0.875, 0.75, 0.66]
+    crop_scales: Annotated[list[Factor], Field(min_length=1)] = [1, 0.875, 0.75, 0.66]
     """Multi-scale corner crop of pretraining: sides as shares of the short side."""
     flip: Share = 0.0
     """Probability of a horizontal flip in pretraining; VideoMAE uses none."""
@@ -205,7 +208,7 @@ class Optim(Section):
     """AdamW epsilon."""
     weight_decay: NonNegative = 0.05
     """AdamW weight decay; none on biases, norms and other one-dimensional parameters."""
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    layer_decay: Factor = 1.0
     """Learning-rate factor per block from the head down."""
     clip_grad: Positive | None = None
     """Largest gradient norm; null does not clip."""
@@ -262,6 +265,36 @@ class Augment(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the target spread over all classes."""
 
+    @model_validator(mode="after")
+    def _ranges_ascend(self) -> Self:
+        for key, (low, high) in (("crop_scale", self.crop_scale), ("crop_ratio", self.crop_ratio)):
+            if low > high:
+                raise ValueError(f"`{key}: [{low:g}, {high:g}]` must go from low to high")
+        return self
+
+
+class FinetuneOptim(Optim):
+    """AdamW of fine-tuning: the same keys with other defaults, so that naming one keeps the rest."""
+
+    epochs: Count = 100
+    """Passes over the data."""
+    total_batch: Count = 512
+    """Videos per optimiser step over all devices, each giving `repeats` views."""
+    batch_per_device: Count = 8
+    """Videos per forward pass on one device."""
+    base_lr: Positive = 1e-3
+    """Peak learning rate per 256 videos."""
+    min_lr: NonNegative = 1e-6
+    """Last learning rate per 256 videos."""
+    warmup_lr: NonNegative = 1e-6
+    """First learning rate per 256 videos."""
+    warmup_epochs: NonNegative = 5
+    """Passes with a linearly rising learning rate; at most `epochs`."""
+    betas: tuple[Ratio, Ratio] = (0.9, 0.999)
+    """AdamW betas."""
+    layer_decay: Factor = 0.75
+    """Learning-rate factor per block from the head down."""
+
 
 class Finetune(Section):
     """Action recognition on top of the pretrained encoder."""
@@ -284,17 +317,7 @@ class Finetune(Section):
     head_scale: Positive = 0.001
     """Factor on the classifier's initial weights."""
     augment: Augment = Augment()
-    optim: Optim = Optim(
-        epochs=100,
-        total_batch=512,
-        batch_per_device=8,
-        base_lr=1e-3,
-        min_lr=1e-6,
-        warmup_lr=1e-6,
-        warmup_epochs=5,
-        betas=(0.9, 0.999),
-        layer_decay=0.75,
-    )
+    optim: FinetuneOptim = FinetuneOptim()
 
 
 class Knn(Section):
