@@ -151,6 +151,12 @@ class TatsMask(Section):
     """First share of the steps with uniform masks, while actor and critic already learn from
     them."""
 
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"`width: {self.width}` is not a multiple of `heads: {self.heads}`")
+        return self
+
 
 Mask = Annotated[RandomMask | TubeMask | TatsMask, Field(discriminator="kind")]
 
@@ -274,7 +280,7 @@ class Augment(Section):
 
 
 class FinetuneOptim(Optim):
-    """AdamW of fine-tuning: the same keys with other defaults, so that naming one keeps the rest."""
+    """AdamW of fine-tuning: the same keys with other defaults: naming one keeps the rest."""
 
     epochs: Count = 100
     """Passes over the data."""
