@@ -1,0 +1,41 @@
+# Every target first makes .venv, or renews it after pyproject.toml or constraints.txt changed.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.stamp
+
+.PHONY: setup demo test test-all bench lint format schema
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tats needs Python 3.11 or newer; name one: make setup PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+# A small labelled set of movements, through every stage: about five minutes on two cores.
+demo: $(STAMP)
+	$(BIN)/tats demo
+
+test: $(STAMP)
+	$(BIN)/pytest -m "not slow"
+
+test-all: $(STAMP)
+	$(BIN)/pytest
+
+bench: $(STAMP)
+	@for file in tests/benchmarks/bench_*.py; do \
+		echo "== $$file"; PYTHONPATH=. $(BIN)/python "$$file" || exit 1; done
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The schema by which editors check recipes; a test fails where it is out of date.
+schema: $(STAMP)
+	$(BIN)/tats recipes schema > recipes/schema.json

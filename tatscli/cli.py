@@ -1,0 +1,120 @@
+"""The `tats` program: the command table, the exception boundary and the exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Annotated
+
+import typer
+
+from tatscli import __version__
+from tatscli.errors import Exit, Stopped, TatsError
+
+COMMANDS = {
+    "pretrain": "tatscli.commands.pretrain:pretrain",
+    "finetune": "tatscli.commands.finetune:finetune",
+    "evaluate": "tatscli.commands.evaluate:evaluate",
+    "env": "tatscli.commands.env:env",
+    "recipes": "tatscli.commands.recipes:recipes",
+}
+"""Every command, in the order of `tats --help`: a function or a Typer group, `EPILOG` beside it.
+
+All these modules are imported for any command line, so none may import torch, torchvision, av,
+numpy or pydantic before its function runs.
+"""
+
+EPILOG = """
+Examples:
+  tats demo
+  tats prepare ./videos
+  tats pretrain recipes/ssv2.yaml
+  tats visualize-masks clip.mp4
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code; only bugs leave as exceptions.
+
+    Args:
+        argv: The arguments after the program's name; None takes those of the process.
+    """
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+    except TatsError as error:
+        label = "stopped" if isinstance(error, Stopped) else "error"
+        _say(f"{label}: {error.message}", error.hint)
+        return error.exit_code
+    except KeyboardInterrupt:
+        code = Exit.INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone: nobody is left to talk to
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.FAILED
+    if code == Exit.INTERRUPTED:
+        _say("interrupted")
+    return code
+
+
+def build_app() -> typer.Typer:
+    """Assemble the Typer app from `COMMANDS`."""
+    app = typer.Typer(
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        epilog=_verbatim(EPILOG),
+        context_settings={"help_option_names": ["--help", "-h"]},
+    )
+    app.callback(invoke_without_command=True)(_tats)
+    for name, reference in COMMANDS.items():
+        module, attribute = reference.split(":")
+        holder = import_module(module)
+        command, epilog = getattr(holder, attribute), _verbatim(holder.EPILOG)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name, epilog=epilog)
+        else:
+            summary = (command.__doc__ or "").partition("\n")[0].rstrip(".")
+            app.command(name, epilog=epilog, short_help=summary)(command)
+    return app
+
+
+def _tats(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    """Masked video modelling: prepare videos, pretrain, finetune, evaluate, look at the masks."""
+    if version:
+        print(f"tats {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(Exit.USAGE)
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    """Let Typer parse and call; report wrong command lines in the form of our own errors."""
+    try:
+        returned = build_app()(args=argv, prog_name="tats", standalone_mode=False)
+    except (
+        typer.Abort
+    ) as abort:  # Typer's reading of an EOFError; there are no prompts here, so it is a bug
+        raise abort.__cause__ or abort from None
+    except typer.TyperException as error:
+        context = getattr(error, "ctx", None)
+        _say(
+            f"error: {error.format_message().rstrip('.')}",
+            f"`{context.command_path if context else 'tats'} --help` shows what is allowed",
+        )
+        return error.exit_code
+    return returned if isinstance(returned, int) else Exit.OK
+
+
+def _say(message: str, hint: str | None = None) -> None:
+    """Print a closing message on stderr, and its hint after a blank line."""
+    print(message if hint is None else f"{message}\n\nhint: {hint}", file=sys.stderr)
+
+
+def _verbatim(epilog: str) -> str:
+    """Mark examples so that help keeps their lines, without the blank ones, as they are."""
+    return "\b\n" + "\n".join(line for line in epilog.splitlines() if line.strip())

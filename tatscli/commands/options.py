@@ -1,0 +1,31 @@
+"""Options that several commands share, and the `Reporter` they describe."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from tatscli.console import Reporter
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings on stderr, no progress.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also details on stderr.")]
+
+Source = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Recipe keys to change, such as optim.epochs=200."),
+]
+
+
+def reporter(json: bool, quiet: bool, verbose: bool) -> Reporter:
+    """Make the reporter that `--json`, `--quiet` and `--verbose` ask for."""
+    from tatscli.console import Reporter
+
+    return Reporter(json_output=json, quiet=quiet, verbose=verbose)

@@ -1,0 +1,113 @@
+"""Walk the recipe schema by dotted keys: which section lies where, and what its keys are."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from tatscli.recipe.schema import Recipe, Section
+
+Key = str | int
+Keys = tuple[Key, ...]
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """A section that is one of several, told apart by its key `kind`."""
+
+    by_name: dict[str, type[Section]]
+
+
+@dataclass(frozen=True)
+class Items:
+    """A list; every item looks alike."""
+
+    item: Node
+
+
+Node = type[Section] | Kinds | Items | None
+"""What the schema holds at one place; None is a plain value."""
+
+
+def node_of(annotation: Any) -> Node:
+    """Read a type annotation of the schema."""
+    alternatives = list(_alternatives(annotation))
+    sections = [one for one in alternatives if isinstance(one, type) and issubclass(one, Section)]
+    if any("kind" in section.model_fields for section in sections):
+        return Kinds({kind_name(section): section for section in sections})
+    if sections:
+        return sections[0]
+    for one in alternatives:
+        if get_origin(one) in (list, tuple):
+            return Items(node_of(get_args(one)[0]))
+    return None
+
+
+def child(section: type[Section], key: Key) -> Node:
+    """The node below a key of a section; None if there is no such key."""
+    field = section.model_fields.get(str(key))
+    return None if field is None else node_of(field.annotation)
+
+
+def kind_name(section: type[Section]) -> str:
+    """The value of `kind` that chooses this section."""
+    return str(get_args(section.model_fields["kind"].annotation)[0])
+
+
+def chosen(node: Node, value: Any) -> type[Section] | None:
+    """The section a value is meant for, if that can be told."""
+    if isinstance(node, Kinds):
+        kind = value.get("kind") if isinstance(value, dict) else None
+        return node.by_name.get(kind) if isinstance(kind, str) else None
+    return node if isinstance(node, type) else None
+
+
+def dotted(keys: Keys) -> str:
+    """Write keys as a user would."""
+    return ".".join(map(str, keys))
+
+
+def suggest(section: type[Section], parent: Keys, wrong: str) -> str:
+    """Say which key was meant: the nearest here, one of that name elsewhere, or all there are."""
+    fields = list(section.model_fields)
+    near = get_close_matches(wrong, fields, n=1)
+    if near:
+        return f"did you mean `{dotted((*parent, near[0]))}`?"
+    elsewhere = [keys for keys in _all_keys(Recipe) if keys[-1] == wrong]
+    if elsewhere:
+        return "did you mean " + " or ".join(f"`{dotted(keys)}`" for keys in elsewhere[:3]) + "?"
+    return "its keys are " + ", ".join(f"`{field}`" for field in fields)
+
+
+def _all_keys(section: type[Section], parent: Keys = ()) -> Iterator[Keys]:
+    """Every key of the schema once; lists are shown by their first item."""
+    seen: set[Keys] = set()
+    for name, field in section.model_fields.items():
+        keys: Keys = (*parent, name)
+        node = node_of(field.annotation)
+        if isinstance(node, Items):
+            node, keys = node.item, (*keys, 0)
+        below = node.by_name.values() if isinstance(node, Kinds) else [node]
+        found = [keys] if node is None or isinstance(node, Items) else []
+        for one in below:
+            if isinstance(one, type):
+                found += _all_keys(one, keys)
+        for one_keys in found:
+            if one_keys not in seen:
+                seen.add(one_keys)
+                yield one_keys
+
+
+def _alternatives(annotation: Any) -> Iterator[Any]:
+    """Take unions and `Annotated` apart."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from _alternatives(get_args(annotation)[0])
+    elif origin in (Union, types.UnionType):
+        for one in get_args(annotation):
+            yield from _alternatives(one)
+    elif origin is not Literal:
+        yield annotation

@@ -1,0 +1,145 @@
+"""Load a recipe: YAML, overrides, typed model; everything that is wrong is reported together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from tatscli.errors import RecipeError
+from tatscli.recipe.keys import Keys
+from tatscli.recipe.overrides import OverrideError, apply_override
+from tatscli.recipe.problems import explain
+from tatscli.recipe.schema import Recipe
+from tatscli.recipe.shipped import Shipped, shipped, shipped_name
+from tatscli.recipe.text import Document, dump_mapping, dump_recipe, parse
+
+__all__ = ["LoadedRecipe", "Shipped", "dump_recipe", "load_recipe", "shipped"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRecipe:
+    """A valid recipe and where it came from.
+
+    Args:
+        recipe: The typed recipe, overrides included.
+        name: Names runs: the file's stem, or the shipped name with dashes (`mgm-ssv2`).
+        source: The file.
+        merged: The file's own keys with the overrides, before defaults; plain values.
+        notes: What an override changed beyond its own key; to be shown.
+    """
+
+    recipe: Recipe
+    name: str
+    source: Path
+    merged: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """Read a recipe and apply overrides.
+
+    Args:
+        source: A YAML file, or the name of a shipped recipe such as `ucf101`.
+        overrides: Changes of the form `key.sub=value`, applied in order.
+
+    Raises:
+        RecipeError: If there is no such recipe; or with every problem in it and in the overrides.
+    """
+    path = _find(source)
+    document = parse(_read(path), str(path))
+    if not isinstance(document.value, dict):
+        what = "empty" if document.value is None else "not a mapping of sections"
+        raise RecipeError(f"`{path}` is {what}", hint="`tats recipes show ucf101` is an example")
+    merged = _plain(document.value, path)
+    problems = list(document.problems)
+    notes: list[str] = []
+    overridden: set[Keys] = set()
+    for override in overrides:
+        try:
+            keys, note = apply_override(merged, override)
+        except OverrideError as error:
+            problems.append(str(error))
+            continue
+        overridden.add(keys)
+        notes += [note] if note else []
+    recipe = _validate(merged, document, overridden, problems, path)
+    name = (shipped_name(path) or path.stem).replace("/", "-")
+    return LoadedRecipe(recipe, name, path, merged, tuple(notes))
+
+
+def _find(source: str | Path) -> Path:
+    """The file a recipe argument means: a file first, then a shipped name."""
+    path = Path(source)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise RecipeError(
+            f"`{source}` is a folder, not a recipe",
+            hint=f"name a file, such as `{path / 'recipe.yaml'}`",
+        )
+    known = {recipe.name: recipe.path for recipe in shipped()}
+    if str(source) in known:
+        return known[str(source)]
+    stem = path.with_suffix("").as_posix().removeprefix("recipes/")
+    near = [stem] if stem in known else get_close_matches(stem, known, n=1)
+    meant = f"did you mean `{near[0]}`? " if near else ""
+    raise RecipeError(
+        f"no recipe `{source}`: neither a file nor the name of a shipped recipe",
+        hint=f"{meant}shipped: " + ", ".join(f"`{name}`" for name in known),
+    )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"`{path}` is not UTF-8 text: {error.reason}") from None
+    except OSError as error:
+        raise RecipeError(f"`{path}` cannot be read: {error.strerror}") from None
+
+
+def _plain(value: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Copy YAML values as plain JSON ones: aliases become copies, dates become text."""
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(value, default=str))
+    except (TypeError, ValueError, RecursionError):  # a key that is a list, an alias inside itself
+        raise RecipeError(
+            f"`{path}` uses YAML that a recipe cannot hold: an alias inside itself, or an odd key"
+        ) from None
+    return plain
+
+
+def _validate(
+    merged: dict[str, Any],
+    document: Document,
+    overridden: set[Keys],
+    problems: list[str],
+    path: Path,
+) -> Recipe:
+    """Build the typed recipe, or raise with all problems; those of the file tell their line."""
+    recipe = None
+    try:
+        # As JSON, so that validation can be strict about types and still read lists as tuples.
+        recipe = Recipe.model_validate_json(json.dumps(merged), strict=True)
+    except ValidationError as error:
+        for keys, sentence in explain(error.errors(include_url=False)):
+            line = None if keys in overridden else document.lines.get(keys)
+            problems.append(f"line {line}: {sentence}" if line else sentence)
+    if problems or recipe is None:
+        count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise RecipeError(
+            f"recipe `{path}` has {count}\n" + "\n".join(f"  - {problem}" for problem in problems),
+            hint="`tats recipes show ucf101 --merged` shows every key",
+        )
+    return recipe
+
+
+def dump_merged(loaded: LoadedRecipe) -> str:
+    """Write only the keys that the file and the overrides set."""
+    return dump_mapping(loaded.merged)
