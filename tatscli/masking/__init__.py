@@ -1,0 +1,22 @@
+"""Masks: which tokens are shown. A new one is a file, its recipe section and a line here."""
+
+from __future__ import annotations
+
+from tatscli.masking.base import Masker
+from tatscli.masking.random import RandomMasker
+from tatscli.masking.tats import TatsMasker
+from tatscli.masking.tube import TubeMasker
+from tatscli.recipe import schema
+
+MASKERS: dict[str, type[Masker]] = {
+    "random": RandomMasker,
+    "tube": TubeMasker,
+    "tats": TatsMasker,
+}
+
+
+def build_masker(
+    config: schema.Mask, *, grid: tuple[int, int, int], width: int, lr_scale: float = 1.0
+) -> Masker:
+    """Build the mask a recipe asks for; `width` is that of the tokens `plan` will be given."""
+    return MASKERS[config.kind].from_recipe(config, grid=grid, width=width, lr_scale=lr_scale)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,13 @@ class Masker(nn.Module):
         ratio: Share of tokens to hide, in (0, 1).
 
     Attributes:
+        visible: Tokens shown of each clip; subclasses set it.
         needs_motion: `plan` must be given the clips' motion.
         needs_embeddings: `plan` reads the patch embeddings; otherwise any (B, N, *) tensor will do
             and the hidden patches are never embedded.
     """
 
+    visible: int
     needs_motion: bool = False
     needs_embeddings: bool = False
 
@@ -32,6 +34,20 @@ class Masker(nn.Module):
         self.grid = grid
         self.ratio = ratio
         self.tokens = grid[0] * grid[1] * grid[2]
+
+    @classmethod
+    def from_recipe(
+        cls, config: Any, *, grid: tuple[int, int, int], width: int, lr_scale: float = 1.0
+    ) -> Self:
+        """Build from the recipe's `mask` section.
+
+        Args:
+            config: The section of this mask's kind.
+            grid: Tokens along time, height and width.
+            width: Width of the tokens `plan` will be given.
+            lr_scale: Factor on the section's learning rate, if it has one.
+        """
+        return cls(grid, config.ratio)
 
     def plan(
         self,
@@ -53,6 +69,10 @@ class Masker(nn.Module):
     def scores_BN(self, tokens_BND: Tensor) -> Tensor | None:
         """Return the probability of each token to be shown, for pictures; None for fixed masks."""
         return None
+
+    def macs(self) -> int:
+        """Count the multiply-accumulates of one plan per clip; fixed masks cost nothing."""
+        return 0
 
     def training_state(self) -> dict[str, Any]:
         """Return what `state_dict` lacks to resume exactly: flat, tensors and numbers only."""

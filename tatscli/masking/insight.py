@@ -1,0 +1,76 @@
+"""How a mask treats motion and time: numbers for any masker, fixed or learned.
+
+Shapes: B batch, N tokens (time-major), K visible, T slices.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from tatscli.data.motion import MotionField
+from tatscli.masking.plan import MaskPlan
+
+DECILE = 0.1
+
+
+def mask_insight(
+    plan: MaskPlan, *, grid: tuple[int, int, int], motion: MotionField | None = None
+) -> dict[str, float]:
+    """Describe the visible tokens of a batch.
+
+    Args:
+        plan: The visible tokens.
+        grid: Tokens along time, height and width.
+        motion: The clips' motion; without it, or where no clip moves, the motion numbers are left
+            out.
+
+    Returns:
+        `visible_slice_min` and `visible_slice_max`: visible tokens of the emptiest and fullest
+        slice, means over clips.
+        `motion_share`: share of the visible tokens in the tenth of the clip that moves most; 0.1
+        is chance.
+        `motion_lift`: mean motion of the visible tokens over that of all tokens; 1 is chance.
+    """
+    slices, sites = grid[0], grid[1] * grid[2]
+    counts_BT = visible_per_slice(plan.visible_BK, slices, sites).float()
+    numbers = {
+        "visible_slice_min": counts_BT.min(dim=1).values.mean(),
+        "visible_slice_max": counts_BT.max(dim=1).values.mean(),
+    }
+    if motion is not None:
+        magnitude_BN = motion.to(plan.visible_BK.device).magnitude_BN(slices)
+        moving_B = magnitude_BN.amax(dim=1) > 0
+        if moving_B.any():
+            magnitude_BN, visible_BK = magnitude_BN[moving_B], plan.visible_BK[moving_B]
+            decile_BN = top_share(magnitude_BN, DECILE)
+            numbers["motion_share"] = decile_BN.gather(1, visible_BK).mean()
+            lift_B = magnitude_BN.gather(1, visible_BK).mean(dim=1) / magnitude_BN.mean(dim=1)
+            numbers["motion_lift"] = lift_B.mean()
+    values = torch.stack([value.float() for value in numbers.values()]).tolist()
+    return dict(zip(numbers, values, strict=True))
+
+
+def visible_per_slice(visible_BK: Tensor, slices: int, sites: int) -> Tensor:
+    """Count the visible tokens of each slice: int64 (B, T)."""
+    counts_BT = torch.zeros(
+        visible_BK.shape[0], slices, dtype=torch.int64, device=visible_BK.device
+    )
+    return counts_BT.scatter_add_(1, visible_BK // sites, torch.ones_like(visible_BK))
+
+
+def top_share(magnitude_BN: Tensor, share: float) -> Tensor:
+    """Return how far each token belongs to the top `share` of its clip; rows add up to share x N.
+
+    Tokens that tie at the border divide the places left between them, so that blind choice scores
+    exactly `share` also where most tokens stand still.
+    """
+    places = share * magnitude_BN.shape[1]
+    rank = math.ceil(places)
+    border_B1 = magnitude_BN.topk(rank, dim=1).values[:, -1:]
+    above_BN = magnitude_BN > border_B1
+    tied_BN = magnitude_BN == border_B1
+    left_B1 = places - above_BN.sum(dim=1, keepdim=True)
+    return above_BN + tied_BN * (left_B1 / tied_BN.sum(dim=1, keepdim=True))

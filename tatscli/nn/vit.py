@@ -1,0 +1,247 @@
+"""The ViT encoder in VideoMAE's exact layout (Tong et al. 2022, arXiv 2203.12602).
+
+Shapes: B batch, C channels, T frames, N tokens of a clip, K tokens given, P pixel values of a
+token, D width, H heads. Tokens are time-major: index = (t * h + row) * w + column.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from tatscli.nn.flops import block_macs
+from tatscli.recipe import schema
+
+NORM_EPS = 1e-6
+
+SIZES: dict[str, tuple[int, int, int]] = {
+    "nano": (128, 6, 4),
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+    "huge": (1280, 32, 16),
+}
+"""Width, depth and heads by name; small to huge are published, nano and tiny are not."""
+
+
+def sine_cosine_table(positions: int, width: int) -> Tensor:
+    """Return the fixed position code (positions, width), float32.
+
+    Entry j of position p is sin (even j) or cos (odd j) of p / 10000^(2 floor(j / 2) / width): the
+    1-D form over the running token index, as VideoMAE uses it for space and time at once.
+    """
+    column = torch.arange(width, dtype=torch.float64)
+    period = 10000.0 ** (2 * (column // 2) / width)
+    angle = torch.arange(positions, dtype=torch.float64)[:, None] / period
+    return torch.where(column % 2 == 0, angle.sin(), angle.cos()).float()
+
+
+def initialize(module: nn.Module) -> None:
+    """Set VideoMAE's start values: Xavier-uniform linear weights, zero biases."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+
+
+class PatchEmbed(nn.Module):
+    """Linear map of a token's raw pixels; the weight keeps Conv3d's shape.
+
+    A convolution whose stride is its kernel is a matrix product per cube, so hidden tokens need
+    not be embedded.
+    """
+
+    def __init__(self, width: int, tubelet: int, patch: int) -> None:
+        super().__init__()
+        kernel = (tubelet, patch, patch)
+        self.proj = nn.Conv3d(3, width, kernel_size=kernel, stride=kernel)
+
+    def forward(self, cubes_BKP: Tensor) -> Tensor:
+        """Embed the given cubes: (B, K, D)."""
+        return F.linear(cubes_BKP, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with biases on queries and values only."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not a multiple of {heads} heads")
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, tokens_BKD: Tensor) -> Tensor:
+        """Attend over the given tokens: (B, K, D)."""
+        # A key bias would shift all scores of a query alike, and the softmax would drop it again.
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        qkv = F.linear(tokens_BKD, self.qkv.weight, bias)
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed_BHKd = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(mixed_BHKd.transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between them, four times as wide inside."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, tokens_BKD: Tensor) -> Tensor:
+        """Map each token on its own: (B, K, D)."""
+        return self.fc2(F.gelu(self.fc1(tokens_BKD)))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drop a residual branch for whole clips and scale it up for the others."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, branch_BKD: Tensor) -> Tensor:
+        """Return the branch, zeroed for some clips while training."""
+        if not self.training or self.probability == 0:
+            return branch_BKD
+        keep = 1 - self.probability
+        kept_B11 = branch_BKD.new_empty(branch_BKD.shape[0], 1, 1).bernoulli_(keep)
+        return branch_BKD * (kept_B11 / keep)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, width: int, heads: int, *, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.mlp = Mlp(width)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, tokens_BKD: Tensor) -> Tensor:
+        """Return the transformed tokens: (B, K, D)."""
+        tokens_BKD = tokens_BKD + self.drop_path(self.attn(self.norm1(tokens_BKD)))
+        return tokens_BKD + self.drop_path(self.mlp(self.norm2(tokens_BKD)))
+
+
+def run_blocks(blocks: nn.ModuleList, tokens_BKD: Tensor, *, checkpointing: bool) -> Tensor:
+    """Pass tokens through blocks, recomputing activations in the backward pass where asked."""
+    for block in blocks:
+        if checkpointing and block.training and torch.is_grad_enabled():
+            tokens_BKD = checkpoint(block, tokens_BKD, use_reentrant=False)
+        else:
+            tokens_BKD = block(tokens_BKD)
+    return tokens_BKD
+
+
+class Encoder(nn.Module):
+    """ViT over any subset of a clip's tokens.
+
+    Args:
+        width: Token width D.
+        depth: Blocks.
+        heads: Attention heads of a block.
+        grid: Tokens along time, height and width.
+        tubelet: Frames in a token.
+        patch: Height and width of a token in pixels.
+        drop_path: Stochastic depth of the last block; it rises linearly from 0 at the first.
+        checkpointing: Trade time for memory in the backward pass.
+    """
+
+    position_ND: Tensor
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        depth: int,
+        heads: int,
+        grid: tuple[int, int, int],
+        tubelet: int,
+        patch: int,
+        drop_path: float = 0.0,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.width = width
+        self.depth = depth
+        self.heads = heads
+        self.grid = grid
+        self.tubelet = tubelet
+        self.patch = patch
+        self.checkpointing = checkpointing
+        self.tokens = grid[0] * grid[1] * grid[2]
+        self.patch_embed = PatchEmbed(width, tubelet, patch)
+        self.blocks = nn.ModuleList(
+            Block(width, heads, drop_path=drop_path * i / max(1, depth - 1)) for i in range(depth)
+        )
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.register_buffer("position_ND", sine_cosine_table(self.tokens, width), persistent=False)
+        initialize(self)
+
+    def cubes(self, video_BCTHW: Tensor) -> Tensor:
+        """Cut a video into each token's raw pixels, (B, N, P), in Conv3d's order (c, t, y, x).
+
+        Raises:
+            ValueError: If the video does not fill the grid.
+        """
+        (t, h, w), tubelet, patch = self.grid, self.tubelet, self.patch
+        B = video_BCTHW.shape[0]
+        if video_BCTHW.shape[1:] != (3, t * tubelet, h * patch, w * patch):
+            needed = f"(B, 3, {t * tubelet}, {h * patch}, {w * patch})"
+            raise ValueError(
+                f"a video of shape {tuple(video_BCTHW.shape)} does not fill a grid of "
+                f"{t} x {h} x {w} tokens, which needs {needed}"
+            )
+        parts = video_BCTHW.reshape(B, 3, t, tubelet, h, patch, w, patch)
+        return parts.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(B, self.tokens, -1)
+
+    def embed(self, cubes_BKP: Tensor) -> Tensor:
+        """Embed raw cubes, any subset of a clip's, without position: (B, K, D)."""
+        return self.patch_embed(cubes_BKP)
+
+    def features(self, tokens_BKD: Tensor, index_BK: Tensor | None = None) -> Tensor:
+        """Add positions and run the blocks, without the final norm: (B, K, D).
+
+        `index_BK` says which tokens these are; None means all, in order.
+        """
+        # In autocast the float32 table keeps the residual stream in float32.
+        position = self.position_ND if index_BK is None else self.position_ND[index_BK]
+        return run_blocks(self.blocks, tokens_BKD + position, checkpointing=self.checkpointing)
+
+    def forward(self, tokens_BKD: Tensor, index_BK: Tensor | None = None) -> Tensor:
+        """Return the normalised latents of the given tokens: (B, K, D)."""
+        return self.norm(self.features(tokens_BKD, index_BK))
+
+    def macs(self, visible: int, *, embedded: int | None = None) -> int:
+        """Count multiply-accumulates per clip; None embeds the visible tokens only."""
+        pixels = self.patch_embed.proj.weight[0].numel()
+        embedding = (visible if embedded is None else embedded) * pixels * self.width
+        return embedding + self.depth * block_macs(visible, self.width)
+
+
+def build_encoder(
+    model: schema.Model, grid: tuple[int, int, int], *, drop_path: float | None = None
+) -> Encoder:
+    """Build the encoder a recipe asks for; `drop_path`, if given, replaces the recipe's."""
+    width, depth, heads = SIZES[model.size]
+    return Encoder(
+        width=width,
+        depth=depth,
+        heads=heads,
+        grid=grid,
+        tubelet=model.tubelet,
+        patch=model.patch,
+        drop_path=model.drop_path if drop_path is None else drop_path,
+        checkpointing=model.checkpointing,
+    )

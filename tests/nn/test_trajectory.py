@@ -1,0 +1,125 @@
+"""Folded trajectory attention is exact, and has the properties of the formula."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from tatscli.nn.trajectory import TrajectoryAttention, TrajectoryBlock
+from tests.nn.trajectory_reference import looped, textbook
+
+
+def make(width: int, heads: int, slices: int, *, seed: int = 0) -> TrajectoryAttention:
+    torch.manual_seed(seed)
+    attention = TrajectoryAttention(width, heads, slices).double()
+    for parameter in attention.parameters():  # biases away from zero, attention away from flat
+        torch.nn.init.normal_(parameter, std=0.5)
+    return attention
+
+
+def test_sub_modules_carry_motionformers_names_and_shapes() -> None:
+    shapes = {name: tuple(p.shape) for name, p in TrajectoryAttention(16, 4, 2).named_parameters()}
+    assert shapes == {
+        "qkv.weight": (48, 16),
+        "qkv.bias": (48,),
+        "proj_q.weight": (16, 16),
+        "proj_q.bias": (16,),
+        "proj_kv.weight": (32, 16),
+        "proj_kv.bias": (32,),
+        "proj.weight": (16, 16),
+        "proj.bias": (16,),
+    }
+
+
+@pytest.mark.parametrize(("slices", "sites", "heads"), [(3, 4, 2), (1, 5, 1), (4, 1, 3)])
+def test_equals_the_formula_in_loops(slices: int, sites: int, heads: int) -> None:
+    attention = make(6, heads, slices)
+    tokens = torch.randn(2, slices * sites, 6, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(attention(tokens), looped(attention, tokens), atol=1e-12, rtol=0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 7), st.sampled_from([1, 2, 4]), st.integers(0, 2**31 - 1))
+def test_equals_the_textbook_form_with_gradients(
+    slices: int, sites: int, heads: int, seed: int
+) -> None:
+    attention = make(8, heads, slices, seed=seed)
+    tokens = torch.randn(2, slices * sites, 8, dtype=torch.float64, requires_grad=True)
+    given_out = torch.randn(2, slices * sites, 8, dtype=torch.float64)
+    inputs = [tokens, *attention.parameters()]
+
+    folded, folded_weights = attention.attend(tokens)
+    naive, naive_weights = textbook(attention, tokens)
+    torch.testing.assert_close(folded, naive, atol=1e-11, rtol=1e-11)
+    torch.testing.assert_close(folded_weights, naive_weights, atol=1e-12, rtol=1e-11)
+    for ours, theirs in zip(
+        torch.autograd.grad(folded, inputs, given_out),
+        torch.autograd.grad(naive, inputs, given_out),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=1e-9)
+
+
+def test_shuffling_keys_and_values_inside_a_slice_changes_no_trajectory() -> None:
+    attention = make(8, 2, 3)
+    tokens = torch.randn(1, 15, 8, dtype=torch.float64)
+    order = torch.cat([torch.arange(5), 5 + torch.randperm(5), 10 + torch.randperm(5)])
+    paths, shuffled = attention.trajectories(tokens), attention.trajectories(tokens[:, order])
+    # Queries of the first slice stand still; the second and third slice are sets to them.
+    torch.testing.assert_close(paths[:, :5], shuffled[:, :5], atol=1e-12, rtol=0)
+    across = torch.cat([torch.arange(5), torch.arange(10, 15), torch.arange(5, 10)])
+    moved = attention.trajectories(tokens[:, across])
+    assert (paths[:, :5, 1] - moved[:, :5, 1]).abs().max() > 1e-3
+    torch.testing.assert_close(paths[:, :5, 1], moved[:, :5, 2], atol=1e-12, rtol=0)
+
+
+def test_the_temporal_query_comes_from_the_tokens_own_slice() -> None:
+    attention = make(8, 2, 3)
+    tokens = torch.randn(1, 12, 8, dtype=torch.float64)
+    paths = attention.trajectories(tokens)
+    own = torch.stack([paths[:, n, n // 4] for n in range(12)], dim=1)
+    assert torch.equal(attention._own_slice(paths), own)
+
+
+def test_temporal_attention_is_a_distribution_over_slices() -> None:
+    attention = make(8, 2, 3)
+    _, weights = attention.attend(torch.randn(2, 12, 8, dtype=torch.float64))
+    assert weights.shape == (2, 2, 12, 3)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 2, 12, dtype=torch.float64))
+
+
+def test_the_key_bias_of_the_temporal_stage_gets_no_gradient_but_the_value_bias_does() -> None:
+    attention = make(8, 2, 3)
+    attention(torch.randn(1, 12, 8, dtype=torch.float64)).square().sum().backward()
+    key, value = attention.proj_kv.bias.grad.chunk(2)
+    assert not key.any()
+    assert value.abs().min() > 0
+
+
+def test_bfloat16_autocast_stays_near_float32() -> None:
+    torch.manual_seed(0)
+    block = TrajectoryBlock(32, 4, 4)
+    tokens = torch.randn(2, 36, 32)
+    exact = block(tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = block(tokens)
+    rounded.float().square().mean().backward()
+    torch.testing.assert_close(rounded.float(), exact, atol=0.03, rtol=0.03)
+    assert all(p.grad.isfinite().all() for p in block.parameters())
+
+
+def test_a_width_the_heads_do_not_divide_is_refused() -> None:
+    with pytest.raises(ValueError, match="width 10 is not a multiple of 4 heads"):
+        TrajectoryAttention(10, 4, 2)
+
+
+@pytest.mark.parametrize(("width", "heads", "slices", "sites"), [(32, 4, 4, 9), (48, 6, 3, 16)])
+def test_macs_match_the_counted_operations(width: int, heads: int, slices: int, sites: int) -> None:
+    block = TrajectoryBlock(width, heads, slices)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        block(torch.randn(1, slices * sites, width))
+    assert counter.get_total_flops() == 2 * block.macs(slices * sites)
