@@ -54,3 +54,11 @@ class DecodeError(DataError):
 
 class CheckpointError(TatsError):
     """A run folder or checkpoint is missing, of the wrong kind, or does not fit the model."""
+
+
+class Stopped(TatsError):
+    """A signal ended the work after what was finished had been saved."""
+
+    def __init__(self, message: str, hint: str | None = None, *, exit_code: Exit) -> None:
+        super().__init__(message, hint)
+        self.exit_code = exit_code

@@ -52,7 +52,25 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> LoadedReci
         RecipeError: If there is no such recipe; or with every problem in it and in the overrides.
     """
     path = _find(source)
-    document = parse(_read(path), str(path))
+    recipe, merged, notes = _merge(_read(path), path, overrides)
+    name = (shipped_name(path) or path.stem).replace("/", "-")
+    return LoadedRecipe(recipe, name, path, merged, notes)
+
+
+def override_recipe(recipe: Recipe, overrides: Sequence[str], *, origin: Path) -> Recipe:
+    """Apply overrides to a recipe that a run or checkpoint carries; `origin` is named in messages.
+
+    Raises:
+        RecipeError: With every problem in the overrides.
+    """
+    return _merge(dump_recipe(recipe), origin, overrides)[0] if overrides else recipe
+
+
+def _merge(
+    text: str, path: Path, overrides: Sequence[str]
+) -> tuple[Recipe, dict[str, Any], tuple[str, ...]]:
+    """Read YAML, apply overrides and validate; return recipe, merged mapping and notes."""
+    document = parse(text, str(path))
     if not isinstance(document.value, dict):
         what = "empty" if document.value is None else "not a mapping of sections"
         raise RecipeError(f"`{path}` is {what}", hint="`tats recipes show ucf101` is an example")
@@ -68,9 +86,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> LoadedReci
             continue
         overridden.add(keys)
         notes += [note] if note else []
-    recipe = _validate(merged, document, overridden, problems, path)
-    name = (shipped_name(path) or path.stem).replace("/", "-")
-    return LoadedRecipe(recipe, name, path, merged, tuple(notes))
+    return _validate(merged, document, overridden, problems, path), merged, tuple(notes)
 
 
 def _find(source: str | Path) -> Path:
@@ -129,7 +145,7 @@ def _validate(
         recipe = Recipe.model_validate_json(json.dumps(merged), strict=True)
     except ValidationError as error:
         for keys, sentence in explain(error.errors(include_url=False)):
-            line = None if keys in overridden else document.lines.get(keys)
+            line = None if _starts(keys) & overridden else _line(document, keys)
             problems.append(f"line {line}: {sentence}" if line else sentence)
     if problems or recipe is None:
         count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
@@ -138,6 +154,18 @@ def _validate(
             hint="`tats recipes show ucf101 --merged` shows every key",
         )
     return recipe
+
+
+def _line(document: Document, keys: Keys) -> int | None:
+    """The line of a key in the file, or of the section it is missing from."""
+    for length in range(len(keys), 0, -1):
+        if keys[:length] in document.lines:
+            return document.lines[keys[:length]]
+    return None
+
+
+def _starts(keys: Keys) -> set[Keys]:
+    return {keys[:length] for length in range(1, len(keys) + 1)}
 
 
 def dump_merged(loaded: LoadedRecipe) -> str:

@@ -1,0 +1,77 @@
+"""`tats pretrain`: train a masked autoencoder, and its sampler where the mask is learned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tatscli.commands.options import Json, Overrides, Quiet, Source, Verbose, reporter
+
+EPILOG = """Examples:
+
+  tats pretrain recipes/ssv2.yaml
+
+  tats pretrain ucf101 --store prepared/ucf101 optim.epochs=400 mask.ratio=0.95
+
+  tats pretrain small --dry-run --json
+
+  tats pretrain runs/ucf101 --resume
+
+  torchrun --nproc-per-node 8 -m tatscli pretrain k400
+"""
+
+
+def pretrain(
+    source: Source,
+    overrides: Overrides = None,
+    store: Annotated[
+        str | None,
+        typer.Option("--store", help="Store to read instead of the recipe's `data.store`."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Run folder.", show_default="runs/<recipe>")
+    ] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option("--init", help="Run or checkpoint whose weights to start from, at step 0."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run exactly where it stopped.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run folder.")] = False,
+    max_steps: Annotated[
+        int | None,
+        typer.Option("--max-steps", min=1, help="Stop after so many steps of the full schedule."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the derived numbers and stop.")
+    ] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Pretrain on the videos of a store: RECIPE says what is hidden, guessed and compared."""
+    from tatscli.tasks.recipes import open_recipe, shorthand
+
+    say = reporter(json, quiet, verbose)
+    given = shorthand(overrides, {"data.store": store, "run.max_steps": max_steps})
+    loaded, folder = open_recipe(source, given)
+    if dry_run:
+        from tatscli.tasks.dry_run import plan_pretraining, show_plan
+
+        show_plan(plan_pretraining(loaded), say)
+        return
+    from tatscli.tasks.pretrain import pretrain as run_pretraining
+
+    result = run_pretraining(
+        loaded,
+        reporter=say,
+        out=out or folder,
+        init=init,
+        resume=resume,
+        overwrite=overwrite,
+    )
+    say.info(f"wrote {result['run']}")
+    say.result(result)

@@ -1,0 +1,169 @@
+"""Checkpoints: folders of safetensors with a `meta.json`, written whole or not at all.
+
+    checkpoints/step-0000100/{model,masker,optimizer}.safetensors  meta.json
+    checkpoints/last -> step-0000100        checkpoints/best -> step-0000080
+
+A folder is filled under a temporary name, synced and renamed; the links are swapped by a rename
+too. Random numbers are a function of the step (`engine/rng.py`), so no generator state is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tatscli.errors import CheckpointError
+
+FORMAT = 1
+PREFIX = "step-"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint on disk.
+
+    Attributes:
+        path: Its folder.
+        meta: `meta.json`: kind, step, recipe, class names, versions ...
+    """
+
+    path: Path
+    meta: dict[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """`pretrained` or `finetuned`."""
+        return str(self.meta["kind"])
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps done."""
+        return int(self.meta["step"])
+
+    def tensors(self, part: str) -> dict[str, Tensor]:
+        """Read `model`, `masker` or `optimizer`.
+
+        Raises:
+            CheckpointError: If the file is missing or damaged.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(self.path / f"{part}.safetensors")
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"cannot read `{self.path / part}.safetensors`: {error}"
+            ) from error
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the model file: the identity of the weights in results."""
+        with open(self.path / "model.safetensors", "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_checkpoint(
+    folder: Path,
+    *,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    meta: dict[str, Any],
+    keep: int,
+    best: bool,
+) -> Path:
+    """Write `checkpoints/step-NNNNNNN` in the run `folder`, point `last` (and `best`) at it, drop
+    old ones.
+
+    Args:
+        folder: The run folder.
+        step: Optimiser steps done.
+        tensors: File stem to named tensors.
+        meta: What `meta.json` says beside step and format.
+        keep: Numbered checkpoints to keep; those behind `last` and `best` always stay.
+        best: Whether this is the best one so far.
+    """
+    from safetensors.torch import save_file
+
+    root = folder / "checkpoints"
+    root.mkdir(parents=True, exist_ok=True)
+    for stale in root.glob(".tmp-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    final = root / f"{PREFIX}{step:07d}"
+    draft = root / f".tmp-{final.name}"
+    draft.mkdir()
+    strings = {"format": str(FORMAT), "kind": str(meta["kind"]), "step": str(step)}
+    for part, named in tensors.items():
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+        save_file(plain, draft / f"{part}.safetensors", metadata=strings)
+    text = json.dumps({"format": FORMAT, "step": step, **meta}, indent=1, ensure_ascii=False)
+    (draft / "meta.json").write_text(text, encoding="utf-8")
+    for file in draft.iterdir():
+        _sync(file)
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(draft, final)
+    _sync(root)
+    _point(root / "last", final)
+    if best:
+        _point(root / "best", final)
+    _prune(root, keep)
+    return final
+
+
+def find_checkpoint(path: Path, *, prefer: str = "last") -> Checkpoint:
+    """Return the checkpoint that `path` means: a checkpoint folder, or a run's `prefer`, else its
+    last.
+
+    Raises:
+        CheckpointError: If there is none, or it was written by a newer format.
+    """
+    for candidate in (path, path / "checkpoints" / prefer, path / "checkpoints" / "last"):
+        if (candidate / "meta.json").is_file():
+            meta = json.loads((candidate / "meta.json").read_text(encoding="utf-8"))
+            if meta.get("format") != FORMAT:
+                raise CheckpointError(
+                    f"`{candidate}` has checkpoint format `{meta.get('format')}`; "
+                    f"this version reads {FORMAT}",
+                    hint="install the version of tats that wrote it: see `run.json`",
+                )
+            return Checkpoint(candidate.resolve(), meta)
+    if not path.exists():
+        raise CheckpointError(
+            f"`{path}` does not exist",
+            hint="give a run folder such as `runs/ucf101`, or one of its checkpoints",
+        )
+    raise CheckpointError(
+        f"`{path}` holds no checkpoint",
+        hint="give a run folder (it has a `checkpoints` folder) or a checkpoint folder",
+    )
+
+
+def _point(link: Path, target: Path) -> None:
+    draft = link.with_name(f".tmp-{link.name}")
+    draft.unlink(missing_ok=True)
+    draft.symlink_to(target.name)
+    os.replace(draft, link)
+
+
+def _prune(root: Path, keep: int) -> None:
+    linked = {(root / name).resolve() for name in ("last", "best") if (root / name).exists()}
+    numbered = sorted(path for path in root.glob(f"{PREFIX}*") if path.is_dir())
+    for old in numbered[:-keep]:
+        if old.resolve() not in linked:
+            shutil.rmtree(old)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

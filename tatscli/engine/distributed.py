@@ -1,0 +1,93 @@
+"""One process or many: every function here is a no-op when the process is alone.
+
+Nobody passes a rank: under `torchrun` the environment says who we are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """This process among its peers.
+
+    Attributes:
+        rank: 0 to size - 1; 0 writes and speaks.
+        size: Number of processes.
+        local_rank: Rank on this machine, which is also the index of its GPU.
+        local_size: Processes on this machine, which share its cores.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+
+def world_size() -> int:
+    """Return how many processes `torchrun` started, before joining them."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+@contextmanager
+def joined(device_type: str) -> Iterator[World]:
+    """Join the process group that `torchrun` describes, and leave it at the end."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        yield World()
+        return
+    world = World(
+        rank=int(os.environ["RANK"]),
+        size=world_size(),
+        local_rank=int(os.environ.get("LOCAL_RANK", 0)),
+        local_size=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+    )
+    dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+    try:
+        yield world
+    finally:
+        dist.destroy_process_group()
+
+
+def alone() -> bool:
+    """Whether there is no process group."""
+    return not dist.is_initialized()
+
+
+def wait() -> None:
+    """Wait until every process is here."""
+    if not alone():
+        dist.barrier()
+
+
+def largest(value: float, device: torch.device) -> float:
+    """Return the largest of every process's `value`."""
+    if alone():
+        return value
+    tensor = torch.tensor(value, dtype=torch.float64 if device.type != "mps" else None)
+    tensor = tensor.to(device)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return float(tensor)
+
+
+def gathered(values: list[T]) -> list[T]:
+    """Return every process's list joined in rank order."""
+    if alone():
+        return values
+    parts: list[list[T]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(parts, values)
+    return [value for part in parts for value in part]

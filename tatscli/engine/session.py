@@ -1,0 +1,68 @@
+"""A process that is ready to train or evaluate: its peers, device, precision and voice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from tatscli.console import Reporter
+from tatscli.engine import distributed
+from tatscli.engine.device import choose_device, choose_precision
+from tatscli.engine.rng import random_at
+from tatscli.recipe.schema import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A process that is ready to train or evaluate.
+
+    Attributes:
+        world: This process among its peers.
+        device: Where the model goes.
+        dtype: Autocast precision.
+        reporter: Speaks on rank 0 only.
+        reasons: Why device and precision are what they are.
+    """
+
+    world: distributed.World
+    device: torch.device
+    dtype: torch.dtype
+    reporter: Reporter
+    reasons: dict[str, str]
+
+    def wrap(self, model: nn.Module, run: Run) -> tuple[nn.Module, DistributedDataParallel | None]:
+        """Return what to call instead of `model` (compiled, synchronised), and the DDP wrapper if
+        any."""
+        call = model
+        if run.compile:
+            call = cast(nn.Module, torch.compile(model))
+        if self.world.size == 1:
+            return call, None
+        devices = [self.device.index] if self.device.type == "cuda" else None
+        synced = DistributedDataParallel(call, device_ids=devices, gradient_as_bucket_view=True)
+        return synced, synced
+
+
+@contextmanager
+def session(run: Run, reporter: Reporter) -> Iterator[Session]:
+    """Join the peers, choose device and precision, seed the weights."""
+    device, device_reason = choose_device(run.device)
+    with distributed.joined(device.type) as world:
+        if device.type == "cuda":
+            device = torch.device("cuda", world.local_rank)
+            torch.cuda.set_device(device)
+        dtype, dtype_reason = choose_precision(run.precision, device)
+        if not world.main:
+            reporter = Reporter(quiet=True)
+        name = str(dtype).removeprefix("torch.")
+        reasons = {"device": f"{device}: {device_reason}", "precision": f"{name}: {dtype_reason}"}
+        reporter.info("; ".join(reasons.values()))
+        torch.set_float32_matmul_precision("high")
+        random_at(run.seed)
+        yield Session(world, device, dtype, reporter, reasons)

@@ -1,0 +1,68 @@
+"""From scores of views to numbers about videos: merging, accuracy, confusion.
+
+Shapes: V views, R videos, L classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ViewScores:
+    """Class probabilities of views, each tied to its manifest row.
+
+    Attributes:
+        row_V: Manifest row of each view, int64.
+        label_V: True class of each view, int64.
+        score_VL: Probabilities, float32.
+    """
+
+    row_V: Tensor
+    label_V: Tensor
+    score_VL: Tensor
+
+
+def merge_views(views: ViewScores) -> ViewScores:
+    """Average the probabilities of the views of each video; one entry per manifest row,
+    ascending."""
+    row_R, place_V = views.row_V.unique(return_inverse=True)
+    # Sums in double precision do not depend on how the views were batched or spread over ranks.
+    total_RL = torch.zeros(len(row_R), views.score_VL.shape[1], dtype=torch.float64)
+    total_RL.index_add_(0, place_V, views.score_VL.double())
+    counts_R = place_V.bincount(minlength=len(row_R))
+    label_R = torch.empty_like(row_R).scatter_(0, place_V, views.label_V)
+    return ViewScores(row_R, label_R, (total_RL / counts_R.unsqueeze(1)).float())
+
+
+def top_accuracy(videos: ViewScores, k: int) -> float:
+    """Return the share of videos whose class is among the k best scored (all classes, if fewer)."""
+    best = videos.score_VL.topk(min(k, videos.score_VL.shape[1]), dim=1).indices
+    return float((best == videos.label_V.unsqueeze(1)).any(dim=1).float().mean())
+
+
+def summarise(videos: ViewScores, class_names: list[str]) -> dict[str, Any]:
+    """Return top-1, top-5, the per-class table and the confusion matrix (true class x
+    predicted)."""
+    classes = len(class_names)
+    guess_R = videos.score_VL.argmax(dim=1)
+    confusion_LL = (videos.label_V * classes + guess_R).bincount(minlength=classes**2)
+    confusion_LL = confusion_LL.reshape(classes, classes)
+    counts_L, hits_L = confusion_LL.sum(dim=1), confusion_LL.diagonal()
+    return {
+        "top1": top_accuracy(videos, 1),
+        "top5": top_accuracy(videos, 5),
+        "per_class": [
+            {
+                "class": name,
+                "videos": int(count),
+                "top1": float(hits / count) if count else None,
+            }
+            for name, count, hits in zip(class_names, counts_L, hits_L, strict=True)
+        ],
+        "confusion": confusion_LL.tolist(),
+    }

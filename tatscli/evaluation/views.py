@@ -1,0 +1,66 @@
+"""Running a frozen model over every view of a split.
+
+Shapes: B batch, V views, L classes or D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from tatscli.data.dataset import EvalViews
+from tatscli.data.loader import evaluation_batches, worker_count
+from tatscli.data.normalize import standardize, to_unit
+from tatscli.engine import distributed
+from tatscli.engine.device import autocast
+from tatscli.engine.session import Session
+from tatscli.evaluation.scores import ViewScores
+from tatscli.recipe.schema import Recipe
+
+
+def score_views(
+    model: nn.Module,
+    views: EvalViews,
+    recipe: Recipe,
+    here: Session,
+    *,
+    output: Callable[[Tensor], Tensor] | None = None,
+    description: str = "score",
+) -> ViewScores:
+    """Run `model` over all views, spread over the ranks, and return every rank's results.
+
+    Args:
+        model: Maps standardised video to (B, L); put in evaluation mode.
+        views: What to run over; a clip that cannot be read stops the evaluation.
+        recipe: Says how pixels are standardised, and the batch.
+        here: Device, precision and peers.
+        output: Applied to the model's float32 output; softmax by default.
+        description: Label of the progress bar.
+    """
+    model.eval()
+    finish = output or (lambda logits: logits.softmax(dim=-1))
+    rows, labels, outputs = list[Tensor](), list[Tensor](), list[Tensor]()
+    batches = evaluation_batches(
+        views,
+        batch=recipe.evaluate.batch_per_device,
+        workers=worker_count(recipe.data.workers, local_ranks=here.world.local_size),
+        rank=here.world.rank,
+        world=here.world.size,
+    )
+    steps = -(-len(views) // (recipe.evaluate.batch_per_device * here.world.size))
+    bar = here.reporter.progress(batches, total=steps, description=description, unit="batch")
+    with torch.inference_mode():
+        for batch in bar:
+            unit = to_unit(batch.video_BCTHW.to(here.device, non_blocking=True))
+            with autocast(here.device, here.dtype):
+                result = model(standardize(unit, recipe.data.mean, recipe.data.std))
+            rows.append(batch.row_B.cpu())
+            labels.append(batch.label_B.cpu())
+            outputs.append(finish(result.float()).cpu())
+    # A rank beyond the last view has nothing to add.
+    mine = [(torch.cat(rows), torch.cat(labels), torch.cat(outputs))] if rows else []
+    parts = distributed.gathered(mine)
+    row_V, label_V, score_VL = (torch.cat(column) for column in zip(*parts, strict=True))
+    return ViewScores(row_V, label_V, score_VL)

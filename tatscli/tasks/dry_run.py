@@ -1,0 +1,153 @@
+"""`--dry-run`: the numbers that follow from a recipe, without training.
+
+Models are built on torch's meta device, so a huge one costs nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from tatscli.console import Reporter
+from tatscli.engine.distributed import world_size
+from tatscli.errors import DataError
+from tatscli.recipe.derive import Schedule, derive_schedule
+from tatscli.recipe.load import LoadedRecipe
+from tatscli.recipe.schema import Optim
+from tatscli.store.reader import Store
+from tatscli.tasks.build import build_system
+from tatscli.tasks.finetune import build_classifier, finetune_folder
+from tatscli.tasks.pretrain import pretrain_folder
+from tatscli.tasks.training import schedule_rows
+
+ADAM_BYTES = 16  # float32 weight, gradient and two moments
+
+
+def plan_pretraining(loaded: LoadedRecipe) -> dict[str, Any]:
+    """Return tokens, parameters, cost and schedule of a pretraining.
+
+    Raises:
+        RecipeError: If the total batch cannot be divided.
+    """
+    recipe = loaded.recipe
+    with torch.device("meta"):
+        system = build_system(recipe)
+    visible = system.masker.visible
+    predicted = system.encoder.tokens - visible
+    macs = {
+        "encoder": system.encoder.macs(visible),
+        "head": system.autoencoder.head.macs(visible, predicted),
+    }
+    parameters = {
+        "encoder": count(system.encoder),
+        "head": count(system.autoencoder.head),
+        "sampler": count(system.masker),
+    }
+    if system.masker.needs_embeddings:
+        # The sampler looks at every token of the clip, embedded once more without gradient.
+        looked_at = system.encoder.macs(0, embedded=system.encoder.tokens)
+        macs["sampler"] = system.masker.macs() + looked_at
+    videos, store_note = _count_videos(recipe.data.store, recipe.data.split)
+    return {
+        "stage": "pretrain",
+        "recipe": loaded.name,
+        "run": str(pretrain_folder(loaded)),
+        "grid": list(recipe.grid),
+        "tokens": system.encoder.tokens,
+        "visible": visible,
+        "predicted": predicted,
+        "parameters": parameters,
+        "gflops_per_clip": {name: 2 * value / 1e9 for name, value in macs.items()},
+        "optimizer_gb": sum(parameters.values()) * ADAM_BYTES / 1e9,
+        **_optimisation(recipe.optim, videos, recipe.data.repeats, store_note),
+    }
+
+
+def plan_finetuning(loaded: LoadedRecipe) -> dict[str, Any]:
+    """Return tokens, parameters, cost and schedule of a fine-tuning.
+
+    Raises:
+        RecipeError: If the total batch cannot be divided.
+    """
+    recipe, settings = loaded.recipe, loaded.recipe.finetune
+    videos, store_note = _count_videos(recipe.data.store, settings.split)
+    with torch.device("meta"):
+        model = build_classifier(recipe, classes=2)
+    encoder = count(model.encoder)
+    return {
+        "stage": "finetune",
+        "recipe": loaded.name,
+        "run": str(finetune_folder(loaded)),
+        "grid": list(recipe.grid),
+        "tokens": model.encoder.tokens,
+        "parameters": {"encoder": encoder},
+        "gflops_per_clip": {"encoder": 2 * model.encoder.macs(model.encoder.tokens) / 1e9},
+        "optimizer_gb": encoder * ADAM_BYTES / 1e9,
+        **_optimisation(settings.optim, videos, settings.repeats, store_note),
+    }
+
+
+def show_plan(plan: dict[str, Any], reporter: Reporter) -> None:
+    """Print a plan as a table, or as JSON."""
+    rows = [("run folder", plan["run"])]
+    grid = " x ".join(str(side) for side in plan["grid"])
+    rows.append(("tokens", f"{plan['tokens']} = {grid} (time, height, width)"))
+    if "visible" in plan:
+        rows.append(("visible / predicted", f"{plan['visible']} / {plan['predicted']}"))
+    rows += [
+        (f"parameters, {name}", f"{value / 1e6:.2f} M")
+        for name, value in plan["parameters"].items()
+        if value
+    ]
+    rows += [
+        (f"forward GFLOPs per clip, {name}", f"{value:.2f}")
+        for name, value in plan["gflops_per_clip"].items()
+    ]
+    rows.append(("weights, gradients, AdamW", f"{plan['optimizer_gb']:.2f} GB on each device"))
+    rows.append(("videos", plan["store_note"]))
+    if plan["schedule"] is None:
+        rows += [
+            ("total batch", f"{plan['total_batch']}"),
+            ("peak lr", f"{plan['peak_lr']:.3g} = base lr x {plan['total_batch']} / 256"),
+            ("views of each video", f"{plan['passes']:.4g}"),
+        ]
+    else:
+        rows += schedule_rows(Schedule(**plan["schedule"]))
+    reporter.table(f"{plan['stage']} {plan['recipe']}", ["what", "value"], rows)
+    reporter.result(plan)
+
+
+def count(module: torch.nn.Module) -> int:
+    """Count a module's parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _count_videos(path: str, split: str | None) -> tuple[int | None, str]:
+    """Count a part of a store; a dry run does without one."""
+    try:
+        count = len(Store.open(path).part(split))
+    except DataError as error:
+        return None, f"unknown: {error.message}"
+    return count, f"{count} in `{path}`" + (f", split `{split}`" if split else "")
+
+
+def _optimisation(
+    optim: Optim, videos: int | None, repeats: int, store_note: str
+) -> dict[str, Any]:
+    """Return the schedule, or without a store what is known of it."""
+    schedule = (
+        None
+        if videos is None
+        else derive_schedule(optim, videos=videos, repeats=repeats, world=world_size())
+    )
+    return {
+        "videos": videos,
+        "store_note": store_note,
+        "epochs": optim.epochs,
+        "total_batch": optim.total_batch,
+        "peak_lr": optim.base_lr * optim.total_batch / 256,
+        "passes": optim.epochs * repeats if schedule is None else schedule.passes,
+        "schedule": None if schedule is None else asdict(schedule),
+    }

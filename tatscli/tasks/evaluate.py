@@ -1,0 +1,192 @@
+"""Evaluation: a fine-tuned classifier over segments x crops, or nearest neighbours on frozen
+features.
+
+Shapes: B batch, C channels, T frames, D width.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from tatscli.console import Reporter
+from tatscli.data.dataset import EvalViews
+from tatscli.engine.run import write_atomically
+from tatscli.engine.session import Session, session
+from tatscli.errors import CheckpointError, DataError
+from tatscli.evaluation.knn import knn_scores
+from tatscli.evaluation.scores import ViewScores, merge_views, summarise
+from tatscli.evaluation.views import score_views
+from tatscli.nn.vit import Encoder, build_encoder
+from tatscli.recipe.load import override_recipe
+from tatscli.recipe.schema import Recipe, Sampling
+from tatscli.store.reader import Store
+from tatscli.tasks.build import LoadedRun, copy_weights, load_encoder, open_checkpoint
+from tatscli.tasks.finetune import build_classifier, labelled
+
+Protocol = Literal["finetuned", "knn"]
+
+
+class PooledFeatures(nn.Module):
+    """The frozen encoder over all tokens, final norm, mean pool: (B, C, T, H, W) to (B, D)."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, video_BCTHW: Tensor) -> Tensor:
+        """Return one feature per clip."""
+        return self.encoder(self.encoder.embed(self.encoder.cubes(video_BCTHW))).mean(dim=1)
+
+
+def evaluate(
+    path: Path | str,
+    *,
+    reporter: Reporter,
+    protocol: Protocol = "finetuned",
+    overrides: Sequence[str] = (),
+    prefer: Literal["last", "best"] = "last",
+    out: Path | str | None = None,
+) -> dict[str, Any]:
+    """Score a run on a split of its recipe's store; a video that cannot be read stops the
+    evaluation.
+
+    Args:
+        path: Run or checkpoint folder.
+        reporter: Speaks to the user.
+        protocol: `finetuned` needs a fine-tuned run; `knn` takes any.
+        overrides: Recipe keys to change, such as `evaluate.segments=5`.
+        prefer: Which checkpoint of a run to take.
+        out: Where the result is written; by default `results/<protocol>-<split>.json` in the run.
+
+    Returns:
+        The results object: protocol, split, counts of videos and views, top-1, top-5, per-class
+            table,
+        confusion matrix, hashes of checkpoint and store.
+
+    Raises:
+        TatsError: If run, store or labels cannot be used.
+    """
+    began = time.perf_counter()
+    run = open_checkpoint(path, prefer=prefer)
+    recipe = override_recipe(run.recipe, overrides, origin=run.checkpoint.path)
+    store = Store.open(recipe.data.store)
+    names = list(run.checkpoint.meta.get("class_names") or store.class_names)
+    with session(recipe.run, reporter) as here:
+        if protocol == "finetuned":
+            views = _finetuned(run, recipe, store, names, here)
+        else:
+            views = _knn(run, recipe, store, names, here)
+        videos = merge_views(views)
+        result: dict[str, Any] = {
+            "protocol": protocol,
+            "split": recipe.evaluate.split,
+            "segments": recipe.evaluate.segments,
+            "crops": recipe.evaluate.crops,
+            "videos": len(videos.row_V),
+            "views": len(views.row_V),
+            **summarise(videos, names),
+            "class_names": names,
+            "checkpoint": str(run.checkpoint.path),
+            "checkpoint_sha256": run.checkpoint.digest(),
+            "step": run.checkpoint.step,
+            "store": str(store.path),
+            "store_fingerprint": store.fingerprint(),
+            "trained_on": run.checkpoint.meta["store_fingerprint"],
+            "recipe": recipe.model_dump(mode="json"),
+            "tats": run.checkpoint.meta["tats"],
+            "seconds": round(time.perf_counter() - began, 3),
+        }
+        if here.world.main:
+            _write(result, Path(path), out)
+    return result
+
+
+def _finetuned(
+    run: LoadedRun, recipe: Recipe, store: Store, names: list[str], here: Session
+) -> ViewScores:
+    """Class probabilities of every view by the fine-tuned classifier."""
+    if run.checkpoint.kind != "finetuned":
+        raise CheckpointError(
+            f"`{run.checkpoint.path}` is a {run.checkpoint.kind} run: "
+            "it has no classifier to evaluate",
+            hint="train one with `tats finetune RUN`, or use `--protocol knn`, which needs none",
+        )
+    rows = labelled(store, recipe.evaluate.split)
+    _refuse_other_classes(store, names)
+    model = build_classifier(recipe, classes=len(names))
+    copy_weights(model, run.checkpoint.tensors("model"), run.checkpoint)
+    views = EvalViews(
+        store,
+        rows,
+        recipe.data,
+        sampling=view_sampling(recipe),
+        segments=recipe.evaluate.segments,
+        crops=recipe.evaluate.crops,
+    )
+    return score_views(model.to(here.device), views, recipe, here, description="evaluate")
+
+
+def _knn(
+    run: LoadedRun, recipe: Recipe, store: Store, names: list[str], here: Session
+) -> ViewScores:
+    """Votes of the nearest training videos for every view; neighbours are one centre view each."""
+    settings = recipe.evaluate.knn
+    encoder = build_encoder(recipe.model, recipe.grid)
+    load_encoder(encoder, run.checkpoint)
+    model = PooledFeatures(encoder).to(here.device)
+    _refuse_other_classes(store, names)
+
+    def features(split: str, segments: int, crops: int) -> ViewScores:
+        views = EvalViews(
+            store,
+            labelled(store, split),
+            recipe.data,
+            sampling=view_sampling(recipe),
+            segments=segments,
+            crops=crops,
+        )
+        return score_views(
+            model, views, recipe, here, output=lambda out: out, description=f"features of {split}"
+        )
+
+    stored = features(settings.split, 1, 1)
+    asked = features(recipe.evaluate.split, recipe.evaluate.segments, recipe.evaluate.crops)
+    votes = knn_scores(
+        asked.score_VL,
+        stored.score_VL,
+        stored.label_V,
+        classes=len(names),
+        neighbours=settings.neighbours,
+        temperature=settings.temperature,
+    )
+    return ViewScores(asked.row_V, asked.label_V, votes)
+
+
+def view_sampling(recipe: Recipe) -> Sampling:
+    """Return how evaluation draws its frames: its own way, else fine-tuning's, else the data's."""
+    return recipe.evaluate.sampling or recipe.finetune.sampling or recipe.data.sampling
+
+
+def _refuse_other_classes(store: Store, names: list[str]) -> None:
+    if store.class_names != names:
+        raise DataError(
+            f"the classes of `{store.path}` ({len(store.class_names)}) are not those the run was "
+            f"trained on ({len(names)})",
+            hint="evaluate on a store prepared with the same `labels.txt` or class folders",
+        )
+
+
+def _write(result: dict[str, Any], run: Path, out: Path | str | None) -> None:
+    """Write the results object beside the run, or where asked."""
+    name = f"{result['protocol']}-{result['split']}.json"
+    home = run if (run / "checkpoints").is_dir() else Path(result["checkpoint"]).parents[1]
+    path = Path(out) if out is not None else home / "results" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    result["results"] = str(path)
+    write_atomically(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")

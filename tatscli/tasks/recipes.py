@@ -1,0 +1,28 @@
+"""From what stands on the command line to a recipe: a file, a shipped name, or a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from tatscli.recipe.load import LoadedRecipe, load_recipe
+
+
+def open_recipe(source: str, overrides: Sequence[str]) -> tuple[LoadedRecipe, Path | None]:
+    """Load the recipe that `source` means, and say which run folder it is, if it is one.
+
+    Raises:
+        RecipeError: With every problem found.
+    """
+    folder = Path(source)
+    if (folder / "recipe.yaml").is_file():
+        loaded = load_recipe(folder / "recipe.yaml", overrides)
+        return replace(loaded, name=folder.resolve().name), folder
+    return load_recipe(source, overrides), None
+
+
+def shorthand(overrides: Sequence[str] | None, options: Mapping[str, object]) -> list[str]:
+    """Return the overrides, with those that have an option of their own put last."""
+    named = [f"{key}={value}" for key, value in options.items() if value is not None]
+    return [*(overrides or []), *named]

@@ -1,0 +1,113 @@
+"""A training without video: a linear model on made-up batches, for tests of the loop."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tatscli.console import Reporter
+from tatscli.engine.checkpoint import find_checkpoint
+from tatscli.engine.distributed import World
+from tatscli.engine.loop import Training
+from tatscli.engine.optim import build_optimizer
+from tatscli.engine.rng import seed_at
+from tatscli.recipe.derive import derive_schedule
+from tatscli.recipe.schema import Optim, Run
+
+VIDEOS = 16
+
+
+@dataclass
+class ToyBatch:
+    """Eight inputs and what they should map to."""
+
+    inputs: Tensor
+    wanted: Tensor
+    row_B: Tensor
+    replaced: int = 0
+
+    def to(self, device: torch.device) -> ToyBatch:
+        return self
+
+
+class ToyModel(nn.Module):
+    """Dropout makes the training depend on the random state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(6, 12), nn.LayerNorm(12), nn.Dropout(0.3), nn.Linear(12, 2)
+        )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layers(inputs)
+
+
+def toy_batch(number: int, size: int) -> ToyBatch:
+    generator = torch.Generator().manual_seed(seed_at(7, number))
+    inputs = torch.randn(size, 6, generator=generator)
+    return ToyBatch(inputs, inputs[:, :2] - inputs[:, 2:4], torch.arange(size))
+
+
+def toy_training(
+    folder: Path,
+    *,
+    epochs: int = 5,
+    total_batch: int = 8,
+    batch_per_device: int = 8,
+    clip_grad: float | None = None,
+    **run: object,
+) -> Training:
+    """Five passes of two steps each, by default."""
+    folder.mkdir(parents=True, exist_ok=True)
+    optim = Optim(
+        epochs=epochs,
+        total_batch=total_batch,
+        batch_per_device=batch_per_device,
+        base_lr=1.0,
+        warmup_epochs=1,
+        clip_grad=clip_grad,
+    )
+    schedule = derive_schedule(optim, videos=VIDEOS, repeats=1, world=1)
+    torch.manual_seed(3)
+    model = ToyModel()
+
+    def step(
+        batch: ToyBatch, generator: torch.Generator, done: int
+    ) -> tuple[Tensor, dict[str, float]]:
+        noise = 0.1 * torch.randn(batch.wanted.shape, generator=generator)
+        return (model(batch.inputs) - batch.wanted - noise).square().mean(), {"seen": float(done)}
+
+    def batches(start: int) -> Iterator[ToyBatch]:
+        number = start * schedule.accumulation
+        while True:
+            yield toy_batch(number, schedule.batch_per_device)
+            number += 1
+
+    return Training(
+        model=model,
+        step=step,
+        optimizer=build_optimizer(model, optim),
+        schedule=schedule,
+        batches=batches,
+        run=Run.model_validate({"log_every": 1, "save_every": 0.5, **run}),
+        clip_grad=clip_grad,
+        folder=folder,
+        meta={"kind": "pretrained"},
+        world=World(),
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        reporter=Reporter(stdout=io.StringIO(), stderr=io.StringIO()),
+    )
+
+
+def resumed(folder: Path, **options: object) -> Training:
+    """The same training, continued from its last checkpoint."""
+    training = toy_training(folder, **options)  # type: ignore[arg-type]
+    training.restore(find_checkpoint(folder))
+    return training

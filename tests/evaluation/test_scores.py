@@ -1,0 +1,95 @@
+import math
+from collections import defaultdict
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tatscli.evaluation.knn import knn_scores
+from tatscli.evaluation.scores import ViewScores, merge_views, summarise, top_accuracy
+
+
+def random_views(seed: int, rows: int, views: int, classes: int) -> ViewScores:
+    generator = torch.Generator().manual_seed(seed)
+    label_R = torch.randint(classes, (rows,), generator=generator)
+    order_V = torch.randperm(rows * views, generator=generator)
+    place_V = torch.arange(rows).repeat_interleave(views)[order_V]
+    scores = torch.rand(rows * views, classes, generator=generator).softmax(dim=1)
+    return ViewScores(place_V * 3 + 5, label_R[place_V], scores)
+
+
+@given(st.integers(0, 99), st.integers(1, 9), st.integers(1, 4), st.integers(2, 7))
+def test_views_are_merged_by_row_whatever_their_order(
+    seed: int, rows: int, views: int, classes: int
+) -> None:
+    scores = random_views(seed, rows, views, classes)
+    sums: dict[int, list[list[float]]] = defaultdict(list)
+    for row, score in zip(scores.row_V.tolist(), scores.score_VL.tolist(), strict=True):
+        sums[row].append(score)
+    merged = merge_views(scores)
+    assert merged.row_V.tolist() == sorted(sums)
+    labels = dict(zip(scores.row_V.tolist(), scores.label_V.tolist(), strict=True))
+    assert merged.label_V.tolist() == [labels[row] for row in sorted(sums)]
+    for row, mean in zip(merged.row_V.tolist(), merged.score_VL, strict=True):
+        expected = [sum(column) / views for column in zip(*sums[row], strict=True)]
+        torch.testing.assert_close(mean, torch.tensor(expected))
+
+
+def test_merging_can_turn_two_wrong_views_into_a_right_video() -> None:
+    views = ViewScores(
+        torch.tensor([4, 4]),
+        torch.tensor([2, 2]),
+        torch.tensor([[0.5, 0.1, 0.4], [0.1, 0.5, 0.4]]),
+    )
+    assert top_accuracy(views, 1) == 0.0
+    assert top_accuracy(merge_views(views), 1) == 1.0
+
+
+def test_summary_counts_by_hand() -> None:
+    scores = torch.eye(3)[torch.tensor([0, 1, 1, 2, 0])] * 0.8 + 0.05
+    videos = ViewScores(torch.arange(5), torch.tensor([0, 1, 0, 2, 2]), scores)
+    summary = summarise(videos, ["a", "b", "c", "d"][:3])
+    assert summary["top1"] == torch.tensor(3 / 5).item()
+    assert summary["top5"] == 1.0
+    assert summary["confusion"] == [[1, 1, 0], [0, 1, 0], [1, 0, 1]]
+    assert summary["per_class"] == [
+        {"class": "a", "videos": 2, "top1": 0.5},
+        {"class": "b", "videos": 1, "top1": 1.0},
+        {"class": "c", "videos": 2, "top1": 0.5},
+    ]
+
+
+def test_a_class_without_videos_has_no_accuracy() -> None:
+    videos = ViewScores(torch.tensor([0]), torch.tensor([1]), torch.tensor([[0.1, 0.9]]))
+    assert summarise(videos, ["empty", "full"])["per_class"][0]["top1"] is None
+
+
+def test_neighbours_vote_by_the_published_formula() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, stored = (torch.randn(n, 8, generator=generator) for n in (6, 30))
+    labels = torch.randint(4, (30,), generator=generator)
+    votes = knn_scores(query, stored, labels, classes=4, neighbours=7, temperature=0.07)
+    for i in range(6):
+        cosine = [
+            (sum(a * b for a, b in zip(q, s, strict=True)) / (math.hypot(*q) * math.hypot(*s)), k)
+            for k, s in enumerate(stored.tolist())
+            for q in [query[i].tolist()]
+        ]
+        nearest = sorted(cosine, reverse=True)[:7]
+        weights = [0.0] * 4
+        for value, k in nearest:
+            weights[int(labels[k])] += math.exp(value / 0.07)
+        expected = torch.tensor([w / sum(weights) for w in weights])
+        torch.testing.assert_close(votes[i], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_fewer_stored_videos_than_neighbours_all_vote() -> None:
+    votes = knn_scores(
+        torch.ones(1, 2),
+        torch.ones(3, 2),
+        torch.tensor([0, 1, 1]),
+        classes=2,
+        neighbours=20,
+        temperature=1.0,
+    )
+    torch.testing.assert_close(votes, torch.tensor([[1 / 3, 2 / 3]]))
