@@ -14,6 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# These machines are noisy: what a test takes says nothing about the code.
+settings.register_profile("tats", deadline=None)
+settings.load_profile("tats")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

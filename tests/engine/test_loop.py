@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.engine.toy import ToyBatch, resumed, toy_training
 
 from tatscli.engine.checkpoint import find_checkpoint
 from tatscli.engine.loop import train
 from tatscli.errors import Stopped, TatsError
+from tests.engine.toy import ToyBatch, resumed, toy_training
 
 
 def lines(folder: Path) -> list[dict[str, float]]:
@@ -50,13 +50,13 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> N
         batch = next(whole)
         size = 8 // parts
 
-        def batches(start: int):  # noqa: ANN202
+        def batches(start: int):
             while True:
                 for i in range(parts):
                     part = slice(i * size, (i + 1) * size)
                     yield ToyBatch(batch.inputs[part], batch.wanted[part], batch.row_B[part])
 
-        def step(given: ToyBatch, generator: torch.Generator, done: int):  # noqa: ANN202
+        def step(given: ToyBatch, generator: torch.Generator, done: int):
             return (training.model(given.inputs) - given.wanted).square().mean(), {}
 
         kept = []
@@ -78,7 +78,7 @@ def test_a_signal_saves_before_it_stops(tmp_path: Path, number: signal.Signals, 
     training = toy_training(tmp_path, save_every=100)
     plain = training.step
 
-    def step(batch: ToyBatch, generator: torch.Generator, done: int):  # noqa: ANN202
+    def step(batch: ToyBatch, generator: torch.Generator, done: int):
         if done == 3:
             os.kill(os.getpid(), number)
         return plain(batch, generator, done)
@@ -97,7 +97,7 @@ def test_steps_that_are_not_finite_leave_the_weights_alone_and_end_the_run(tmp_p
     before = {name: value.clone() for name, value in training.model.state_dict().items()}
     plain = training.step
 
-    def step(batch: ToyBatch, generator: torch.Generator, done: int):  # noqa: ANN202
+    def step(batch: ToyBatch, generator: torch.Generator, done: int):
         loss, metrics = plain(batch, generator, done)
         return loss * float("nan"), metrics
 
@@ -114,7 +114,7 @@ def test_one_bad_step_is_skipped_and_the_run_goes_on(tmp_path: Path) -> None:
     training = toy_training(tmp_path)
     plain = training.step
 
-    def step(batch: ToyBatch, generator: torch.Generator, done: int):  # noqa: ANN202
+    def step(batch: ToyBatch, generator: torch.Generator, done: int):
         loss, metrics = plain(batch, generator, done)
         return loss * (float("inf") if done == 4 else 1.0), metrics
 

@@ -2,7 +2,6 @@ import math
 
 import pytest
 import torch
-from tests.engine.toy import ToyModel
 
 from tatscli.engine.optim import (
     build_optimizer,
@@ -14,6 +13,7 @@ from tatscli.engine.schedule import lr_at
 from tatscli.errors import RecipeError
 from tatscli.recipe.derive import derive_schedule
 from tatscli.recipe.schema import Optim
+from tests.engine.toy import ToyModel
 
 
 def test_only_matrices_are_decayed_and_layers_learn_at_their_rate() -> None:
