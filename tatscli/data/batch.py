@@ -1,0 +1,76 @@
+"""`Batch`: what a training step is given, uint8 until the device.
+
+Shapes: B views, C channels, T frames, H and W pixels; h and w tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from tatscli.data.dataset import Sample
+from tatscli.data.motion import MotionField
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Views of several videos, side by side; the views of one video are neighbours.
+
+    Attributes:
+        video_BCTHW: uint8 RGB.
+        motion: Motion on the token grid, where the dataset gives it.
+        label_B: int64; -1 where there is none.
+        row_B: int64, rows of the store's manifest.
+        view_B: int64, number of the view among those of its video.
+        bad: Unreadable videos that were replaced: row and reason, one entry for every replacement.
+    """
+
+    video_BCTHW: Tensor
+    motion: MotionField | None
+    label_B: Tensor
+    row_B: Tensor
+    view_B: Tensor
+    bad: tuple[tuple[int, str], ...] = ()
+
+    @property
+    def replaced(self) -> int:
+        """How often an unreadable video was replaced by its neighbour."""
+        return len(self.bad)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the same batch on `device`; copies from pinned memory do not wait."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """Return the same batch in pinned memory (the name DataLoader looks for)."""
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        motion = self.motion
+        if motion is not None:
+            motion = MotionField(change(motion.field_BThw2), change(motion.valid_BT))
+        return replace(
+            self,
+            video_BCTHW=change(self.video_BCTHW),
+            motion=motion,
+            label_B=change(self.label_B),
+            row_B=change(self.row_B),
+            view_B=change(self.view_B),
+        )
+
+
+def collate(samples: Sequence[Sample], bad: Sequence[tuple[int, str]] = ()) -> Batch:
+    """Stack views into a batch."""
+    fields = [sample.motion_Thw2 for sample in samples if sample.motion_Thw2 is not None]
+    valid = [sample.valid_T for sample in samples if sample.valid_T is not None]
+    return Batch(
+        video_BCTHW=torch.stack([sample.video_CTHW for sample in samples]).contiguous(),
+        motion=MotionField(torch.stack(fields), torch.stack(valid)) if fields else None,
+        label_B=torch.tensor([sample.label for sample in samples]),
+        row_B=torch.tensor([sample.row for sample in samples]),
+        view_B=torch.tensor([sample.view for sample in samples]),
+        bad=tuple(bad),
+    )

@@ -1,0 +1,281 @@
+"""Clips of a store as torch datasets; an item is every view of one video, which is decoded once.
+
+All that a training item holds follows from (seed, epoch, row, repeat): not from the process, the
+worker or what was read before. Shapes: T frames, C channels, y and x stored motion cells, h and w
+tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from tatscli.data.augment import erase
+from tatscli.data.sampling import eval_indices, train_indices
+from tatscli.data.seeding import random_of
+from tatscli.data.view import corner_crop, random_resized_crop, spatial_crop
+from tatscli.data.vision import decode_jpegs, import_torchvision, rand_augment
+from tatscli.errors import DataError, DecodeError
+from tatscli.recipe.schema import Data, Finetune, Sampling
+
+if TYPE_CHECKING:
+    from tatscli.store.reader import Store
+
+Key = tuple[int, int]  # a training item: epoch, and position among the dataset's rows
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One view of one clip.
+
+    Attributes:
+        video_CTHW: uint8 RGB.
+        label: Class; -1 where the store has none.
+        row: Row of the store's manifest.
+        view: Number of the view among those of its video.
+        motion_Thw2: Motion on the token grid of the view (see `MotionField`); None where nobody
+            reads it.
+        valid_T: Which frames carry motion.
+    """
+
+    video_CTHW: Tensor
+    label: int
+    row: int
+    view: int
+    motion_Thw2: Tensor | None = None
+    valid_T: Tensor | None = None
+
+
+class Clips(Dataset[list[Sample]]):
+    """Rows of a store, read with errors that name the video: the base of the datasets below.
+
+    Args:
+        store: Where the videos are.
+        rows: Rows of the store to read.
+        data: The recipe's `data`.
+    """
+
+    def __init__(self, store: Store, rows: Sequence[int], data: Data) -> None:
+        import_torchvision()  # fail now and not in a worker; forked workers find it loaded
+        self.store = store
+        self.rows = list(rows)
+        self.data = data
+
+    def name(self, row: int) -> str:
+        """Return the manifest id of a row."""
+        return self.store.rows[row].id
+
+    def label(self, row: int) -> int:
+        """Return the class of a row, or -1."""
+        label = self.store.rows[row].label
+        return -1 if label is None else label
+
+    def indices(self, row: int, choose: Callable[[int], list[int]]) -> list[int]:
+        """Choose frames given the length of a row's video."""
+        try:
+            return choose(self.store.rows[row].frames)
+        except DataError as error:
+            raise DataError(f"`{self.name(row)}`: {error.message}", error.hint) from None
+
+    def pictures(self, row: int, frames: list[int]) -> Tensor:
+        """Decode frames of a row, each once however often it is asked for: uint8 (T, C, H, W).
+
+        Raises:
+            DecodeError: If they cannot be read.
+        """
+        wanted = sorted(set(frames))
+        try:
+            video_TCHW = decode_jpegs(self.store.jpegs(row, wanted))
+        except (DataError, OSError, RuntimeError, ValueError) as error:
+            raise DecodeError(f"`{self.name(row)}` cannot be read: {error}") from error
+        place = {frame: i for i, frame in enumerate(wanted)}
+        return video_TCHW if wanted == frames else video_TCHW[[place[i] for i in frames]]
+
+    def motion(self, row: int, frames: list[int]) -> tuple[Tensor, Tensor]:
+        """Read the stored motion of frames of a row: float32 (T, y, x, 2) and bool (T)."""
+        try:
+            field_Tyx2, valid_T = self.store.motion(row, frames)
+        except (DataError, OSError, RuntimeError, ValueError) as error:
+            raise DecodeError(
+                f"the motion of `{self.name(row)}` cannot be read: {error}"
+            ) from error
+        return torch.from_numpy(field_Tyx2), torch.from_numpy(valid_T)
+
+
+class PretrainClips(Clips):
+    """Clips and their motion: one draw of frames, `data.repeats` multi-scale corner crops of it.
+
+    The motion of a frame is the field stored with that very frame: displacement per stored-frame
+    step, whatever the stride of the clip.
+
+    Args:
+        store: Where the videos are.
+        rows: Rows of the store to draw from.
+        data: The recipe's `data`.
+        patch: Height and width of a token in pixels.
+        seed: Seed of every draw.
+    """
+
+    def __init__(
+        self, store: Store, rows: Sequence[int], data: Data, *, patch: int, seed: int
+    ) -> None:
+        super().__init__(store, rows, data)
+        self.grid = (data.size // patch, data.size // patch)
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: Key) -> list[Sample]:
+        epoch, position = key
+        row, data = self.rows[position], self.data
+        draw = random_of("frames", self.seed, epoch, row)
+        frames = self.indices(row, lambda n: train_indices(n, data.sampling, data.frames, draw))
+        video_TCHW = self.pictures(row, frames)
+        field_Tyx2, valid_T = self.motion(row, frames)
+        height, width = video_TCHW.shape[-2:]
+        samples = []
+        for repeat in range(data.repeats):
+            rng = random_of("view", self.seed, epoch, row, repeat)
+            view = corner_crop(
+                height, width, data.size, scales=data.crop_scales, flip=data.flip, rng=rng
+            )
+            video_CTHW = view.frames(video_TCHW).transpose(0, 1)
+            motion_Thw2 = view.motion(field_Tyx2, cell=self.store.motion_cell, grid=self.grid)
+            samples.append(Sample(video_CTHW, self.label(row), row, repeat, motion_Thw2, valid_T))
+        return samples
+
+
+class FinetuneClips(Clips):
+    """Labelled clips: one draw of frames, `finetune.repeats` augmented views of it.
+
+    A view is a random resized crop, perhaps mirrored, then RandAugment and random erasing; all its
+    frames are treated alike. RandAugment follows the crop, as in timm's image training; VideoMAE
+    runs it on the whole picture first, which costs more than twice the time for the same
+    operations.
+
+    Args:
+        store: Where the videos are.
+        rows: Rows of the store to draw from, all labelled.
+        data: The recipe's `data`.
+        finetune: The recipe's `finetune`.
+        seed: Seed of every draw.
+
+    Raises:
+        DataError: If a row has no label.
+    """
+
+    def __init__(
+        self, store: Store, rows: Sequence[int], data: Data, finetune: Finetune, *, seed: int
+    ) -> None:
+        super().__init__(store, rows, data)
+        self.finetune = finetune
+        self.sampling = finetune.sampling or data.sampling
+        self.seed = seed
+        unlabelled = [row for row in self.rows if self.label(row) < 0]
+        if unlabelled:
+            raise DataError(
+                f"{len(unlabelled)} of {len(self.rows)} videos to fine-tune on have no label,"
+                f" first `{self.name(unlabelled[0])}`",
+                hint="`tats prepare` takes labels from class folders or from --annotations",
+            )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: Key) -> list[Sample]:
+        epoch, position = key
+        row, data, augment = self.rows[position], self.data, self.finetune.augment
+        draw = random_of("frames", self.seed, epoch, row)
+        frames = self.indices(row, lambda n: train_indices(n, self.sampling, data.frames, draw))
+        video_TCHW = self.pictures(row, frames)
+        height, width = video_TCHW.shape[-2:]
+        samples = []
+        for repeat in range(self.finetune.repeats):
+            rng = random_of("view", self.seed, epoch, row, repeat)
+            view = random_resized_crop(
+                height,
+                width,
+                data.size,
+                scale=augment.crop_scale,
+                ratio=augment.crop_ratio,
+                flip=augment.flip,
+                rng=rng,
+            )
+            clip_TCHW = view.frames(video_TCHW)
+            if augment.rand_augment:
+                clip_TCHW = rand_augment(
+                    clip_TCHW,
+                    magnitude=augment.rand_augment,
+                    operations=augment.rand_augment_ops,
+                    rng=rng,
+                )
+            clip_TCHW = erase(
+                clip_TCHW, probability=augment.erasing, mean=data.mean, std=data.std, rng=rng
+            )
+            samples.append(Sample(clip_TCHW.transpose(0, 1), self.label(row), row, repeat))
+        return samples
+
+
+class EvalViews(Clips):
+    """The fixed views that score a video: `segments` clips along time, `crops` squares of each.
+
+    Item `i` is view `i % views` of the `i // views`-th row; view `v` is crop `v % crops` of segment
+    `v // crops`.
+
+    Args:
+        store: Where the videos are.
+        rows: Rows of the store to score.
+        data: The recipe's `data`.
+        sampling: How frames are drawn.
+        segments: Clips along time.
+        crops: Squares along the long side.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        rows: Sequence[int],
+        data: Data,
+        *,
+        sampling: Sampling,
+        segments: int = 1,
+        crops: int = 1,
+    ) -> None:
+        super().__init__(store, rows, data)
+        self.sampling = sampling
+        self.segments = segments
+        self.crops = crops
+        self._decoded: tuple[tuple[int, int], Tensor] | None = None
+
+    @property
+    def views(self) -> int:
+        """Views of each video."""
+        return self.segments * self.crops
+
+    def __len__(self) -> int:
+        return len(self.rows) * self.views
+
+    def __getitem__(self, item: int) -> list[Sample]:
+        position, number = divmod(item, self.views)
+        segment, crop = divmod(number, self.crops)
+        row = self.rows[position]
+        video_TCHW = self._segment(row, segment)
+        height, width = video_TCHW.shape[-2:]
+        view = spatial_crop(height, width, self.data.size, crop=crop, crops=self.crops)
+        return [Sample(view.frames(video_TCHW).transpose(0, 1), self.label(row), row, number)]
+
+    def _segment(self, row: int, segment: int) -> Tensor:
+        """Decode a segment, or return the last one: its crops are asked for one after the other."""
+        if self._decoded is None or self._decoded[0] != (row, segment):
+            frames = self.indices(
+                row,
+                lambda n: eval_indices(n, self.sampling, self.data.frames, self.segments)[segment],
+            )
+            self._decoded = (row, segment), self.pictures(row, frames)
+        return self._decoded[1]

@@ -1,0 +1,96 @@
+"""Which frames of a video make a clip: lists of indices, in integer arithmetic only.
+
+Training draws VideoMAE's dense window (`kinetics.py`) or TSN's one frame per segment (Wang et al.
+2016, section 3.1). Evaluation spaces windows evenly on the stride's grid, or takes interleaved
+phases of the same even grid (VideoMAE's `ssv2.py`).
+"""
+
+from __future__ import annotations
+
+import random
+
+from tatscli.errors import DataError
+from tatscli.recipe.schema import Sampling
+
+
+def train_indices(length: int, sampling: Sampling, frames: int, rng: random.Random) -> list[int]:
+    """Draw the frames of one training clip.
+
+    Dense: a window of `frames x stride` source frames at a random start, read at the stride.
+        Uniform: a random frame
+    of each of `frames` equal segments.
+
+    Args:
+        length: Frames in the video.
+        sampling: Mode, stride and what a short video does.
+        frames: Frames in the clip.
+        rng: Where the start, or the frame of each segment, is drawn from.
+
+    Returns:
+        `frames` indices below `length`; ascending, unless a short video loops.
+
+    Raises:
+        DataError: If the video has no frames, or is too short under `short: error`.
+    """
+    _check(length)
+    if sampling.stride is not None:
+        start = rng.randrange(max(1, length - frames * sampling.stride + 1))
+        return _fit(_window(start, sampling.stride, frames), length, sampling)
+    if length < frames:
+        return _fit(_window(0, 1, frames), length, sampling)
+    return [rng.randrange(i * length // frames, (i + 1) * length // frames) for i in range(frames)]
+
+
+def eval_indices(length: int, sampling: Sampling, frames: int, segments: int) -> list[list[int]]:
+    """Return the frames of the clips that score a video, the same at every call.
+
+    Dense: `segments` windows, evenly spaced from the first frame the stride reaches to the last; a
+        single one lies in
+    the centre. Uniform: clip `p` takes the frame at `p / segments` of each segment; a single one
+    takes its middle.
+
+    Raises:
+        DataError: If the video has no frames, or is too short under `short: error`.
+    """
+    _check(length)
+    if sampling.stride is not None:
+        stride = sampling.stride
+        spare = max(0, -(-length // stride) - frames)
+        starts = [spare // 2] if segments == 1 else _spread(spare, segments)
+        return [_fit(_window(start * stride, stride, frames), length, sampling) for start in starts]
+    if length < frames:
+        return [_fit(_window(0, 1, frames), length, sampling)] * segments
+    parts, offsets = (2, [1]) if segments == 1 else (segments, list(range(segments)))
+    return [
+        [(parts * i + offset) * length // (parts * frames) for i in range(frames)]
+        for offset in offsets
+    ]
+
+
+def _window(start: int, stride: int, frames: int) -> list[int]:
+    return list(range(start, start + frames * stride, stride))
+
+
+def _spread(spare: int, segments: int) -> list[int]:
+    return [k * spare // (segments - 1) for k in range(segments)]
+
+
+def _check(length: int) -> None:
+    if length < 1:
+        raise DataError(f"a video of `{length}` frames has nothing to sample from")
+
+
+def _fit(indices: list[int], length: int, sampling: Sampling) -> list[int]:
+    """Apply the policy for short videos to ascending indices that may run past the end."""
+    if indices[-1] < length:
+        return indices
+    if sampling.short == "error":
+        raise DataError(
+            f"a video of `{length}` frames is too short: {len(indices)} frames"
+            f" at stride {sampling.stride or 1} need {indices[-1] - indices[0] + 1}",
+            hint="`short: repeat_last` or `short: loop` fill it; a smaller stride needs less",
+        )
+    if sampling.short == "loop":
+        return [index % length for index in indices]
+    reached = [index for index in indices if index < length]
+    return reached + reached[-1:] * (len(indices) - len(reached))

@@ -1,0 +1,182 @@
+"""`View`: one crop, resize and flip, applied to frames and to motion by the same object.
+
+Shapes: T frames, C channels, H and W pixels; y and x cells of the stored motion field; h and w
+    tokens of the view.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+# VideoMAE's 13 places of the multi-scale crop, in quarters of the free height and width.
+_PLACES = [(row, column) for row in (0, 2, 4) for column in (0, 2, 4)]
+_PLACES += [(row, column) for row in (1, 3) for column in (1, 3)]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A crop of the picture, resized to a square and perhaps mirrored, in this order.
+
+    Attributes:
+        height: Height of the stored frame in pixels.
+        width: Width of the stored frame in pixels.
+        top: First row of the crop.
+        left: First column of the crop.
+        crop_height: Rows of the crop.
+        crop_width: Columns of the crop.
+        size: Height and width of the result.
+        flip: Mirror left and right.
+
+    Raises:
+        ValueError: If the crop is empty or leaves the picture.
+    """
+
+    height: int
+    width: int
+    top: int
+    left: int
+    crop_height: int
+    crop_width: int
+    size: int
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        inside_y = 0 <= self.top < self.top + self.crop_height <= self.height
+        inside_x = 0 <= self.left < self.left + self.crop_width <= self.width
+        if not (inside_y and inside_x and self.size > 0):
+            raise ValueError(f"the crop is empty or leaves the picture: {self}")
+
+    def frames(self, video_TCHW: Tensor) -> Tensor:
+        """Cut, resize (bilinear, antialiased) and mirror uint8 frames: (T, C, size, size) uint8."""
+        if video_TCHW.shape[-2:] != (self.height, self.width):
+            raise ValueError(
+                f"a view of {self.height} x {self.width} cannot cut {tuple(video_TCHW.shape)}"
+            )
+        cut = video_TCHW[
+            ...,
+            self.top : self.top + self.crop_height,
+            self.left : self.left + self.crop_width,
+        ]
+        if cut.shape[-2:] != (self.size, self.size):
+            cut = functional.interpolate(
+                cut, (self.size, self.size), mode="bilinear", antialias=True
+            )
+        return cut.flip(-1) if self.flip else cut
+
+    def motion(self, field_Tyx2: Tensor, *, cell: int, grid: tuple[int, int]) -> Tensor:
+        """Average the motion under each token of the view.
+
+        A token's value is the exact area-weighted mean of the field over the pixels it shows,
+        wherever the crop cuts the cells; vectors are scaled with the picture and x changes its sign
+        when it is mirrored.
+
+        Args:
+            field_Tyx2: float32, displacement of content in stored pixels, x first; the last cell of
+                each axis ends at the border of the picture.
+            cell: Side of a cell in stored pixels.
+            grid: Tokens along height and width of the view.
+
+        Returns:
+            float32 (T, h, w, 2), in pixels of the view.
+        """
+        _, cells_y, cells_x, _ = field_Tyx2.shape
+        rows_hy = _overlap(self.top, self.crop_height, grid[0], cells_y, cell, self.height)
+        columns_wx = _overlap(self.left, self.crop_width, grid[1], cells_x, cell, self.width)
+        field_Thw2 = torch.einsum("hy,tyxc,wx->thwc", rows_hy, field_Tyx2, columns_wx)
+        scale_x = self.size / self.crop_width * (-1 if self.flip else 1)
+        scale_y = self.size / self.crop_height
+        field_Thw2 = field_Thw2 * field_Thw2.new_tensor((scale_x, scale_y))
+        return field_Thw2.flip(2) if self.flip else field_Thw2
+
+
+def corner_crop(
+    height: int, width: int, size: int, *, scales: Sequence[float], flip: float, rng: random.Random
+) -> View:
+    """Draw the view of pretraining, VideoMAE's multi-scale corner crop (its `transforms.py`).
+
+    Height and width are each a scale of the short side, at most one step of the list apart; the
+    crop lies at one of 13
+    places: corners, centre, middles of the edges and of the quarters. Ours reaches the far edges
+        exactly, where
+    VideoMAE stays up to 3 pixels away, and sides that nearly match `size` are not rounded to it.
+
+    Args:
+        height: Height of the stored frame.
+        width: Width of the stored frame.
+        size: Height and width of the view.
+        scales: Sides as shares of the short side, in order.
+        flip: Probability of a mirrored view.
+        rng: Where everything is drawn from.
+    """
+    sides = [max(1, int(min(height, width) * scale)) for scale in scales]
+    pairs = [
+        (tall, wide)
+        for i, tall in enumerate(sides)
+        for j, wide in enumerate(sides)
+        if abs(i - j) <= 1
+    ]
+    tall, wide = rng.choice(pairs)
+    row, column = rng.choice(_PLACES)
+    top, left = (height - tall) * row // 4, (width - wide) * column // 4
+    return View(height, width, top, left, tall, wide, size, rng.random() < flip)
+
+
+def random_resized_crop(
+    height: int,
+    width: int,
+    size: int,
+    *,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    flip: float,
+    rng: random.Random,
+) -> View:
+    """Draw the view of fine-tuning: random area and aspect (Szegedy et al. 2014, section 6).
+
+    The area is uniform in `scale` shares of the picture, the aspect (width by height) log-uniform
+    in `ratio`. When ten draws do not fit, the largest centred crop of an allowed aspect is taken,
+    as torchvision does.
+    """
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        wide, tall = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < wide <= width and 0 < tall <= height:
+            top, left = rng.randint(0, height - tall), rng.randint(0, width - wide)
+            break
+    else:
+        tall = min(height, max(1, round(width / ratio[0])))
+        wide = min(width, max(1, round(height * ratio[1])))
+        top, left = (height - tall) // 2, (width - wide) // 2
+    return View(height, width, top, left, tall, wide, size, rng.random() < flip)
+
+
+def spatial_crop(height: int, width: int, size: int, *, crop: int, crops: int) -> View:
+    """Return square `crop` of `crops` along the long side; a single one lies in the centre.
+
+    The square has the full short side, so that cutting and resizing equals VideoMAE's resizing of
+    the short side to `size` and cutting after it.
+    """
+    side = min(height, width)
+    spare = max(height, width) - side
+    offset = spare // 2 if crops == 1 else crop * spare // (crops - 1)
+    top, left = (offset, 0) if height > width else (0, offset)
+    return View(height, width, top, left, side, side, size)
+
+
+def _overlap(start: int, length: int, tokens: int, cells: int, cell: int, extent: int) -> Tensor:
+    """Return the share of each token's length in each cell: (tokens, cells), rows sum to 1."""
+    edges = start + length * torch.arange(tokens + 1, dtype=torch.float64) / tokens
+    bounds = cell * torch.arange(cells + 1, dtype=torch.float64)
+    bounds[-1] = extent
+    low = torch.maximum(edges[:-1, None], bounds[None, :-1])
+    high = torch.minimum(edges[1:, None], bounds[None, 1:])
+    shared = (high - low).clamp(min=0)
+    return (shared / shared.sum(1, keepdim=True)).float()

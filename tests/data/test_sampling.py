@@ -1,0 +1,169 @@
+"""Exact index lists, and properties against references written the long way round."""
+
+import random
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tatscli.data.sampling import eval_indices, train_indices
+from tatscli.errors import DataError
+from tatscli.recipe.schema import Sampling
+
+UNIFORM = Sampling(mode="uniform")
+
+lengths = st.integers(1, 400)
+strides = st.integers(1, 8)
+counts = st.integers(1, 32)
+seeds = st.integers(0, 2**32)
+
+
+def dense(stride: int, short: str = "repeat_last") -> Sampling:
+    return Sampling(mode="dense", stride=stride, short=short)
+
+
+class Lowest(random.Random):
+    """Draws the smallest value that can be drawn."""
+
+    def randrange(self, start, stop=None, step=1):  # type: ignore[no-untyped-def]
+        return 0 if stop is None else start
+
+
+class Highest(random.Random):
+    """Draws the largest."""
+
+    def randrange(self, start, stop=None, step=1):  # type: ignore[no-untyped-def]
+        return (start if stop is None else stop) - 1
+
+
+def test_dense_window_moves_from_the_first_to_the_last_place_that_fits() -> None:
+    assert train_indices(20, dense(4), 4, Lowest()) == [0, 4, 8, 12]
+    assert train_indices(20, dense(4), 4, Highest()) == [4, 8, 12, 16]
+    assert train_indices(16, dense(4), 4, Highest()) == [0, 4, 8, 12]
+    assert train_indices(13, dense(4), 4, Highest()) == [0, 4, 8, 12]
+
+
+@pytest.mark.parametrize(
+    ("short", "expected"),
+    [("repeat_last", [0, 4, 8, 8, 8, 8]), ("loop", [0, 4, 8, 2, 6, 0])],
+)
+def test_short_videos_do_what_is_named(short: str, expected: list[int]) -> None:
+    assert train_indices(10, dense(4, short), 6, random.Random(0)) == expected
+    assert eval_indices(10, dense(4, short), 6, 2) == [expected, expected]
+
+
+@pytest.mark.parametrize(
+    ("short", "expected"), [("repeat_last", [0, 1, 2, 2, 2]), ("loop", [0, 1, 2, 0, 1])]
+)
+def test_short_videos_in_uniform_mode(short: str, expected: list[int]) -> None:
+    sampling = Sampling(mode="uniform", short=short)
+    assert train_indices(3, sampling, 5, random.Random(0)) == expected
+    assert eval_indices(3, sampling, 5, 2) == [expected, expected]
+
+
+def test_short_error_names_length_and_need() -> None:
+    with pytest.raises(DataError, match=r"`10` frames is too short.*stride 4 need 21") as caught:
+        train_indices(10, dense(4, "error"), 6, random.Random(0))
+    assert "repeat_last" in (caught.value.hint or "")
+    assert eval_indices(21, dense(4, "error"), 6, 1) == [[0, 4, 8, 12, 16, 20]]
+    with pytest.raises(DataError, match=r"`4` frames.*need 5"):
+        eval_indices(4, Sampling(mode="uniform", short="error"), 5, 1)
+
+
+@pytest.mark.parametrize("sampling", [dense(2), UNIFORM])
+def test_a_video_without_frames_is_an_error(sampling: Sampling) -> None:
+    with pytest.raises(DataError, match="`0` frames"):
+        train_indices(0, sampling, 4, random.Random(0))
+    with pytest.raises(DataError, match="`0` frames"):
+        eval_indices(0, sampling, 4, 1)
+
+
+def test_dense_evaluation_lists() -> None:
+    """A video of 50 frames has 13 on the grid of stride 4; windows of 4 start at 0, 4 and 9."""
+    assert eval_indices(50, dense(4), 4, 1) == [[16, 20, 24, 28]]
+    assert eval_indices(50, dense(4), 4, 2) == [[0, 4, 8, 12], [36, 40, 44, 48]]
+    assert eval_indices(50, dense(4), 4, 3) == [
+        [0, 4, 8, 12],
+        [16, 20, 24, 28],
+        [36, 40, 44, 48],
+    ]
+
+
+def test_uniform_evaluation_lists() -> None:
+    assert eval_indices(16, UNIFORM, 4, 1) == [[2, 6, 10, 14]]
+    assert eval_indices(16, UNIFORM, 4, 2) == [[0, 4, 8, 12], [2, 6, 10, 14]]
+    assert eval_indices(10, UNIFORM, 4, 2) == [[0, 2, 5, 7], [1, 3, 6, 8]]
+
+
+def test_uniform_training_takes_each_frame_of_each_segment() -> None:
+    assert train_indices(10, UNIFORM, 4, Lowest()) == [0, 2, 5, 7]
+    assert train_indices(10, UNIFORM, 4, Highest()) == [1, 4, 6, 9]
+    rng = random.Random(0)
+    seen = {index for _ in range(200) for index in train_indices(10, UNIFORM, 4, rng)}
+    assert seen == set(range(10))
+
+
+@given(lengths, strides, counts, seeds)
+def test_dense_training_equals_the_reference(
+    length: int, stride: int, frames: int, seed: int
+) -> None:
+    """The reference walks through the video frame by frame."""
+    got = train_indices(length, dense(stride), frames, random.Random(seed))
+    grid = [frame for frame in range(length) if frame >= got[0] and (frame - got[0]) % stride == 0]
+    expected = (grid + [grid[-1]] * frames)[:frames]
+    assert got == expected
+    assert 0 <= got[0] <= max(0, length - frames * stride)
+
+
+@given(lengths, strides, counts, st.integers(1, 10))
+def test_dense_evaluation_equals_videomae(
+    length: int, stride: int, frames: int, segments: int
+) -> None:
+    """VideoMAE takes all frames at the stride, pads them, and spaces windows evenly over them."""
+    grid = list(range(0, length, stride))
+    grid += [grid[-1]] * max(0, frames - len(grid))
+    clips = eval_indices(length, dense(stride), frames, segments)
+    assert len(clips) == segments
+    for number, clip in enumerate(clips):
+        if segments == 1:
+            start = (len(grid) - frames) // 2
+        else:
+            start = int(number * Fraction(len(grid) - frames, segments - 1))
+        assert clip == grid[start : start + frames]
+
+
+@given(st.integers(1, 400), counts, st.integers(2, 10))
+def test_uniform_evaluation_equals_the_interleaved_grid(
+    length: int, frames: int, segments: int
+) -> None:
+    """VideoMAE's SSv2 test: the sorted union of the phases, dealt out in turn."""
+    if length < frames:
+        return
+    tick = Fraction(length, frames)
+    union = sorted(
+        int(tick * Fraction(phase, segments) + tick * i)
+        for i in range(frames)
+        for phase in range(segments)
+    )
+    clips = eval_indices(length, UNIFORM, frames, segments)
+    assert clips == [union[phase::segments] for phase in range(segments)]
+
+
+@given(
+    lengths,
+    counts,
+    seeds,
+    st.sampled_from([dense(1), dense(3), dense(3, "loop"), UNIFORM]),
+    st.integers(1, 6),
+)
+def test_every_list_stays_in_bounds_and_has_its_length(
+    length: int, frames: int, seed: int, sampling: Sampling, segments: int
+) -> None:
+    clips = eval_indices(length, sampling, frames, segments)
+    clips.append(train_indices(length, sampling, frames, random.Random(seed)))
+    for clip in clips:
+        assert len(clip) == frames
+        assert all(type(index) is int and 0 <= index < length for index in clip)
+        if sampling.short == "repeat_last":
+            assert clip == sorted(clip)

@@ -1,0 +1,213 @@
+"""Views: frames against torch's own resize, motion against a per-pixel reference, and both under a flip."""
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional
+
+from tatscli.data.view import View, corner_crop, random_resized_crop, spatial_crop
+
+SCALES = [1, 0.875, 0.75, 0.66]
+
+
+@st.composite
+def views(draw: st.DrawFn) -> View:
+    height, width = draw(st.integers(1, 90)), draw(st.integers(1, 90))
+    top, left = draw(st.integers(0, height - 1)), draw(st.integers(0, width - 1))
+    tall, wide = draw(st.integers(1, height - top)), draw(st.integers(1, width - left))
+    return View(height, width, top, left, tall, wide, draw(st.integers(1, 64)), draw(st.booleans()))
+
+
+def cells(view: View, cell: int) -> tuple[int, int]:
+    return -(-view.height // cell), -(-view.width // cell)
+
+
+def fields(view: View, cell: int, frames: int = 2) -> Tensor:
+    return torch.randn(frames, *cells(view, cell), 2, generator=torch.Generator().manual_seed(3))
+
+
+@given(views(), st.sampled_from([4, 16]), st.integers(1, 6), st.integers(1, 6))
+def test_uniform_motion_stays_exact_and_scales(view: View, cell: int, rows: int, cols: int) -> None:
+    field = torch.tensor([3.0, -2.0]).expand(2, *cells(view, cell), 2)
+    got = view.motion(field, cell=cell, grid=(rows, cols))
+    sign = -1 if view.flip else 1
+    expected = torch.tensor(
+        [sign * 3 * view.size / view.crop_width, -2 * view.size / view.crop_height]
+    )
+    assert got.shape == (2, rows, cols, 2)
+    torch.testing.assert_close(got, expected.expand_as(got), rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(views(), st.sampled_from([4, 16]), st.integers(1, 5), st.integers(1, 5))
+def test_motion_equals_the_mean_over_pixels(view: View, cell: int, rows: int, cols: int) -> None:
+    """Spread the field over pixels, cut each token's exact area out of them pixel by pixel."""
+    field = fields(view, cell)
+    pixels = field.repeat_interleave(cell, 1).repeat_interleave(cell, 2)
+    pixels = pixels[:, : view.height, : view.width].double()
+    expected = torch.zeros(2, rows, cols, 2, dtype=torch.float64)
+    for row in range(rows):
+        for col in range(cols):
+            total = 0.0
+            y0 = view.top + view.crop_height * row / rows
+            y1 = view.top + view.crop_height * (row + 1) / rows
+            x0 = view.left + view.crop_width * col / cols
+            x1 = view.left + view.crop_width * (col + 1) / cols
+            for y in range(view.height):
+                for x in range(view.width):
+                    share = max(0, min(y1, y + 1) - max(y0, y)) * max(
+                        0, min(x1, x + 1) - max(x0, x)
+                    )
+                    if share:
+                        expected[:, row, col] += share * pixels[:, y, x]
+                        total += share
+            expected[:, row, col] /= total
+    expected[..., 0] *= view.size / view.crop_width
+    expected[..., 1] *= view.size / view.crop_height
+    if view.flip:
+        expected = expected.flip(2)
+        expected[..., 0] *= -1
+    got = view.motion(field, cell=cell, grid=(rows, cols))
+    torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@given(views())
+def test_flip_commutes_with_the_view(view: View) -> None:
+    """Mirroring the result equals viewing the mirrored video through the mirrored crop."""
+    mirrored = replace(view, left=view.width - view.left - view.crop_width, flip=False)
+    plain = replace(view, flip=False)
+    flipped = replace(view, flip=True)
+    video = torch.randint(0, 256, (2, 3, view.height, view.width), dtype=torch.uint8)
+    assert torch.equal(flipped.frames(video), plain.frames(video).flip(-1))
+    difference = flipped.frames(video).int() - mirrored.frames(video.flip(-1)).int()
+    assert difference.abs().max() <= 1  # fixed-point rounding of the resize
+
+    # One pixel a cell, so that cells mirror exactly.
+    field = fields(view, 1)
+    turned = field.flip(2) * torch.tensor([-1.0, 1.0])
+    torch.testing.assert_close(
+        flipped.motion(field, cell=1, grid=(3, 3)),
+        mirrored.motion(turned, cell=1, grid=(3, 3)),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+@given(views())
+def test_frames_equal_a_float_resize_of_the_crop(view: View) -> None:
+    video = torch.randint(0, 256, (2, 3, view.height, view.width), dtype=torch.uint8)
+    cut = video[
+        :,
+        :,
+        view.top : view.top + view.crop_height,
+        view.left : view.left + view.crop_width,
+    ]
+    expected = functional.interpolate(
+        cut.float(), (view.size, view.size), mode="bilinear", antialias=True
+    )
+    if view.flip:
+        expected = expected.flip(-1)
+    got = view.frames(video.contiguous(memory_format=torch.channels_last))
+    assert got.dtype == torch.uint8
+    assert got.shape == (2, 3, view.size, view.size)
+    assert (got.float() - expected).abs().max() <= 1.01
+    assert torch.equal(got, view.frames(video))  # whatever the memory layout
+
+
+def test_a_moving_picture_moves_as_its_field_says() -> None:
+    """Shift a picture by the field, view both: the content moved by the view's motion."""
+    ramp = torch.arange(96, dtype=torch.float32)
+    before = ramp.expand(1, 1, 64, 96)
+    after = before - 4  # content moved by +4 in x on a ramp of slope 1
+    view = View(64, 96, 8, 16, 32, 64, 32, flip=True)
+    video = torch.cat([before, after]).expand(2, 3, 64, 96).clamp(0, 255).to(torch.uint8)
+    field = torch.tensor([4.0, 0.0]).expand(2, 4, 6, 2)
+    motion = view.motion(field, cell=16, grid=(2, 2))[0, 0, 0]
+    picture = view.frames(video).float()
+    slope = (picture[0, 0, 16, 20] - picture[0, 0, 16, 10]) / 10
+    shift = (picture[0, 0, 16, 15] - picture[1, 0, 16, 15]) / slope
+    assert motion[0].item() == pytest.approx(-2.0)
+    assert shift.item() == pytest.approx(motion[0].item(), abs=0.3)
+
+
+@pytest.mark.parametrize("change", [{"left": 60}, {"top": -1}, {"crop_width": 0}, {"size": 0}])
+def test_impossible_crops_are_refused(change: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="leaves the picture"):
+        replace(View(48, 64, 0, 0, 48, 48, 32), **change)
+
+
+def test_frames_of_another_size_are_refused() -> None:
+    with pytest.raises(ValueError, match="48 x 64"):
+        View(48, 64, 0, 0, 48, 48, 32).frames(torch.zeros(1, 3, 64, 48, dtype=torch.uint8))
+
+
+def test_corner_crop_uses_every_pair_and_place_and_no_other() -> None:
+    rng = random.Random(0)
+    drawn = [corner_crop(256, 340, 224, scales=SCALES, flip=0.0, rng=rng) for _ in range(6000)]
+    sides = [256, 224, 192, 168]
+    pairs = {(sides[i], sides[j]) for i in range(4) for j in range(4) if abs(i - j) <= 1}
+    assert {(view.crop_height, view.crop_width) for view in drawn} == pairs
+    places = {(view.top, view.left) for view in drawn if view.crop_height == view.crop_width == 192}
+    tops, lefts = [0, 16, 32, 48, 64], [0, 37, 74, 111, 148]
+    even = {(tops[i], lefts[j]) for i in (0, 2, 4) for j in (0, 2, 4)}
+    odd = {(tops[i], lefts[j]) for i in (1, 3) for j in (1, 3)}
+    assert places == even | odd
+    assert not any(view.flip for view in drawn)
+
+
+def test_flip_probability_is_kept() -> None:
+    rng = random.Random(0)
+    flips = [corner_crop(20, 30, 8, scales=[1], flip=0.3, rng=rng).flip for _ in range(4000)]
+    assert sum(flips) / 4000 == pytest.approx(0.3, abs=0.03)
+
+
+@given(st.integers(1, 400), st.integers(1, 400), st.integers(0, 2**32))
+def test_random_views_stay_inside(height: int, width: int, seed: int) -> None:
+    """`View` itself refuses a crop that leaves the picture."""
+    rng = random.Random(seed)
+    corner_crop(height, width, 32, scales=SCALES, flip=0.5, rng=rng)
+    random_resized_crop(
+        height, width, 32, scale=(0.08, 1.0), ratio=(0.75, 4 / 3), flip=0.5, rng=rng
+    )
+
+
+def test_random_resized_crop_covers_its_ranges() -> None:
+    rng = random.Random(0)
+    drawn = [
+        random_resized_crop(
+            256, 340, 224, scale=(0.2, 0.5), ratio=(0.75, 4 / 3), flip=0.5, rng=rng
+        )
+        for _ in range(3000)
+    ]
+    areas = torch.tensor([view.crop_height * view.crop_width / (256 * 340) for view in drawn])
+    aspects = torch.tensor([view.crop_width / view.crop_height for view in drawn])
+    assert 0.195 < areas.min() < 0.21
+    assert 0.49 < areas.max() < 0.505
+    assert areas.mean().item() == pytest.approx(0.35, abs=0.01)
+    assert 0.74 < aspects.min() < 0.76
+    assert 1.31 < aspects.max() < 1.35
+    assert aspects.log().mean().item() == pytest.approx(0.0, abs=0.02)
+    assert {view.top == 0 for view in drawn} == {True, False}
+
+
+def test_random_resized_crop_of_a_strip_falls_back_to_an_allowed_aspect() -> None:
+    view = random_resized_crop(
+        20, 1000, 8, scale=(0.9, 1.0), ratio=(0.75, 4 / 3), flip=0.0, rng=random.Random(0)
+    )
+    assert (view.top, view.left, view.crop_height, view.crop_width) == (0, 486, 20, 27)
+
+
+def test_spatial_crops_are_spaced_along_the_long_side() -> None:
+    def boxes(height: int, width: int, crops: int) -> list[tuple[int, int, int, int]]:
+        found = [spatial_crop(height, width, 32, crop=i, crops=crops) for i in range(crops)]
+        return [(view.top, view.left, view.crop_height, view.crop_width) for view in found]
+
+    assert boxes(48, 64, 1) == [(0, 8, 48, 48)]
+    assert boxes(48, 64, 3) == [(0, 0, 48, 48), (0, 8, 48, 48), (0, 16, 48, 48)]
+    assert boxes(64, 48, 3) == [(0, 0, 48, 48), (8, 0, 48, 48), (16, 0, 48, 48)]
+    assert boxes(50, 50, 3) == [(0, 0, 50, 50)] * 3
