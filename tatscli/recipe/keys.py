@@ -73,12 +73,11 @@ def dotted(keys: Keys) -> str:
 def suggest(section: type[Section], parent: Keys, wrong: str) -> str:
     """Say which key was meant: the nearest here, one of that name elsewhere, or all there are."""
     fields = list(section.model_fields)
-    near = get_close_matches(wrong, fields, n=1)
-    if near:
-        return f"did you mean `{dotted((*parent, near[0]))}`?"
-    elsewhere = [keys for keys in _all_keys(Recipe) if keys[-1] == wrong]
-    if elsewhere:
-        return "did you mean " + " or ".join(f"`{dotted(keys)}`" for keys in elsewhere[:3]) + "?"
+    near = get_close_matches(wrong, fields, n=1) or [field for field in fields if wrong in field]
+    meant: list[Keys] = [(*parent, field) for field in near]
+    meant = meant or [keys for keys in _all_keys(Recipe) if keys[-1] == wrong]
+    if meant:
+        return "did you mean " + " or ".join(f"`{dotted(keys)}`" for keys in meant[:3]) + "?"
     return "its keys are " + ", ".join(f"`{field}`" for field in fields)
 
 

@@ -102,16 +102,12 @@ def _describe_choice(
         options = [one.strip("'") for one in context["expected"].replace(" or ", ", ").split(", ")]
         value = error["input"]
     else:
-        options = (
-            [one.strip("'") for one in context["expected_tags"].split(", ")]
-            if ("expected_tags" in context)
-            else _kinds(owner, keys)
-        )
+        options, value = _kinds(owner, keys), context.get("tag")
         keys = (*keys, "kind")
-        value = context.get("tag")
     allowed = ", ".join(f"`{option}`" for option in options)
-    if value is None and error["type"] == "union_tag_not_found":
-        return keys, "", f"`{dotted(keys)}` is missing; one of {allowed}"
+    allowed = f"one of {allowed}" if len(options) > 1 else allowed
+    if error["type"] == "union_tag_not_found":
+        return keys, "", f"`{dotted(keys)}` is missing; it must be {allowed}"
     near = get_close_matches(str(value), options, n=1)
     meant = f"; did you mean `{near[0]}`?" if near else ""
     return keys, f"`{dotted(keys)}: {_show(value)}` must be ", allowed + meant

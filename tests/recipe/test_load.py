@@ -1,0 +1,174 @@
+"""Recipes from files and names, and what is said about wrong ones."""
+
+from pathlib import Path
+
+import pytest
+
+from tatscli.errors import Exit, RecipeError
+from tatscli.recipe.load import load_recipe
+
+MINIMAL = "data: {store: prepared/x}\nmask: {kind: tube}\n"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str) -> Path:
+        path = tmp_path / "mine.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def problems_of(path: Path, *overrides: str) -> list[str]:
+    """The list of problems in the error that loading raises."""
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, overrides)
+    return [line[4:] for line in caught.value.message.splitlines()[1:]]
+
+
+def test_a_file_gives_recipe_name_and_source(write):
+    path = write(MINIMAL)
+    loaded = load_recipe(path)
+    assert (loaded.name, loaded.source) == ("mine", path)
+    assert loaded.recipe.data.store == "prepared/x"
+    assert loaded.merged == {"data": {"store": "prepared/x"}, "mask": {"kind": "tube"}}
+
+
+def test_a_shipped_name_needs_no_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loaded = load_recipe("ucf101")
+    assert loaded.name == "ucf101"
+    assert loaded.recipe.mask.kind == "tats"
+
+
+def test_a_missing_recipe_names_the_shipped_ones_and_the_nearest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("ufc101")
+    assert caught.value.exit_code == Exit.USAGE
+    assert "did you mean `ucf101`?" in caught.value.hint
+    assert "`ssv2`" in caught.value.hint
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("recipes/ssv2.yaml")  # as a checkout would have it
+    assert "did you mean `ssv2`?" in caught.value.hint
+
+
+def test_a_folder_is_not_a_recipe(tmp_path):
+    with pytest.raises(RecipeError, match="is a folder"):
+        load_recipe(tmp_path)
+
+
+def test_floats_without_a_point_are_numbers(write):
+    path = write(MINIMAL + "optim: {base_lr: 1e-4, min_lr: 1E-6, eps: 2e-08}\n")
+    optim = load_recipe(path, ["optim.warmup_lr=5e-7"]).recipe.optim
+    assert (optim.base_lr, optim.min_lr, optim.eps, optim.warmup_lr) == (1e-4, 1e-6, 2e-8, 5e-7)
+
+
+def test_naming_one_key_of_the_finetuning_optimiser_keeps_its_other_defaults(write):
+    recipe = load_recipe(write(MINIMAL + "finetune: {optim: {epochs: 3}}\n")).recipe
+    assert recipe.finetune.optim.epochs == 3
+    assert recipe.finetune.optim.layer_decay == 0.75
+    assert recipe.finetune.optim.total_batch == 512
+
+
+def test_all_problems_come_at_once_with_path_line_and_nearest_key(write):
+    path = write(
+        "data: {store: 3}\n"
+        "mask:\n"
+        "  kind: tats\n"
+        "  widht: 4\n"
+        "  ratio: 1.5\n"
+        "optim: {epochs: 2.5, lr: 1e-4}\n"
+        "modle: {size: base}\n"
+    )
+    assert problems_of(path, "evaluate.crops=2", "optim.epchs=3", "mask.heads=many") == [
+        "`optim.epchs` is unknown; did you mean `optim.epochs`?",
+        "line 1: `data.store: 3` must be text; put quotes around it",
+        "line 5: `mask.ratio: 1.5` must be less than 1",
+        '`mask.heads: "many"` must be a whole number',
+        "line 4: `mask.widht` is unknown; did you mean `mask.width`?",
+        "line 6: `optim.epochs: 2.5` must be a whole number",
+        "line 6: `optim.lr` is unknown; "
+        "did you mean `optim.base_lr` or `optim.min_lr` or `optim.warmup_lr`?",
+        "`evaluate.crops: 2` must be one of `1`, `3`",
+        "line 7: `modle` is unknown; did you mean `model`?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "data: {store: x}\nmask: {kind: tatz}\n",
+            'line 2: `mask.kind: "tatz"` must be one of `random`, `tube`, `tats`; '
+            "did you mean `tats`?",
+        ),
+        (
+            "data: {store: x}\nmask: {ratio: 0.5}\n",
+            "line 2: `mask.kind` is missing; it must be one of `random`, `tube`, `tats`",
+        ),
+        ("data: {store: x}\n", "`mask` is missing"),
+        (
+            "data: {frames: 16}\nmask: {kind: tube}\n",
+            "line 1: `data.store` is missing: Folder written by `tats prepare`",
+        ),
+        (MINIMAL + "targets: []\n", "line 3: `targets: []` must be a list of at least 1"),
+        (
+            MINIMAL + "targets:\n  - kind: pixels\n    weigth: 2\n",
+            "line 5: `targets.0.weigth` is unknown; did you mean `targets.0.weight`?",
+        ),
+        (MINIMAL + "run: fast\n", 'line 3: `run: "fast"` must be a section with keys'),
+        (MINIMAL + "run: {compile: 1}\n", "line 3: `run.compile: 1` must be `true` or `false`"),
+        (MINIMAL + "optim: {epochs: yes}\n", "line 3: `optim.epochs: true` must be a whole number"),
+        (MINIMAL + "optim: {eps: .nan}\n", "line 3: `optim.eps: NaN` must be a finite number"),
+        (MINIMAL + "optim: {betas: [0.9]}\n", "line 3: `optim.betas: [0.9]` has too few items"),
+        (
+            "data: {store: x, workers: -1}\nmask: {kind: tube}\n",
+            "line 1: `data.workers: -1` must be at least 0 or `auto`",
+        ),
+        (
+            "data: {store: x, size: 100}\nmask: {kind: tube}\n",
+            "`data.size: 100` is not a multiple of `model.patch: 16`",
+        ),
+        (
+            "data:\n  store: x\n  sampling: {mode: uniform, stride: 2}\nmask: {kind: tube}\n",
+            "line 3: `data.sampling`: `mode: uniform` takes no `stride`: "
+            "the whole video is covered",
+        ),
+        (
+            MINIMAL + "ratio: 0.5\n",
+            "line 3: `ratio` is unknown; did you mean `mask.ratio`?",
+        ),
+        (
+            MINIMAL + "optim:\n  epochs: 3\n  eps: 1e-8\n  epochs: 4\n",
+            "line 6: `optim.epochs` is given twice, first on line 4",
+        ),
+    ],
+)
+def test_one_problem_in_words(write, text, expected):
+    assert problems_of(write(text)) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "is empty"),
+        ("- data\n- mask\n", "is not a mapping of sections"),
+        ("data: {store: x\nmask: 3\n", "is not valid YAML on line 2"),
+        ("data:\n\tstore: x\n", "is not valid YAML on line 2, column 1"),
+        ("data: &a\n  store: *a\n", "an alias inside itself"),
+        ("data: !!python/object:os.system {}\n", "is not valid YAML on line 1"),
+    ],
+)
+def test_text_that_is_no_recipe(write, text, expected):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(text))
+    assert expected in caught.value.message
+
+
+def test_bytes_that_are_not_text(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_bytes(b"\xff\xfe\x00data")
+    with pytest.raises(RecipeError, match="UTF-8"):
+        load_recipe(path)
