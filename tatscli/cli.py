@@ -22,8 +22,8 @@ COMMANDS = {
 }
 """Every command, in the order of `tats --help`: a function or a Typer group, `EPILOG` beside it.
 
-All these modules are imported for any command line, so none may import torch, torchvision, av,
-numpy or pydantic before its function runs.
+All these modules are imported for any command line, so none may import torch, torchvision, av
+or numpy before its function runs.
 """
 
 EPILOG = """

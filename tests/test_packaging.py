@@ -1,0 +1,82 @@
+"""What `pip install` leaves behind: the wheel has the recipes, and the program finds them there."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tatscli.recipe.shipped import shipped
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dist")
+    done = subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return next(folder.glob("*.whl"))
+
+
+@pytest.mark.slow
+def test_the_wheel_has_code_recipes_and_licence_and_nothing_else(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    tops = {name.partition("/")[0].partition("-")[0] for name in names}
+    assert tops == {"tatscli", "tats"}
+    for one in shipped():
+        assert f"tatscli/shipped_recipes/{one.name}.yaml" in names
+    assert "tatscli/shipped_recipes/schema.json" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert not [name for name in names if name.endswith(".pyc")]
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_finds_its_recipes_away_from_the_source(wheel, tmp_path):
+    site = tmp_path / "site"
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", site, wheel],
+        check=True,
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "tatscli", "recipes", "list", "--json"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(done.stdout)["recipes"]
+    assert {one["name"] for one in found} == {one.name for one in shipped()}
+    assert all(Path(one["path"]).is_relative_to(site) for one in found)
+
+
+@pytest.mark.slow
+def test_the_constraints_can_be_met():
+    """Every requirement of a development set-up has a pin, and the pins fit the requirements."""
+    from importlib.metadata import requires
+
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    pins = {
+        canonicalize_name(name): version
+        for name, _, version in (
+            line.partition("==") for line in (ROOT / "constraints.txt").read_text().splitlines()
+        )
+    }
+    wanted = [Requirement(line) for line in requires("tats") or ()]
+    for extra in ("", "dev", "hf"):
+        for one in wanted:
+            if one.marker and not one.marker.evaluate({"extra": extra}):
+                continue
+            if one.name != "tats":
+                assert pins[canonicalize_name(one.name)] in one.specifier, one
+    assert pins["torch"] != "2.13.0"
