@@ -172,8 +172,10 @@ class TatsMasker(Masker):
                 kl = ppo.kl_divergence(rollout.old_log_p_BN, output.log_p_BN.detach()).mean()
                 if not _mean_over_ranks(kl).item() <= self.config.max_kl:
                     break
-            loss, terms = self._loss(output, rollout, plan, advantage_BM, reward_B)
-            norm = self._step(loss)
+            # An outer autocast would reach into the backward pass and round its products.
+            with torch.autocast(reward_BM.device.type, enabled=False):
+                loss, terms = self._loss(output, rollout, plan, advantage_BM, reward_B)
+                norm = self._step(loss)
             metrics |= terms | {"grad_norm": norm}
             if not norm.isfinite():
                 skipped = 1

@@ -1,0 +1,86 @@
+"""Motion and slice numbers: by hand, at chance, with ties and without motion."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tatscli.data.motion import MotionField
+from tatscli.masking.insight import mask_insight, top_share, visible_per_slice
+from tatscli.masking.plan import MaskPlan
+
+GRID = (2, 2, 5)
+
+
+def motion(speed_BN: torch.Tensor) -> MotionField:
+    """Give every token of both frames of its tubelet the same speed."""
+    B = speed_BN.shape[0]
+    field = torch.zeros(B, 4, 2, 5, 2)
+    field[..., 0] = speed_BN.reshape(B, 2, 2, 5).repeat_interleave(2, dim=1)
+    return MotionField(field, torch.ones(B, 4, dtype=torch.bool))
+
+
+def plan(*visible: list[int]) -> MaskPlan:
+    return MaskPlan.from_visible(torch.tensor(visible), 20)
+
+
+def test_numbers_by_hand() -> None:
+    speed = torch.zeros(1, 20)
+    speed[0, 3], speed[0, 12], speed[0, 15] = 4.0, 2.0, 1.0
+    numbers = mask_insight(plan([3, 12, 15, 0]), grid=GRID, motion=motion(speed))
+    assert numbers == pytest.approx(
+        {
+            "visible_slice_min": 2,
+            "visible_slice_max": 2,
+            "motion_share": 0.5,  # the top tenth of 20 tokens are 3 and 12
+            "motion_lift": (7 / 4) / (7 / 20),
+        }
+    )
+
+
+def test_clips_without_motion_do_not_count() -> None:
+    speed = torch.zeros(2, 20)
+    speed[0, 3] = speed[0, 4] = 1.0
+    both = mask_insight(plan([3, 4], [0, 1]), grid=GRID, motion=motion(speed))
+    assert (both["motion_share"], both["motion_lift"]) == pytest.approx((1, 10))
+    still = mask_insight(plan([3, 4]), grid=GRID, motion=motion(torch.zeros(1, 20)))
+    assert set(still) == {"visible_slice_min", "visible_slice_max"}
+    unknown = motion(speed)
+    unknown.valid_BT.fill_(False)
+    assert "motion_share" not in mask_insight(plan([3], [4]), grid=GRID, motion=unknown)
+    assert "motion_share" not in mask_insight(plan([3], [4]), grid=GRID)
+
+
+def test_slices_are_counted_by_clip() -> None:
+    assert visible_per_slice(torch.tensor([[0, 1, 9], [9, 10, 19]]), 2, 10).tolist() == [
+        [3, 0],
+        [1, 2],
+    ]
+    numbers = mask_insight(plan([0, 1, 9], [9, 10, 19]), grid=GRID)
+    assert numbers == {"visible_slice_min": 0.5, "visible_slice_max": 2.5}
+
+
+@settings(deadline=None)
+@given(st.integers(1, 60), st.integers(1, 5), st.floats(0.05, 0.95), st.integers(0, 1000))
+def test_blind_choice_scores_the_share_exactly_whatever_the_ties(
+    tokens: int, levels: int, share: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    magnitude = torch.randint(0, levels, (3, tokens), generator=generator).float()
+    weight = top_share(magnitude, share)
+    torch.testing.assert_close(weight.mean(1), torch.full((3,), share))
+    assert ((weight >= 0) & (weight <= 1 + 1e-5)).all()
+    for row in range(3):  # never less for a faster token
+        order = magnitude[row].argsort()
+        faster = magnitude[row][order].diff() > 0
+        assert (weight[row][order].diff()[faster] >= 0).all()
+
+
+def test_random_masks_are_at_chance() -> None:
+    speed = torch.rand(2000, 20)
+    visible = torch.rand(2000, 20).topk(5, dim=1).indices
+    numbers = mask_insight(MaskPlan.from_visible(visible, 20), grid=GRID, motion=motion(speed))
+    assert numbers["motion_share"] == pytest.approx(0.1, abs=0.01)
+    assert numbers["motion_lift"] == pytest.approx(1, abs=0.03)
