@@ -1,0 +1,167 @@
+"""`Store`: reading what `tats prepare` wrote, memory-mapped, touching only the bytes asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+
+from tatscli.errors import DataError
+from tatscli.store.schema import (
+    DATASET,
+    FORMAT_VERSION,
+    MANIFEST,
+    Dataset,
+    Row,
+    Settings,
+    read_rows,
+)
+
+_OPEN_SHARDS = 512  # mapped at the same time in one process
+
+
+class Store:
+    """A prepared data set. Picklable: every process opens the shards it touches for itself.
+
+    Attributes:
+        path: The store's folder.
+        dataset: Content of `dataset.json`.
+        rows: All sources, failed ones included, sorted by id.
+    """
+
+    def __init__(self, path: Path, dataset: Dataset, rows: list[Row]) -> None:
+        self.path = path
+        self.dataset = dataset
+        self.rows = rows
+        self._shards: OrderedDict[str, Any] = OrderedDict()
+
+    @classmethod
+    def open(cls, path: str | Path) -> Store:
+        """Open a store.
+
+        Raises:
+            DataError: There is no store, it is unfinished, damaged, or of another format version.
+        """
+        path = Path(path)
+        again = "run `tats prepare SRC --out STORE` to make one"
+        if not path.is_dir():
+            raise DataError(f"there is no store at `{path}`", again)
+        try:
+            text = (path / DATASET).read_text("utf-8")
+        except FileNotFoundError:
+            raise DataError(f"`{path}` is not a store: it has no `{DATASET}`", again) from None
+        try:
+            version = json.loads(text).get("format_version")
+            if version != FORMAT_VERSION:
+                raise DataError(
+                    f"`{path}` has store format `{version}`; this tats reads {FORMAT_VERSION}",
+                    "prepare it anew, or use the tats version that wrote it",
+                )
+            dataset, rows = Dataset.model_validate_json(text), read_rows(path / MANIFEST)
+        except (ValidationError, ValueError, AttributeError) as error:
+            raise DataError(f"the store `{path}` is damaged: {error}", again) from error
+        if not dataset.complete:
+            raise DataError(
+                f"the store `{path}` is unfinished: {len(rows)} sources so far",
+                "run the same `tats prepare` command again; it continues where it stopped",
+            )
+        return cls(path, dataset, rows)
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def class_names(self) -> list[str]:
+        return list(self.dataset.class_names)
+
+    @property
+    def settings(self) -> Settings:
+        return self.dataset.settings
+
+    @property
+    def motion_cell(self) -> int:
+        return self.dataset.settings.motion_cell
+
+    def part(self, split: str | None) -> list[int]:
+        """Return the indices of the ok rows of a split, in the order of their ids; None takes all.
+
+        Raises:
+            DataError: The store has no such split.
+        """
+        splits = sorted({s for row in self.rows for s in (row.split, *row.also_in) if s})
+        if split is not None and split not in splits:
+            named = ", ".join(f"`{s}`" for s in splits) if splits else "none"
+            raise DataError(
+                f"the store `{self.path}` has no split `{split}`; it has {named}",
+                None if splits else "splits come from `tats prepare --annotations SPLIT=FILE`",
+            )
+        return [
+            index
+            for index, row in enumerate(self.rows)
+            if row.status == "ok" and row.in_split(split)
+        ]
+
+    def jpegs(self, row: int, frames: Sequence[int]) -> list[np.ndarray]:
+        """Return the JPEG files of some frames of a video, each a writable uint8 vector."""
+        offsets, images = self._tensor(row, "offsets"), self._tensor(row, "jpeg")
+        result = []
+        for frame in frames:
+            start, end = offsets[frame : frame + 2].tolist()
+            result.append(images[start:end])
+        return result
+
+    def motion(self, row: int, frames: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the motion of some frames of a video.
+
+        Returns:
+            The field (T, gh, gw, 2) float32 in pixels of the stored picture, x first, and its
+            validity (T,) bool.
+        """
+        motion, valid = self._tensor(row, "motion"), self._tensor(row, "valid")
+        field = np.concatenate([motion[frame : frame + 1] for frame in frames])
+        known = np.concatenate([valid[frame : frame + 1] for frame in frames])
+        return field.astype(np.float32), known.astype(bool)
+
+    def times(self, row: int) -> np.ndarray:
+        """Return the presentation times of a video in seconds, (T,) float64."""
+        return self._tensor(row, "times")[:]
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of `dataset.json` and the manifest; equal runs give equal ones."""
+        digest = hashlib.sha256()
+        for name in (DATASET, MANIFEST):
+            digest.update((self.path / name).read_bytes())
+        return digest.hexdigest()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_shards": OrderedDict()}
+
+    def _tensor(self, row: int, name: str) -> Any:
+        """Return a tensor of a video as a slice: indexing it copies just those elements."""
+        record = self.rows[row]
+        if record.shard is None:
+            raise DataError(f"`{record.id}` has no frames in the store: {record.reason}")
+        try:
+            return self._shard(record.shard).get_slice(f"{record.id}/{name}")
+        except (SafetensorError, OSError) as error:
+            raise DataError(
+                f"the shard `{self.path / record.shard}` is damaged or missing: {error}",
+                "prepare the store anew with `tats prepare ... --overwrite`",
+            ) from error
+
+    def _shard(self, name: str) -> Any:
+        if name in self._shards:
+            self._shards.move_to_end(name)
+            return self._shards[name]
+        self._shards[name] = safe_open(self.path / name, framework="numpy")
+        if len(self._shards) > _OPEN_SHARDS:
+            self._shards.popitem(last=False)
+        return self._shards[name]

@@ -1,0 +1,175 @@
+"""What a store is on disk: `dataset.json` and `manifest.jsonl`, read and written safely.
+
+STORE/dataset.json            format version, settings, class names, counts
+STORE/manifest.jsonl          one `Row` for each source, sorted by id
+STORE/shards/NNNNN.safetensors    for each video `<id>/times offsets motion jpeg valid`
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FORMAT_VERSION = 1
+DATASET, MANIFEST, SHARDS = "dataset.json", "manifest.jsonl", "shards"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+
+class Settings(_Record):
+    """How sources are turned into frames and motion; the same for the whole store."""
+
+    short_side: Annotated[int, Field(ge=1)] | None = 256
+    """Larger pictures are scaled down to it; null keeps every picture as it is."""
+    quality: Annotated[int, Field(ge=1, le=31)] = 3
+    """FFmpeg's JPEG scale: 2 is best, 31 smallest."""
+    motion_cell: Annotated[int, Field(ge=1)] = 16
+    """Side of a cell of the motion field, in stored pixels."""
+
+
+class Row(_Record):
+    """One source of the store."""
+
+    id: str
+    """Path of the source relative to the prepared folder; absolute where it lies outside."""
+    status: Literal["ok", "failed"]
+    reason: str | None = None
+    """Why it failed."""
+    warning: str | None = None
+    """What is missing although it is ok: frames of a damaged file."""
+    label: int | None = None
+    """Index into the class names."""
+    split: str | None = None
+    """The part of the data it belongs to."""
+    also_in: tuple[str, ...] = ()
+    """Further splits that list the same file."""
+    codec: str | None = None
+    """Codec of the source."""
+    fps: float | None = None
+    """Frames a second, measured on the presentation times."""
+    frames: int = 0
+    width: int = 0
+    """Width of the stored picture."""
+    height: int = 0
+    """Height of the stored picture."""
+    duration: float = 0.0
+    """Seconds from the first frame to the end of the last."""
+    source_width: int = 0
+    """Width of the decoded picture, before it is turned and scaled."""
+    source_height: int = 0
+    """Height of the decoded picture, before it is turned and scaled."""
+    rotation: int = 0
+    """Degrees clockwise by which picture and motion have been turned to be upright."""
+    mirrored: bool = False
+    """Whether they have been mirrored left to right before."""
+    motion: Literal["native", "none"] = "none"
+    """Where the motion field comes from: the codec's own vectors, or nowhere."""
+    moving: int = 0
+    """Frames with motion vectors."""
+    shard: str | None = None
+    """Path of the shard inside the store."""
+
+    def in_split(self, split: str | None) -> bool:
+        """Whether a split lists this source; None is the whole store."""
+        return split is None or split == self.split or split in self.also_in
+
+
+class Counts(_Record):
+    """Totals of the manifest."""
+
+    ok: int = 0
+    failed: int = 0
+    frames: int = 0
+    splits: dict[str, int] = {}
+    """Videos that are ok in each split."""
+
+    @classmethod
+    def of(cls, rows: Iterable[Row]) -> Counts:
+        """Count rows."""
+        rows = list(rows)
+        ok = [row for row in rows if row.status == "ok"]
+        splits: dict[str, int] = {}
+        for row in ok:
+            for split in (row.split, *row.also_in):
+                if split is not None:
+                    splits[split] = splits.get(split, 0) + 1
+        frames = sum(row.frames for row in ok)
+        return cls(
+            ok=len(ok),
+            failed=len(rows) - len(ok),
+            frames=frames,
+            splits=dict(sorted(splits.items())),
+        )
+
+
+class Dataset(_Record):
+    """`dataset.json`."""
+
+    format: Literal["tats-store"] = "tats-store"
+    format_version: int = FORMAT_VERSION
+    complete: bool = False
+    """False while `tats prepare` is at work, or after it was stopped."""
+    settings: Settings = Settings()
+    class_names: tuple[str, ...] = ()
+    counts: Counts = Counts()
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read a manifest; a last line that a killed run left unfinished is dropped.
+
+    Raises:
+        pydantic.ValidationError: A finished line is not a row.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    return [Row.model_validate_json(line) for line in lines[:-1] if line]
+
+
+def row_line(row: Row) -> bytes:
+    """Return a row as its line of the manifest."""
+    return row.model_dump_json().encode() + b"\n"
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Replace a manifest."""
+    write_safely(path, b"".join(map(row_line, rows)))
+
+
+def append_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Add rows to a manifest and wait until they are on disk."""
+    with path.open("ab") as file:
+        file.write(b"".join(map(row_line, rows)))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_dataset(folder: Path, dataset: Dataset) -> None:
+    """Replace `dataset.json` of a store."""
+    write_safely(folder / DATASET, dataset.model_dump_json(indent=2).encode() + b"\n")
+
+
+def write_safely(path: Path, content: bytes) -> None:
+    """Write a file so that a kill at any moment leaves the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.part")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    publish(temporary, path)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Give a finished, synced file its name, and make the name itself durable."""
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
