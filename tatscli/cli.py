@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -14,6 +15,7 @@ from tatscli import __version__
 from tatscli.errors import Exit, Stopped, TatsError
 
 COMMANDS = {
+    "prepare": "tatscli.commands.prepare:prepare",
     "pretrain": "tatscli.commands.pretrain:pretrain",
     "finetune": "tatscli.commands.finetune:finetune",
     "evaluate": "tatscli.commands.evaluate:evaluate",
@@ -116,5 +118,6 @@ def _say(message: str, hint: str | None = None) -> None:
 
 
 def _verbatim(epilog: str) -> str:
-    """Mark examples so that help keeps their lines, without the blank ones, as they are."""
-    return "\b\n" + "\n".join(line for line in epilog.splitlines() if line.strip())
+    """Mark the paragraphs of an epilog so that help keeps their lines; examples stay together."""
+    text = re.sub(r"\n\s*\n(?= )", "\n", epilog.strip())
+    return "\n\n".join(f"\b\n{paragraph}" for paragraph in text.split("\n\n"))

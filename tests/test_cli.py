@@ -75,9 +75,9 @@ def tats(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
 def test_every_help_ends_in_examples_that_exist(cli, name):
     outcome = cli(*name, "--help")
     assert (outcome.code, outcome.stderr) == (0, "")
-    body, _, examples = outcome.stdout.partition("Examples:\n")
+    body, _, rest = outcome.stdout.partition("Examples:\n")
     assert body.startswith("Usage: tats")
-    lines = [line.strip() for line in examples.splitlines() if line.strip()]
+    lines = [line.strip() for line in rest.partition("\n\n")[0].splitlines()]
     assert lines
     for line in lines:
         assert f"tats{' ' if name else ''}{' '.join(name)}" in line or "tatscli" in line

@@ -1,5 +1,6 @@
 """`tats recipes`."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -88,4 +89,4 @@ def test_copy_is_for_shipped_recipes(cli, tmp_path):
 
 def test_schema_is_what_ships(cli):
     written = (recipes_folder() / "schema.json").read_text(encoding="utf-8")
-    assert cli("recipes", "schema").stdout == written
+    assert cli("recipes", "schema").json() == json.loads(written)
