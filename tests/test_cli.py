@@ -15,6 +15,7 @@ import pytest
 import typer
 
 from tatscli import __version__, cli
+from tatscli.cli import COMMANDS
 from tatscli.errors import DataError, Exit, RecipeError, Stopped
 
 FROZEN = Path(__file__).parent / "assets" / "cli_options.json"
@@ -232,6 +233,14 @@ def test_the_console_script_and_the_module_are_the_same_program():
         pytest.skip("the package is not installed beside this Python")
     done = subprocess.run([str(script), "--version"], capture_output=True, text=True, timeout=60)
     assert done.stdout == tats("--version").stdout
+
+
+def test_the_page_about_the_command_line_names_every_command_and_exit_code():
+    page = (Path(__file__).parents[1] / "docs" / "cli.md").read_text(encoding="utf-8")
+    for name in COMMANDS:
+        assert f"| `tats {name}" in page
+    for code in Exit:
+        assert f"| {int(code)} |" in page
 
 
 if __name__ == "__main__":

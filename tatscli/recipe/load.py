@@ -17,7 +17,7 @@ from tatscli.recipe.overrides import OverrideError, apply_override
 from tatscli.recipe.problems import explain
 from tatscli.recipe.schema import Recipe
 from tatscli.recipe.shipped import Shipped, shipped, shipped_name
-from tatscli.recipe.text import Document, dump_mapping, dump_recipe, parse
+from tatscli.recipe.text import Document, dump_recipe, parse
 
 __all__ = ["LoadedRecipe", "Shipped", "dump_recipe", "load_recipe", "shipped"]
 
@@ -75,7 +75,7 @@ def _merge(
         what = "empty" if document.value is None else "not a mapping of sections"
         raise RecipeError(f"`{path}` is {what}", hint="`tats recipes show ucf101` is an example")
     merged = _plain(document.value, path)
-    problems = list(document.problems)
+    problems: list[str] = []
     notes: list[str] = []
     overridden: set[Keys] = set()
     for override in overrides:
@@ -138,15 +138,20 @@ def _validate(
     problems: list[str],
     path: Path,
 ) -> Recipe:
-    """Build the typed recipe, or raise with all problems; those of the file tell their line."""
+    """Build the typed recipe, or raise with all problems; those of the file first, by line."""
     recipe = None
+    in_file = list(document.problems)
     try:
         # As JSON, so that validation can be strict about types and still read lists as tuples.
         recipe = Recipe.model_validate_json(json.dumps(merged), strict=True)
     except ValidationError as error:
         for keys, sentence in explain(error.errors(include_url=False)):
             line = None if _starts(keys) & overridden else _line(document, keys)
-            problems.append(f"line {line}: {sentence}" if line else sentence)
+            if line is None:
+                problems.append(sentence)
+            else:
+                in_file.append((line, sentence))
+    problems = [f"line {line}: {sentence}" for line, sentence in sorted(in_file)] + problems
     if problems or recipe is None:
         count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise RecipeError(
@@ -166,8 +171,3 @@ def _line(document: Document, keys: Keys) -> int | None:
 
 def _starts(keys: Keys) -> set[Keys]:
     return {keys[:length] for length in range(1, len(keys) + 1)}
-
-
-def dump_merged(loaded: LoadedRecipe) -> str:
-    """Write only the keys that the file and the overrides set."""
-    return dump_mapping(loaded.merged)

@@ -49,7 +49,7 @@ class Document:
 
     value: Any
     lines: dict[Keys, int] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
+    problems: list[tuple[int, str]] = field(default_factory=list)
 
 
 def parse(text: str, name: str) -> Document:
@@ -113,9 +113,8 @@ def _survey(node: yaml.Node, keys: Keys, document: Document, open_nodes: set[int
             key, line = str(key_node.value), key_node.start_mark.line + 1
             here = (*keys, key)
             if key in first:
-                document.problems.append(
-                    f"line {line}: `{dotted(here)}` is given twice, first on line {first[key]}"
-                )
+                again = f"`{dotted(here)}` is given twice, first on line {first[key]}"
+                document.problems.append((line, again))
             first.setdefault(key, line)
             document.lines.setdefault(here, line)
             _survey(value_node, here, document, below)

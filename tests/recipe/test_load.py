@@ -83,16 +83,16 @@ def test_all_problems_come_at_once_with_path_line_and_nearest_key(write):
         "modle: {size: base}\n"
     )
     assert problems_of(path, "evaluate.crops=2", "optim.epchs=3", "mask.heads=many") == [
-        "`optim.epchs` is unknown; did you mean `optim.epochs`?",
         "line 1: `data.store: 3` must be text; put quotes around it",
-        "line 5: `mask.ratio: 1.5` must be less than 1",
-        '`mask.heads: "many"` must be a whole number',
         "line 4: `mask.widht` is unknown; did you mean `mask.width`?",
+        "line 5: `mask.ratio: 1.5` must be less than 1",
         "line 6: `optim.epochs: 2.5` must be a whole number",
         "line 6: `optim.lr` is unknown; "
         "did you mean `optim.base_lr` or `optim.min_lr` or `optim.warmup_lr`?",
-        "`evaluate.crops: 2` must be one of `1`, `3`",
         "line 7: `modle` is unknown; did you mean `model`?",
+        "`optim.epchs` is unknown; did you mean `optim.epochs`?",
+        '`mask.heads: "many"` must be a whole number',
+        "`evaluate.crops: 2` must be one of `1`, `3`",
     ]
 
 

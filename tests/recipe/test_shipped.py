@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tatscli.recipe.load import load_recipe
+from tatscli.recipe.schema import Recipe
 from tatscli.recipe.shipped import recipes_folder, schema_text, shipped, shipped_name
 
 RECIPES = shipped()
@@ -115,6 +116,12 @@ def test_every_key_of_the_schema_is_described():
         for key, field in section["properties"].items():
             described = key == "kind" or "description" in field or "$ref" in field
             assert described, f"{name}.{key}"
+
+
+def test_the_page_about_recipes_names_every_section_and_recipe():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "recipes.md").read_text("utf-8")
+    for name in [*Recipe.model_fields, *(one.name for one in RECIPES)]:
+        assert f"| `{name}` |" in page
 
 
 def test_only_files_of_the_package_have_a_shipped_name(tmp_path):
