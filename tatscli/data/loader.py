@@ -189,23 +189,26 @@ def _batches(
         generator=torch.Generator(),  # its own, so that the global random state stays as it is
     )
     arriving = iter(loader)
-    for number, keys in enumerate(order()):
-        try:
-            batch = next(arriving)
-        except RuntimeError as error:
-            what = str(error).splitlines()[0]
-            if not what.startswith("DataLoader"):
-                raise
-            files = ", ".join(f"`{name(key)}`" for key in keys[:3])
-            raise DataError(
-                f"the batch with {files} did not arrive from loader worker {number % workers}:"
-                f" {what}",
-                hint="`data.workers=0` shows where it stops; workers killed by a signal often lack"
-                " (shared) memory",
-            ) from error
-        if isinstance(batch, TatsError):
-            raise batch
-        yield batch
+    try:
+        for number, keys in enumerate(order()):
+            try:
+                batch = next(arriving)
+            except RuntimeError as error:
+                reason = str(error).splitlines()[0]
+                if not reason.startswith("DataLoader"):
+                    raise
+                files = ", ".join(f"`{name(key)}`" for key in keys[:3])
+                batch = DataError(
+                    f"the batch with {files} did not arrive from loader worker"
+                    f" {number % workers}: {reason}",
+                    hint="`data.workers=0` shows where it stops; workers killed by a signal often"
+                    " lack (shared) memory",
+                )
+            if isinstance(batch, TatsError):
+                raise batch  # out here, without torch's traceback, which would keep the workers
+            yield batch
+    finally:
+        del arriving  # ends the workers now
 
 
 def _as_is(batch: Any) -> Any:

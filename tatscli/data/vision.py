@@ -21,7 +21,7 @@ def decode_jpegs(pictures: Sequence[np.ndarray]) -> Tensor:
     """Decode JPEG files of one size to RGB.
 
     Args:
-        pictures: The bytes of each file, uint8 (n,).
+        pictures: The bytes of each file, writable uint8 (n,).
 
     Returns:
         uint8 (T, C, H, W), stored channels last as libjpeg wrote it: resizing is then more than
@@ -32,9 +32,7 @@ def decode_jpegs(pictures: Sequence[np.ndarray]) -> Tensor:
         TatsError: If torchvision is missing or does not fit torch.
     """
     io, _ = import_torchvision()
-    # A copy of the few kilobytes: the store's memory map is read-only, which tensors cannot
-    # express.
-    files = [torch.from_numpy(np.array(picture)) for picture in pictures]
+    files = [torch.from_numpy(picture) for picture in pictures]
     with warnings.catch_warnings():
         # torchvision 0.29 announces that its codecs will move to TorchCodec; this is the one place
         # to change then.

@@ -14,16 +14,16 @@ from tatscli.errors import DataError
 
 
 def jpeg(picture: np.ndarray) -> np.ndarray:
-    """Encode (H, W, 3) or (H, W) uint8 as JPEG bytes, uint8 (n,)."""
+    """Encode (H, W, 3) or (H, W) uint8 as JPEG bytes, writable uint8 (n,)."""
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "JPEG", quality=95)
-    return np.frombuffer(file.getvalue(), np.uint8)
+    return np.frombuffer(file.getvalue(), np.uint8).copy()
 
 
 class FakeStore:
     """Looks like `tatscli.store.reader.Store`.
 
-    Red is 20 x row and green 5 x frame; motion is (row, frame) everywhere, absent on every twelfth frame.
+    Red is 20 x row, green 5 x frame; motion is (row, frame) everywhere, absent each twelfth frame.
 
     Args:
         lengths: Frames of each video.

@@ -1,0 +1,182 @@
+"""Items: the right frames, views and motion, from nothing but (seed, epoch, row, repeat)."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from tatscli.data.dataset import EvalViews, FinetuneClips, PretrainClips, Sample
+from tatscli.errors import DataError, DecodeError
+from tatscli.recipe.schema import Augment, Data, Finetune, Sampling
+from tests.data.fake_store import FakeStore, jpeg
+
+
+def data(**change: object) -> Data:
+    values = {"store": "x", "frames": 4, "size": 32, "sampling": Sampling(stride=2), **change}
+    return Data(**values)
+
+
+def finetune(**change: object) -> Finetune:
+    return Finetune(augment=Augment(erasing=0.0, rand_augment=0), **change)
+
+
+class Still(FakeStore):
+    """One video that shows the same picture all the time."""
+
+    def __init__(self, picture: np.ndarray, *, frames: int) -> None:
+        super().__init__([frames], size=picture.shape[:2])
+        self.file = jpeg(np.ascontiguousarray(picture))
+
+    def _picture(self, row: int, frame: int) -> np.ndarray:
+        return self.file
+
+
+def frames_of(sample: Sample) -> list[int]:
+    """Read the frame numbers off the green of the picture."""
+    green = sample.video_CTHW[1].float().mean((1, 2)) / 5
+    return green.round().int().tolist()
+
+
+def same(one: Sample, other: Sample) -> bool:
+    tensors = [(one.video_CTHW, other.video_CTHW)]
+    if one.motion_Thw2 is not None and other.motion_Thw2 is not None:
+        tensors += [(one.motion_Thw2, other.motion_Thw2), (one.valid_T, other.valid_T)]
+    return all(torch.equal(a, b) for a, b in tensors) and one.row == other.row
+
+
+def test_pretraining_item_holds_frames_their_own_motion_and_origin() -> None:
+    store = FakeStore([30, 40, 50], labels=[None, 3, None])
+    clips = PretrainClips(store, [0, 1], data(), patch=8, seed=0)
+    (sample,) = clips[0, 1]
+    assert sample.video_CTHW.shape == (3, 4, 32, 32)
+    assert sample.video_CTHW.dtype == torch.uint8
+    assert (sample.row, sample.label, sample.view) == (1, 3, 0)
+    assert clips[0, 0][0].label == -1
+    frames = frames_of(sample)
+    assert [b - a for a, b in pairwise(frames)] == [2, 2, 2]
+    assert (sample.video_CTHW[0].float() - 20).abs().max() <= 3  # red says row 1
+
+    assert sample.motion_Thw2 is not None
+    assert sample.valid_T is not None
+    assert sample.motion_Thw2.shape == (4, 4, 4, 2)
+    assert sample.valid_T.tolist() == [frame % 12 != 0 for frame in frames]
+    # The fake's motion is (row, frame) in stored pixels: y over x is the frame, up to the aspect.
+    speed = sample.motion_Thw2[:, 0, 0]
+    ratio = (speed[:, 1] / speed[:, 0]).tolist()
+    expected = [frame / frames[0] for frame in frames]
+    assert [value / ratio[0] for value in ratio] == pytest.approx(expected)
+
+
+def test_items_depend_on_seed_epoch_row_and_repeat_only() -> None:
+    store = FakeStore([60] * 4)
+    config = data(repeats=2, flip=0.5)
+    clips = PretrainClips(store, [0, 1, 2, 3], config, patch=8, seed=0)
+    first = clips[3, 2]
+    clips[0, 0], clips[7, 1]
+    assert all(same(a, b) for a, b in zip(first, clips[3, 2], strict=True))
+    # The row of the store counts, not its place among the rows.
+    subset = PretrainClips(store, [2], config, patch=8, seed=0)
+    assert all(same(a, b) for a, b in zip(first, subset[3, 0], strict=True))
+
+    drawn = {tuple(frames_of(clips[epoch, 2][0])) for epoch in range(20)}
+    assert len(drawn) > 8
+    other = PretrainClips(store, [2], config, patch=8, seed=1)
+    assert any(not same(clips[e, 2][0], other[e, 0][0]) for e in range(3))
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_repeats_decode_once(repeats: int) -> None:
+    store = FakeStore([60], size=(64, 96))
+    for clips in (
+        PretrainClips(store, [0], data(repeats=repeats), patch=8, seed=0),
+        FinetuneClips(store, [0], data(), finetune(repeats=repeats), seed=0),
+    ):
+        store.read.clear()
+        samples = clips[0, 0]
+        assert [sample.view for sample in samples] == list(range(repeats))
+        assert sorted(store.read.values()) == [1, 1, 1, 1]
+        assert {tuple(frames_of(sample)) for sample in samples} == {tuple(frames_of(samples[0]))}
+
+
+def test_repeats_are_different_views() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    store = Still(noise, frames=9)
+    for clips in (
+        PretrainClips(store, [0], data(repeats=3), patch=8, seed=0),
+        FinetuneClips(store, [0], data(), finetune(repeats=3), seed=0),
+    ):
+        a, b, c = clips[0, 0]
+        assert not same(a, b)
+        assert not same(b, c)
+
+
+def test_a_held_frame_is_decoded_once() -> None:
+    store = FakeStore([5])
+    (sample,) = PretrainClips(store, [0], data(), patch=8, seed=0)[0, 0]
+    assert frames_of(sample) == [0, 2, 4, 4]
+    assert store.read == {(0, 0): 1, (0, 2): 1, (0, 4): 1}
+    looped = data(sampling=Sampling(stride=2, short="loop"))
+    assert frames_of(PretrainClips(store, [0], looped, patch=8, seed=0)[0, 0][0]) == [0, 2, 4, 1]
+
+
+def test_short_error_names_the_video_and_is_no_bad_clip() -> None:
+    strict = data(sampling=Sampling(stride=2, short="error"))
+    clips = PretrainClips(FakeStore([5]), [0], strict, patch=8, seed=0)
+    with pytest.raises(DataError, match=r"`videos/0\.mp4`: a video of `5` frames") as caught:
+        clips[0, 0]
+    assert not isinstance(caught.value, DecodeError)
+    assert caught.value.hint
+
+
+def test_broken_bytes_are_a_decode_error_with_the_name() -> None:
+    clips = PretrainClips(FakeStore([20, 20], broken=[1]), [0, 1], data(), patch=8, seed=0)
+    with pytest.raises(DecodeError, match=r"`videos/1\.mp4` cannot be read: "):
+        clips[0, 1]
+
+
+def test_finetuning_needs_labels() -> None:
+    store = FakeStore([9, 9, 9], labels=[0, None, None])
+    with pytest.raises(DataError, match=r"2 of 3 videos .* first `videos/1\.mp4`"):
+        FinetuneClips(store, [0, 1, 2], data(), finetune(), seed=0)
+    assert len(FinetuneClips(store, [0], data(), finetune(), seed=0)) == 1
+
+
+def test_finetuning_uses_its_own_sampling_and_all_its_augmentation() -> None:
+    store = FakeStore([40])
+    uniform = finetune(sampling=Sampling(mode="uniform"))
+    frames = frames_of(FinetuneClips(store, [0], data(), uniform, seed=0)[0, 0][0])
+    assert [frame // 10 for frame in frames] == [0, 1, 2, 3]
+
+    clean = FinetuneClips(store, [0], data(), finetune(), seed=0)
+    erased = FinetuneClips(
+        store, [0], data(), Finetune(augment=Augment(erasing=1.0, rand_augment=0)), seed=0
+    )
+    changed = FinetuneClips(
+        store, [0], data(), Finetune(augment=Augment(erasing=0.0, rand_augment=9)), seed=0
+    )
+    assert erased[0, 0][0].video_CTHW.shape == (3, 4, 32, 32)
+    for other in (erased, changed):
+        assert any(not same(clean[e, 0][0], other[e, 0][0]) for e in range(5))
+        assert same(other[2, 0][0], other[2, 0][0])
+
+
+def test_evaluation_lists_every_segment_and_crop_of_every_row() -> None:
+    store = FakeStore([40, 60, 80])
+    views = EvalViews(store, [2, 0], data(), sampling=Sampling(stride=2), segments=2, crops=3)
+    assert (views.views, len(views)) == (6, 12)
+    items = [views[item][0] for item in range(len(views))]
+    assert [item.row for item in items] == [2] * 6 + [0] * 6
+    assert [item.view for item in items] == [0, 1, 2, 3, 4, 5] * 2
+    first, last = [0, 2, 4, 6], [32, 34, 36, 38]
+    assert [frames_of(item) for item in items[6:]] == [first] * 3 + [last] * 3
+    assert items[0].motion_Thw2 is None
+
+
+def test_crops_of_a_segment_are_decoded_once_and_lie_apart() -> None:
+    ramp = np.broadcast_to(2 * np.arange(96, dtype=np.uint8)[None, :, None], (32, 96, 3))
+    store = Still(ramp, frames=10)
+    views = EvalViews(store, [0], data(), sampling=Sampling(stride=2), segments=2, crops=3)
+    means = [views[item][0].video_CTHW.float().mean().item() for item in range(6)]
+    assert means == pytest.approx([31, 95, 159] * 2, abs=1.5)
+    assert sum(store.read.values()) == 8  # two segments of four frames, whatever the crops
