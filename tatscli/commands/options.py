@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,7 +27,12 @@ Overrides = Annotated[
 
 
 def reporter(json: bool, quiet: bool, verbose: bool) -> Reporter:
-    """Make the reporter that `--json`, `--quiet` and `--verbose` ask for."""
+    """Make the reporter that `--json`, `--quiet` and `--verbose` ask for.
+
+    Under `torchrun` only rank 0 speaks; the others keep their warnings.
+    """
     from tatscli.console import Reporter
 
+    if os.environ.get("RANK", "0") != "0":
+        return Reporter(quiet=True, stdout=io.StringIO())
     return Reporter(json_output=json, quiet=quiet, verbose=verbose)

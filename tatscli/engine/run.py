@@ -9,12 +9,12 @@ import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tatscli import __version__
 from tatscli.errors import CheckpointError, UsageError
 
 
@@ -69,7 +69,7 @@ def describe_run(**facts: Any) -> dict[str, Any]:
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
-        "tats": version("tats"),
+        "tats": __version__,
         "commit": _commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,

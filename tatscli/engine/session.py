@@ -26,7 +26,7 @@ class Session:
         world: This process among its peers.
         device: Where the model goes.
         dtype: Autocast precision.
-        reporter: Speaks on rank 0 only.
+        reporter: Speaks to the user.
         reasons: Why device and precision are what they are.
     """
 
@@ -58,8 +58,6 @@ def session(run: Run, reporter: Reporter) -> Iterator[Session]:
             device = torch.device("cuda", world.local_rank)
             torch.cuda.set_device(device)
         dtype, dtype_reason = choose_precision(run.precision, device)
-        if not world.main:
-            reporter = Reporter(quiet=True)
         name = str(dtype).removeprefix("torch.")
         reasons = {"device": f"{device}: {device_reason}", "precision": f"{name}: {dtype_reason}"}
         reporter.info("; ".join(reasons.values()))

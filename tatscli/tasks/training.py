@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from tatscli import __version__
 from tatscli.data.batch import Batch
 from tatscli.data.dataset import Clips
 from tatscli.data.loader import training_batches, worker_count
@@ -69,8 +70,6 @@ def begin_run(
 
 def checkpoint_meta(kind: str, loaded: LoadedRecipe, store: Store, **facts: Any) -> dict[str, Any]:
     """Return what every checkpoint of a training says of itself."""
-    from tatscli import __version__
-
     return {
         "kind": kind,
         "name": loaded.name,

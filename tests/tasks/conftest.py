@@ -1,0 +1,94 @@
+"""A small labelled store and a tiny recipe, shared by the tests of the stages."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tatscli.console import Reporter
+from tatscli.recipe.load import LoadedRecipe, load_recipe
+from tests.clips import pan, render
+
+MOVES = {"left": (-2, 0), "right": (2, 0), "down": (0, 2)}
+
+RECIPE = """
+data:
+  {{store: {store}, split: train, frames: 8, size: 32, sampling: {{mode: dense, stride: 1}},
+    workers: 0}}
+model: {{size: nano, patch: 8}}
+mask: {{kind: tats, ratio: 0.75, width: 32, heads: 2, base_lr: 1e-2, warmup: 0.3}}
+head: {{kind: decoder, depth: 1}}
+optim: {{epochs: 5, total_batch: 6, batch_per_device: 6, base_lr: 1e-2, warmup_epochs: 1}}
+run: {{log_every: 1, save_every: 1, device: cpu}}
+finetune:
+  optim: {{epochs: 2, total_batch: 6, batch_per_device: 6, base_lr: 1e-2, warmup_epochs: 1}}
+  augment: {{flip: 0, rand_augment: 2, rand_augment_ops: 1}}
+evaluate: {{knn: {{neighbours: 3}}}}
+"""
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve videos to train on and six to score, of three movements."""
+    root = tmp_path_factory.mktemp("videos")
+    for split, count in (("train", 4), ("val", 2)):
+        for label, (name, step) in enumerate(MOVES.items()):
+            for number in range(count):
+                path = root / split / name / f"{number}.mp4"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                seed = 100 * label + number + (50 if split == "val" else 0)
+                render(path, pan(step, frames=12, height=48, width=64, seed=seed))
+    out = root.parent / "store"
+    subprocess.run(
+        [sys.executable, "-m", "tatscli", "prepare", root, "--out", out, "--workers", "1"],
+        check=True,
+        capture_output=True,
+    )
+    return out
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The tiny recipe, in a folder of the test's own which is also the working directory."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "tiny.yaml"
+    path.write_text(RECIPE.format(store=store))
+    return path
+
+
+@pytest.fixture
+def load(recipe_file: Path) -> Callable[..., LoadedRecipe]:
+    """Load the tiny recipe with overrides."""
+    return lambda *overrides: load_recipe(recipe_file, overrides)
+
+
+@pytest.fixture
+def reporter() -> Reporter:
+    """A reporter whose words stay in the test."""
+    return Reporter(stdout=io.StringIO(), stderr=io.StringIO())
+
+
+@pytest.fixture(scope="session")
+def tats() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `tats` as a real process; `launch` puts words such as torchrun's before the module."""
+
+    def run(
+        *args: object, launch: tuple[str, ...] = (), **options: object
+    ) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, *(launch or ("-m",)), "tatscli", *map(str, args)]
+        return subprocess.run(
+            words,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            timeout=240,
+            **options,  # type: ignore[call-overload]
+        )
+
+    return run

@@ -1,0 +1,187 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tatscli.console import Reporter
+from tatscli.data.dataset import EvalViews
+from tatscli.data.normalize import standardize, to_unit
+from tatscli.errors import CheckpointError, DataError, UsageError
+from tatscli.nn.classifier import Classifier
+from tatscli.nn.vit import build_encoder
+from tatscli.recipe.load import LoadedRecipe
+from tatscli.store.reader import Store
+from tatscli.tasks.build import load_system
+from tatscli.tasks.evaluate import evaluate
+from tatscli.tasks.finetune import choose_start, finetune, finetune_folder
+from tatscli.tasks.pretrain import pretrain
+
+Load = Callable[..., LoadedRecipe]
+
+
+@pytest.fixture
+def pretrained(load: Load, reporter: Reporter) -> Path:
+    return Path(pretrain(load("run.max_steps=2"), reporter=reporter)["run"])
+
+
+@pytest.fixture
+def finetuned(load: Load, reporter: Reporter) -> Path:
+    return Path(finetune(load(), reporter=reporter, init=None)["run"])
+
+
+def test_finetuning_starts_from_the_encoder_and_saves_its_classes(
+    load: Load, reporter: Reporter, pretrained: Path
+) -> None:
+    still = load("finetune.optim.base_lr=1e-12", "finetune.optim.warmup_epochs=0")
+    result = finetune(still, reporter=reporter, init=pretrained)
+    assert result["run"] == "runs/tiny-finetune"
+    assert {"loss", "val_top1", "best_score"} <= result.keys()
+    before = load_file(pretrained / "checkpoints/last/model.safetensors")
+    after = load_file(Path(result["checkpoint"]) / "model.safetensors")
+    encoder = [name for name in before if name.startswith("encoder.")]
+    assert len(encoder) > 80
+    for name in encoder:
+        torch.testing.assert_close(before[name], after[name], rtol=0, atol=1e-6)
+    meta = json.loads((Path(result["checkpoint"]) / "meta.json").read_text())
+    assert (meta["kind"], meta["class_names"]) == ("finetuned", ["down", "left", "right"])
+    assert Path(meta["init"]).name == "step-0000002"
+
+
+def test_finetuning_resumes_bit_equal(load: Load, reporter: Reporter) -> None:
+    finetune(load(), reporter=reporter, init=None, out="runs/straight")
+    finetune(load("run.max_steps=3"), reporter=reporter, init=None, out="runs/halves")
+    finetune(load(), reporter=reporter, init=None, out="runs/halves", resume=True)
+    first, second = (
+        load_file(Path(f"runs/{name}/checkpoints/last/model.safetensors"))
+        for name in ("straight", "halves")
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_it_learns_the_videos_it_is_shown(load: Load, reporter: Reporter) -> None:
+    plain = "{flip: 0, rand_augment: 0, erasing: 0, mixup: 0, cutmix: 0, crop_scale: [0.9, 1]}"
+    loaded = load(
+        f"finetune.augment={plain}", "finetune.optim.epochs=30", "finetune.val_every=30",
+        "finetune.optim.base_lr=4e-2", "finetune.optim.warmup_epochs=5",
+    )  # fmt: skip
+    run = finetune(loaded, reporter=reporter, init=None)["run"]
+    # Twelve videos are told apart; that is memory, not motion, and all this test is about.
+    assert evaluate(run, reporter=reporter, overrides=["evaluate.split=train"])["top1"] >= 0.75
+
+
+def test_evaluation_equals_averaging_softmax_by_hand(
+    load: Load, reporter: Reporter, finetuned: Path, store: Path
+) -> None:
+    result = evaluate(
+        finetuned, reporter=reporter, overrides=["evaluate.segments=2", "evaluate.crops=3"]
+    )
+    assert (result["videos"], result["views"]) == (6, 36)
+    recipe = load().recipe
+    opened = Store.open(store)
+    rows = opened.part("val")
+    views = EvalViews(opened, rows, recipe.data, sampling=recipe.data.sampling, segments=2, crops=3)
+    model = Classifier(build_encoder(recipe.model, recipe.grid), 3)
+    model.load_state_dict(load_file(finetuned / "checkpoints/last/model.safetensors"))
+    model.eval()
+    right = 0
+    for place, row in enumerate(rows):
+        scores = torch.zeros(3)
+        for view in range(6):
+            (sample,) = views[place * 6 + view]
+            video = standardize(to_unit(sample.video_CTHW[None]), recipe.data.mean, recipe.data.std)
+            with torch.no_grad():
+                scores += model(video)[0].softmax(dim=0) / 6
+        right += int(scores.argmax()) == opened.rows[row].label
+    assert result["top1"] == pytest.approx(right / 6)
+    assert sum(map(sum, result["confusion"])) == 6
+    written = json.loads(Path(result["results"]).read_text())
+    assert written == json.loads(json.dumps(result))
+    assert Path(result["results"]) == finetuned / "results/finetuned-val.json"
+
+
+def test_neighbours_need_no_classifier(reporter: Reporter, pretrained: Path) -> None:
+    before = load_system(pretrained)[1].encoder.state_dict()
+    result = evaluate(pretrained, reporter=reporter, protocol="knn")
+    assert (result["videos"], result["views"], result["protocol"]) == (6, 6, "knn")
+    itself = evaluate(
+        pretrained,
+        reporter=reporter,
+        protocol="knn",
+        overrides=["evaluate.split=train", "evaluate.knn.neighbours=1"],
+    )
+    assert itself["top1"] == 1.0  # each video is its own nearest neighbour
+    after = load_system(pretrained)[1].encoder.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_pretrained_run_cannot_be_evaluated_as_a_classifier(
+    reporter: Reporter, pretrained: Path
+) -> None:
+    with pytest.raises(CheckpointError, match="pretrained run: it has no classifier") as error:
+        evaluate(pretrained, reporter=reporter)
+    assert "tats finetune" in str(error.value.hint)
+
+
+def test_a_classifier_has_no_mask_to_look_at(finetuned: Path) -> None:
+    with pytest.raises(CheckpointError, match="no mask or decoder"):
+        load_system(finetuned)
+
+
+def test_a_damaged_video_stops_the_evaluation(
+    reporter: Reporter, finetuned: Path, store: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(store, broken)
+    for shard in (broken / "shards").iterdir():
+        content = bytearray(shard.read_bytes())
+        start = 8 + int.from_bytes(content[:8], "little")
+        for place in range(start, len(content) - 2):
+            if content[place : place + 3] == b"\xff\xd8\xff":  # the start of every JPEG
+                content[place : place + 3] = b"\0\0\0"
+        shard.write_bytes(content)
+    with pytest.raises(DataError, match=r"val/.*\.mp4"):
+        evaluate(finetuned, reporter=reporter, overrides=[f"data.store={broken}"])
+
+
+def test_other_classes_are_refused(
+    reporter: Reporter, finetuned: Path, store: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(store, other)
+    facts = json.loads((other / "dataset.json").read_text())
+    facts["class_names"] = ["a", "b", "c"]
+    (other / "dataset.json").write_text(json.dumps(facts))
+    with pytest.raises(DataError, match="are not those the run was trained on"):
+        evaluate(finetuned, reporter=reporter, overrides=[f"data.store={other}"])
+
+
+def test_videos_without_labels_cannot_be_finetuned_on(
+    load: Load, reporter: Reporter, store: Path, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(store, bare)
+    rows = [json.loads(line) for line in (bare / "manifest.jsonl").read_text().splitlines()]
+    text = "".join(json.dumps(row | {"label": None}) + "\n" for row in rows)
+    (bare / "manifest.jsonl").write_text(text)
+    with pytest.raises(DataError, match=r"12 of 12 videos .* have no label"):
+        finetune(load(f"data.store={bare}"), reporter=reporter, init=None)
+
+
+def test_where_finetuning_starts_and_ends(load: Load, pretrained: Path) -> None:
+    loaded = load()
+    assert choose_start(loaded, None, init=None, scratch=False) == Path("runs/tiny")
+    assert choose_start(loaded, pretrained, init=None, scratch=False) == pretrained
+    assert choose_start(loaded, None, init=Path("x"), scratch=False) == Path("x")
+    assert choose_start(loaded, None, init=None, scratch=True) is None
+    with pytest.raises(UsageError, match="exclude each other"):
+        choose_start(loaded, None, init=Path("x"), scratch=True)
+    shutil.rmtree(pretrained)
+    with pytest.raises(UsageError, match="no pretrained run in `runs/tiny`"):
+        choose_start(loaded, None, init=None, scratch=False)
+    assert finetune_folder(loaded) == Path("runs/tiny-finetune")
+    assert finetune_folder(loaded, scratch=True) == Path("runs/tiny-scratch")
+    assert finetune_folder(loaded, Path("a/b")) == Path("a/b-finetune")

@@ -1,0 +1,220 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tatscli.console import Reporter
+from tatscli.errors import CheckpointError, DataError, UsageError
+from tatscli.recipe.load import LoadedRecipe, shipped
+from tatscli.tasks.build import load_system
+from tatscli.tasks.pretrain import pretrain
+
+Load = Callable[..., LoadedRecipe]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    last = run / "checkpoints" / "last"
+    files = ("model", "masker", "optimizer")
+    return {
+        f"{file}/{name}": value
+        for file in files
+        if (last / f"{file}.safetensors").exists()
+        for name, value in load_file(last / f"{file}.safetensors").items()
+    }
+
+
+def assert_equal_weights(first: Path, second: Path) -> None:
+    one, other = weights(first), weights(second)
+    assert one.keys() == other.keys()
+    different = [name for name in one if not torch.equal(one[name], other[name])]
+    assert not different, different[:3]
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_what_the_run_folder_promises(load: Load, reporter: Reporter) -> None:
+    result = pretrain(load(), reporter=reporter)
+    run = Path(result["run"])
+    assert run == Path("runs/tiny")
+    assert result["steps"] == 10
+    assert load("run.seed=0").recipe == load().recipe
+    facts = json.loads((run / "run.json").read_text())
+    assert facts["derived"]["total_steps"] == 10
+    assert facts["device"].startswith("cpu")
+    meta = json.loads((run / "checkpoints" / "last" / "meta.json").read_text())
+    assert (meta["kind"], meta["step"], meta["name"]) == ("pretrained", 10, "tiny")
+    lines = metrics(run)
+    assert [line["step"] for line in lines] == list(range(1, 11))
+    wanted = {
+        "loss", "lr", "grad_norm", "data_seconds", "step_seconds", "entropy", "clip_fraction",
+        "kl", "explained_variance", "motion_share", "motion_lift",
+    }  # fmt: skip
+    assert wanted <= lines[0].keys()
+    loaded, system = load_system(run)
+    assert loaded.recipe == load().recipe
+    assert system.masker.policy.actor.weight.abs().sum() > 0  # it has learned something
+
+
+def test_masks_heads_and_targets_mix_freely(load: Load, reporter: Reporter) -> None:
+    for mask in ("tube", "random"):
+        result = pretrain(
+            load(f"mask.kind={mask}", "targets=[{kind: pixels}, {kind: pixels, normalize: false}]"),
+            reporter=reporter,
+            out=f"runs/{mask}",
+        )
+        assert "entropy" not in result
+        assert not (Path(result["checkpoint"]) / "masker.safetensors").exists()
+        names = load_file(Path(result["checkpoint"]) / "model.safetensors")
+        assert {name.split(".")[2] for name in names if name.startswith("head.branches")} == {
+            "0",
+            "1",
+        }
+
+
+def test_ten_steps_equal_five_resumed_by_five(load: Load, reporter: Reporter) -> None:
+    pretrain(load(), reporter=reporter, out="runs/straight")
+    pretrain(load("run.max_steps=5"), reporter=reporter, out="runs/halves")
+    result = pretrain(load(), reporter=reporter, out="runs/halves", resume=True)
+    assert result["steps"] == 10
+    assert_equal_weights(Path("runs/straight"), Path("runs/halves"))
+
+
+def test_data_order_and_weights_do_not_depend_on_the_workers(
+    load: Load, reporter: Reporter
+) -> None:
+    pretrain(load("run.max_steps=4"), reporter=reporter, out="runs/none")
+    pretrain(load("run.max_steps=4", "data.workers=2"), reporter=reporter, out="runs/two")
+    assert_equal_weights(Path("runs/none"), Path("runs/two"))
+
+
+def test_killed_without_warning_and_resumed_is_bit_equal(
+    recipe_file: Path, tats: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    words = ["pretrain", str(recipe_file), "run.save_every=0.5", "optim.epochs=20"]
+    straight = tats(*words, "--out", "runs/straight")
+    assert straight.returncode == 0, straight.stderr
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tatscli", *words, "--out", "runs/killed"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,
+    )
+    last = Path("runs/killed/checkpoints/last/meta.json")
+    while not (last.exists() and json.loads(last.read_text())["step"] >= 5):
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    again = tats(*words, "--out", "runs/killed", "--resume")
+    assert again.returncode == 0, again.stderr
+    assert "resuming after step" in again.stderr
+    assert_equal_weights(Path("runs/straight"), Path("runs/killed"))
+    assert [line["step"] for line in metrics(Path("runs/killed"))] == list(range(1, 41))
+
+
+def test_sigterm_saves_and_exits_with_143(recipe_file: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tatscli", "pretrain", str(recipe_file), "optim.epochs=400"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (Path("runs/tiny/metrics.jsonl").exists() and len(metrics(Path("runs/tiny"))) > 1):
+        assert process.poll() is None, "it ended before it could be stopped"
+        time.sleep(0.01)
+    process.terminate()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "stopped after step" in stderr
+    assert "--resume" in stderr
+    assert Path("runs/tiny/checkpoints/last").exists()
+
+
+def test_two_ranks_draw_apart_and_learn_alike(
+    recipe_file: Path, tats: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    launch = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29613", "-m")
+    words = ("pretrain", recipe_file, "optim.batch_per_device=3")
+    both = tats(*words, "--out", "runs/two", "--json", launch=launch)
+    assert both.returncode == 0, both.stderr
+    assert json.loads(both.stdout)["steps"] == 10  # exactly one object, from rank 0
+    assert json.loads(Path("runs/two/run.json").read_text())["processes"] == 2
+    # A run saved by two ranks and finished by them is again the straight one.
+    first = tats(*words, "--out", "runs/halves", "--max-steps", 5, launch=launch)
+    assert first.returncode == 0, first.stderr
+    second = tats(*words, "--out", "runs/halves", "--resume", launch=launch)
+    assert second.returncode == 0, second.stderr
+    assert_equal_weights(Path("runs/two"), Path("runs/halves"))
+
+
+def test_init_takes_the_weights_and_starts_at_step_zero(load: Load, reporter: Reporter) -> None:
+    pretrain(load(), reporter=reporter, out="runs/first")
+    result = pretrain(
+        load("mask.kind=tube", "run.max_steps=1", "optim.base_lr=1e-12", "optim.warmup_epochs=0"),
+        reporter=reporter,
+        out="runs/second",
+        init="runs/first",
+    )
+    assert result["steps"] == 1
+    first, second = weights(Path("runs/first")), weights(Path("runs/second"))
+    for name in first:
+        if name.startswith("model/"):
+            torch.testing.assert_close(first[name], second[name], rtol=0, atol=1e-6)
+    with pytest.raises(CheckpointError, match="tensors match"):
+        pretrain(load("model.size=tiny"), reporter=reporter, out="runs/x", init="runs/first")
+    assert not Path("runs/x").exists()
+
+
+def test_wrong_inputs_are_told_before_anything_is_written(load: Load, reporter: Reporter) -> None:
+    with pytest.raises(DataError, match="no store at `nowhere`"):
+        pretrain(load("data.store=nowhere"), reporter=reporter)
+    with pytest.raises(DataError, match="no split `trian`; it has `train`, `val`"):
+        pretrain(load("data.split=trian"), reporter=reporter)
+    assert not Path("runs").exists()
+    pretrain(load("run.max_steps=1"), reporter=reporter)
+    with pytest.raises(UsageError, match="is not empty"):
+        pretrain(load(), reporter=reporter)
+    with pytest.raises(UsageError, match=r"`optim\.epochs: 9` \(the run has `5`\)"):
+        pretrain(load("optim.epochs=9"), reporter=reporter, resume=True)
+    pretrain(load("run.max_steps=1"), reporter=reporter, overwrite=True)
+
+
+def test_the_loss_curve_is_pinned(load: Load, reporter: Reporter) -> None:
+    """A change that should not alter numbers must leave these alone."""
+    pretrain(load(), reporter=reporter)
+    curve = [line["loss"] for line in metrics(Path("runs/tiny"))]
+    pinned = json.loads((Path(__file__).parents[1] / "assets" / "tiny_losses.json").read_text())
+    assert curve == pytest.approx(pinned, rel=2e-3)
+
+
+@pytest.mark.parametrize("name", [recipe.name for recipe in shipped()])
+def test_every_shipped_recipe_passes_a_dry_run(
+    name: str, cli: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in ("pretrain", "finetune"):
+        outcome = cli(command, name, "--dry-run", "--json")
+        assert outcome.code == 0, outcome.stderr
+        plan = outcome.json()
+        assert plan["tokens"] == plan["grid"][0] * plan["grid"][1] * plan["grid"][2]
+        assert cli(command, name, "--dry-run").stdout.strip()
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_dry_run_prints_the_published_numbers(cli: Callable[..., object]) -> None:
+    plan = cli("pretrain", "ssv2", "mask={kind: tube, ratio: 0.9}", "--dry-run", "--json").json()
+    assert (plan["tokens"], plan["visible"], plan["predicted"]) == (1568, 160, 1408)
+    assert plan["peak_lr"] == pytest.approx(1.2e-3)
+    assert plan["parameters"]["encoder"] == pytest.approx(86.2e6, rel=0.01)
+    # 13.7 G multiply-accumulates in the blocks, 0.19 G in the embedding, 19.5 G in the head
+    assert plan["gflops_per_clip"]["encoder"] == pytest.approx(2 * (13.7 + 0.19), rel=0.05)
+    assert plan["gflops_per_clip"]["head"] == pytest.approx(2 * 19.5, rel=0.05)
