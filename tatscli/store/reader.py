@@ -114,6 +114,7 @@ class Store:
         offsets, images = self._tensor(row, "offsets"), self._tensor(row, "jpeg")
         result = []
         for frame in frames:
+            self._check_frame(row, frame)
             start, end = offsets[frame : frame + 2].tolist()
             result.append(images[start:end])
         return result
@@ -125,6 +126,8 @@ class Store:
             The field (T, gh, gw, 2) float32 in pixels of the stored picture, x first, and its
             validity (T,) bool.
         """
+        for frame in frames:
+            self._check_frame(row, frame)
         motion, valid = self._tensor(row, "motion"), self._tensor(row, "valid")
         field = np.concatenate([motion[frame : frame + 1] for frame in frames])
         known = np.concatenate([valid[frame : frame + 1] for frame in frames])
@@ -143,6 +146,11 @@ class Store:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_shards": OrderedDict()}
+
+    def _check_frame(self, row: int, frame: int) -> None:
+        if not 0 <= frame < self.rows[row].frames:
+            record = self.rows[row]
+            raise IndexError(f"frame {frame} of `{record.id}`, which has {record.frames}")
 
     def _tensor(self, row: int, name: str) -> Any:
         """Return a tensor of a video as a slice: indexing it copies just those elements."""

@@ -57,15 +57,15 @@ def rasterise(
     width, height = orientation.size(*coded)
     if orientation.transpose:
         field = field[[0, 2, 1]].swapaxes(1, 2)
-    scale_x, scale_y = stored[0] / width, stored[1] / height
-    field = _integrate(field, 1, _edges(height, stored[1], cell, orientation.flip_y) / unit)
-    field = _integrate(field, 2, _edges(width, stored[0], cell, orientation.flip_x) / unit)
+    field = _integrate(field, _edges(height, stored[1], cell, orientation.flip_y) / unit)
+    field = field.swapaxes(1, 2)
+    field = _integrate(field, _edges(width, stored[0], cell, orientation.flip_x) / unit)
 
-    area = field[0]
-    mean = np.divide(field[1:], area, out=np.zeros_like(field[1:]), where=area > 1e-6)
-    mean[0] *= -scale_x if orientation.flip_x else scale_x
-    mean[1] *= -scale_y if orientation.flip_y else scale_y
-    return np.ascontiguousarray(mean.transpose(1, 2, 0), dtype=np.float32)
+    area, moved = field[0], field[1:]  # (gw, gh) and (2, gw, gh) now
+    mean = np.divide(moved, area, out=np.zeros_like(moved), where=area > 1e-6)
+    mean[0] *= (-1 if orientation.flip_x else 1) * stored[0] / width
+    mean[1] *= (-1 if orientation.flip_y else 1) * stored[1] / height
+    return np.ascontiguousarray(mean.transpose(2, 1, 0), dtype=np.float32)
 
 
 def grid_size(width: int, height: int, cell: int) -> tuple[int, int]:
@@ -127,12 +127,12 @@ def _edges(length: int, stored: int, cell: int, flip: bool) -> np.ndarray:
     return length - edges if flip else edges
 
 
-def _integrate(field: np.ndarray, axis: int, edges: np.ndarray) -> np.ndarray:
-    """Integrate a piecewise constant field along an axis between edges, given in lattice points."""
-    field = np.moveaxis(field, axis, 0)
-    total = np.zeros((len(field) + 1, *field.shape[1:]))
-    np.cumsum(field, axis=0, out=total[1:])
-    whole = np.minimum(edges.astype(np.int64), len(field) - 1)
-    part = (edges - whole)[:, None, None]
-    cells = np.diff(total[whole] + part * field[whole], axis=0)
-    return np.moveaxis(cells if edges[0] <= edges[-1] else -cells, 0, axis)
+def _integrate(field: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Integrate a piecewise constant field (3, n, m) along n between edges in lattice points."""
+    total = np.zeros((field.shape[0], field.shape[1] + 1, field.shape[2]))
+    np.cumsum(field, axis=1, out=total[:, 1:])
+    whole = np.minimum(edges.astype(np.int64), field.shape[1] - 1)
+    part = (edges - whole)[:, None]
+    until = total[:, whole] + part * field[:, whole]
+    cells = until[:, 1:] - until[:, :-1]
+    return cells if edges[0] <= edges[-1] else -cells

@@ -1,0 +1,150 @@
+"""Which videos are found, with which labels and splits."""
+
+import os
+
+import pytest
+
+from tatscli.errors import DataError, UsageError
+from tatscli.store.sources import find_sources
+
+
+@pytest.fixture
+def tree(tmp_path):
+    def make(*names):
+        for name in names:
+            path = tmp_path / "videos" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"x")
+        return tmp_path / "videos"
+
+    return make
+
+
+def facts(sources):
+    return {item.id: (item.label, item.split) for item in sources.items}
+
+
+def test_sub_folders_are_classes_sorted_by_name(tree):
+    found = find_sources(tree("walk/b.mp4", "fall/x/a.AVI", "fall/notes.txt", "walk/._b.mp4"))
+    assert found.class_names == ["fall", "walk"]
+    assert list(facts(found).items()) == [("fall/x/a.AVI", (0, None)), ("walk/b.mp4", (1, None))]
+    assert "2 classes" in " ".join(found.findings)
+
+
+def test_a_flat_folder_and_a_single_sub_folder_are_unlabelled(tree):
+    found = find_sources(tree("clips/a.mp4", "clips/b.mp4"))
+    assert found.class_names == [] and facts(found)["clips/a.mp4"] == (None, None)
+    assert "unlabelled" in " ".join(found.findings)
+
+
+def test_split_folders_with_classes_inside(tree):
+    found = find_sources(tree("train/walk/a.mp4", "train/fall/a.mp4", "val/walk/b.mp4"))
+    assert found.class_names == ["fall", "walk"]
+    assert facts(found) == {
+        "train/fall/a.mp4": (0, "train"),
+        "train/walk/a.mp4": (1, "train"),
+        "val/walk/b.mp4": (1, "val"),
+    }
+    assert "splits: train, val" in " ".join(found.findings)
+
+
+def test_train_beside_another_folder_is_a_class(tree):
+    found = find_sources(tree("train/a.mp4", "plane/b.mp4"))
+    assert found.class_names == ["plane", "train"]
+    assert {item.split for item in found.items} == {None}
+
+
+def test_linked_folders_are_followed_once(tree, tmp_path):
+    folder = tree("walk/a.mp4", "fall/b.mp4")
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "c.mp4").write_bytes(b"x")
+    os.symlink(tmp_path / "far", folder / "jump")
+    os.symlink(folder, folder / "walk" / "loop")
+    assert list(facts(find_sources(folder))) == ["fall/b.mp4", "jump/c.mp4", "walk/a.mp4"]
+
+
+def test_nothing_found_says_what_there_is(tree, tmp_path):
+    with pytest.raises(DataError, match=r"no videos in .*: it holds 2 x \.txt") as raised:
+        find_sources(tree("a.txt", "x/b.txt"))
+    assert raised.value.hint
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="it is empty"):
+        find_sources(tmp_path / "empty")
+
+
+def test_missing_folders_and_files(tmp_path, tree):
+    with pytest.raises(UsageError, match="there is no folder"):
+        find_sources(tmp_path / "none")
+    with pytest.raises(UsageError, match="is a file"):
+        find_sources(tree("a.mp4") / "a.mp4")
+    with pytest.raises(UsageError, match="there is no list `none.csv`"):
+        find_sources(tree("a.mp4"), ["none.csv"])
+
+
+def test_lists_name_videos_splits_and_labels(tree, tmp_path):
+    folder = tree("a.mp4", "b.mp4", "sub/c.mp4", "unlisted.mp4")
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    (lists / "train.csv").write_text(f"a.mp4 1\n{folder / 'sub/c.mp4'} 0\n")
+    (lists / "fold1.txt").write_text("b.mp4,1\ngone.mp4,0\n")
+    found = find_sources(folder, [str(lists / "train.csv"), f"val={lists / 'fold1.txt'}"])
+    assert facts(found) == {
+        "a.mp4": (1, "train"),
+        "b.mp4": (1, "val"),
+        "gone.mp4": (0, "val"),
+        "sub/c.mp4": (0, "train"),
+    }
+    assert found.class_names == ["0", "1"]
+    assert any("fold1.txt`: 2 videos in split `val`" in finding for finding in found.findings)
+
+
+def test_paths_may_be_relative_to_the_list_and_lie_outside(tree, tmp_path):
+    folder = tree("a.mp4")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "b.mp4").write_bytes(b"x")
+    (tmp_path / "other" / "train.csv").write_text("a.mp4\n./b.mp4\n")
+    found = find_sources(folder, [str(tmp_path / "other" / "train.csv")])
+    assert list(facts(found)) == sorted([str(tmp_path / "other/b.mp4"), "a.mp4"])
+
+
+def test_a_list_may_lie_in_the_prepared_folder(tree):
+    folder = tree("a.mp4")
+    (folder / "train.csv").write_text("a.mp4\n")
+    assert facts(find_sources(folder, ["train.csv"])) == {"a.mp4": (None, "train")}
+
+
+def test_a_video_in_several_lists(tree):
+    folder = tree("a.mp4", "b.mp4")
+    (folder / "train.csv").write_text("a.mp4 0\nb.mp4 1\n")
+    (folder / "val.csv").write_text("./b.mp4 1\n")
+    (folder / "test.csv").write_text("b.mp4\n")
+    found = find_sources(folder, ["train.csv", "val.csv", "test.csv"])
+    item = found.items[1]
+    assert (item.label, item.split, item.also_in) == (1, "train", ("val", "test"))
+    assert found.doubts == ["1 video of split `train` are in another split too"]
+
+
+def test_labels_that_contradict_each_other(tree):
+    folder = tree("a.mp4", "b.mp4")
+    (folder / "train.csv").write_text("a.mp4 0\nb.mp4 1\n")
+    (folder / "val.csv").write_text("\nb.mp4 0\n")
+    with pytest.raises(DataError) as raised:
+        find_sources(folder, ["train.csv", "val.csv"])
+    assert "val.csv`, line 2: `b.mp4` has label `0`" in raised.value.message
+    assert "train.csv`, line 2 says `1`" in raised.value.message
+
+
+def test_a_list_of_nothing_that_exists(tree):
+    folder = tree("a.mp4")
+    (folder / "train.csv").write_text("x/a.mp4 0\n")
+    with pytest.raises(DataError, match="none of the 1 listed videos exists") as raised:
+        find_sources(folder, ["train.csv"])
+    assert "relative to" in raised.value.hint
+
+
+def test_names_that_are_no_text_get_a_readable_id(tree, tmp_path):
+    folder = tree("a.mp4")
+    os.rename(folder / "a.mp4", os.fsencode(folder) + b"/\xff.mp4")
+    found = find_sources(folder)
+    assert [item.id for item in found.items] == ["\\xff.mp4"]
+    assert found.items[0].path.exists()
