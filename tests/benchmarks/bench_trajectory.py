@@ -33,6 +33,7 @@ def step(form: str, options: dict[str, Any]) -> Callable[[], None]:
     from tests.nn.trajectory_reference import textbook
 
     device, dtype = options["device"], getattr(torch, options["dtype"])
+    torch.set_num_threads(options["threads"])
     torch.manual_seed(0)
     attention = TrajectoryAttention(options["width"], options["heads"], options["slices"])
     attention = attention.to(device)
@@ -93,6 +94,7 @@ def main() -> None:
         "sites": 196,
         "batch": 1,
         "repeats": 5,
+        "threads": 1,
     }.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
