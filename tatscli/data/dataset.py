@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,11 +21,11 @@ from tatscli.data.view import corner_crop, random_resized_crop, spatial_crop
 from tatscli.data.vision import decode_jpegs, import_torchvision, rand_augment
 from tatscli.errors import DataError, DecodeError
 from tatscli.recipe.schema import Data, Finetune, Sampling
-
-if TYPE_CHECKING:
-    from tatscli.store.reader import Store
+from tatscli.store.reader import Store
 
 Key = tuple[int, int]  # a training item: epoch, and position among the dataset's rows
+
+_UNREADABLE = (DataError, OSError, RuntimeError, ValueError)  # what store and JPEG decoder raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,20 +90,26 @@ class Clips(Dataset[list[Sample]]):
         wanted = sorted(set(frames))
         try:
             video_TCHW = decode_jpegs(self.store.jpegs(row, wanted))
-        except (DataError, OSError, RuntimeError, ValueError) as error:
-            raise DecodeError(f"`{self.name(row)}` cannot be read: {error}") from error
+        except _UNREADABLE as error:
+            raise self._unreadable(row, error) from error
         place = {frame: i for i, frame in enumerate(wanted)}
         return video_TCHW if wanted == frames else video_TCHW[[place[i] for i in frames]]
 
     def motion(self, row: int, frames: list[int]) -> tuple[Tensor, Tensor]:
-        """Read the stored motion of frames of a row: float32 (T, y, x, 2) and bool (T)."""
+        """Read the stored motion of frames of a row: float32 (T, y, x, 2) and bool (T).
+
+        Raises:
+            DecodeError: If it cannot be read.
+        """
         try:
             field_Tyx2, valid_T = self.store.motion(row, frames)
-        except (DataError, OSError, RuntimeError, ValueError) as error:
-            raise DecodeError(
-                f"the motion of `{self.name(row)}` cannot be read: {error}"
-            ) from error
+        except _UNREADABLE as error:
+            raise self._unreadable(row, error) from error
         return torch.from_numpy(field_Tyx2), torch.from_numpy(valid_T)
+
+    def _unreadable(self, row: int, error: Exception) -> DecodeError:
+        hint = error.hint if isinstance(error, DataError) else None
+        return DecodeError(f"`{self.name(row)}` cannot be read: {error}", hint)
 
 
 class PretrainClips(Clips):
