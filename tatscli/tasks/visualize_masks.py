@@ -9,7 +9,7 @@ from typing import Any
 from tatscli.console import Reporter
 from tatscli.engine.device import choose_device
 from tatscli.engine.rng import random_at
-from tatscli.errors import UsageError
+from tatscli.errors import DecodeError, UsageError
 from tatscli.masking import MASKERS, build_masker
 from tatscli.nn.vit import build_encoder
 from tatscli.recipe.load import load_recipe, override_recipe
@@ -92,7 +92,10 @@ def visualize_masks(
 
     page = Page(_title(settled), stride, fps, windows)
     with reporter.progress(description="windows", unit="window") as bar:
-        rate = render(clip, out, viewer, page, seed=seed, watch=watch)
+        try:
+            rate = render(clip, out, viewer, page, seed=seed, watch=watch)
+        except DecodeError as error:
+            raise DecodeError(f"`{clip}`: {error.message}", error.hint) from error
     notes += _notes_of(seen, settled, out)
     for note in notes:
         reporter.info(note)
@@ -214,8 +217,8 @@ def _notes_of(seen: list[tuple[Window, Sight]], recipe: Recipe, out: Path) -> li
         )
     if last.held:
         notes.append(
-            f"the video ends early in window {last.number + 1}: its last frame, {last.frames[-1]}, "
-            f"is repeated {last.held} times"
+            f"window {last.number + 1} is longer than the rest of the video: "
+            f"its last frame, {last.frames[-1]}, also fills {last.held} of the {len(last.frames)} places"
         )
     if not any(bool(window.motion.valid_BT.any()) for window, _ in seen):
         notes.append("no frame shown carries motion vectors: only key frames, or a codec without")

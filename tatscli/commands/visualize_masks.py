@@ -1,0 +1,106 @@
+"""`tats visualize-masks`: look at what a mask hides of a clip, and at what a model makes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tatscli.commands.options import Json, Quiet, Verbose, reporter
+
+EPILOG = """Examples:
+
+  tats visualize-masks clip.mp4
+
+  tats visualize-masks clip.mp4 --mask random --ratio 0.75 --out clip.png
+
+  tats visualize-masks clip.mp4 --run runs/ssv2 --out clip.gif --windows 2
+
+  tats visualize-masks clip.mp4 --run runs/ssv2 --json --quiet > clip.json
+"""
+
+
+def visualize_masks(
+    clip: Annotated[Path, typer.Argument(metavar="CLIP", help="A video file of any length.")],
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", help="Pretrained run or checkpoint; adds the reconstruction."),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", help="Take mask and clip shape from a recipe; no weights."),
+    ] = None,
+    mask: Annotated[
+        str | None, typer.Option("--mask", help="Kind of mask.", show_default="the run's, or tube")
+    ] = None,
+    ratio: Annotated[
+        float | None,
+        typer.Option("--ratio", help="Share of tokens hidden.", show_default="the run's, or 0.9"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="An mp4, gif or png file.", show_default="<clip's stem>.masks.mp4"
+        ),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option("--size", min=1, help="Side of the view in pixels.", show_default="224"),
+    ] = None,
+    frames: Annotated[
+        int | None,
+        typer.Option("--frames", min=1, help="Frames in a window.", show_default="16"),
+    ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option("--stride", min=1, help="Source frames per step.", show_default="4"),
+    ] = None,
+    patch: Annotated[
+        int | None,
+        typer.Option("--patch", min=1, help="Side of a token in pixels.", show_default="16"),
+    ] = None,
+    tubelet: Annotated[
+        int | None,
+        typer.Option("--tubelet", min=1, help="Frames in a token.", show_default="2"),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the masks.")] = 0,
+    fps: Annotated[
+        float | None,
+        typer.Option(
+            "--fps", min=0.1, max=120, help="Speed of the picture.", show_default="the clip's own"
+        ),
+    ] = None,
+    windows: Annotated[
+        int | None,
+        typer.Option(
+            "--windows", min=1, help="Windows to show.", show_default="all; the first in a png"
+        ),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Draw masks over a clip: input, masked, motion; with a run, reconstruction and sampler too."""
+    from tatscli.tasks.visualize_masks import Wishes
+    from tatscli.tasks.visualize_masks import visualize_masks as draw
+
+    say = reporter(json, quiet, verbose)
+    result = draw(
+        clip,
+        reporter=say,
+        run=run,
+        recipe=recipe,
+        wishes=Wishes(mask, ratio, size, frames, stride, patch, tubelet),
+        out=out,
+        seed=seed,
+        fps=fps,
+        windows=windows,
+    )
+    slices, rows, columns = result["grid"]
+    count = len(result["windows"])
+    say.info(
+        f"wrote {result['out']}: {count} {'window' if count == 1 else 'windows'} of "
+        f"{slices} x {rows} x {columns} tokens, {result['mask']} mask at {result['ratio']:g}"
+    )
+    say.result(result)

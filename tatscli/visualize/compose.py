@@ -1,0 +1,97 @@
+"""The page around the panels: a header, captions above the columns, labels beside the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tatscli.visualize.font import (
+    LINE,
+    Colour,
+    Picture,
+    draw_text,
+    fitting_scale,
+    text_width,
+    wrap,
+)
+from tatscli.visualize.panels import Row
+
+_PAPER: Colour = (24, 24, 28)
+_STRONG: Colour = (240, 240, 240)
+_SOFT: Colour = (176, 176, 184)
+
+_MARGIN = 8
+_GAP = 4
+_LABELS = 192  # width of the column of labels
+_TITLE = 2  # scale of titles and labels
+
+
+def compose(
+    title: Sequence[str], captions: Sequence[str], rows: Sequence[Row], columns: Sequence[int]
+) -> Picture:
+    """Draw one page.
+
+    Args:
+        title: Lines of the header.
+        captions: What stands above each column.
+        rows: Labelled rows of panels.
+        columns: Which frame of the rows each column shows.
+
+    Returns:
+        (H, W, 3) uint8; its size depends only on the numbers of lines, rows and columns and on
+        the panels' size.
+    """
+    side = rows[0].panels_TZZ3.shape[1]
+    line = LINE * _TITLE
+    top = _MARGIN + line * len(title) + line
+    left = _LABELS + _MARGIN
+    width = left + len(columns) * (side + _GAP) - _GAP + _MARGIN
+    height = top + len(rows) * (side + _GAP) - _GAP + _MARGIN
+    # Video formats want even sides.
+    page: Picture = np.full((height + height % 2, width + width % 2, 3), _PAPER, np.uint8)
+    for place, text in enumerate(title):
+        colour = _SOFT if place else _STRONG
+        _line(page, _MARGIN, _MARGIN + place * line, text, width - 2 * _MARGIN, colour)
+    for place, (caption, frame) in enumerate(zip(captions, columns, strict=True)):
+        x = left + place * (side + _GAP)
+        _line(page, x, top - line, caption, side, _SOFT)
+        for order, row in enumerate(rows):
+            y = top + order * (side + _GAP)
+            page[y : y + side, x : x + side] = row.panels_TZZ3[frame]
+    for order, row in enumerate(rows):
+        _label(page, _MARGIN, top + order * (side + _GAP), row)
+    return page
+
+
+def stack(pages: Sequence[Picture]) -> Picture:
+    """Put pages of one width under each other."""
+    return np.concatenate(pages)
+
+
+def _line(page: Picture, x: int, y: int, text: str, width: int, colour: Colour) -> None:
+    """Write one line, small if it is long, cut off if it is longer still."""
+    scale = fitting_scale(text, width, largest=_TITLE)
+    room = width // text_width(" ", scale)
+    shown = text if len(text) <= room else text[: max(0, room - 2)] + ".."
+    draw_text(page, x, y, shown, colour=colour, scale=scale)
+
+
+def _label(page: Picture, x: int, y: int, row: Row) -> None:
+    """Write a row's name, its notes and its colour scale."""
+    width = _LABELS - _MARGIN
+    for text in wrap(row.label, width, _TITLE):
+        draw_text(page, x, y, text, colour=_STRONG, scale=_TITLE)
+        y += LINE * _TITLE
+    y += _GAP
+    for note in row.notes:
+        for text in wrap(note, width):
+            draw_text(page, x, y, text, colour=_SOFT)
+            y += LINE + 2
+        y += _GAP
+    if row.scale is not None:
+        page[y : y + LINE, x : x + width] = row.scale.ramp(width)
+        y += LINE + _GAP
+        draw_text(page, x, y, row.scale.low, colour=_SOFT)
+        end = x + width - text_width(row.scale.high)
+        draw_text(page, end, y, row.scale.high, colour=_SOFT)
