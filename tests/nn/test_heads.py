@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from tatscli.nn.heads import DecoderHead, build_head
 from tatscli.nn.vit import Encoder
 from tatscli.recipe import schema
+from tests.nn.counting import counted_macs
 
 
 def make(widths: list[int], **changes: Any) -> DecoderHead:
@@ -73,9 +73,8 @@ def test_predicting_fewer_tokens_leaves_the_others_out_of_the_decoder() -> None:
     (everything,) = head(latents, visible, predict)
     # Absent mask tokens are no keys either: the result is not a slice of the full one.
     assert (few - everything[:, :4]).abs().max() > 1e-3
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        head(latents[:1], visible[:1], predict[:1, :4])
-    assert counter.get_total_flops() == 2 * head.macs(6, 4)
+    counted = counted_macs(lambda: head(latents[:1], visible[:1], predict[:1, :4]))
+    assert head.macs(6, 4) == counted
 
 
 def test_predictions_belong_to_their_tokens_in_any_order() -> None:
@@ -90,9 +89,7 @@ def test_predictions_belong_to_their_tokens_in_any_order() -> None:
 def test_macs_add_up_over_branches() -> None:
     head = make([10, 3])
     latents, visible, predict = plan()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        head(latents[:1], visible[:1], predict[:1])
-    assert counter.get_total_flops() == 2 * head.macs(6, 18)
+    assert head.macs(6, 18) == counted_macs(lambda: head(latents[:1], visible[:1], predict[:1]))
 
 
 def test_one_head_at_least() -> None:
