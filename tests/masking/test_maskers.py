@@ -115,3 +115,13 @@ def test_ratios_that_leave_nothing_to_see_or_guess_are_refused() -> None:
         make("random", (2, 2, 2), 0.95)
     with pytest.raises(RecipeError, match=r"`mask.ratio: 0.2` hides none of 4 sites"):
         make("tube", (2, 2, 2), 0.2)
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("kind", SECTIONS)
+def test_one_seed_gives_one_plan_on_every_device(kind: str) -> None:
+    masker = make(kind, (4, 5, 5), 0.8)
+    tokens = torch.randn(2, 100, 6)
+    here = masker.plan(tokens, generator=torch.Generator().manual_seed(3))
+    there = masker.cuda().plan(tokens.cuda(), generator=torch.Generator().manual_seed(3))
+    assert torch.equal(here.visible_BK, there.visible_BK.cpu())
