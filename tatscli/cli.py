@@ -19,6 +19,8 @@ COMMANDS = {
     "pretrain": "tatscli.commands.pretrain:pretrain",
     "finetune": "tatscli.commands.finetune:finetune",
     "evaluate": "tatscli.commands.evaluate:evaluate",
+    "visualize-masks": "tatscli.commands.visualize_masks:visualize_masks",
+    "demo": "tatscli.commands.demo:demo",
     "env": "tatscli.commands.env:env",
     "recipes": "tatscli.commands.recipes:recipes",
 }

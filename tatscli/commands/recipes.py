@@ -41,7 +41,7 @@ Examples:
   tats recipes schema > recipes/schema.json
 """
 
-recipes = typer.Typer(rich_markup_mode=None, help="List, show and copy the shipped recipes.")
+recipes = typer.Typer(rich_markup_mode=None, help="List, show and copy the shipped recipes")
 
 
 @recipes.callback(invoke_without_command=True)
