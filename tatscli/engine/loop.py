@@ -29,7 +29,7 @@ from tatscli.engine.rng import random_at
 from tatscli.engine.run import write_atomically
 from tatscli.engine.schedule import lr_at
 from tatscli.engine.signals import StopRequest, stop_requests
-from tatscli.errors import Exit, Stopped, TatsError
+from tatscli.errors import DataError, Exit, Stopped, TatsError
 from tatscli.recipe.derive import Schedule
 from tatscli.recipe.schema import Run
 
@@ -133,7 +133,14 @@ def train(training: Training) -> dict[str, Any]:
     training.model.train()
     with stop_requests() as request, bar:
         while training.done < last:
-            averages.add(_optimise(training, batches))
+            try:
+                averages.add(_optimise(training, batches))
+            except DataError:
+                # A signal to the whole job ends the loader's workers too: save what is done.
+                if not request.exit_code:
+                    raise
+                _save(training, best=False)
+                raise _stopped(training, last, request.exit_code) from None
             training.done += 1
             bar.update()
             done = training.done
@@ -144,15 +151,11 @@ def train(training: Training) -> dict[str, Any]:
                 _log(training, log, means, started)
             better = done % schedule.steps_per_epoch == 0 and _score(training, log, means)
             if better or done % save_steps == 0 or done == last or stop:
-                _save(training, better)
+                _save(training, best=better)
             if done - first == 50:
                 _estimate(training, last, (time.perf_counter() - started) / 50)
             if stop:
-                raise Stopped(
-                    f"stopped after step {done} of {last}, saved in `{training.folder}`",
-                    hint="continue with `--resume`",
-                    exit_code=Exit(stop),
-                )
+                raise _stopped(training, last, stop)
     result: dict[str, Any] = {
         "steps": training.done,
         "seconds": time.perf_counter() - started,
@@ -218,6 +221,14 @@ def _refuse_step(training: Training, rows: list[int]) -> None:
     )
 
 
+def _stopped(training: Training, last: int, code: int) -> Stopped:
+    return Stopped(
+        f"stopped after step {training.done} of {last}, saved in `{training.folder}`",
+        hint="continue with `--resume`",
+        exit_code=Exit(code),
+    )
+
+
 def _agreed_stop(training: Training, request: StopRequest) -> int:
     """Return the exit code if any rank was told to stop, so that all leave after the same step."""
     return int(distributed.largest(request.exit_code, training.device))
@@ -263,7 +274,7 @@ def _score(training: Training, log: MetricsLog | None, means: dict[str, float]) 
     return better
 
 
-def _save(training: Training, best: bool) -> None:
+def _save(training: Training, *, best: bool) -> None:
     if training.world.main:
         save_checkpoint(
             training.folder,

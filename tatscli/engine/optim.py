@@ -17,22 +17,21 @@ def build_optimizer(
     """Make AdamW with one group per (weight decay, layer).
 
     Biases, norms, other one-dimensional parameters and mask tokens are not decayed. With layer
-    decay, layer i of `layers` learns at decay ** (layers - 1 - i); the model itself says which
+    decay, layer i of `layers` learns at decay ** (layers - i); the model itself says which
     layer a parameter belongs to.
 
     Args:
         model: Its trainable parameters are optimised.
         optim: The recipe's section.
-        layer_of: Layer of a parameter name, 0 for the patch embedding up to `layers` - 1 for the
-            head.
-        layers: How many layers there are.
+        layer_of: Layer of a parameter name, from 0 for the patch embedding to `layers` for the head.
+        layers: The last layer.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         plain = parameter.ndim > 1 and not name.endswith(("bias", "mask_token"))
-        scale = optim.layer_decay ** (layers - 1 - layer_of(name)) if layer_of else 1.0
+        scale = optim.layer_decay ** (layers - layer_of(name)) if layer_of else 1.0
         groups.setdefault((optim.weight_decay if plain else 0.0, scale), []).append(parameter)
     return torch.optim.AdamW(
         [

@@ -8,7 +8,7 @@ import torch
 
 from tatscli.engine.checkpoint import find_checkpoint
 from tatscli.engine.loop import train
-from tatscli.errors import Stopped, TatsError
+from tatscli.errors import DataError, Stopped, TatsError
 from tests.engine.toy import ToyBatch, resumed, toy_training
 
 
@@ -147,3 +147,21 @@ def test_gradients_are_clipped_where_asked(tmp_path: Path) -> None:
     train(training)
     assert max(norms) <= 0.01 * 1.001
     assert max(line["grad_norm"] for line in lines(tmp_path)) > 0.01
+
+
+def test_workers_that_die_of_the_same_signal_do_not_lose_the_steps(tmp_path: Path) -> None:
+    training = toy_training(tmp_path, save_every=100)
+    plain = training.batches
+
+    def batches(start: int):
+        for number, batch in enumerate(plain(start)):
+            if number == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+                raise DataError("a worker died")
+            yield batch
+
+    training.batches = batches
+    with pytest.raises(Stopped) as stopped:
+        train(training)
+    assert stopped.value.exit_code == 143
+    assert find_checkpoint(tmp_path).step == 3

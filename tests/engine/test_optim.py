@@ -23,7 +23,7 @@ def test_only_matrices_are_decayed_and_layers_learn_at_their_rate() -> None:
         model,
         Optim(weight_decay=0.05, layer_decay=0.5, base_lr=1.0),
         layer_of=lambda name: layer[name.rsplit(".", 1)[0]],
-        layers=3,
+        layers=2,
     )
     set_lr(optimizer, 0.8)
     facts = {

@@ -10,14 +10,21 @@ from safetensors.torch import load_file
 from tatscli.console import Reporter
 from tatscli.data.dataset import EvalViews
 from tatscli.data.normalize import standardize, to_unit
+from tatscli.engine.optim import build_optimizer
 from tatscli.errors import CheckpointError, DataError, UsageError
 from tatscli.nn.classifier import Classifier
 from tatscli.nn.vit import build_encoder
 from tatscli.recipe.load import LoadedRecipe
+from tatscli.recipe.schema import Optim
 from tatscli.store.reader import Store
 from tatscli.tasks.build import load_system
 from tatscli.tasks.evaluate import evaluate
-from tatscli.tasks.finetune import choose_start, finetune, finetune_folder
+from tatscli.tasks.finetune import (
+    build_classifier,
+    choose_start,
+    finetune,
+    finetune_folder,
+)
 from tatscli.tasks.pretrain import pretrain
 
 Load = Callable[..., LoadedRecipe]
@@ -185,3 +192,21 @@ def test_where_finetuning_starts_and_ends(load: Load, pretrained: Path) -> None:
     assert finetune_folder(loaded) == Path("runs/tiny-finetune")
     assert finetune_folder(loaded, scratch=True) == Path("runs/tiny-scratch")
     assert finetune_folder(loaded, Path("a/b")) == Path("a/b-finetune")
+
+
+def test_layer_decay_gives_the_published_factors(load: Load) -> None:
+    """VideoMAE: decay ** (depth + 1 - layer), 1 for the head."""
+    model = build_classifier(load().recipe, classes=3)
+    optimizer = build_optimizer(
+        model, Optim(layer_decay=0.5), layer_of=model.layer_of, layers=model.layers
+    )
+    factors = {
+        name: group["lr_scale"]
+        for name, parameter in model.named_parameters()
+        for group in optimizer.param_groups
+        if any(parameter is other for other in group["params"])
+    }
+    assert factors["encoder.patch_embed.proj.weight"] == 0.5**7
+    assert factors["encoder.blocks.0.attn.q_bias"] == 0.5**6
+    assert factors["encoder.blocks.5.mlp.fc1.weight"] == 0.5
+    assert factors["fc_norm.weight"] == factors["head.weight"] == factors["head.bias"] == 1
