@@ -218,7 +218,7 @@ def _notes_of(seen: list[tuple[Window, Sight]], recipe: Recipe, out: Path) -> li
     if last.held:
         notes.append(
             f"window {last.number + 1} is longer than the rest of the video: "
-            f"its last frame, {last.frames[-1]}, also fills {last.held} of the {len(last.frames)} places"
+            f"frame {last.frames[-1]} also fills its last {last.held} of {len(last.frames)} places"
         )
     if not any(bool(window.motion.valid_BT.any()) for window, _ in seen):
         notes.append("no frame shown carries motion vectors: only key frames, or a codec without")

@@ -25,7 +25,8 @@ class Window:
 
     Attributes:
         number: Counted from 0.
-        frames: Source frames, ascending; the last frame of the video repeats to fill the window.
+        frames: Source frames, ascending; where the video ends early the last one repeats, as
+            `short: repeat_last` does in training.
         times: Their presentation times in seconds.
         held: How many frames are such repeats.
         video_TCHW: uint8, the centre crop that evaluation uses.
@@ -67,23 +68,19 @@ def read_windows(
         DecodeError: The file does not open, holds no video, or not one frame of it decodes.
     """
     seen: list[_Seen] = []
-    number, index = 0, -1
-    last: StoredFrame | None = None
-    for index, last in enumerate(read_frames(path, short_side=size, motion_cell=_MOTION_CELL)):
+    number = 0
+    for index, frame in enumerate(read_frames(path, short_side=size, motion_cell=_MOTION_CELL)):
         if index % (frames * stride) == 0:
             seen = []
         if index % stride == 0 and len(seen) < frames:
-            seen.append(_view(index, last, size, sites))
+            seen.append(_view(index, frame, size, sites))
             if len(seen) == frames:
                 yield _window(number, seen, held=0)
                 number += 1
-    if last is not None and 0 < len(seen) < frames:
-        final = _view(index, last, size, sites)
-        # The last frame may not have had its turn yet: only what follows it are repeats.
-        tail = [] if seen[-1].frame == index else [final]
-        held = frames - len(seen) - len(tail)
-        still = replace(final, motion_hw2=torch.zeros_like(final.motion_hw2), valid=False)
-        yield _window(number, seen + tail + [still] * held, held=held)
+    if 0 < len(seen) < frames:
+        still = replace(seen[-1], motion_hw2=torch.zeros_like(seen[-1].motion_hw2), valid=False)
+        held = frames - len(seen)
+        yield _window(number, seen + [still] * held, held=held)
 
 
 def _view(index: int, frame: StoredFrame, size: int, sites: tuple[int, int]) -> _Seen:

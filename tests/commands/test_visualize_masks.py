@@ -1,0 +1,96 @@
+"""`tats visualize-masks` from the command line: defaults, JSON, and every wrong input."""
+
+import math
+
+import av
+import pytest
+
+from tests.clips import pan, render
+
+SMALL = ["--size", 32, "--patch", 8, "--frames", 4, "--stride", 2]
+
+
+@pytest.fixture
+def clip(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return render(tmp_path / "films" / "clip.mp4", pan(frames=20, height=48, width=64))
+
+
+def test_the_picture_lands_beside_the_user_and_not_beside_the_clip(cli, clip, tmp_path):
+    done = cli("visualize-masks", clip, *SMALL)
+    assert done.code == 0 and done.stdout == ""
+    assert "wrote clip.masks.mp4" in done.stderr
+    with av.open(str(tmp_path / "clip.masks.mp4")) as container:
+        assert container.streams.video[0].frames == 12
+
+
+@pytest.mark.parametrize(("mask", "visible"), [("tube", 4), ("random", 3), ("tats", 3)])
+def test_json_tells_every_token(cli, clip, mask, visible):
+    found = cli("visualize-masks", clip, *SMALL, "--mask", mask, "--ratio", 0.9, "--json").json()
+    assert (found["mask"], found["ratio"], found["grid"]) == (mask, 0.9, [2, 4, 4])
+    assert found["out"] == "clip.masks.mp4"
+    assert [window["frames"][0] for window in found["windows"]] == [0, 8, 16]
+    for window in found["windows"]:
+        assert len(window["visible"]) == visible
+        assert sorted(window["visible"] + window["predict"]) == list(range(32))
+        assert window["times"] == pytest.approx([frame / 25 for frame in window["frames"]])
+        assert ("probability" in window) == (mask == "tats")
+    if mask == "tats":
+        assert math.isclose(sum(found["windows"][0]["probability"]), 1, abs_tol=1e-2)
+        assert any("untrained" in note for note in found["notes"])
+    assert any("frame 18 also fills its last 2 of 4 places" in note for note in found["notes"])
+
+
+def test_the_default_is_the_clip_and_mask_of_videomae(cli, clip):
+    found = cli("visualize-masks", clip, "--out", "sheet.png", "--json", "--quiet").json()
+    assert (found["mask"], found["ratio"], found["grid"]) == ("tube", 0.9, [8, 14, 14])
+    assert len(found["windows"][0]["visible"]) == 160
+
+
+def test_seeds_repeat_and_differ(cli, clip):
+    plans = [
+        cli("visualize-masks", clip, *SMALL, "--seed", seed, "--json").json()["windows"]
+        for seed in (3, 3, 4)
+    ]
+    assert plans[0] == plans[1] != plans[2]
+
+
+def test_a_recipe_gives_mask_and_shape(cli, clip):
+    found = cli("visualize-masks", clip, "--recipe", "small", "--out", "a.png", "--json").json()
+    assert (found["mask"], found["ratio"], found["grid"]) == ("tats", 0.85, [8, 7, 7])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--mask", "tub"], 2, "there is no mask `tub`: choose from `random`, `tube`"),
+        (["--ratio", "1.5"], 2, "`mask.ratio: 1.5` must be less than 1"),
+        (["--ratio", "0.999", "--mask", "random"], 2, "leaves none of 32 tokens visible"),
+        (["--size", "33"], 2, "`data.size: 33` is not a multiple of `model.patch: 8`"),
+        (["--out", "masks.webp"], 2, "its suffix must be one of .mp4"),
+        (["--out", "films/clip.mp4"], 2, "is the clip itself"),
+        (["--run", "runs/none"], 2, "`--size`, `--frames`, `--patch` cannot be chosen"),
+        (["--recipe", "smal"], 2, "no recipe `smal`"),
+        (["--recipe", "small", "--run", "runs/none"], 2, "exclude each other"),
+    ],
+)
+def test_wrong_options_are_one_message(cli, clip, arguments, code, words):
+    # A later option overrides the same one before it.
+    done = cli("visualize-masks", clip, *SMALL, *arguments)
+    assert done.code == code
+    assert words in done.stderr and "Traceback" not in done.stderr
+    assert not list(clip.parent.parent.glob("*.masks.mp4"))
+
+
+def test_a_clip_that_cannot_be_read_is_named(cli, clip, tmp_path):
+    noise = tmp_path / "noise.mp4"
+    noise.write_bytes(bytes(range(256)) * 9)
+    for path in (noise, tmp_path / "missing.mp4"):
+        done = cli("visualize-masks", path)
+        assert done.code == 1 and f"error: `{path}`: " in done.stderr
+    assert not list(tmp_path.glob("*.masks.mp4"))
+
+
+def test_a_run_that_is_not_there_is_named(cli, clip):
+    done = cli("visualize-masks", clip, "--run", "runs/none")
+    assert done.code == 1 and "error: `runs/none` does not exist" in done.stderr

@@ -1,0 +1,137 @@
+"""The rows: hidden tokens grey, probabilities as colours, vectors as arrows, all labelled."""
+
+import numpy as np
+import pytest
+import torch
+
+from tatscli.masking.plan import MaskPlan
+from tatscli.visualize.arrows import draw_arrows
+from tatscli.visualize.panels import SMALLEST_PANEL, heat, rows_of, zoom_of
+from tatscli.visualize.sight import Sight
+from tests.visualize.fakes import GRID, SIZE, window
+
+ZOOM = SMALLEST_PANEL // SIZE
+VISIBLE = [0, 5, 16, 31]
+
+
+def sight(*, score=None, reconstruction=None) -> Sight:
+    return Sight(MaskPlan.from_visible(torch.tensor([VISIBLE]), 32), score, reconstruction)
+
+
+def rows(seen=None, statistics=False, **parts):
+    found = rows_of(seen or window(), sight(**parts), grid=GRID, statistics=statistics)
+    return {row.label: row for row in found}
+
+
+def tokens(panels: np.ndarray) -> np.ndarray:
+    """Cut panels into tokens: (N, frames, rows, columns, 3)."""
+    t, h, w = GRID
+    frames, side = panels.shape[:2]
+    cut = panels.reshape(t, frames // t, h, side // h, w, side // w, 3)
+    return cut.transpose(0, 2, 4, 1, 3, 5, 6).reshape(t * h * w, frames // t, -1, side // w, 3)
+
+
+def test_rows_come_in_order_and_only_where_there_is_something_to_show():
+    assert list(rows()) == ["input", "masked", "motion"]
+    full = rows(score=torch.rand(32), reconstruction=torch.rand(3, 4, SIZE, SIZE))
+    assert list(full) == ["input", "masked", "reconstruction", "sampler probability", "motion"]
+
+
+def test_small_views_are_enlarged_pixel_by_pixel():
+    assert [zoom_of(size) for size in (16, 64, 96, 191, 192, 224)] == [12, 3, 2, 2, 1, 1]
+    seen = window()
+    panels = rows(seen)["input"].panels_TZZ3
+    assert panels.shape == (4, SMALLEST_PANEL, SMALLEST_PANEL, 3)
+    assert (
+        panels[:, ZOOM - 1 :: ZOOM, ::ZOOM].transpose(0, 3, 1, 2) == seen.video_TCHW.numpy()
+    ).all()
+
+
+def test_exactly_the_hidden_tokens_are_grey():
+    found = rows()
+    masked, whole = (tokens(found[name].panels_TZZ3) for name in ("masked", "input"))
+    for token in range(32):
+        if token in VISIBLE:
+            assert (masked[token] == whole[token]).all()
+        else:
+            assert set(np.unique(masked[token])) == {104, 128}
+    assert found["masked"].notes == ["grey is hidden: 4 of 32 tokens visible, 28 to predict"]
+
+
+def test_the_reconstruction_says_where_its_statistics_come_from():
+    painted = torch.full((3, 4, SIZE, SIZE), 0.5)
+    painted[:, 0, 0, 0] = torch.tensor([-0.2, 0.2, 1.7])
+    with_statistics = rows(reconstruction=painted, statistics=True)["reconstruction"]
+    assert "patch mean and deviation taken from the original" in with_statistics.notes
+    assert len(rows(reconstruction=painted)["reconstruction"].notes) == 1
+    assert with_statistics.panels_TZZ3[0, 0, 0].tolist() == [0, 51, 255]
+    assert with_statistics.panels_TZZ3[1, 5, 5].tolist() == [128, 128, 128]
+
+
+def test_probabilities_are_told_as_multiples_of_chance_and_coloured_by_rank():
+    score_N = torch.full((32,), 1 / 32)
+    score_N[7], score_N[20] = 2 / 32, 0.0
+    row = rows(score=score_N)["sampler probability"]
+    assert (row.scale.low, row.scale.high) == ("0.00x", "2.00x")
+    bright = tokens(row.panels_TZZ3).mean(axis=(1, 2, 3, 4)) - 0.3 * tokens(
+        rows()["input"].panels_TZZ3
+    ).mean(axis=(1, 2, 3, 4))
+    assert bright.argmax() == 7 and bright.argmin() == 20
+
+
+def test_a_uniform_policy_shows_one_colour_not_noise():
+    row = rows(score=torch.full((32,), 1 / 32) * (1 + 1e-6 * torch.randn(32)))[
+        "sampler probability"
+    ]
+    assert (row.scale.low, row.scale.high) == ("0.95x", "1.05x")
+    tint = row.panels_TZZ3 - 0.3 * rows()["input"].panels_TZZ3.mean(axis=-1, keepdims=True)
+    assert (np.ptp(tint, axis=(0, 1, 2)) <= 2).all()
+
+
+def test_the_colour_scale_grows_brighter_all_the_way():
+    luma = heat(np.linspace(0, 1, 50), over=np.zeros(50)) @ (0.3, 0.6, 0.1)
+    assert (np.diff(luma) > 0).all()
+
+
+def yellow(panel: np.ndarray) -> np.ndarray:
+    return (panel[..., 0].astype(int) - panel[..., 2]) > 60
+
+
+def test_arrows_stand_where_the_motion_is_and_frames_without_say_so():
+    panels = rows()["motion"].panels_TZZ3
+    assert not yellow(panels[0]).any()
+    assert (panels[0] == 220).all(axis=-1).any()  # the words
+    side = SMALLEST_PANEL // 4
+    for panel in panels[1:]:
+        y, x = np.nonzero(yellow(panel))
+        assert abs(y.mean() - 1.5 * side) < 3 and x.min() >= 1.5 * side - 3
+
+
+def test_a_repeated_frame_is_said_to_be_held():
+    held, other = (rows(window(held=held))["motion"].panels_TZZ3[3] for held in (1, 0))
+    nothing = rows()["motion"].panels_TZZ3[0]
+    words = [(panel == 220).all(axis=-1) for panel in (held, nothing)]
+    assert words[0].any() and not yellow(held).any() and yellow(other).any()
+    assert (words[0] != words[1]).any()
+
+
+@pytest.mark.parametrize("step", [(3, 0), (-3, 0), (0, 3), (0, -3), (2, -2)])
+def test_an_arrow_points_where_content_goes(step):
+    """The mass of the ink lies ahead of the token's middle, and more of it at the head."""
+    picture = np.zeros((90, 90, 3), np.uint8)
+    motion = np.zeros((3, 3, 2), np.float32)
+    motion[1, 1] = step
+    draw_arrows(picture, motion, zoom=2, colour=(255, 255, 255))
+    y, x = np.nonzero(picture[..., 0] > 128)
+    along = (np.stack([x, y], axis=1) - 45) @ (np.array(step) / np.hypot(*step))
+    length = min(8 * np.hypot(*step), 48)
+    assert along.max() == pytest.approx(length, abs=3) and along.min() > -3
+    assert (along > 0.6 * length).sum() > (along < 0.4 * length).sum()
+
+
+def test_arrows_are_cut_to_the_picture_and_stillness_draws_none():
+    picture = np.full((30, 30, 3), 50, np.uint8)
+    draw_arrows(picture, np.full((3, 3, 2), 0.1), zoom=1, colour=(255, 255, 255))
+    assert (picture == 50).all()
+    draw_arrows(picture, np.full((3, 3, 2), 99.0), zoom=1, colour=(255, 255, 255))
+    assert (picture == 255).any()

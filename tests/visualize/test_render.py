@@ -1,0 +1,85 @@
+"""Files: a film of all windows, a sheet of the first, made again alike from the same seed."""
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from tatscli.recipe.schema import RandomMask
+from tatscli.visualize.render import Page, render
+from tatscli.visualize.sight import Viewer
+from tests.clips import pan
+from tests.clips import render as film
+from tests.visualize.fakes import viewer
+
+PAGE = Page("random mask, ratio 0.75", stride=2)
+
+
+@pytest.fixture
+def clip(tmp_path):
+    return film(tmp_path / "clip.mp4", pan(frames=20, height=48, width=80), fps=10)
+
+
+@pytest.fixture
+def random_viewer() -> Viewer:
+    return viewer(RandomMask(kind="random", ratio=0.75))
+
+
+def frames_of(path) -> tuple[list[np.ndarray], float]:
+    with av.open(str(path)) as container:
+        rate = float(container.streams.video[0].average_rate)
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)], rate
+
+
+def draw(clip, out, viewer, page=PAGE, seed=0):
+    seen = []
+    rate = render(clip, out, viewer, page, seed=seed, watch=lambda *both: seen.append(both))
+    return seen, rate
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+def test_a_film_shows_every_frame_of_every_window(clip, tmp_path, random_viewer, suffix):
+    out = tmp_path / f"out{suffix}"
+    seen, rate = draw(clip, out, random_viewer)
+    pictures, written = frames_of(out)
+    assert [window.frames for window, _ in seen] == [
+        [0, 2, 4, 6],
+        [8, 10, 12, 14],
+        [16, 18, 18, 18],
+    ]
+    assert len(pictures) == 12
+    assert rate == pytest.approx(5) == pytest.approx(written)  # every second of 10 a second
+
+
+def test_limits_and_speed_can_be_chosen(clip, tmp_path, random_viewer):
+    page = Page("title", stride=2, fps=3, windows=1)
+    seen, rate = draw(clip, tmp_path / "one.mp4", random_viewer, page)
+    pictures, written = frames_of(tmp_path / "one.mp4")
+    assert len(seen) == 1 and len(pictures) == 4 and rate == 3 == written
+
+
+def test_a_png_is_a_sheet_with_one_column_a_slice(clip, tmp_path, random_viewer):
+    seen, rate = draw(clip, tmp_path / "sheet.png", random_viewer)
+    two, _ = draw(clip, tmp_path / "two.png", random_viewer, Page("title", 2, windows=2))
+    (one,), _ = frames_of(tmp_path / "sheet.png")
+    (double,), _ = frames_of(tmp_path / "two.png")
+    assert len(seen) == 1 and len(two) == 2 and rate is None
+    assert double.shape == (2 * one.shape[0], *one.shape[1:])
+    draw(clip, tmp_path / "film.mp4", random_viewer)
+    narrow = frames_of(tmp_path / "film.mp4")[0][0]
+    assert one.shape[0] == narrow.shape[0] and 192 <= one.shape[1] - narrow.shape[1] < 200
+
+
+def test_the_same_seed_draws_the_same_file(clip, tmp_path, random_viewer):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        torch.rand(3)  # the global generator has no say
+        draw(clip, tmp_path / f"{name}.png", random_viewer, seed=seed)
+    a, b, c = ((tmp_path / f"{name}.png").read_bytes() for name in "abc")
+    assert a == b != c
+
+
+def test_slow_and_odd_rates_stay_watchable(tmp_path, random_viewer):
+    for fps, expected in ((1, 1.0), (120, 30.0)):
+        path = film(tmp_path / f"{fps}.mp4", pan(frames=8, height=32, width=32), fps=fps)
+        _, rate = draw(path, tmp_path / f"out{fps}.mp4", random_viewer)
+        assert rate == pytest.approx(expected)

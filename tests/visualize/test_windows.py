@@ -1,0 +1,112 @@
+"""Windows cover a video of any length, show the crop of evaluation, and hold one window at most."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from tatscli.data.sampling import eval_indices
+from tatscli.errors import DecodeError
+from tatscli.recipe.schema import Sampling
+from tatscli.visualize import windows as module
+from tatscli.visualize.windows import read_windows
+from tests.clips import CLEAN_VECTORS, pan, render, static
+
+
+@pytest.fixture
+def film(tmp_path):
+    """Make a film of so many frames, each a little brighter than the one before."""
+
+    def make(frames: int, *, height: int = 48, width: int = 64):
+        pictures = (np.full((height, width, 3), 10 + 4 * k, np.uint8) for k in range(frames))
+        return render(tmp_path / f"{frames}x{height}x{width}.mp4", pictures, options={"crf": "1"})
+
+    return make
+
+
+def read(path, *, frames=4, stride=2, size=32, sites=(2, 2)):
+    return list(read_windows(path, frames=frames, stride=stride, size=size, sites=sites))
+
+
+@pytest.mark.parametrize(
+    ("length", "expected", "held"),
+    [
+        (1, [[0, 0, 0, 0]], [3]),
+        (2, [[0, 0, 0, 0]], [3]),
+        (3, [[0, 2, 2, 2]], [2]),
+        (7, [[0, 2, 4, 6]], [0]),
+        (8, [[0, 2, 4, 6]], [0]),
+        (9, [[0, 2, 4, 6], [8, 8, 8, 8]], [0, 3]),
+        (12, [[0, 2, 4, 6], [8, 10, 10, 10]], [0, 2]),
+        (16, [[0, 2, 4, 6], [8, 10, 12, 14]], [0, 0]),
+    ],
+)
+def test_windows_follow_each_other_and_the_last_frame_fills_the_last(film, length, expected, held):
+    found = read(film(length))
+    assert [window.frames for window in found] == expected
+    assert [window.held for window in found] == held
+    assert [window.number for window in found] == list(range(len(found)))
+
+
+def test_pictures_and_times_are_those_of_the_frames_named(film):
+    for window in read(film(13)):
+        brightness = window.video_TCHW.float().mean(dim=(1, 2, 3))
+        expected = torch.tensor([10.0 + 4 * frame for frame in window.frames])
+        assert torch.allclose(brightness, expected, atol=1.9)  # 4 a frame: no other is as near
+        assert window.times == pytest.approx([frame / 25 for frame in window.frames])
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (64, 48), (33, 97), (16, 16)])
+def test_any_size_becomes_the_square_in_the_middle(film, tmp_path, height, width):
+    picture = np.zeros((height, width, 3), np.uint8)
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    picture[top : top + side, left : left + side] = 200
+    path = render(tmp_path / "middle.mkv", [picture] * 2, codec="ffv1", pix_fmt="bgr0")
+    (window,) = read(path, frames=2, stride=1)
+    assert window.video_TCHW.shape == (2, 3, 32, 32)
+    # Resizing and odd margins blur a line at the rim.
+    assert window.video_TCHW[..., 3:-3, 3:-3].float().sub(200).abs().max() < 6
+
+
+def test_motion_is_in_pixels_of_the_view_and_absent_where_there_is_none(tmp_path):
+    path = render(tmp_path / "pan.mp4", pan((4, -2), frames=6), options=CLEAN_VECTORS)
+    (window,) = read(path, frames=8, stride=1, size=96, sites=(6, 6))
+    valid_T, field_Thw2 = window.motion.valid_BT[0], window.motion.field_BThw2[0]
+    assert valid_T.tolist() == [False, True, True, True, True, True, False, False]
+    # 192 lines become 96: half a pixel for each.
+    assert torch.allclose(field_Thw2[3].mean(dim=(0, 1)), torch.tensor([2.0, -1.0]), atol=0.1)
+    assert not field_Thw2[~valid_T].any()
+
+
+def test_a_short_video_is_filled_as_in_training(film):
+    sampling = Sampling(stride=2, short="repeat_last")
+    for length in (1, 3, 5):
+        (window,) = read(film(length))
+        assert window.frames == eval_indices(length, sampling, frames=4, segments=1)[0]
+
+
+def test_only_frames_of_one_window_are_alive(tmp_path, monkeypatch):
+    """A thousand frames pass through; what is read ahead of the consumer is one window."""
+    read_frames, drawn = module.read_frames, 0
+
+    def counting(*args, **kwargs):
+        nonlocal drawn
+        for frame in read_frames(*args, **kwargs):
+            drawn += 1
+            yield frame
+
+    monkeypatch.setattr(module, "read_frames", counting)
+    path = render(tmp_path / "long.mp4", static(frames=200, height=32, width=32))
+    stream = read_windows(path, frames=4, stride=2, size=16, sites=(1, 1))
+    for number, _ in enumerate(islice(stream, 20)):
+        assert drawn <= (number + 1) * 8
+    stream.close()
+
+
+def test_a_file_that_is_no_video_says_so(tmp_path):
+    path = tmp_path / "noise.mp4"
+    path.write_bytes(bytes(range(256)) * 9)
+    with pytest.raises(DecodeError):
+        read(path)
