@@ -18,13 +18,14 @@ class PolicyOutput(NamedTuple):
     """What the network says of a batch, in float32."""
 
     log_p_BN: Tensor  # log-probability of each token to be drawn first
-    value_B: Tensor  # expected mean error of the hidden tokens
+    value_B: Tensor  # expected mean error of the hidden tokens, standardised (`RunningReward`)
 
 
 class Policy(nn.Module):
     """Scores tokens for visibility and foretells the clip's error.
 
     The actor's last layer starts at zero, so the first policy is exactly uniform: random masking.
+    So does the critic's: it first foretells the level of the rewards so far.
     The position table is the sampler's own, learnt from zero (as in AdaMAE, arXiv 2211.09120); the
     encoder's code is never seen.
 
@@ -51,6 +52,7 @@ class Policy(nn.Module):
                 nn.init.xavier_uniform_(part.weight)
                 nn.init.zeros_(part.bias)
         nn.init.zeros_(self.actor.weight)
+        nn.init.zeros_(self.critic[-1].weight)  # the first foretelling is the running level
 
     def forward(self, tokens_BND: Tensor) -> PolicyOutput:
         """Score the patch embeddings of all tokens."""

@@ -23,6 +23,7 @@ from tatscli.masking.base import Masker
 from tatscli.masking.draw import gumbel_top_k, visible_count
 from tatscli.masking.plan import MaskPlan
 from tatscli.masking.policy import Policy, PolicyOutput
+from tatscli.masking.reward import RunningReward
 from tatscli.recipe import schema
 
 BETAS = (0.9, 0.95)
@@ -75,6 +76,7 @@ class TatsMasker(Masker):
         self.config = config
         self.visible = visible_count(self.tokens, config.ratio)
         self.policy = Policy(grid=grid, inputs=width, width=config.width, heads=config.heads)
+        self.reward = RunningReward()
         self.peak_lr = config.base_lr * lr_scale
         self.optimizer = torch.optim.AdamW(
             self.policy.decay_groups(config.weight_decay), lr=self.peak_lr, betas=BETAS
@@ -157,7 +159,8 @@ class TatsMasker(Masker):
             )
         reward_BM = error_BM.detach().float()
         reward_B = reward_BM.mean(dim=1)
-        old_value_B = rollout.output.value_B.detach()
+        self._remember(reward_B)
+        old_value_B = self.reward.restore(rollout.output.value_B.detach())
         advantage_BM = ppo.advantages(reward_BM, old_value_B)
         metrics = {
             "reward": reward_B.mean(),
@@ -197,7 +200,7 @@ class TatsMasker(Masker):
         config, old_log_p_BN = self.config, rollout.old_log_p_BN
         ratio_BM = (output.log_p_BN - old_log_p_BN).gather(1, plan.predict_BM).exp()
         policy = ppo.clipped_surrogate(ratio_BM, advantage_BM, config.clip)
-        value = (output.value_B - reward_B).square().mean()
+        value = (output.value_B - self.reward.standardise(reward_B)).square().mean()
         entropy = ppo.entropy(output.log_p_BN).mean()
         terms = {
             "policy_loss": policy,
@@ -207,6 +210,12 @@ class TatsMasker(Masker):
             "clip_fraction": ppo.clip_fraction(ratio_BM.detach(), config.clip),
         }
         return policy + config.value * value - config.entropy * entropy, terms
+
+    def _remember(self, reward_B: Tensor) -> None:
+        """Take a batch's rewards into the running moments, alike on every rank, if finite."""
+        moments = _mean_over_ranks(torch.stack([reward_B.mean(), reward_B.square().mean()]))
+        if moments.isfinite().all():
+            self.reward.update(moments[0], moments[1])
 
     def _step(self, loss: Tensor) -> Tensor:
         """Update alike on every rank, unless the norm, which is returned, is not finite."""
