@@ -58,6 +58,8 @@ def pretrain(
     say = reporter(json, quiet, verbose)
     given = shorthand(overrides, {"data.store": store, "run.max_steps": max_steps})
     loaded, folder = open_recipe(source, given)
+    for note in loaded.notes:
+        say.info(note)
     if dry_run:
         from tatscli.tasks.dry_run import plan_pretraining, show_plan
 
