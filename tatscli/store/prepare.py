@@ -107,6 +107,9 @@ def prepare(
                 counts=Counts.of(rows),
             ),
         )
+    except KeyboardInterrupt:
+        reporter.warn(f"`{out}` is unfinished; the same command continues it")
+        raise
     except OSError as error:
         raise DataError(
             f"cannot write `{error.filename or out}`: {error.strerror}",

@@ -17,8 +17,9 @@ PIXEL_FORMAT = "yuvj420p"
 # The antialiasing triangle filter: on downscaling within 55 dB of Pillow's and torchvision's
 # antialiased bilinear, and three times as fast as AREA.
 _FILTER = Interpolation.BILINEAR
-# The shortcuts of FFmpeg's default make greens two levels darker.
-_EXACT = _FILTER | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+# The shortcuts of FFmpeg's default make greens two levels darker. In PyAV's names, which came with
+# version 18: BILINEAR | FULL_CHR_H_INT | ACCURATE_RND.
+_EXACT = 0x2 | 0x2000 | 0x40000
 # One thread, said where PyAV can be told (17 on); it takes one for every core otherwise.
 _ONE_THREAD: dict[str, Any] = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 
@@ -82,7 +83,11 @@ class Scaler:
 def to_rgb(picture: VideoFrame) -> np.ndarray:
     """Return a stored picture as (H, W, 3) uint8, as a JPEG reader would."""
     return picture.reformat(
-        format="rgb24", src_colorspace=Colorspace.ITU601, interpolation=_EXACT, **_ONE_THREAD
+        format="rgb24",
+        src_colorspace=Colorspace.ITU601,
+        dst_colorspace=Colorspace.ITU601,  # PyAV before 17 would otherwise take another one
+        interpolation=_EXACT,
+        **_ONE_THREAD,
     ).to_ndarray()
 
 

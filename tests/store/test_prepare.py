@@ -52,11 +52,8 @@ def prepare(videos, out, *, workers=2, settings=None, **options):
 
 
 def content(store: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(store)): path.read_bytes()
-        for path in store.rglob("*")
-        if path.is_file()
-    }
+    files = [path for path in store.rglob("*") if path.is_file()]
+    return {str(path.relative_to(store)): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")

@@ -77,7 +77,7 @@ def test_missing_folders_and_files(tmp_path, tree):
         find_sources(tmp_path / "none")
     with pytest.raises(UsageError, match="is a file"):
         find_sources(tree("a.mp4") / "a.mp4")
-    with pytest.raises(UsageError, match="there is no list `none.csv`"):
+    with pytest.raises(UsageError, match=r"there is no list `none\.csv`"):
         find_sources(tree("a.mp4"), ["none.csv"])
 
 
