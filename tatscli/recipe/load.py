@@ -94,14 +94,14 @@ def _find(source: str | Path) -> Path:
     path = Path(source)
     if path.is_file():
         return path
+    known = {recipe.name: recipe.path for recipe in shipped()}
+    if str(source) in known:  # also beside a folder of that name, which may hold the videos
+        return known[str(source)]
     if path.is_dir():
         raise RecipeError(
             f"`{source}` is a folder, not a recipe",
             hint=f"name a file, such as `{path / 'recipe.yaml'}`",
         )
-    known = {recipe.name: recipe.path for recipe in shipped()}
-    if str(source) in known:
-        return known[str(source)]
     stem = path.with_suffix("").as_posix().removeprefix("recipes/")
     near = [stem] if stem in known else get_close_matches(stem, known, n=1)
     meant = f"did you mean `{near[0]}`? " if near else ""

@@ -1,0 +1,229 @@
+"""Every command that README, docs and `--help` show is run, shrunk to seconds.
+
+Inputs that the text takes for granted are put there: `videos`, `clip.mp4`, lists, and any
+`prepared/...` or `runs/...` that no earlier command of the same page has made.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tatscli.cli import COMMANDS
+from tests.clips import pan, render
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MOVES = {"left": (-2, 0), "right": (2, 0)}
+PLACEHOLDER = re.compile(r"\b(COMMAND|RECIPE|RUN|CLIP|SRC|STORE|FILE)\b")
+
+SMALL = [
+    "model.size=nano",
+    "model.patch=8",
+    "data.size=32",
+    "data.frames=4",
+    "data.workers=0",
+    "data.split=null",
+    "optim.total_batch=2",
+    "optim.batch_per_device=2",
+    "finetune.optim.total_batch=2",
+    "finetune.optim.batch_per_device=2",
+    "finetune.split=train",
+    "mask.ratio=0.75",
+    "run.device=cpu",
+]
+
+
+def commands_of_page(page: Path) -> list[str]:
+    """Lines of fenced blocks that begin with `tats`, `$ tats` or `torchrun`, without comments."""
+    found, fenced = [], False
+    for line in page.read_text(encoding="utf-8").splitlines():
+        if line.startswith("```"):
+            fenced = not fenced
+        elif fenced and re.match(r"(\$ )?(tats|torchrun) ", line):
+            found.append(line.removeprefix("$ "))
+    return [line for line in found if not PLACEHOLDER.search(line)]
+
+
+def commands_of_help(name: str, cli: Callable[..., Any]) -> list[str]:
+    text = cli(name, "--help").stdout
+    examples = text[text.index("Examples:") :]
+    return [line.strip() for line in examples.splitlines() if re.match(r" +(tats|torchrun) ", line)]
+
+
+def words_of(line: str) -> list[str]:
+    """The arguments of `tats` in a line, whether started plainly or by torchrun."""
+    words = shlex.split(line, comments=True)
+    start = words.index("tatscli") if words[0] == "torchrun" else 0
+    words = words[start + 1 :]
+    return words[: words.index(">")] if ">" in words else words
+
+
+class Workshop:
+    """A folder with what a reader of the docs would have, and `tats` to run in it."""
+
+    def __init__(self, folder: Path, base: Path, cli: Callable[..., Any]) -> None:
+        self.folder = folder
+        self.base = base
+        self.cli = cli
+
+    def run(self, line: str) -> Any:
+        """Run a line of documentation, shrunk; the inputs it names are made first."""
+        words = words_of(line)
+        command = words[0]
+        for word in words[1:] if command != "prepare" else []:
+            self.provide(word)
+        if command in ("pretrain", "finetune"):
+            self.train(words)
+            return None
+        if command == "evaluate":
+            words += ["evaluate.split=val", "finetune.split=train", "data.workers=0"]
+            words = [word for word in words if word not in ("--split", "test")]
+        if command == "visualize-masks" and "--windows" not in words:
+            words += ["--windows", "1"]
+        return self.must(words)
+
+    def must(self, words: list[str]) -> Any:
+        outcome = self.cli(*words)
+        assert outcome.code == 0, f"{words}\n{outcome.stderr}"
+        return outcome
+
+    def train(self, words: list[str]) -> None:
+        """Run a training for two steps; `--resume` after a first one, unless it names our run."""
+        if "--dry-run" in words:
+            self.must(words)
+            return
+        if words[0] == "finetune" and not {"--init", "--scratch"} & set(words):
+            self.provide(words[1] if words[1].startswith("runs/") else f"runs/{words[1]}")
+        if words[0] == "pretrain" and words[1].startswith("runs/"):
+            self.must([*words, "--max-steps", "2"])
+            return
+        if "--store" not in words:
+            self.provide("prepared/given")
+            words = [*words, "--store", "prepared/given"]
+        fresh = [*(word for word in words if word != "--resume"), *SMALL, "--overwrite"]
+        self.must([*fresh, "--max-steps", "1"])
+        if "--resume" in words:
+            self.must([*words, *SMALL, "--max-steps", "2"])
+
+    def provide(self, word: str) -> None:
+        """Make the store or run that a word names, if it names one that is not there."""
+        path = Path(word.split("=")[-1])
+        if path.is_absolute() or path.exists():
+            return
+        if path.parts[:1] == ("prepared",):
+            shutil.copytree(self.base / "prepared" / "videos", path)
+        if path.parts[:1] == ("runs",):
+            kind = "finetuned" if path.name.endswith("-finetune") else "pretrained"
+            shutil.copytree(self.base / "runs" / kind, path, symlinks=True)
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Videos, lists, a clip, a store and two runs."""
+    from tatscli.cli import main
+
+    folder = tmp_path_factory.mktemp("base")
+    for split, count in (("train", 2), ("val", 1)):
+        for label, (name, step) in enumerate(MOVES.items()):
+            for number in range(count):
+                seed = 10 * label + number + (50 if split == "val" else 0)
+                path = folder / "videos" / split / name / f"{number}.mp4"
+                render(path, pan(step, frames=12, height=48, width=64, seed=seed))
+    render(folder / "clip.mp4", pan((2, 1), frames=20, height=64, width=96))
+    for split in ("train", "val"):
+        lines = [
+            f"{path.relative_to(folder / 'videos')} {list(MOVES).index(path.parent.name)}\n"
+            for path in sorted((folder / "videos" / split).rglob("*.mp4"))
+        ]
+        (folder / f"{split}.csv").write_text("".join(lines))
+    store, runs = folder / "prepared" / "videos", folder / "runs"
+    shared = [*SMALL, "-q", "--store", store]
+    lines = [
+        ["prepare", folder / "videos", "--out", store, "--workers", "1", "-q"],
+        ["pretrain", "small", *shared, "--max-steps", "1", "--out", runs / "pretrained"],
+        ["finetune", "small", *shared, "--max-steps", "1", "--init", runs / "pretrained",
+         "--out", runs / "finetuned"],
+    ]  # fmt: skip
+    for line in lines:
+        assert main([str(word) for word in line]) == 0
+    return folder
+
+
+@pytest.fixture
+def workshop(
+    tmp_path: Path, base: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Workshop]:
+    monkeypatch.chdir(tmp_path)
+    for name in ("videos", "ssv2/videos"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(base / "videos", name)
+    for name in ("train.csv", "val.csv", "clip.mp4"):
+        shutil.copy(base / name, name)
+    Path("lists").mkdir()
+    shutil.copy("val.csv", "lists/fold1.txt")
+    Path("recipes").symlink_to(ROOT / "recipes")
+    yield Workshop(tmp_path, base, cli)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_commands_of_a_page_work(page: Path, workshop: Workshop) -> None:
+    for line in commands_of_page(page):
+        if words_of(line)[0] == "demo":
+            continue  # has a test of its own
+        if line.endswith("ufc101"):  # shown with its error
+            assert workshop.cli(*words_of(line)).code == 2
+            continue
+        workshop.run(line)
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "demo"])
+def test_the_examples_of_a_help_page_work(
+    name: str, workshop: Workshop, cli: Callable[..., Any]
+) -> None:
+    lines = commands_of_help(name, cli)
+    assert lines
+    for line in lines:
+        for made in ("runs", "prepared"):
+            shutil.rmtree(made, ignore_errors=True)
+        workshop.run(line)
+
+
+def test_the_python_of_the_readme_runs(workshop: Workshop) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    workshop.provide("runs/small")
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["features"].shape == (1, 128)
+
+
+def test_the_defaults_are_where_the_readme_says(workshop: Workshop) -> None:
+    for line in commands_of_page(ROOT / "README.md")[:5]:
+        workshop.run(line)
+    assert Path("prepared/videos/dataset.json").exists()
+    assert Path("runs/small/recipe.yaml").exists()
+    assert Path("runs/small-finetune/results/finetuned-val.json").exists()
+    assert Path("clip.masks.mp4").stat().st_size > 0
+
+
+def test_every_make_target_that_is_shown_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    shown = {
+        name
+        for page in PAGES
+        for name in re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text(), re.M)
+    }
+    assert shown and shown <= targets
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+            if not link.startswith("http"):
+                assert (page.parent / link).exists(), f"{page.name}: {link}"
