@@ -142,7 +142,7 @@ class TatsMask(Section):
     """Updates on a batch stop early once the mean KL divergence from the rollout's policy passes
     this."""
     base_lr: Positive = 1.5e-4
-    """Learning rate per 256 videos of the total batch."""
+    """Learning rate per 256 videos of an update, which is one micro-batch over all devices."""
     weight_decay: NonNegative = 0.05
     """AdamW weight decay of the trunk; heads, biases and norms have none."""
     clip_grad: Positive = 0.5
