@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -104,7 +104,8 @@ class _Worker(Generic[Job, Result]):
         self._process: BaseProcess = _CONTEXT.Process(
             target=_serve, args=(work, theirs), daemon=True
         )
-        self._process.start()
+        with _interrupts_held():
+            self._process.start()
         theirs.close()  # so that the death of the process is the end of the pipe
 
     def give(self, task: tuple[int, Job]) -> None:
@@ -136,9 +137,18 @@ class _Worker(Generic[Job, Result]):
         self._process.join()
 
 
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Keep Ctrl-C for the parent: a process started meanwhile inherits that the signal waits."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _serve(work: Callable[[Any], Any], pipe: Connection) -> None:
     """Work off jobs until the parent closes the pipe or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
     with suppress(EOFError, ConnectionResetError, BrokenPipeError):
         pipe.send(None)
         while True:

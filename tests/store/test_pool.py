@@ -92,3 +92,8 @@ class _Unpicklable:
 
 def _fail():
     raise SystemExit(3)
+
+
+def test_control_c_reaches_only_the_parent():
+    assert results([("kill", signal.SIGINT), ("echo", 1)], workers=1) == [signal.SIGINT, 1]
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
