@@ -8,7 +8,7 @@ broken instead.)
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -42,7 +42,7 @@ class Crash:
 
 def run_in_order(
     work: Callable[[Job], Result], jobs: Iterable[Job], *, workers: int, ahead: int
-) -> Iterator[tuple[Job, Result | Crash]]:
+) -> Generator[tuple[Job, Result | Crash], None, None]:
     """Run jobs in processes and yield each with its result, in the order of the jobs.
 
     Args:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,10 +123,8 @@ def check(sources: Sources, *, workers: int, reporter: Reporter) -> Report:
     """Decode every source to its end and write nothing."""
     start = time.monotonic()
     jobs = (Job(source.path, None, Settings()) for source in sources.items)
-    rows = [
-        _row(source, result)
-        for source, result in _results(sources.items, jobs, workers, reporter, "checking")
-    ]
+    with closing(_results(sources.items, jobs, workers, reporter, "checking")) as results:
+        rows = [_row(source, result) for source, result in results]
     return Report(rows, time.monotonic() - start)
 
 
@@ -146,14 +145,15 @@ def _fill(
         )
         rows: list[Row] = []
         waiting: list[tuple[str, Spool]] = []
-        for source, result in _results(sources, jobs, workers, reporter, "preparing"):
-            row = _row(source, result)
-            rows.append(row)
-            if isinstance(result, Converted) and result.spool is not None:
-                waiting.append((row.id, result.spool))
-            if sum(spool.size for _, spool in waiting) >= shard_bytes:
-                _close_shard(out, rows, waiting)
-                rows, waiting = [], []
+        with closing(_results(sources, jobs, workers, reporter, "preparing")) as results:
+            for source, result in results:
+                row = _row(source, result)
+                rows.append(row)
+                if isinstance(result, Converted) and result.spool is not None:
+                    waiting.append((row.id, result.spool))
+                if sum(spool.size for _, spool in waiting) >= shard_bytes:
+                    _close_shard(out, rows, waiting)
+                    rows, waiting = [], []
         _close_shard(out, rows, waiting)
     finally:
         shutil.rmtree(spools, ignore_errors=True)
@@ -180,12 +180,13 @@ def _results(
     workers: int,
     reporter: Reporter,
     description: str,
-) -> Iterator[tuple[Source, Converted | Crash]]:
-    """Run jobs behind a progress bar, which also counts what failed."""
+) -> Generator[tuple[Source, Converted | Crash], None, None]:
+    """Run jobs behind a progress bar that also counts failures; closing it ends the workers."""
     workers = min(workers, len(sources))
     failed = 0
-    with reporter.progress(total=len(sources), description=description, unit="video") as bar:
-        results = run_in_order(convert, jobs, workers=workers, ahead=_AHEAD * workers)
+    running = run_in_order(convert, jobs, workers=workers, ahead=_AHEAD * workers)
+    bar = reporter.progress(total=len(sources), description=description, unit="video")
+    with closing(running) as results, bar:
         for source, (_, result) in zip(sources, results, strict=True):
             if isinstance(result, Crash) or result.reason is not None:
                 failed += 1

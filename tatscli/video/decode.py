@@ -103,11 +103,9 @@ class VideoReader:
         while True:
             try:
                 packet = next(packets, None)
-            except (
-                av.FFmpegError
-            ) as error:  # the file breaks off: take what the decoder still holds
+            except av.FFmpegError as error:
                 self._errors[_text(error)] += 1
-                packet = None
+                packet = None  # the file breaks off: take what the decoder still holds
             try:
                 yield from stream.decode(packet)
             except EOFError:
