@@ -1,0 +1,78 @@
+"""Whatever is wrong with the input: one message, exit 1 or 2, no traceback, nothing written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+RECIPE = """
+data: {{store: {store}, frames: 4, size: 32, sampling: {{mode: dense, stride: 1}}, workers: 0}}
+model: {{size: nano, patch: 16}}
+mask: {{kind: tube, ratio: 0.75}}
+optim: {{epochs: 1, total_batch: 2, batch_per_device: 2}}
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Callable[..., Any]) -> Path:
+    """A folder with a store, a recipe and a pretrained run."""
+    from tests.clips import pan, render
+
+    monkeypatch.chdir(tmp_path)
+    for number in range(2):
+        render(Path(f"videos/{number}.mp4"), pan(frames=6, height=32, width=48, seed=number))
+    Path("mine.yaml").write_text(RECIPE.format(store="prepared/videos"))
+    assert cli("prepare", "videos", "--workers", "1").code == 0
+    assert cli("pretrain", "mine.yaml", "--max-steps", "1").code == 0
+    Path("empty").mkdir()
+    Path("notes.txt").write_text("not a video")
+    Path("broken.yaml").write_text("data: [unclosed\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        (
+            "pretrain mine.yaml mask.rato=0.5",
+            2,
+            "`mask.rato` is unknown; did you mean `mask.ratio`?",
+        ),
+        ("pretrain mine.yaml mask.ratio=1.5 optim.epochs=none", 2, "2 problems"),
+        ("pretrain broken.yaml", 2, "broken.yaml"),
+        ("pretrain none.yaml", 2, "no recipe `none.yaml`"),
+        ("pretrain mine.yaml --out runs/new --store nowhere", 1, "there is no store at `nowhere`"),
+        ("pretrain mine.yaml --out runs/new --store empty", 1, "`empty` is not a store"),
+        ("pretrain mine.yaml", 2, "run folder `runs/mine` is not empty"),
+        ("pretrain mine.yaml --out runs/new --resume", 1, "no run that could be resumed"),
+        ("pretrain mine.yaml --resume optim.epochs=3", 2, "the recipe differs from the run"),
+        ("pretrain mine.yaml --out runs/new --init nowhere", 1, "`nowhere` does not exist"),
+        ("pretrain mine.yaml --out runs/new run.device=cuda", 2, "`run.device: cuda`"),
+        ("prepare empty", 1, "no videos in `empty`"),
+        ("prepare nowhere", 2, "there is no folder `nowhere`"),
+        ("finetune runs/mine", 1, "the store `prepared/videos` has no split `train`"),
+        ("finetune runs/mine finetune.split=null", 2, "`finetune.split: null` must be text"),
+        ("finetune mine.yaml --init runs/mine --scratch", 2, "exclude each other"),
+        ("evaluate runs/mine", 1, "it has no classifier to evaluate"),
+        ("evaluate empty", 1, "`empty` holds no checkpoint"),
+        ("evaluate runs/mine --protocol nearest", 2, "nearest"),
+        ("visualize-masks notes.txt", 1, "notes.txt"),
+        ("visualize-masks nowhere.mp4", 1, "no such file"),
+        ("visualize-masks videos/0.mp4 --mask tub", 2, "tub"),
+        ("visualize-masks videos/0.mp4 --out picture.jpg", 2, "picture.jpg"),
+        ("visualize-masks videos/0.mp4 --ratio 2", 2, "2"),
+    ],
+)
+def test_wrong_inputs_are_told_in_one_message(
+    place: Path, cli: Callable[..., Any], line: str, code: int, said: str
+) -> None:
+    before = sorted(path for path in place.rglob("*") if "runs/mine" not in str(path))
+    outcome = cli(*line.split(), "--quiet")
+    assert outcome.code == code, outcome.stderr
+    assert said in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    assert outcome.stdout == ""
+    assert sorted(path for path in place.rglob("*") if "runs/mine" not in str(path)) == before
