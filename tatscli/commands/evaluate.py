@@ -8,7 +8,14 @@ from typing import Annotated
 
 import typer
 
-from tatscli.commands.options import Json, Overrides, Quiet, Verbose, reporter
+from tatscli.commands.options import (
+    Json,
+    Overrides,
+    Quiet,
+    StoreOption,
+    Verbose,
+    reporter,
+)
 
 EPILOG = """Examples:
 
@@ -45,9 +52,7 @@ def evaluate(
             "--protocol", help="`finetuned`: the classifier; `knn`: neighbours of frozen features."
         ),
     ] = Protocol.FINETUNED,
-    store: Annotated[
-        str | None, typer.Option("--store", help="Store to read instead of the run's.")
-    ] = None,
+    store: StoreOption = None,
     split: Annotated[
         str | None, typer.Option("--split", help="Part to score.", show_default="evaluate.split")
     ] = None,

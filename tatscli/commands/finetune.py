@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from tatscli.commands.options import Json, Overrides, Quiet, Verbose, reporter
+from tatscli.commands.options import (
+    DryRun,
+    Json,
+    MaxSteps,
+    Overrides,
+    Overwrite,
+    Quiet,
+    Resume,
+    StoreOption,
+    Verbose,
+    reporter,
+)
 
 EPILOG = """Examples:
 
@@ -29,10 +40,7 @@ def finetune(
         ),
     ],
     overrides: Overrides = None,
-    store: Annotated[
-        str | None,
-        typer.Option("--store", help="Store to read instead of the recipe's `data.store`."),
-    ] = None,
+    store: StoreOption = None,
     init: Annotated[
         Path | None,
         typer.Option(
@@ -47,17 +55,10 @@ def finetune(
     out: Annotated[
         Path | None, typer.Option("--out", help="Run folder.", show_default="<run>-finetune")
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run exactly where it stopped.")
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run folder.")] = False,
-    max_steps: Annotated[
-        int | None,
-        typer.Option("--max-steps", min=1, help="Stop after so many steps of the full schedule."),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the derived numbers and stop.")
-    ] = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    max_steps: MaxSteps = None,
+    dry_run: DryRun = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -75,15 +76,15 @@ def finetune(
 
         show_plan(plan_finetuning(loaded), say)
         return
-    from tatscli.tasks.finetune import choose_start, finetune_folder
+    from tatscli.tasks.finetune import choose_start
     from tatscli.tasks.finetune import finetune as run_finetuning
 
-    start = choose_start(loaded, folder, init=init, scratch=scratch)
+    start, target = choose_start(loaded, folder, init=init, scratch=scratch, resume=resume)
     result = run_finetuning(
         loaded,
         reporter=say,
         init=start,
-        out=out or finetune_folder(loaded, folder, scratch=scratch),
+        out=out or target,
         resume=resume,
         overwrite=overwrite,
     )

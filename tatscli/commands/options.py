@@ -24,6 +24,18 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Recipe keys to change, such as optim.epochs=200."),
 ]
+StoreOption = Annotated[
+    str | None, typer.Option("--store", help="Store to read instead of `data.store`.")
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue the run exactly where it stopped.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run folder.")]
+MaxSteps = Annotated[
+    int | None,
+    typer.Option("--max-steps", min=1, help="Stop after so many steps of the full schedule."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the derived numbers and stop.")]
 
 
 def reporter(json: bool, quiet: bool, verbose: bool) -> Reporter:

@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from tatscli.commands.options import Json, Overrides, Quiet, Source, Verbose, reporter
+from tatscli.commands.options import (
+    DryRun,
+    Json,
+    MaxSteps,
+    Overrides,
+    Overwrite,
+    Quiet,
+    Resume,
+    Source,
+    StoreOption,
+    Verbose,
+    reporter,
+)
 
 EPILOG = """Examples:
 
@@ -26,10 +38,7 @@ EPILOG = """Examples:
 def pretrain(
     source: Source,
     overrides: Overrides = None,
-    store: Annotated[
-        str | None,
-        typer.Option("--store", help="Store to read instead of the recipe's `data.store`."),
-    ] = None,
+    store: StoreOption = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Run folder.", show_default="runs/<recipe>")
     ] = None,
@@ -37,17 +46,10 @@ def pretrain(
         Path | None,
         typer.Option("--init", help="Run or checkpoint whose weights to start from, at step 0."),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run exactly where it stopped.")
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run folder.")] = False,
-    max_steps: Annotated[
-        int | None,
-        typer.Option("--max-steps", min=1, help="Stop after so many steps of the full schedule."),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the derived numbers and stop.")
-    ] = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    max_steps: MaxSteps = None,
+    dry_run: DryRun = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,

@@ -46,13 +46,14 @@ class Policy(nn.Module):
         self.trunk = TrajectoryBlock(width, heads, grid[0])
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.actor = nn.Linear(width, 1, bias=False)
-        self.critic = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
+        level = nn.Linear(width, 1)
+        self.critic = nn.Sequential(nn.Linear(width, width), nn.GELU(), level)
         for part in (self.input, *self.critic):
             if isinstance(part, nn.Linear):
                 nn.init.xavier_uniform_(part.weight)
                 nn.init.zeros_(part.bias)
         nn.init.zeros_(self.actor.weight)
-        nn.init.zeros_(self.critic[-1].weight)  # the first foretelling is the running level
+        nn.init.zeros_(level.weight)
 
     def forward(self, tokens_BND: Tensor) -> PolicyOutput:
         """Score the patch embeddings of all tokens."""

@@ -64,24 +64,32 @@ def finetune(
     folder = Path(out) if out else finetune_folder(loaded, scratch=init is None)
     store = Store.open(recipe.data.store)
     rows = labelled(store, settings.split)
+    val_rows = labelled(store, settings.val_split) if settings.val_split else []
     with session(recipe.run, reporter) as here:
         schedule = derive_schedule(
             settings.optim, videos=len(rows), repeats=settings.repeats, world=here.world.size
         )
         model = build_classifier(recipe, classes=len(store.class_names))
-        origin = find_checkpoint(Path(init)) if init is not None else None
-        if origin is not None:
-            count = load_encoder(model.encoder, origin)
-            here.reporter.info(f"the encoder starts from `{origin.path}` ({count} tensors)")
-        else:
+        origin = None
+        if init is not None and not resume:
+            start = find_checkpoint(Path(init))
+            count = load_encoder(model.encoder, start)
+            here.reporter.info(f"the encoder starts from `{start.path}` ({count} tensors)")
+            origin = str(start.path)
+        elif not resume:
             here.reporter.info("the encoder starts from scratch")
         checkpoint = begin_run(
             here, folder, loaded, schedule, store, resume=resume, overwrite=overwrite
         )
+        if checkpoint is not None:
+            origin = checkpoint.meta["init"]
         for name, value in schedule_rows(schedule):
             here.reporter.detail(f"{name}: {value}")
         model.to(here.device)
         clips = FinetuneClips(store, rows, recipe.data, settings, seed=recipe.run.seed)
+        val_views = EvalViews(
+            store, val_rows, recipe.data, sampling=settings.sampling or recipe.data.sampling
+        )
         mix = Mix(settings.augment, classes=len(store.class_names))
         forward, synced = here.wrap(model, recipe.run)
 
@@ -94,15 +102,9 @@ def finetune(
 
         def score(epoch: int) -> tuple[float, dict[str, float]] | None:
             last = epoch == settings.optim.epochs
-            if settings.val_split is None or (epoch % settings.val_every and not last):
+            if not val_rows or (epoch % settings.val_every and not last):
                 return None
-            views = EvalViews(
-                store,
-                labelled(store, settings.val_split),
-                recipe.data,
-                sampling=settings.sampling or recipe.data.sampling,
-            )
-            scored = score_views(model, views, recipe, here)
+            scored = score_views(model, val_views, recipe, here)
             top1 = top_accuracy(merge_views(scored), 1)
             return top1, {"val_top1": top1}
 
@@ -122,7 +124,7 @@ def finetune(
                 loaded,
                 store,
                 class_names=store.class_names,
-                init=str(origin.path) if origin else None,
+                init=origin,
             ),
             world=here.world,
             device=here.device,
@@ -149,18 +151,30 @@ def finetune_folder(
 
 
 def choose_start(
-    loaded: LoadedRecipe, run: Path | None, *, init: Path | None, scratch: bool
-) -> Path | None:
-    """Return the weights a fine-tuning starts from: the named ones, the run's, or the recipe's own
-    run.
+    loaded: LoadedRecipe, run: Path | None, *, init: Path | None, scratch: bool, resume: bool
+) -> tuple[Path | None, Path]:
+    """Work out where a fine-tuning starts and where it goes.
+
+    Args:
+        loaded: The recipe.
+        run: The run folder it came from, if it did.
+        init: Weights named by the user.
+        scratch: Start from random weights.
+        resume: Continue; a fine-tuning run then means itself.
+
+    Returns:
+        The weights to start from, None for random ones, and the run folder.
 
     Raises:
         UsageError: If `--init` and `--scratch` are both given, or there is nothing to start from.
     """
     if scratch and init is not None:
         raise UsageError("`--init` and `--scratch` exclude each other")
-    if scratch:
-        return None
+    if resume and run is not None and find_checkpoint(run).kind == "finetuned":
+        return None, run
+    folder = finetune_folder(loaded, run, scratch=scratch)
+    if scratch or resume:
+        return None, folder
     start = init or run or pretrain_folder(loaded)
     if init is None and not (start / "checkpoints").is_dir():
         raise UsageError(
@@ -168,7 +182,7 @@ def choose_start(
             hint=f"run `tats pretrain {loaded.name}` first, name a run with `--init`, "
             "or train from random weights with `--scratch`",
         )
-    return start
+    return start, folder
 
 
 def build_classifier(recipe: Recipe, *, classes: int) -> Classifier:
@@ -188,11 +202,16 @@ def labelled(store: Store, split: str) -> list[int]:
     """
     rows = store.part(split)
     bare = [row for row in rows if store.rows[row].label is None]
-    if bare or len(store.class_names) < 2:
-        example = f"; `{store.rows[bare[0]].id}` has none" if bare else ""
+    hint = "labels come from class sub-folders, or from `tats prepare --annotations FILE`"
+    if bare:
         raise DataError(
             f"{len(bare)} of {len(rows)} videos of split `{split}` in `{store.path}` "
-            f"have no label{example}",
-            hint="labels come from class sub-folders, or from `tats prepare --annotations FILE`",
+            f"have no label, `{store.rows[bare[0]].id}` for one",
+            hint=hint,
+        )
+    if len(store.class_names) < 2:
+        raise DataError(
+            f"`{store.path}` has {len(store.class_names)} classes; telling apart needs two",
+            hint=hint,
         )
     return rows

@@ -2,6 +2,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,6 @@ from tatscli.tasks.finetune import (
     build_classifier,
     choose_start,
     finetune,
-    finetune_folder,
 )
 from tatscli.tasks.pretrain import pretrain
 
@@ -174,24 +174,41 @@ def test_videos_without_labels_cannot_be_finetuned_on(
     rows = [json.loads(line) for line in (bare / "manifest.jsonl").read_text().splitlines()]
     text = "".join(json.dumps(row | {"label": None}) + "\n" for row in rows)
     (bare / "manifest.jsonl").write_text(text)
-    with pytest.raises(DataError, match=r"12 of 12 videos .* have no label"):
+    with pytest.raises(DataError, match=r"12 of 12 videos .* have no label, `train/"):
         finetune(load(f"data.store={bare}"), reporter=reporter, init=None)
 
 
-def test_where_finetuning_starts_and_ends(load: Load, pretrained: Path) -> None:
+def test_where_finetuning_starts_and_ends(load: Load, pretrained: Path, finetuned: Path) -> None:
     loaded = load()
-    assert choose_start(loaded, None, init=None, scratch=False) == Path("runs/tiny")
-    assert choose_start(loaded, pretrained, init=None, scratch=False) == pretrained
-    assert choose_start(loaded, None, init=Path("x"), scratch=False) == Path("x")
-    assert choose_start(loaded, None, init=None, scratch=True) is None
+
+    def chosen(run: Path | None, **options: Any) -> tuple[Path | None, Path]:
+        return choose_start(
+            loaded, run, **({"init": None, "scratch": False, "resume": False} | options)
+        )
+
+    assert chosen(None) == (Path("runs/tiny"), Path("runs/tiny-finetune"))
+    assert chosen(pretrained) == (pretrained, Path("runs/tiny-finetune"))
+    assert chosen(None, init=Path("x")) == (Path("x"), Path("runs/tiny-finetune"))
+    assert chosen(None, scratch=True) == (None, Path("runs/tiny-scratch"))
+    assert chosen(Path("a/b"), scratch=True) == (None, Path("a/b-scratch"))
+    assert chosen(finetuned, resume=True) == (None, finetuned)
     with pytest.raises(UsageError, match="exclude each other"):
-        choose_start(loaded, None, init=Path("x"), scratch=True)
+        chosen(None, init=Path("x"), scratch=True)
     shutil.rmtree(pretrained)
     with pytest.raises(UsageError, match="no pretrained run in `runs/tiny`"):
-        choose_start(loaded, None, init=None, scratch=False)
-    assert finetune_folder(loaded) == Path("runs/tiny-finetune")
-    assert finetune_folder(loaded, scratch=True) == Path("runs/tiny-scratch")
-    assert finetune_folder(loaded, Path("a/b")) == Path("a/b-finetune")
+        chosen(None)
+
+
+def test_a_finetuning_run_resumes_itself_and_remembers_its_origin(
+    load: Load, reporter: Reporter, pretrained: Path, cli: Callable[..., Any]
+) -> None:
+    finetune(load("run.max_steps=1"), reporter=reporter, init=pretrained)
+    outcome = cli("finetune", "runs/tiny-finetune", "run.max_steps=null", "--resume", "--json")
+    assert outcome.code == 0, outcome.stderr
+    assert outcome.json()["steps"] == 4
+    assert "from scratch" not in outcome.stderr
+    meta = json.loads(Path("runs/tiny-finetune/checkpoints/last/meta.json").read_text())
+    assert Path(meta["init"]).parent.parent.name == pretrained.name
 
 
 def test_layer_decay_gives_the_published_factors(load: Load) -> None:
