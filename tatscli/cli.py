@@ -57,6 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone: nobody is left to talk to
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.FAILED
+    except OSError as error:  # the machine's trouble: no space, no permission, no such place
+        if error.filename is None:
+            raise
+        _say(f"error: cannot use `{error.filename}`: {error.strerror}")
+        return Exit.FAILED
     if code == Exit.INTERRUPTED:
         _say("interrupted")
     return code

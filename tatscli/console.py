@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
 from tqdm import tqdm
+
+
+def without_nan(value: Any) -> Any:
+    """Return a JSON value with null for numbers that are not finite, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Reporter:
@@ -75,7 +85,8 @@ class Reporter:
     def result(self, payload: dict[str, Any]) -> None:
         """Print the command's result as one JSON object, if JSON was asked for."""
         if self.json_output:
-            self.stdout.write(json.dumps(payload, ensure_ascii=False, allow_nan=False) + "\n")
+            text = json.dumps(without_nan(payload), ensure_ascii=False, allow_nan=False)
+            self.stdout.write(text + "\n")
             self.stdout.flush()
 
     def progress(

@@ -61,9 +61,7 @@ def evaluate(
     ] = Which.LAST,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", help="Result file.", show_default="RUN/results/<protocol>-<split>.json"
-        ),
+        typer.Option("--out", help="Result file.", show_default="in RUN/results"),
     ] = None,
     json: Json = False,
     quiet: Quiet = False,

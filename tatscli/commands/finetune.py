@@ -73,8 +73,10 @@ def finetune(
         say.info(note)
     if dry_run:
         from tatscli.tasks.dry_run import plan_finetuning, show_plan
+        from tatscli.tasks.finetune import finetune_folder
 
-        show_plan(plan_finetuning(loaded), say)
+        target = out or finetune_folder(loaded, folder, scratch=scratch)
+        show_plan(plan_finetuning(loaded, target), say)
         return
     from tatscli.tasks.finetune import choose_start
     from tatscli.tasks.finetune import finetune as run_finetuning

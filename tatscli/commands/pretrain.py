@@ -64,8 +64,9 @@ def pretrain(
         say.info(note)
     if dry_run:
         from tatscli.tasks.dry_run import plan_pretraining, show_plan
+        from tatscli.tasks.pretrain import pretrain_folder
 
-        show_plan(plan_pretraining(loaded), say)
+        show_plan(plan_pretraining(loaded, out or folder or pretrain_folder(loaded)), say)
         return
     from tatscli.tasks.pretrain import pretrain as run_pretraining
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -105,6 +106,9 @@ class Clips(Dataset[list[Sample]]):
             field_Tyx2, valid_T = self.store.motion(row, frames)
         except _UNREADABLE as error:
             raise self._unreadable(row, error) from error
+        # A frame that is held stands still, whatever the codec said when it was first shown.
+        held_T = np.diff(frames, prepend=-1) == 0
+        field_Tyx2[held_T], valid_T[held_T] = 0, False
         return torch.from_numpy(field_Tyx2), torch.from_numpy(valid_T)
 
     def _unreadable(self, row: int, error: Exception) -> DecodeError:

@@ -21,6 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from tatscli.errors import CheckpointError
+from tatscli.files import publish, sync
 
 FORMAT = 1
 PREFIX = "step-"
@@ -106,11 +107,10 @@ def save_checkpoint(
     text = json.dumps({"format": FORMAT, "step": step, **meta}, indent=1, ensure_ascii=False)
     (draft / "meta.json").write_text(text, encoding="utf-8")
     for file in draft.iterdir():
-        _sync(file)
+        sync(file)
     if final.exists():
         shutil.rmtree(final)
-    os.replace(draft, final)
-    _sync(root)
+    publish(draft, final)
     _point(root / "last", final)
     if best:
         _point(root / "best", final)
@@ -125,7 +125,7 @@ def find_checkpoint(path: Path, *, prefer: str = "last") -> Checkpoint:
     Raises:
         CheckpointError: If there is none, or it was written by a newer format.
     """
-    for candidate in (path, path / "checkpoints" / prefer, path / "checkpoints" / "last"):
+    for candidate in (path, path / "checkpoints" / prefer):
         if (candidate / "meta.json").is_file():
             meta = json.loads((candidate / "meta.json").read_text(encoding="utf-8"))
             if meta.get("format") != FORMAT:
@@ -139,6 +139,11 @@ def find_checkpoint(path: Path, *, prefer: str = "last") -> Checkpoint:
         raise CheckpointError(
             f"`{path}` does not exist",
             hint="give a run folder such as `runs/ucf101`, or one of its checkpoints",
+        )
+    if (path / "checkpoints" / "last").exists():
+        raise CheckpointError(
+            f"`{path}` has no `{prefer}` checkpoint: nothing was scored while it trained",
+            hint="take the last one, or train with `finetune.val_split`",
         )
     raise CheckpointError(
         f"`{path}` holds no checkpoint",
@@ -159,11 +164,3 @@ def _prune(root: Path, keep: int) -> None:
     for old in numbered[:-keep]:
         if old.resolve() not in linked:
             shutil.rmtree(old)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -26,10 +26,10 @@ from tatscli.engine.device import autocast
 from tatscli.engine.metrics import Averages, MetricsLog
 from tatscli.engine.optim import load_optimizer_tensors, optimizer_tensors, set_lr
 from tatscli.engine.rng import random_at
-from tatscli.engine.run import write_atomically
 from tatscli.engine.schedule import lr_at
 from tatscli.engine.signals import StopRequest, stop_requests
 from tatscli.errors import DataError, Exit, Stopped, TatsError
+from tatscli.files import write_safely
 from tatscli.recipe.derive import Schedule
 from tatscli.recipe.schema import Run
 
@@ -139,7 +139,9 @@ def train(training: Training) -> dict[str, Any]:
                 # A signal to the whole job ends the loader's workers too: save what is done.
                 if not request.exit_code:
                     raise
-                _save(training, best=False)
+                # Alone and at the start of a step everything belongs to the same step.
+                if training.world.size == training.schedule.accumulation == 1:
+                    _save(training, best=False)
                 raise _stopped(training, last, request.exit_code) from None
             training.done += 1
             bar.update()
@@ -213,7 +215,7 @@ def _refuse_step(training: Training, rows: list[int]) -> None:
         return
     facts = {"step": training.done, "seed": training.run.seed, "rows": rows}
     path = training.folder / f"bad-batch-rank{training.world.rank}.json"
-    write_atomically(path, json.dumps(facts) + "\n")
+    write_safely(path, json.dumps(facts) + "\n")
     raise TatsError(
         f"loss or gradient not finite for {training.bad_in_a_row} steps in a row, "
         f"at step {training.done}; the manifest rows of the batch are in `{path}`",
@@ -223,7 +225,7 @@ def _refuse_step(training: Training, rows: list[int]) -> None:
 
 def _stopped(training: Training, last: int, code: int) -> Stopped:
     return Stopped(
-        f"stopped after step {training.done} of {last}, saved in `{training.folder}`",
+        f"stopped after step {training.done} of {last}, checkpoints are in `{training.folder}`",
         hint="continue with `--resume`",
         exit_code=Exit(code),
     )

@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from tatscli.console import without_nan
+
 
 class MetricsLog:
     """Appends lines to `metrics.jsonl`; on resuming drops the lines after the checkpoint.
@@ -26,12 +28,8 @@ class MetricsLog:
 
     def write(self, line: Mapping[str, float]) -> None:
         """Append one line; numbers that are not finite become null."""
-        clean = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in line.items()
-        }
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(clean) + "\n")
+            file.write(json.dumps(without_nan(dict(line))) + "\n")
 
 
 class Averages:
@@ -42,8 +40,10 @@ class Averages:
         self._counts: dict[str, int] = {}
 
     def add(self, values: dict[str, float]) -> None:
-        """Take one step's numbers."""
+        """Take one step's numbers, but for those that are not finite."""
         for key, value in values.items():
+            if not math.isfinite(value):
+                continue
             self._sums[key] = self._sums.get(key, 0.0) + value
             self._counts[key] = self._counts.get(key, 0) + 1
 

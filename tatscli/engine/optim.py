@@ -12,7 +12,12 @@ from tatscli.recipe.schema import Optim
 
 
 def build_optimizer(
-    model: nn.Module, optim: Optim, *, layer_of: Callable[[str], int] | None = None, layers: int = 0
+    model: nn.Module,
+    optim: Optim,
+    *,
+    layer_of: Callable[[str], int] = lambda name: 0,
+    layers: int = 0,
+    layer_decay: float = 1.0,
 ) -> torch.optim.AdamW:
     """Make AdamW with one group per (weight decay, layer).
 
@@ -23,15 +28,16 @@ def build_optimizer(
     Args:
         model: Its trainable parameters are optimised.
         optim: The recipe's section.
-        layer_of: Layer of a parameter name, from 0 for the patch embedding to `layers` for the head.
+        layer_of: Layer of a parameter name, 0 for the patch embedding to `layers` for the head.
         layers: The last layer.
+        layer_decay: Learning-rate factor per layer from the head down.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         plain = parameter.ndim > 1 and not name.endswith(("bias", "mask_token"))
-        scale = optim.layer_decay ** (layers - layer_of(name)) if layer_of else 1.0
+        scale = layer_decay ** (layers - layer_of(name))
         groups.setdefault((optim.weight_decay if plain else 0.0, scale), []).append(parameter)
     return torch.optim.AdamW(
         [

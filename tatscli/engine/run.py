@@ -16,6 +16,7 @@ import torch
 
 from tatscli import __version__
 from tatscli.errors import CheckpointError, UsageError
+from tatscli.files import write_safely
 
 
 def open_run(folder: Path, *, resume: bool, overwrite: bool) -> None:
@@ -57,13 +58,6 @@ def open_run(folder: Path, *, resume: bool, overwrite: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small text file under a temporary name and rename it."""
-    draft = path.with_name(f".tmp-{path.name}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
-
-
 def describe_run(**facts: Any) -> dict[str, Any]:
     """Return what `run.json` says: versions, commit, machine, command, and the given facts."""
     return {
@@ -85,7 +79,7 @@ def write_run_json(folder: Path, facts: dict[str, Any]) -> None:
     if path.exists():
         previous = json.loads(path.read_text(encoding="utf-8"))
         earlier = [*previous.pop("earlier", []), previous]
-    write_atomically(path, json.dumps({**facts, "earlier": earlier}, indent=1) + "\n")
+    write_safely(path, json.dumps({**facts, "earlier": earlier}, indent=1) + "\n")
 
 
 def _commit() -> str | None:

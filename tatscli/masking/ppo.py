@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 EPS = 1e-6
+LIMIT = 10.0  # a clip that is black or flat has no spread, and would speak for the whole batch
 
 
 def advantages(reward_BM: Tensor, baseline_B: Tensor) -> Tensor:
@@ -21,10 +22,10 @@ def advantages(reward_BM: Tensor, baseline_B: Tensor) -> Tensor:
 
     Rewards drift as the autoencoder learns; dividing by their spread within the clip keeps the
     scale, and with it the meaning of the entropy weight. The baseline is one number a clip: a
-    baseline per token would cancel the signal.
+    baseline per token would cancel the signal. Advantages stay within `LIMIT`.
     """
     spread_B1 = reward_BM.std(dim=1, correction=0, keepdim=True)
-    return ((reward_BM - baseline_B[:, None]) / (spread_B1 + EPS)).detach()
+    return ((reward_BM - baseline_B[:, None]) / (spread_B1 + EPS)).clamp(-LIMIT, LIMIT).detach()
 
 
 def clipped_surrogate(ratio_BM: Tensor, advantage_BM: Tensor, clip: float) -> Tensor:

@@ -142,7 +142,7 @@ class TatsMasker(Masker):
         Returns:
             `policy_loss`, `value_loss`, `entropy` (1 = uniform), `kl` and `clip_fraction` against
             the policy drawn from, all before the last update made; `explained_variance` of the
-            critic at the rollout; `reward`; `grad_norm` before clipping; `updates` made and
+            critic at the rollout; `reward`; `sampler_grad_norm` before clipping; `updates` made and
             `skipped` because something was not finite. Numbers that are not finite are left out.
 
         Raises:
@@ -179,7 +179,7 @@ class TatsMasker(Masker):
             with torch.autocast(reward_BM.device.type, enabled=False):
                 loss, terms = self._loss(output, rollout, plan, advantage_BM, reward_B)
                 norm = self._step(loss)
-            metrics |= terms | {"grad_norm": norm}
+            metrics |= terms | {"sampler_grad_norm": norm}
             if not norm.isfinite():
                 skipped = 1
                 break

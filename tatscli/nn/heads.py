@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from tatscli.errors import RecipeError
 from tatscli.nn.flops import block_macs
 from tatscli.nn.vit import NORM_EPS, Block, Encoder, initialize, run_blocks, sine_cosine_table
 from tatscli.recipe import schema
@@ -69,7 +70,7 @@ class DecoderHead(nn.Module):
         widths: Values per token of each target, one branch each.
 
     Raises:
-        ValueError: If the decoder's width is not a multiple of its heads.
+        RecipeError: If the decoder's width is not a multiple of its heads.
     """
 
     def __init__(
@@ -79,6 +80,11 @@ class DecoderHead(nn.Module):
         self.width = encoder.width // 2 if config.width is None else config.width
         self.depth = config.depth
         self.heads = max(1, encoder.heads // 2) if config.heads is None else config.heads
+        if self.width % self.heads:
+            raise RecipeError(
+                f"`head.width: {self.width}` is not a multiple of `head.heads: {self.heads}`",
+                hint="null takes half the encoder's for both",
+            )
         self.widths = list(widths)
         self._encoder_width = encoder.width
         self.branches = nn.ModuleList(

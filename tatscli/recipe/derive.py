@@ -38,13 +38,8 @@ class Schedule:
         return self.total_batch / 256
 
 
-def derive_schedule(optim: Optim, *, videos: int, repeats: int, world: int) -> Schedule:
-    """Work out accumulation, steps and learning rates.
-
-    The effective learning rate is the stated one x total batch / 256; repeated views of a video do
-    not enter the rule (VideoMAE, run_class_finetuning.py). Videos that do not fill the last batch
-    of a pass are dropped from that pass's shuffle; a data set smaller than one total batch makes
-    one step a pass.
+def derive_batch(optim: Optim, *, world: int) -> tuple[int, int]:
+    """Return the videos per forward pass of a device, and the passes that make a step.
 
     Raises:
         RecipeError: If the total batch cannot be divided over the devices.
@@ -56,6 +51,21 @@ def derive_schedule(optim: Optim, *, videos: int, repeats: int, world: int) -> S
             f"{per_device} videos x {world} devices",
             hint="choose a `batch_per_device` that divides total_batch / devices",
         )
+    return per_device, optim.total_batch // (per_device * world)
+
+
+def derive_schedule(optim: Optim, *, videos: int, repeats: int, world: int) -> Schedule:
+    """Work out accumulation, steps and learning rates.
+
+    The effective learning rate is the stated one x total batch / 256; repeated views of a video do
+    not enter the rule (VideoMAE, run_class_finetuning.py). Videos that do not fill the last batch
+    of a pass are dropped from that pass's shuffle; a data set smaller than one total batch makes
+    one step a pass.
+
+    Raises:
+        RecipeError: If the total batch cannot be divided over the devices.
+    """
+    per_device, accumulation = derive_batch(optim, world=world)
     steps_per_epoch = max(1, videos // optim.total_batch)
     total_steps = steps_per_epoch * optim.epochs
     scale = optim.total_batch / 256
@@ -64,7 +74,7 @@ def derive_schedule(optim: Optim, *, videos: int, repeats: int, world: int) -> S
         repeats=repeats,
         world=world,
         batch_per_device=per_device,
-        accumulation=optim.total_batch // (per_device * world),
+        accumulation=accumulation,
         total_batch=optim.total_batch,
         epochs=optim.epochs,
         steps_per_epoch=steps_per_epoch,

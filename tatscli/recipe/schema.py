@@ -118,8 +118,8 @@ class TatsMask(Section):
     """The learned sampler: trajectory attention, actor and critic, trained by PPO beside the
     autoencoder.
 
-    TATS (arXiv 2505.08561) publishes the idea, not these numbers: coefficients are our choice
-    unless said otherwise.
+    Of TATS (arXiv 2505.08561) only the abstract and the authors' README could be read: these
+    coefficients are our choice unless said otherwise.
     """
 
     kind: Literal["tats"]
@@ -214,8 +214,6 @@ class Optim(Section):
     """AdamW epsilon."""
     weight_decay: NonNegative = 0.05
     """AdamW weight decay; none on biases, norms and other one-dimensional parameters."""
-    layer_decay: Factor = 1.0
-    """Learning-rate factor per block from the head down."""
     clip_grad: Positive | None = None
     """Largest gradient norm; null does not clip."""
 

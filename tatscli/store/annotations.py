@@ -117,7 +117,15 @@ def resolve_labels(lists: list[VideoList]) -> tuple[list[str], dict[str, int]]:
     if named:
         names = named[0].class_names or []
     elif len(numbers) == len(written):
-        names = [str(index) for index in range(max(map(int, numbers), default=-1) + 1)]
+        largest = max(written, key=int, default="-1")
+        entries = sum(len(item.entries) for item in lists)
+        if int(largest) > max(1000, 10 * entries):
+            raise DataError(
+                f"{written[largest].where}: label `{largest}` would make "
+                f"{int(largest) + 1} classes of {entries} videos",
+                "the second field must be a class, counted from 0; is it a time or a frame count?",
+            )
+        names = [str(index) for index in range(int(largest) + 1)]
     elif numbers:
         label = next(label for label in written if label in numbers)
         raise DataError(

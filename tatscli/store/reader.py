@@ -94,20 +94,30 @@ class Store:
         """Return the indices of the ok rows of a split, in the order of their ids; None takes all.
 
         Raises:
-            DataError: The store has no such split.
+            DataError: The store has no such split, or no readable video in it.
         """
         splits = sorted({s for row in self.rows for s in (row.split, *row.also_in) if s})
         if split is not None and split not in splits:
             named = ", ".join(f"`{s}`" for s in splits) if splits else "none"
             raise DataError(
                 f"the store `{self.path}` has no split `{split}`; it has {named}",
-                None if splits else "splits come from `tats prepare --annotations SPLIT=FILE`",
+                None
+                if splits
+                else "splits come from folders named `train` and `val`, "
+                "or from `tats prepare --annotations SPLIT=FILE`",
             )
-        return [
+        readable = [
             index
             for index, row in enumerate(self.rows)
             if row.status == "ok" and row.in_split(split)
         ]
+        if not readable:
+            where = f"split `{split}` of " if split else ""
+            raise DataError(
+                f"{where}`{self.path}` holds no readable video",
+                "its `manifest.jsonl` says why each source failed",
+            )
+        return readable
 
     def jpegs(self, row: int, frames: Sequence[int]) -> list[np.ndarray]:
         """Return the JPEG files of some frames of a video, each a writable uint8 vector."""

@@ -14,6 +14,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tatscli.files import write_safely
+
 FORMAT_VERSION = 1
 DATASET, MANIFEST, SHARDS = "dataset.json", "manifest.jsonl", "shards"
 
@@ -153,23 +155,3 @@ def append_rows(path: Path, rows: Iterable[Row]) -> None:
 def write_dataset(folder: Path, dataset: Dataset) -> None:
     """Replace `dataset.json` of a store."""
     write_safely(folder / DATASET, dataset.model_dump_json(indent=2).encode() + b"\n")
-
-
-def write_safely(path: Path, content: bytes) -> None:
-    """Write a file so that a kill at any moment leaves the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    publish(temporary, path)
-
-
-def publish(temporary: Path, path: Path) -> None:
-    """Give a finished, synced file its name, and make the name itself durable."""
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

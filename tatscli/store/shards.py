@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from tatscli.store.schema import publish
+from tatscli.files import publish
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from tatscli.errors import CheckpointError
 from tatscli.masking import build_masker
 from tatscli.masking.base import Masker
 from tatscli.nn.autoencoder import MaskedAutoencoder
-from tatscli.nn.heads import HEADS
+from tatscli.nn.heads import build_head
 from tatscli.nn.vit import Encoder, build_encoder
 from tatscli.recipe.schema import Recipe
 from tatscli.targets import build_target
@@ -69,7 +69,7 @@ def build_system(recipe: Recipe, *, lr_scale: float = 1.0) -> System:
         for config in recipe.targets
     ]
     widths = [target.width for target in targets]
-    head = HEADS[recipe.head.kind](recipe.head, encoder=encoder, widths=widths)
+    head = build_head(recipe.head, encoder=encoder, widths=widths)
     masker = build_masker(recipe.mask, grid=recipe.grid, width=encoder.width, lr_scale=lr_scale)
     return System(MaskedAutoencoder(encoder, head), masker, targets)
 

@@ -6,6 +6,7 @@ Models are built on torch's meta device, so a huge one costs nothing.
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,20 +14,19 @@ import torch
 from tatscli.console import Reporter
 from tatscli.engine.distributed import world_size
 from tatscli.errors import DataError
-from tatscli.recipe.derive import Schedule, derive_schedule
+from tatscli.recipe.derive import Schedule, derive_batch, derive_schedule
 from tatscli.recipe.load import LoadedRecipe
 from tatscli.recipe.schema import Optim
 from tatscli.store.reader import Store
 from tatscli.tasks.build import build_system
-from tatscli.tasks.finetune import build_classifier, finetune_folder
-from tatscli.tasks.pretrain import pretrain_folder
-from tatscli.tasks.training import schedule_rows
+from tatscli.tasks.finetune import build_classifier
+from tatscli.tasks.training import batch_rows, schedule_rows
 
 ADAM_BYTES = 16  # float32 weight, gradient and two moments
 
 
-def plan_pretraining(loaded: LoadedRecipe) -> dict[str, Any]:
-    """Return tokens, parameters, cost and schedule of a pretraining.
+def plan_pretraining(loaded: LoadedRecipe, run: Path) -> dict[str, Any]:
+    """Return tokens, parameters, cost and schedule of a pretraining into the folder `run`.
 
     Raises:
         RecipeError: If the total batch cannot be divided.
@@ -53,7 +53,7 @@ def plan_pretraining(loaded: LoadedRecipe) -> dict[str, Any]:
     return {
         "stage": "pretrain",
         "recipe": loaded.name,
-        "run": str(pretrain_folder(loaded)),
+        "run": str(run),
         "grid": list(recipe.grid),
         "tokens": system.encoder.tokens,
         "visible": visible,
@@ -65,8 +65,8 @@ def plan_pretraining(loaded: LoadedRecipe) -> dict[str, Any]:
     }
 
 
-def plan_finetuning(loaded: LoadedRecipe) -> dict[str, Any]:
-    """Return tokens, parameters, cost and schedule of a fine-tuning.
+def plan_finetuning(loaded: LoadedRecipe, run: Path) -> dict[str, Any]:
+    """Return tokens, parameters, cost and schedule of a fine-tuning into the folder `run`.
 
     Raises:
         RecipeError: If the total batch cannot be divided.
@@ -79,7 +79,7 @@ def plan_finetuning(loaded: LoadedRecipe) -> dict[str, Any]:
     return {
         "stage": "finetune",
         "recipe": loaded.name,
-        "run": str(finetune_folder(loaded)),
+        "run": str(run),
         "grid": list(recipe.grid),
         "tokens": model.encoder.tokens,
         "parameters": {"encoder": encoder},
@@ -109,7 +109,8 @@ def show_plan(plan: dict[str, Any], reporter: Reporter) -> None:
     rows.append(("videos", plan["store_note"]))
     if plan["schedule"] is None:
         rows += [
-            ("total batch", f"{plan['total_batch']}"),
+            *batch_rows(plan["total_batch"], *plan["batch"], world=world_size()),
+            ("steps", f"{plan['epochs']} passes x videos / {plan['total_batch']}"),
             ("peak lr", f"{plan['peak_lr']:.3g} = base lr x {plan['total_batch']} / 256"),
             ("views of each video", f"{plan['passes']:.4g}"),
         ]
@@ -147,6 +148,7 @@ def _optimisation(
         "store_note": store_note,
         "epochs": optim.epochs,
         "total_batch": optim.total_batch,
+        "batch": derive_batch(optim, world=world_size()),
         "peak_lr": optim.base_lr * optim.total_batch / 256,
         "passes": optim.epochs * repeats if schedule is None else schedule.passes,
         "schedule": None if schedule is None else asdict(schedule),

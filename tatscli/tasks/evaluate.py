@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from tatscli.console import Reporter
 from tatscli.data.dataset import EvalViews
-from tatscli.engine.run import write_atomically
 from tatscli.engine.session import Session, session
-from tatscli.errors import CheckpointError, DataError
+from tatscli.errors import CheckpointError, DataError, UsageError
 from tatscli.evaluation.knn import knn_scores
 from tatscli.evaluation.scores import ViewScores, merge_views, summarise
 from tatscli.evaluation.views import score_views
+from tatscli.files import write_safely
 from tatscli.nn.vit import Encoder, build_encoder
 from tatscli.recipe.load import override_recipe
 from tatscli.recipe.schema import Recipe, Sampling
@@ -62,7 +62,7 @@ def evaluate(
         protocol: `finetuned` needs a fine-tuned run; `knn` takes any.
         overrides: Recipe keys to change, such as `evaluate.segments=5`.
         prefer: Which checkpoint of a run to take.
-        out: Where the result is written; by default `results/<protocol>-<split>.json` in the run.
+        out: Where the result is written; by default in the run (`results_path`).
 
     Returns:
         The results object: protocol, split, counts of videos and views, top-1, top-5, per-class
@@ -72,6 +72,8 @@ def evaluate(
     Raises:
         TatsError: If run, store or labels cannot be used.
     """
+    if out is not None and Path(out).is_dir():
+        raise UsageError(f"`{out}` is a folder", hint="name a file, such as `result.json`")
     began = time.perf_counter()
     run = open_checkpoint(path, prefer=prefer)
     recipe = override_recipe(run.recipe, overrides, origin=run.checkpoint.path)
@@ -102,8 +104,11 @@ def evaluate(
             "tats": run.checkpoint.meta["tats"],
             "seconds": round(time.perf_counter() - began, 3),
         }
+        target = Path(out) if out is not None else results_path(result, Path(path), prefer)
+        result["results"] = str(target)
         if here.world.main:
-            _write(result, Path(path), out)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_safely(target, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     return result
 
 
@@ -161,6 +166,8 @@ def _knn(
         asked.score_VL,
         stored.score_VL,
         stored.label_V,
+        query_row_R=asked.row_V,
+        stored_row_Q=stored.row_V,
         classes=len(names),
         neighbours=settings.neighbours,
         temperature=settings.temperature,
@@ -182,11 +189,9 @@ def _refuse_other_classes(store: Store, names: list[str]) -> None:
         )
 
 
-def _write(result: dict[str, Any], run: Path, out: Path | str | None) -> None:
-    """Write the results object beside the run, or where asked."""
-    name = f"{result['protocol']}-{result['split']}.json"
+def results_path(result: dict[str, Any], run: Path, prefer: str) -> Path:
+    """Return where a result belongs: in the run, named by what was done."""
+    views = f"{result['segments']}x{result['crops']}"
+    best = "-best" if prefer == "best" else ""
     home = run if (run / "checkpoints").is_dir() else Path(result["checkpoint"]).parents[1]
-    path = Path(out) if out is not None else home / "results" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    result["results"] = str(path)
-    write_atomically(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    return home / "results" / f"{result['protocol']}-{result['split']}-{views}{best}.json"

@@ -102,7 +102,7 @@ def finetune(
 
         def score(epoch: int) -> tuple[float, dict[str, float]] | None:
             last = epoch == settings.optim.epochs
-            if not val_rows or (epoch % settings.val_every and not last):
+            if settings.val_split is None or (epoch % settings.val_every and not last):
                 return None
             scored = score_views(model, val_views, recipe, here)
             top1 = top_accuracy(merge_views(scored), 1)
@@ -112,7 +112,11 @@ def finetune(
             model=model,
             step=step,
             optimizer=build_optimizer(
-                model, settings.optim, layer_of=model.layer_of, layers=model.layers
+                model,
+                settings.optim,
+                layer_of=model.layer_of,
+                layers=model.layers,
+                layer_decay=settings.optim.layer_decay,
             ),
             schedule=schedule,
             batches=data_stream(clips, schedule, recipe, store, here),
@@ -147,7 +151,9 @@ def finetune_folder(
     """Return the folder of a fine-tuning: beside the pretraining run, given or the recipe's own."""
     suffix = "scratch" if scratch else "finetune"
     base = run or pretrain_folder(loaded)
-    return base.with_name(f"{base.resolve().name}-{suffix}")
+    if base.name in ("", ".."):
+        base = base.resolve()
+    return base.with_name(f"{base.name}-{suffix}")
 
 
 def choose_start(

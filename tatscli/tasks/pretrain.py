@@ -100,8 +100,7 @@ def pretrain(
                 target_BMC = gather_tokens(target.of(unit_BCTHW), plan.predict_BM)
                 error_BM = error_BM + config.weight * target.error(prediction_BMC, target_BMC)
             metrics = masker.learn(plan, error_BM.detach())
-            if (done + 1) % recipe.run.log_every == 0:
-                metrics |= mask_insight(plan, grid=recipe.grid, motion=batch.motion)
+            metrics |= mask_insight(plan, grid=recipe.grid, motion=batch.motion)
             return error_BM.mean(), metrics
 
         training = Training(

@@ -16,13 +16,17 @@ from tatscli.data.dataset import Clips
 from tatscli.data.loader import training_batches, worker_count
 from tatscli.engine import distributed
 from tatscli.engine.checkpoint import Checkpoint, find_checkpoint
-from tatscli.engine.run import describe_run, open_run, write_atomically, write_run_json
+from tatscli.engine.run import describe_run, open_run, write_run_json
 from tatscli.engine.session import Session
 from tatscli.errors import CheckpointError, UsageError
+from tatscli.files import write_safely
 from tatscli.recipe.derive import Schedule
 from tatscli.recipe.load import LoadedRecipe, dump_recipe, load_recipe
 from tatscli.recipe.schema import Recipe
 from tatscli.store.reader import Store
+
+FREE_TO_CHANGE = ("run.", "evaluate.", "data.workers", "data.max_bad_share", "data.store")
+"""Keys that may change on resuming. The store may move: its fingerprint is compared."""
 
 
 def begin_run(
@@ -47,12 +51,9 @@ def begin_run(
     distributed.wait()
     if resume:
         _refuse_other_recipe(folder, loaded)
-        try:
-            checkpoint = find_checkpoint(folder)
-        except CheckpointError:
-            here.reporter.warn(f"`{folder}` holds no checkpoint yet, so training starts again")
+        checkpoint = _checkpoint_to_resume(folder, store)
     if here.world.main:
-        write_atomically(folder / "recipe.yaml", dump_recipe(loaded.recipe))
+        write_safely(folder / "recipe.yaml", dump_recipe(loaded.recipe))
         facts = describe_run(
             recipe=loaded.name,
             device=here.reasons["device"],
@@ -106,15 +107,19 @@ def data_stream(
     return batches
 
 
+def batch_rows(
+    total: int, per_device: int, accumulation: int, *, world: int
+) -> list[tuple[str, str]]:
+    """Return how the total batch comes about, for people."""
+    parts = f"{per_device} videos x {world} devices x {accumulation} accumulated"
+    return [("total batch", f"{total} = {parts}")]
+
+
 def schedule_rows(schedule: Schedule) -> list[tuple[str, str]]:
     """Return the derived numbers and their reasons, for people."""
     s = schedule
     return [
-        (
-            "total batch",
-            f"{s.total_batch} = {s.batch_per_device} videos x {s.world} devices "
-            f"x {s.accumulation} accumulated",
-        ),
+        *batch_rows(s.total_batch, s.batch_per_device, s.accumulation, world=s.world),
         ("views per step", f"{s.total_batch * s.repeats} ({s.repeats} of each video)"),
         ("steps", f"{s.total_steps} = {s.epochs} passes x {s.steps_per_epoch}"),
         ("warm-up steps", str(s.warmup_steps)),
@@ -123,20 +128,38 @@ def schedule_rows(schedule: Schedule) -> list[tuple[str, str]]:
     ]
 
 
+def _checkpoint_to_resume(folder: Path, store: Store) -> Checkpoint:
+    """Return the last checkpoint of a run, if it was trained on this very store."""
+    try:
+        checkpoint = find_checkpoint(folder)
+    except CheckpointError:
+        raise CheckpointError(
+            f"`{folder}` stopped before its first checkpoint: there is nothing to resume",
+            hint="start it again with `--overwrite`; `run.save_every` sets how often it saves",
+        ) from None
+    if checkpoint.meta["store_fingerprint"] != store.fingerprint():
+        raise UsageError(
+            f"the store `{store.path}` is not the one that `{folder}` was trained on: "
+            "videos or settings have changed",
+            hint="start anew from these weights with `--init` and another `--out`",
+        )
+    return checkpoint
+
+
 def _refuse_other_recipe(folder: Path, loaded: LoadedRecipe) -> None:
-    """Resuming continues the same training: only `run.*` may differ."""
-    before = load_recipe(folder / "recipe.yaml").recipe.model_dump(mode="json", exclude={"run"})
-    now = loaded.recipe.model_dump(mode="json", exclude={"run"})
-    seeds = (load_recipe(folder / "recipe.yaml").recipe.run.seed, loaded.recipe.run.seed)
+    """Resuming continues the same training: only what does not change its numbers may differ."""
+    before = load_recipe(folder / "recipe.yaml").recipe.model_dump(mode="json")
+    now = loaded.recipe.model_dump(mode="json")
     differing = [
-        f"`{key}: {new}` (the run has `{old}`)" for key, old, new in _differences(before, now)
+        f"`{key}: {new}` (the run has `{old}`)"
+        for key, old, new in _differences(before, now)
+        if key == "run.seed" or not key.startswith(FREE_TO_CHANGE)
     ]
-    if seeds[0] != seeds[1]:
-        differing.append(f"`run.seed: {seeds[1]}` (the run has `{seeds[0]}`)")
     if differing:
         raise UsageError(
             f"the recipe differs from the run in `{folder}`: " + ", ".join(differing),
-            hint="only `run.*` keys may change on `--resume`; "
+            hint="`run.*`, `evaluate.*`, `data.workers`, `data.max_bad_share` and the place of "
+            "the store may change on `--resume`; "
             "to start anew from these weights, use `--init` and another `--out`",
         )
 

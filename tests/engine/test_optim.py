@@ -21,7 +21,8 @@ def test_only_matrices_are_decayed_and_layers_learn_at_their_rate() -> None:
     layer = {"layers.0": 0, "layers.1": 1, "layers.3": 2}
     optimizer = build_optimizer(
         model,
-        Optim(weight_decay=0.05, layer_decay=0.5, base_lr=1.0),
+        Optim(weight_decay=0.05, base_lr=1.0),
+        layer_decay=0.5,
         layer_of=lambda name: layer[name.rsplit(".", 1)[0]],
         layers=2,
     )

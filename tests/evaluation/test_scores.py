@@ -1,11 +1,12 @@
 import math
 from collections import defaultdict
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tatscli.evaluation.knn import knn_scores
+from tatscli.evaluation.knn import CHUNK, knn_scores
 from tatscli.evaluation.scores import ViewScores, merge_views, summarise, top_accuracy
 
 
@@ -68,7 +69,16 @@ def test_neighbours_vote_by_the_published_formula() -> None:
     generator = torch.Generator().manual_seed(0)
     query, stored = (torch.randn(n, 8, generator=generator) for n in (6, 30))
     labels = torch.randint(4, (30,), generator=generator)
-    votes = knn_scores(query, stored, labels, classes=4, neighbours=7, temperature=0.07)
+    votes = knn_scores(
+        query,
+        stored,
+        labels,
+        query_row_R=torch.arange(100, 106),
+        stored_row_Q=torch.arange(30),
+        classes=4,
+        neighbours=7,
+        temperature=0.07,
+    )
     for i in range(6):
         cosine = [
             (sum(a * b for a, b in zip(q, s, strict=True)) / (math.hypot(*q) * math.hypot(*s)), k)
@@ -83,13 +93,42 @@ def test_neighbours_vote_by_the_published_formula() -> None:
         torch.testing.assert_close(votes[i], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_fewer_stored_videos_than_neighbours_all_vote() -> None:
-    votes = knn_scores(
-        torch.ones(1, 2),
-        torch.ones(3, 2),
-        torch.tensor([0, 1, 1]),
-        classes=2,
-        neighbours=20,
-        temperature=1.0,
-    )
-    torch.testing.assert_close(votes, torch.tensor([[1 / 3, 2 / 3]]))
+def test_fewer_stored_videos_than_neighbours_all_vote_but_none_for_itself() -> None:
+    def votes(row: int) -> list[float]:
+        scores = knn_scores(
+            torch.ones(1, 2),
+            torch.ones(3, 2),
+            torch.tensor([0, 1, 1]),
+            query_row_R=torch.tensor([row]),
+            stored_row_Q=torch.tensor([5, 6, 7]),
+            classes=2,
+            neighbours=20,
+            temperature=1.0,
+        )
+        return scores[0].tolist()
+
+    assert votes(9) == pytest.approx([1 / 3, 2 / 3])
+    assert votes(5) == pytest.approx([0, 1])
+    assert votes(6) == pytest.approx([1 / 2, 1 / 2])
+
+
+def test_many_queries_are_compared_in_chunks_with_the_same_result() -> None:
+    generator = torch.Generator().manual_seed(1)
+    query, stored = (torch.randn(n, 4, generator=generator) for n in (CHUNK + 7, 20))
+    rows = torch.arange(CHUNK + 7)
+
+    def votes(part: slice) -> torch.Tensor:
+        return knn_scores(
+            query[part],
+            stored,
+            torch.arange(20) % 3,
+            query_row_R=rows[part],
+            stored_row_Q=torch.arange(20),
+            classes=3,
+            neighbours=5,
+            temperature=0.1,
+        )
+
+    whole = votes(slice(None))
+    torch.testing.assert_close(whole[-10:], votes(slice(-10, None)))
+    torch.testing.assert_close(whole[:5], votes(slice(0, 5)))

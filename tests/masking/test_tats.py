@@ -186,13 +186,13 @@ def test_metrics_say_what_happened() -> None:
         "kl",
         "clip_fraction",
         "explained_variance",
-        "grad_norm",
+        "sampler_grad_norm",
         "updates",
         "skipped",
     }
     assert metrics["entropy"] == pytest.approx(1, abs=1e-6)
     assert metrics["reward"] == pytest.approx(error.mean().item())
-    assert metrics["grad_norm"] > 0
+    assert metrics["sampler_grad_norm"] > 0
     assert (metrics["updates"], metrics["skipped"]) == (1, 0)
 
 

@@ -1,5 +1,6 @@
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,20 +108,13 @@ def test_evaluation_equals_averaging_softmax_by_hand(
     assert sum(map(sum, result["confusion"])) == 6
     written = json.loads(Path(result["results"]).read_text())
     assert written == json.loads(json.dumps(result))
-    assert Path(result["results"]) == finetuned / "results/finetuned-val.json"
+    assert Path(result["results"]) == finetuned / "results/finetuned-val-2x3.json"
 
 
 def test_neighbours_need_no_classifier(reporter: Reporter, pretrained: Path) -> None:
     before = load_system(pretrained)[1].encoder.state_dict()
     result = evaluate(pretrained, reporter=reporter, protocol="knn")
     assert (result["videos"], result["views"], result["protocol"]) == (6, 6, "knn")
-    itself = evaluate(
-        pretrained,
-        reporter=reporter,
-        protocol="knn",
-        overrides=["evaluate.split=train", "evaluate.knn.neighbours=1"],
-    )
-    assert itself["top1"] == 1.0  # each video is its own nearest neighbour
     after = load_system(pretrained)[1].encoder.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -215,7 +209,7 @@ def test_layer_decay_gives_the_published_factors(load: Load) -> None:
     """VideoMAE: decay ** (depth + 1 - layer), 1 for the head."""
     model = build_classifier(load().recipe, classes=3)
     optimizer = build_optimizer(
-        model, Optim(layer_decay=0.5), layer_of=model.layer_of, layers=model.layers
+        model, Optim(), layer_of=model.layer_of, layers=model.layers, layer_decay=0.5
     )
     factors = {
         name: group["lr_scale"]
@@ -227,3 +221,30 @@ def test_layer_decay_gives_the_published_factors(load: Load) -> None:
     assert factors["encoder.blocks.0.attn.q_bias"] == 0.5**6
     assert factors["encoder.blocks.5.mlp.fc1.weight"] == 0.5
     assert factors["fc_norm.weight"] == factors["head.weight"] == factors["head.bias"] == 1
+
+
+def test_two_ranks_evaluate_as_one_does(
+    reporter: Reporter,
+    finetuned: Path,
+    tats: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    alone = evaluate(finetuned, reporter=reporter, overrides=["evaluate.segments=2"])
+    launch = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29617", "-m")
+    both = tats("evaluate", finetuned, "evaluate.segments=2", "--json", launch=launch)
+    assert both.returncode == 0, both.stderr
+    result = json.loads(both.stdout)
+    for key in ("top1", "top5", "videos", "views", "confusion", "results"):
+        assert result[key] == alone[key]
+
+
+def test_best_is_refused_where_nothing_was_scored(load: Load, reporter: Reporter) -> None:
+    run = finetune(load("finetune.val_split=null"), reporter=reporter, init=None)["run"]
+    with pytest.raises(CheckpointError, match="has no `best` checkpoint"):
+        evaluate(run, reporter=reporter, prefer="best")
+
+
+def test_a_result_is_not_written_over_a_folder(
+    reporter: Reporter, finetuned: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="is a folder"):
+        evaluate(finetuned, reporter=reporter, out=tmp_path)

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -185,6 +186,8 @@ def test_wrong_inputs_are_told_before_anything_is_written(load: Load, reporter: 
         pretrain(load(), reporter=reporter)
     with pytest.raises(UsageError, match=r"`optim\.epochs: 9` \(the run has `5`\)"):
         pretrain(load("optim.epochs=9"), reporter=reporter, resume=True)
+    with pytest.raises(UsageError, match=r"`run\.seed: 1` \(the run has `0`\)"):
+        pretrain(load("run.seed=1"), reporter=reporter, resume=True)
     pretrain(load("run.max_steps=1"), reporter=reporter, overwrite=True)
 
 
@@ -218,3 +221,57 @@ def test_a_dry_run_prints_the_published_numbers(cli: Callable[..., object]) -> N
     # 13.7 G multiply-accumulates in the blocks, 0.19 G in the embedding, 19.5 G in the head
     assert plan["gflops_per_clip"]["encoder"] == pytest.approx(2 * (13.7 + 0.19), rel=0.05)
     assert plan["gflops_per_clip"]["head"] == pytest.approx(2 * 19.5, rel=0.05)
+
+
+def test_resuming_needs_a_checkpoint_and_the_same_store(
+    load: Load, reporter: Reporter, store: Path, tmp_path: Path
+) -> None:
+    pretrain(load("run.max_steps=1"), reporter=reporter)
+    moved = tmp_path / "moved"
+    shutil.copytree(store, moved)
+    elsewhere = (f"data.store={moved}", "data.workers=1", "run.max_steps=2")
+    assert pretrain(load(*elsewhere), reporter=reporter, resume=True)["steps"] == 2
+    rows = (moved / "manifest.jsonl").read_text().splitlines(keepends=True)
+    (moved / "manifest.jsonl").write_text("".join(rows[1:]))
+    with pytest.raises(UsageError, match="videos or settings have changed"):
+        pretrain(load(*elsewhere), reporter=reporter, resume=True)
+    shutil.rmtree("runs/tiny/checkpoints")
+    with pytest.raises(CheckpointError, match="stopped before its first checkpoint"):
+        pretrain(load(), reporter=reporter, resume=True)
+
+
+def test_a_store_of_nothing_but_failures_is_refused(
+    load: Load, reporter: Reporter, cli: Callable[..., object], tmp_path: Path
+) -> None:
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "clip.mp4").write_bytes(b"no video")
+    assert cli("prepare", tmp_path / "bad").code == 1
+    with pytest.raises(DataError, match="holds no readable video"):
+        pretrain(load("data.store=prepared/bad", "data.split=null"), reporter=reporter)
+
+
+def test_a_loss_that_is_not_finite_is_null_in_the_json(
+    recipe_file: Path, cli: Callable[..., object]
+) -> None:
+    outcome = cli(
+        "pretrain", recipe_file, "optim.base_lr=1e30", "run.max_bad_steps=50", "--json", "-q"
+    )
+    assert outcome.code == 0, outcome.stderr
+    assert outcome.json()["steps"] == 10
+
+
+def test_heads_that_do_not_divide_are_a_recipe_error(
+    recipe_file: Path, cli: Callable[..., object]
+) -> None:
+    outcome = cli("pretrain", recipe_file, "head.heads=3", "--dry-run")
+    assert outcome.code == 2
+    assert "`head.heads: 3`" in outcome.stderr
+
+
+def test_a_place_that_cannot_be_written_is_one_message(
+    recipe_file: Path, cli: Callable[..., object]
+) -> None:
+    outcome = cli("pretrain", recipe_file, "--out", "/proc/nowhere/run")
+    assert outcome.code == 1
+    assert "error: cannot use `/proc/nowhere" in outcome.stderr
+    assert "Traceback" not in outcome.stderr
