@@ -9,7 +9,7 @@ import torch
 from tatscli.errors import UsageError
 
 
-def choose_device(choice: str, *, local_rank: int = 0) -> tuple[torch.device, str]:
+def choose_device(choice: str) -> tuple[torch.device, str]:
     """Return the device for `run.device` and why it was chosen.
 
     Raises:
@@ -17,7 +17,7 @@ def choose_device(choice: str, *, local_rank: int = 0) -> tuple[torch.device, st
     """
     if choice == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda", local_rank), "CUDA is available"
+            return torch.device("cuda"), "CUDA is available"
         if torch.backends.mps.is_available():
             return torch.device("mps"), "MPS is available"
         return torch.device("cpu"), "no GPU was found"
@@ -31,8 +31,7 @@ def choose_device(choice: str, *, local_rank: int = 0) -> tuple[torch.device, st
             f"`run.device: {choice}` is not available on this machine",
             hint="`tats env` shows what torch sees; `run.device=auto` takes what is there",
         )
-    device = torch.device(choice, local_rank) if choice == "cuda" else torch.device(choice)
-    return device, "the recipe names it"
+    return torch.device(choice), "the recipe names it"
 
 
 def choose_precision(choice: str, device: torch.device) -> tuple[torch.dtype, str]:

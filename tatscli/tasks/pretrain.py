@@ -94,11 +94,9 @@ def pretrain(
             plan = masker.plan(state, motion=batch.motion, generator=generator)
             predictions = forward(cubes_BNP, plan.visible_BK, plan.predict_BM)
             error_BM = torch.zeros_like(plan.predict_BM, dtype=torch.float32)
-            for prediction_BMC, target, config in zip(
-                predictions, system.targets, recipe.targets, strict=True
-            ):
+            for prediction_BMC, target in zip(predictions, system.targets, strict=True):
                 target_BMC = gather_tokens(target.of(unit_BCTHW), plan.predict_BM)
-                error_BM = error_BM + config.weight * target.error(prediction_BMC, target_BMC)
+                error_BM = error_BM + target.weight * target.error(prediction_BMC, target_BMC)
             metrics = masker.learn(plan, error_BM.detach())
             metrics |= mask_insight(plan, grid=recipe.grid, motion=batch.motion)
             return error_BM.mean(), metrics
