@@ -197,12 +197,15 @@ def test_the_examples_of_a_help_page_work(
         workshop.run(line)
 
 
-def test_the_python_of_the_readme_runs(workshop: Workshop) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    workshop.provide("runs/small")
-    names: dict[str, Any] = {}
-    exec(code, names)
-    assert names["features"].shape == (1, 128)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_python_of_a_page_runs(page: Path, workshop: Workshop) -> None:
+    for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
+        for path in re.findall(r'"((?:runs|prepared)/[^"]*)"', code):
+            workshop.provide(path)
+        names: dict[str, Any] = {}
+        exec(code, names)
+        if page.name == "README.md":
+            assert names["features"].shape == (1, 128)
 
 
 def test_the_defaults_are_where_the_readme_says(workshop: Workshop) -> None:

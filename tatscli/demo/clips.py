@@ -27,7 +27,7 @@ class SetSize:
     train: int = 40
     val: int = 25
     frames: int = 20
-    side: int = 64
+    side: int = 48
 
 
 FPS = 25

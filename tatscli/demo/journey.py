@@ -96,7 +96,7 @@ def demo(
             f"tats evaluate {folder}",
             lambda: evaluate(folder, reporter=reporter),
         )
-        return float(scores["top1"])
+        return round(float(scores["top1"]), 4)
 
     stages.run(
         "render",

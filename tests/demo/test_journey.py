@@ -13,7 +13,7 @@ TINY = ["optim.epochs=1", "optim.warmup_epochs=0", "finetune.optim.epochs=1"]
 
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
-    """A demo of three clips a class; the pictures stay 64 pixels wide, as the recipe says."""
+    """A demo of three clips a class; the pictures stay as large as the recipe says."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(journey, "SetSize", lambda: SetSize(train=2, val=1, frames=16))
 
