@@ -11,6 +11,7 @@ import pytest
 
 from tatscli.store.reader import Store
 from tests.clips import pan, render, static
+from tests.processes import hear_interrupts
 
 TEN = """
     asl_again.mkv asl_eat.mkv bike_16_frames.avi camtrap_tiny_1fps.avi camtrap_tiny_eland.mp4
@@ -127,7 +128,9 @@ def test_control_c_is_130_and_resumable(here, cli):
     render(here / "videos" / "a.mp4", pan((1, 0), frames=900, height=128, width=128))
     command = [sys.executable, "-m", "tatscli", "prepare", "videos", "--workers", "1"]
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen(command, env=env, cwd=here, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command, env=env, cwd=here, stderr=subprocess.PIPE, preexec_fn=hear_interrupts
+    )
     deadline = time.monotonic() + 60
     while not list((here / "prepared").glob("videos/.spool-*/0.jpeg")):
         assert process.poll() is None and time.monotonic() < deadline

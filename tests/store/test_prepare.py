@@ -24,6 +24,7 @@ from tatscli.store.schema import Row, Settings, read_rows
 from tatscli.store.sources import find_sources
 from tatscli.video.frames import read_frames
 from tests.clips import CLEAN_VECTORS, pan, render, static
+from tests.processes import hear_interrupts
 
 QUIET = Reporter(quiet=True)
 
@@ -179,7 +180,13 @@ def start(videos, out, tmp_path) -> subprocess.Popen:
     script.write_text(SCRIPT)
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, str(script), str(videos), str(out)]
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        command,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=hear_interrupts,
+    )
 
 
 def killed_after_first_shard(process: subprocess.Popen, out: Path, number: int) -> None:
