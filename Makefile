@@ -17,11 +17,12 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/tats demo
 
+# The tensors of tests are too small to be worth a second thread.
 test: $(STAMP)
-	$(BIN)/pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow"
 
 test-all: $(STAMP)
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest
 
 bench: $(STAMP)
 	@for file in tests/benchmarks/bench_*.py; do \
