@@ -17,11 +17,11 @@ from torch.utils.data import Dataset
 
 from tatscli.data.augment import erase
 from tatscli.data.sampling import eval_indices, train_indices
-from tatscli.data.seeding import random_of
 from tatscli.data.view import corner_crop, random_resized_crop, spatial_crop
 from tatscli.data.vision import decode_jpegs, import_torchvision, rand_augment
 from tatscli.errors import DataError, DecodeError
 from tatscli.recipe.schema import Data, Finetune, Sampling
+from tatscli.seeding import random_of
 from tatscli.store.reader import Store
 
 Key = tuple[int, int]  # a training item: epoch, and position among the dataset's rows

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 
 from tatscli.data.dataset import Key
-from tatscli.data.seeding import seed_of
 from tatscli.recipe.derive import Schedule
+from tatscli.seeding import seed_of
 
 
 def permutation(videos: int, *, seed: int, epoch: int) -> list[int]:

@@ -42,7 +42,7 @@ def choose_precision(choice: str, device: torch.device) -> tuple[torch.dtype, st
         return torch.float32, "the recipe names it"
     if device.type == "cuda" and torch.cuda.is_bf16_supported():
         return torch.bfloat16, "the GPU has bf16"
-    return torch.float32, f"bf16 is not the faster choice on {device.type} in general"
+    return torch.float32, f"the default on {device.type}"
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tatscli.console import without_nan
+from tatscli.files import write_safely
 
 
 class MetricsLog:
@@ -22,9 +23,7 @@ class MetricsLog:
         self.path = path
         if path.exists():
             kept = [line for line in path.read_text("utf-8").splitlines() if _step(line) <= step]
-            draft = path.with_name(f".tmp-{path.name}")
-            draft.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-            draft.replace(path)
+            write_safely(path, "".join(f"{line}\n" for line in kept))
 
     def write(self, line: Mapping[str, float]) -> None:
         """Append one line; numbers that are not finite become null."""

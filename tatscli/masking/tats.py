@@ -52,8 +52,8 @@ class TatsMasker(Masker):
 
     Nothing flows between the two learners: the policy sees detached tokens and detached errors,
     and a draw has no gradient. Each `learn` is one complete update on one micro-batch, so
-    `lr_scale` counts the
-    videos in it over all devices: the steps of an accumulated batch add up to that of the whole.
+    `lr_scale` counts the videos in it over all devices: the steps of an accumulated batch then add
+    up to the step of the whole.
 
     Args:
         config: The recipe's `mask` section.

@@ -14,11 +14,11 @@ import torch
 from tatscli.console import Reporter
 from tatscli.data.dataset import EvalViews, FinetuneClips, PretrainClips
 from tatscli.data.loader import evaluation_batches, training_batches
-from tatscli.data.seeding import random_of
 from tatscli.data.view import corner_crop
 from tatscli.errors import DataError
 from tatscli.recipe.derive import derive_schedule
 from tatscli.recipe.schema import Data, Finetune, Optim, Sampling
+from tatscli.seeding import random_of
 from tatscli.store.prepare import prepare
 from tatscli.store.reader import Store
 from tatscli.store.schema import Settings

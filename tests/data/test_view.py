@@ -169,12 +169,15 @@ def test_flip_probability_is_kept() -> None:
 
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(0, 2**32))
 def test_random_views_stay_inside(height: int, width: int, seed: int) -> None:
-    """`View` itself refuses a crop that leaves the picture."""
     rng = random.Random(seed)
-    corner_crop(height, width, 32, scales=SCALES, flip=0.5, rng=rng)
-    random_resized_crop(
-        height, width, 32, scale=(0.08, 1.0), ratio=(0.75, 4 / 3), flip=0.5, rng=rng
-    )
+    for view in (
+        corner_crop(height, width, 32, scales=SCALES, flip=0.5, rng=rng),
+        random_resized_crop(
+            height, width, 32, scale=(0.08, 1.0), ratio=(0.75, 4 / 3), flip=0.5, rng=rng
+        ),
+    ):
+        assert 0 <= view.top < view.top + view.crop_height <= height
+        assert 0 <= view.left < view.left + view.crop_width <= width
 
 
 def test_random_resized_crop_covers_its_ranges() -> None:

@@ -6,9 +6,10 @@ import torch
 
 from tatscli.engine.checkpoint import find_checkpoint, save_checkpoint
 from tatscli.engine.metrics import Averages, MetricsLog
-from tatscli.engine.rng import random_at, seed_at
+from tatscli.engine.rng import random_at
 from tatscli.engine.run import open_run
 from tatscli.errors import CheckpointError, UsageError
+from tatscli.seeding import seed_of
 
 
 def save(folder: Path, step: int, *, keep: int = 2, best: bool = False) -> Path:
@@ -118,5 +119,5 @@ def test_random_numbers_follow_from_the_position_alone() -> None:
         == 8
     )
     assert first[0] != first[1]
-    assert seed_at(1, 23) != seed_at(12, 3)
-    assert 0 <= seed_at(5) < 2**63
+    assert seed_of(1, 23) != seed_of(12, 3)
+    assert 0 <= seed_of(5) < 2**63

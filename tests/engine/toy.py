@@ -15,9 +15,9 @@ from tatscli.engine.checkpoint import find_checkpoint
 from tatscli.engine.distributed import World
 from tatscli.engine.loop import Training
 from tatscli.engine.optim import build_optimizer
-from tatscli.engine.rng import seed_at
 from tatscli.recipe.derive import derive_schedule
 from tatscli.recipe.schema import Optim, Run
+from tatscli.seeding import seed_of
 
 VIDEOS = 16
 
@@ -49,7 +49,7 @@ class ToyModel(nn.Module):
 
 
 def toy_batch(number: int, size: int) -> ToyBatch:
-    generator = torch.Generator().manual_seed(seed_at(7, number))
+    generator = torch.Generator().manual_seed(seed_of(7, number))
     inputs = torch.randn(size, 6, generator=generator)
     return ToyBatch(inputs, inputs[:, :2] - inputs[:, 2:4], torch.arange(size))
 

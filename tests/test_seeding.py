@@ -1,4 +1,4 @@
-from tatscli.data.seeding import random_of, seed_of
+from tatscli.seeding import random_of, seed_of
 
 
 def test_seeds_are_pinned_for_all_time() -> None:
