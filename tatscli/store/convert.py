@@ -11,7 +11,7 @@ import numpy as np
 from tatscli.errors import DecodeError
 from tatscli.store.schema import Settings
 from tatscli.store.shards import Spool
-from tatscli.video.decode import VideoReader
+from tatscli.video.decode import Limits, Segment, VideoReader
 from tatscli.video.frames import stored_frames
 from tatscli.video.motion import grid_size
 
@@ -24,11 +24,15 @@ class Job:
         path: The source.
         spool: Where its frames go: stem of two files; None to decode only.
         settings: How to convert it.
+        segment: The part of the file that is asked for; None is all of it.
+        limits: What is refused.
     """
 
     path: Path
     spool: Path | None
     settings: Settings
+    segment: Segment | None = None
+    limits: Limits = Limits()
 
 
 @dataclass(frozen=True, slots=True)

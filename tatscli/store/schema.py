@@ -2,7 +2,8 @@
 
 STORE/dataset.json            format version, settings, class names, counts
 STORE/manifest.jsonl          one `Row` for each source, sorted by id
-STORE/shards/NNNNN.safetensors    for each video `<id>/times offsets motion jpeg valid`
+STORE/shards/NNNNN.safetensors    for each video `<id>/times offsets motion jpeg valid`; without
+                              pictures (`frames: none`) no `offsets` and no `jpeg`
 """
 
 from __future__ import annotations
@@ -31,15 +32,29 @@ class Settings(_Record):
     """Larger pictures are scaled down to it; null keeps every picture as it is."""
     quality: Annotated[int, Field(ge=1, le=31)] = 3
     """FFmpeg's JPEG scale: 2 is best, 31 smallest."""
+    frames: Literal["jpeg", "none"] = "jpeg"
+    """Whether the store holds pictures, or motion only."""
+    motion: Literal["auto", "native", "reencode", "none"] = "auto"
+    """Whose vectors: the codec's own, those of an encoding made for the purpose, what suits the
+    file, or nobody's."""
     motion_cell: Annotated[int, Field(ge=1)] = 16
     """Side of a cell of the motion field, in stored pixels."""
+    camera: Literal["none", "median", "affine"] = "none"
+    """Model of the camera's own motion, which is taken out of the field."""
 
 
 class Row(_Record):
-    """One source of the store."""
+    """One source of the store: a video, or a segment of one."""
 
     id: str
-    """Path of the source relative to the prepared folder; absolute where it lies outside."""
+    """Path of the source relative to the prepared folder, absolute where it lies outside; a segment
+    adds `#` and its name."""
+    path: str | None = None
+    """The path alone, where the id says more: segments."""
+    start: float | None = None
+    """First second of a segment, by presentation time."""
+    end: float | None = None
+    """Where a segment ends: the first second that is not in it."""
     status: Literal["ok", "failed"]
     reason: str | None = None
     """Why it failed."""
@@ -51,8 +66,16 @@ class Row(_Record):
     """The part of the data it belongs to."""
     also_in: tuple[str, ...] = ()
     """Further splits that list the same file."""
+    bytes: int = 0
+    """Size of the source file."""
     codec: str | None = None
     """Codec of the source."""
+    pixel_format: str | None = None
+    """FFmpeg's name of the decoded pixel format, such as `yuv420p10le`."""
+    interlaced: bool = False
+    """Whether its pictures were woven from two fields, which have been joined."""
+    aspect: float = 1.0
+    """Width of a decoded pixel by its height; the stored ones are square."""
     fps: float | None = None
     """Frames a second, measured on the presentation times."""
     frames: int = 0
@@ -70,12 +93,17 @@ class Row(_Record):
     """Degrees clockwise by which picture and motion have been turned to be upright."""
     mirrored: bool = False
     """Whether they have been mirrored left to right before."""
-    motion: Literal["native", "none"] = "none"
-    """Where the motion field comes from: the codec's own vectors, or nowhere."""
+    motion: Literal["native", "reencode", "none"] = "none"
+    """Where the motion field comes from: the codec's own vectors, an encoding made for the purpose,
+    or nowhere."""
+    motion_why: str | None = None
+    """Why from there."""
     moving: int = 0
     """Frames with motion vectors."""
     shard: str | None = None
     """Path of the shard inside the store."""
+    checksum: str | None = None
+    """BLAKE2b (128 bits, hex) of its tensors' bytes, in the order of their names."""
 
     def in_split(self, split: str | None) -> bool:
         """Whether a split lists this source; None is the whole store."""
@@ -118,6 +146,8 @@ class Dataset(_Record):
     complete: bool = False
     """False while `tats prepare` is at work, or after it was stopped."""
     settings: Settings = Settings()
+    part: str | None = None
+    """`I/N` where only one of N parts of the sources was asked for."""
     class_names: tuple[str, ...] = ()
     counts: Counts = Counts()
 

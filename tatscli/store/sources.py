@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from tatscli.errors import DataError, UsageError
 from tatscli.store.annotations import Entry, has_video_suffix, read_list, resolve_labels
+from tatscli.video.decode import Segment
 
 SPLIT_FOLDERS = frozenset({"train", "val", "validation", "test"})
 
@@ -24,6 +25,7 @@ class Source:
         label: Index of its class.
         split: The first part of the data that lists it.
         also_in: Further parts that list it.
+        segment: The part of the file that is meant; None is all of it.
     """
 
     id: str
@@ -31,6 +33,7 @@ class Source:
     label: int | None = None
     split: str | None = None
     also_in: tuple[str, ...] = ()
+    segment: Segment | None = None
 
 
 @dataclass(frozen=True, slots=True)

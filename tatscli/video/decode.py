@@ -6,8 +6,9 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import av
 from av.container import InputContainer
@@ -24,6 +25,36 @@ _PLAUSIBLE_FPS = (0.1, 240.0)  # headers also say 1000, or nothing
 _DEFAULT_FPS = 25.0
 _NOT_MOVING = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
 _EMPTY_MESSAGES = {"error reading header"}  # FFmpeg's last word after it has said the reason
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A part of a video, from `start` up to but without `end`.
+
+    Attributes:
+        start: First second (presentation time) or frame.
+        end: Where it ends; None is the end of the video.
+        unit: What both are counted in.
+    """
+
+    start: float
+    end: float | None = None
+    unit: Literal["seconds", "frames"] = "seconds"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What is refused: files that would take all memory, disk or time.
+
+    Attributes:
+        pixels: Of one picture.
+        frames: Of one video or segment; None is no limit.
+        seconds: Of one video or segment; None is no limit.
+    """
+
+    pixels: int = 1 << 26
+    frames: int | None = None
+    seconds: float | None = None
 
 
 @contextmanager
