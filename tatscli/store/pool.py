@@ -1,25 +1,29 @@
-"""`run_in_order`: worker processes for jobs that may kill them, results in the order of the jobs.
+"""`run_in_order`: worker processes for jobs that may kill or hang them, results in job order.
 
-A worker that dies in native code takes only its own job with it; which one that was is known,
-because every worker has a pipe of its own. (`concurrent.futures` declares all its pending jobs
-broken instead.)
+A worker that dies in native code, or does not come back in time, takes only its own job with it;
+which one that was is known, because every worker has a pipe of its own. (`concurrent.futures`
+declares all its pending jobs broken instead, and cannot end one that hangs.)
 """
 
 from __future__ import annotations
 
+import os
 import signal
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from threading import Thread
 from typing import Any, Generic, TypeVar
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 _CONTEXT = get_context("spawn")  # a fork would inherit whatever threads and locks the parent has
+_PATIENCE = 5.0  # seconds to wait for a killed process; one that hangs in the kernel stays longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +44,35 @@ class Crash:
         return f"crashed: its worker was killed by {name}{hint}"
 
 
+@dataclass(frozen=True, slots=True)
+class Timeout:
+    """The worker was killed because this job took too long.
+
+    Attributes:
+        seconds: What was allowed.
+    """
+
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"timeout: not done after {self.seconds:g} s"
+
+
+Runner = Callable[
+    [Callable[[Job], Result], Iterable[Job]],
+    Generator[tuple[Job, Result | Crash | Timeout], None, None],
+]
+"""Runs a function on jobs wherever it likes and yields the results in the order of the jobs."""
+
+
 def run_in_order(
-    work: Callable[[Job], Result], jobs: Iterable[Job], *, workers: int, ahead: int
-) -> Generator[tuple[Job, Result | Crash], None, None]:
+    work: Callable[[Job], Result],
+    jobs: Iterable[Job],
+    *,
+    workers: int,
+    ahead: int,
+    timeout: float | None = None,
+) -> Generator[tuple[Job, Result | Crash | Timeout], None, None]:
     """Run jobs in processes and yield each with its result, in the order of the jobs.
 
     Args:
@@ -52,10 +82,12 @@ def run_in_order(
         workers: Number of processes.
         ahead: How many jobs may be started beyond the one that is yielded next; what bounds the
             results waiting.
+        timeout: Seconds of wall time for a job, from when a running worker has it; None waits for
+            ever.
     """
     queue = enumerate(jobs)
     crew: list[_Worker[Job, Result]] = []
-    done: dict[int, tuple[Job, Result | Crash]] = {}
+    done: dict[int, tuple[Job, Result | Crash | Timeout]] = {}
     turn, more = 0, True
     try:
         while True:
@@ -69,36 +101,50 @@ def run_in_order(
                     more = False
                     break
                 if idle is None:
-                    idle = _Worker(work)
+                    idle = _Worker(work, timeout)
                     crew.append(idle)
                 idle.give(task)
-            busy = {worker.pipe: worker for worker in crew if worker.task is not None}
             if turn not in done:
+                busy = [worker for worker in crew if worker.task is not None]
                 if not busy:
                     return
-                for pipe in wait(list(busy)):
-                    worker = busy[pipe]  # type: ignore[index]
+                for worker in _awaited(busy):
                     result = worker.take()
                     if result is None:
                         continue
                     assert worker.task is not None
                     (index, job), worker.task = worker.task, None
                     done[index] = job, result
-                    if isinstance(result, Crash):
+                    if isinstance(result, Crash | Timeout):
                         crew.remove(worker)
             while turn in done:
                 yield done.pop(turn)
                 turn += 1
     finally:
         for worker in crew:
-            worker.stop()
+            worker.kill()
+        for worker in crew:
+            worker.join()
+
+
+def _awaited(busy: list[_Worker[Job, Result]]) -> list[_Worker[Job, Result]]:
+    """Wait until some workers have something to say, or are late; return those.
+
+    A result that lies ready counts, however long the caller took to come for it.
+    """
+    deadline = min(worker.deadline for worker in busy)
+    patience = None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
+    ready = set(wait([worker.pipe for worker in busy], patience))
+    return [worker for worker in busy if worker.pipe in ready or worker.late]
 
 
 class _Worker(Generic[Job, Result]):
     """A process and the parent's end of its pipe."""
 
-    def __init__(self, work: Callable[[Job], Result]) -> None:
+    def __init__(self, work: Callable[[Job], Result], timeout: float | None) -> None:
         self.task: tuple[int, Job] | None = None
+        self.deadline = float("inf")
+        self._timeout = timeout
         self._started = False
         self.pipe, theirs = _CONTEXT.Pipe()
         self._process: BaseProcess = _CONTEXT.Process(
@@ -108,15 +154,23 @@ class _Worker(Generic[Job, Result]):
             self._process.start()
         theirs.close()  # so that the death of the process is the end of the pipe
 
+    @property
+    def late(self) -> bool:
+        return time.monotonic() >= self.deadline
+
     def give(self, task: tuple[int, Job]) -> None:
         """Hand over a job."""
         self.task = task
+        if self._started:
+            self._start_clock()
         with suppress(BrokenPipeError):  # died while idle: found when the result is taken
             self.pipe.send(task[1])
 
-    def take(self) -> Result | Crash | None:
+    def take(self) -> Result | Crash | Timeout | None:
         """Receive what became of the job; None where the process only says that it has started."""
         try:
+            if not self.pipe.poll():
+                return self._give_up()
             result = self.pipe.recv()
         except (EOFError, ConnectionResetError):
             self._process.join()
@@ -127,14 +181,28 @@ class _Worker(Generic[Job, Result]):
             return crash
         if not self._started:
             self._started = True
+            self._start_clock()  # what the start of a process takes is not the job's
             return None
         return result
 
-    def stop(self) -> None:
-        """End the process, at work or not."""
+    def kill(self) -> None:
+        """End the process, at work or not; it has nothing to put in order."""
         self.pipe.close()
-        self._process.terminate()
-        self._process.join()
+        self._process.kill()
+
+    def join(self) -> None:
+        """Wait for the end of a killed process."""
+        self._process.join(_PATIENCE)
+
+    def _start_clock(self) -> None:
+        if self._timeout is not None:
+            self.deadline = time.monotonic() + self._timeout
+
+    def _give_up(self) -> Timeout:
+        self.kill()
+        self.join()
+        assert self._timeout is not None
+        return Timeout(self._timeout)
 
 
 @contextmanager
@@ -149,7 +217,16 @@ def _interrupts_held() -> Iterator[None]:
 
 def _serve(work: Callable[[Any], Any], pipe: Connection) -> None:
     """Work off jobs until the parent closes the pipe or is gone."""
+    Thread(target=_end_with_parent, daemon=True).start()
     with suppress(EOFError, ConnectionResetError, BrokenPipeError):
         pipe.send(None)
         while True:
             pipe.send(work(pipe.recv()))
+
+
+def _end_with_parent() -> None:
+    """End a worker whose parent was killed at once, not when its present job is done."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

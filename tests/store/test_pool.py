@@ -2,11 +2,14 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from tatscli.store.pool import Crash, run_in_order
+from tatscli.store.pool import Crash, Timeout, run_in_order
 
 
 def work(job):
@@ -17,11 +20,26 @@ def work(job):
         os.kill(os.getpid(), value)
     elif kind == "exit":
         os._exit(value)
+    elif kind == "deaf":  # hangs where no polite signal reaches it
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        Path(value).write_text(str(os.getpid()))
+        time.sleep(600)
     return value
 
 
-def results(jobs, workers=2, ahead=8):
-    return [result for _, result in run_in_order(work, jobs, workers=workers, ahead=ahead)]
+def results(jobs, workers=2, ahead=8, timeout=None):
+    running = run_in_order(work, jobs, workers=workers, ahead=ahead, timeout=timeout)
+    return [result for _, result in running]
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended and has been waited for: no zombie is left."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
 
 
 def test_results_come_in_the_order_of_the_jobs():
@@ -49,6 +67,47 @@ def test_a_dying_worker_costs_only_its_own_job():
     assert "lack of memory" in str(found[4])
 
 
+def test_a_job_over_its_time_costs_only_itself(tmp_path):
+    jobs = [("echo", 0), ("deaf", str(tmp_path / "pid")), *[("sleep", 0.4)] * 3, ("echo", 5)]
+    begin = time.monotonic()
+    assert results(jobs, timeout=1.5) == [0, Timeout(1.5), 0.4, 0.4, 0.4, 5]
+    assert time.monotonic() - begin < 30
+    assert gone(int((tmp_path / "pid").read_text()))
+    assert str(Timeout(60)) == "timeout: not done after 60 s"
+
+
+def test_every_worker_may_be_late_at_once(tmp_path):
+    jobs = [("deaf", str(tmp_path / str(number))) for number in range(4)]
+    begin = time.monotonic()
+    assert results([*jobs, ("echo", 1)], timeout=0.5) == [Timeout(0.5)] * 4 + [1]
+    assert time.monotonic() - begin < 30
+    assert all(gone(int(path.read_text())) for path in tmp_path.iterdir())
+
+
+def test_the_nearest_deadline_is_the_one_that_counts():
+    """A long job that is allowed to be long must not delay the end of a hanging one."""
+    running = run_in_order(work, [("sleep", 600), ("sleep", 0.1)], workers=2, ahead=2, timeout=1.0)
+    begin = time.monotonic()
+    assert next(running)[1] == Timeout(1.0)
+    assert time.monotonic() - begin < 20
+    assert next(running)[1] == 0.1
+    running.close()
+
+
+def test_a_slow_caller_does_not_make_jobs_late():
+    running = run_in_order(work, [("echo", n) for n in range(4)], workers=2, ahead=4, timeout=0.3)
+    found = []
+    for _, result in running:
+        time.sleep(0.5)
+        found.append(result)
+    assert found == [0, 1, 2, 3]
+
+
+def test_what_a_worker_takes_to_start_is_not_the_job_s():
+    jobs = [("echo", 0), ("echo", 1)]
+    assert results(jobs, timeout=0.05) == [0, 1]
+
+
 def test_jobs_are_not_started_far_ahead():
     taken = []
 
@@ -67,12 +126,45 @@ def test_leaving_ends_the_workers():
     running = run_in_order(_pid, range(100), workers=2, ahead=4)
     _, pid = next(running)
     running.close()
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
+    assert gone(pid)
 
 
 def _pid(_):
     return os.getpid()
+
+
+ORPHANS = """
+import os, sys, time
+from tatscli.store.pool import run_in_order
+
+def work(job):
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    list(run_in_order(work, range(2), workers=2, ahead=2))
+"""
+
+
+def test_workers_do_not_outlive_a_killed_parent(tmp_path):
+    script = tmp_path / "orphans.py"
+    script.write_text(ORPHANS)
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen([sys.executable, script], env=env, stdout=subprocess.PIPE) as parent:
+        pids = [int(parent.stdout.readline()) for _ in range(2)]
+        parent.kill()
+    deadline = time.monotonic() + 30
+    while any(_runs(pid) for pid in pids):
+        assert time.monotonic() < deadline, pids
+        time.sleep(0.02)
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is alive; who inherits orphans may be slow to bury them."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_workers_that_never_start_are_an_error():
