@@ -72,8 +72,11 @@ def prepare(
     verbose: Verbose = False,
 ) -> int:
     """Turn videos into a store of frames and motion vectors; run it again to continue."""
+    from functools import partial
+
     from tatscli.errors import Exit
     from tatscli.store import prepare as pipeline
+    from tatscli.store.pool import run_in_order
     from tatscli.store.schema import Settings
     from tatscli.store.sources import find_sources
 
@@ -83,15 +86,15 @@ def prepare(
         report.info(finding)
     for doubt in sources.doubts:
         report.warn(doubt)
-    workers = workers or _cores()
+    run = partial(run_in_order, workers=workers or _cores())
     if check:
         store = None
-        outcome = pipeline.check(sources, workers=workers, reporter=report)
+        outcome = pipeline.check(sources, run=run, reporter=report)
     else:
         store = out or Path("prepared") / (source.resolve().name or "videos")
         settings = Settings(short_side=short_side or None, quality=quality, motion_cell=motion_cell)
         outcome = pipeline.prepare(
-            sources, store, settings, workers=workers, reporter=report, overwrite=overwrite
+            sources, store, settings, run=run, reporter=report, overwrite=overwrite
         )
     _show(report, outcome, store)
     return Exit.FAILED if outcome.failures else Exit.OK

@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from tatscli.demo.movements import MOVEMENTS
 from tatscli.errors import UsageError
 from tatscli.files import write_safely
 from tatscli.recipe.load import load_recipe
+from tatscli.store.pool import run_in_order
 from tatscli.store.prepare import prepare
 from tatscli.store.schema import Settings
 from tatscli.store.sources import find_sources
@@ -110,7 +112,7 @@ def demo(
             find_sources(out / "videos"),
             store,
             Settings(),
-            workers=os.cpu_count() or 1,
+            run=partial(run_in_order, workers=os.cpu_count() or 1),
             reporter=reporter,
         ),
     )

@@ -23,6 +23,7 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 _CONTEXT = get_context("spawn")  # a fork would inherit whatever threads and locks the parent has
+_AHEAD = 16  # jobs for each worker that may be done before their turn
 _PATIENCE = 5.0  # seconds to wait for a killed process; one that hangs in the kernel stays longer
 
 
@@ -70,7 +71,7 @@ def run_in_order(
     jobs: Iterable[Job],
     *,
     workers: int,
-    ahead: int,
+    ahead: int | None = None,
     timeout: float | None = None,
 ) -> Generator[tuple[Job, Result | Crash | Timeout], None, None]:
     """Run jobs in processes and yield each with its result, in the order of the jobs.
@@ -81,10 +82,11 @@ def run_in_order(
         jobs: Picklable.
         workers: Number of processes.
         ahead: How many jobs may be started beyond the one that is yielded next; what bounds the
-            results waiting.
+            results waiting; 16 for each worker if None.
         timeout: Seconds of wall time for a job, from when a running worker has it; None waits for
             ever.
     """
+    ahead = _AHEAD * workers if ahead is None else ahead
     queue = enumerate(jobs)
     crew: list[_Worker[Job, Result]] = []
     done: dict[int, tuple[Job, Result | Crash | Timeout]] = {}

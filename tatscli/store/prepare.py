@@ -7,24 +7,26 @@ row is written only when its shard is safe.
 
 from __future__ import annotations
 
+import errno
 import shutil
 import tempfile
 import time
+import zlib
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tatscli.console import Reporter
 from tatscli.errors import DataError
 from tatscli.store.convert import Converted, Job, convert
-from tatscli.store.pool import Crash, run_in_order
-from tatscli.store.resume import begin
+from tatscli.store.lock import LOCK, locked
+from tatscli.store.pool import Crash, Runner, Timeout
+from tatscli.store.resume import Start, begin, claim, size_of
 from tatscli.store.schema import (
     MANIFEST,
     SHARDS,
     Counts,
-    Dataset,
     Row,
     Settings,
     append_rows,
@@ -34,9 +36,10 @@ from tatscli.store.schema import (
 )
 from tatscli.store.shards import Spool, write_shard
 from tatscli.store.sources import Source, Sources
+from tatscli.video.decode import Limits
 
 SHARD_BYTES = 256 << 20
-_AHEAD = 16  # jobs for each worker that may be done before their turn; their frames wait on disk
+LIMITS = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +72,13 @@ def prepare(
     out: Path,
     settings: Settings,
     *,
-    workers: int,
+    run: Runner[Job, Converted],
     reporter: Reporter,
+    limits: Limits = LIMITS,
     overwrite: bool = False,
+    retry_failed: bool = False,
+    add: bool = False,
+    part: tuple[int, int] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Report:
     """Convert sources into a store.
@@ -80,59 +87,100 @@ def prepare(
         sources: What to convert.
         out: The store's folder: new, empty, or an earlier run's, which is continued.
         settings: How to convert.
-        workers: Number of processes.
+        run: Works off the jobs, here or elsewhere.
         reporter: Speaks to the user.
+        limits: What is refused.
         overwrite: Delete an existing store first.
+        retry_failed: Convert again what failed in an earlier run.
+        add: Keep the rows of an existing store that are not among the sources.
+        part: (I, N): convert only the I-th of N parts of the sources, counted from 1.
         shard_bytes: A shard is closed once it holds this much.
 
     Raises:
         UsageError: The folder holds something else, or a store with other settings or sources.
-        DataError: The store cannot be written.
+        DataError: The store cannot be written, is in use, or is damaged.
     """
-    start = time.monotonic()
+    begun = time.monotonic()
+    if part is not None:
+        sources = part_of(sources, part)
     try:
-        kept = begin(out, sources, settings, overwrite=overwrite)
-        if kept:
-            reporter.info(f"continuing `{out}`: {len(kept)} of {len(sources.items)} are done")
-        rest = [source for source in sources.items if source.id not in kept]
-        if rest:
-            _fill(out, rest, settings, workers, reporter, shard_bytes)
-        rows = sorted(read_rows(out / MANIFEST), key=lambda row: row.id)
-        write_rows(out / MANIFEST, rows)
-        write_dataset(
-            out,
-            Dataset(
-                complete=True,
-                settings=settings,
-                class_names=tuple(sources.class_names),
-                counts=Counts.of(rows),
-            ),
-        )
+        claim(out)
+        with locked(out / LOCK, out, reporter):
+            start = begin(
+                out,
+                sources,
+                settings,
+                part="{}/{}".format(*part) if part else None,
+                overwrite=overwrite,
+                retry_failed=retry_failed,
+                add=add,
+            )
+            _tell(start, out, reporter)
+            if start.rest:
+                _fill(out, start.rest, settings, limits, run, reporter, shard_bytes)
+            rows = sorted(read_rows(out / MANIFEST), key=lambda row: row.id)
+            write_rows(out / MANIFEST, rows)
+            finished = {"complete": True, "counts": Counts.of(rows)}
+            write_dataset(out, start.dataset.model_copy(update=finished))
     except KeyboardInterrupt:
         reporter.warn(f"`{out}` is unfinished; the same command continues it")
         raise
     except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise DataError(
             f"cannot write `{error.filename or out}`: {error.strerror}",
-            "finished shards are kept: make room and run the same command again",
+            f"{'make room' if full else 'see to that'} and run the same command again;"
+            " what it has finished is kept",
         ) from error
-    return Report(rows, time.monotonic() - start)
+    return Report(rows, time.monotonic() - begun)
 
 
-def check(sources: Sources, *, workers: int, reporter: Reporter) -> Report:
+def check(
+    sources: Sources,
+    *,
+    run: Runner[Job, Converted],
+    reporter: Reporter,
+    limits: Limits = LIMITS,
+) -> Report:
     """Decode every source to its end and write nothing."""
-    start = time.monotonic()
-    jobs = (Job(source.path, None, Settings()) for source in sources.items)
-    with closing(_results(sources.items, jobs, workers, reporter, "checking")) as results:
-        rows = [_row(source, result) for source, result in results]
-    return Report(rows, time.monotonic() - start)
+    begun = time.monotonic()
+    jobs = (Job(source.path, None, Settings(), source.segment, limits) for source in sources.items)
+    with closing(_results(sources.items, jobs, run, reporter, "checking")) as results:
+        rows = [_row(source, result) for source, _, result in results]
+    return Report(rows, time.monotonic() - begun)
+
+
+def part_of(sources: Sources, part: tuple[int, int]) -> Sources:
+    """Return the I-th of N parts of some sources.
+
+    Where a source belongs depends on its id alone, so a part stays the same when files are added.
+    """
+    number, parts = part
+    mine = [one for one in sources.items if zlib.crc32(one.id.encode()) % parts == number - 1]
+    return replace(sources, items=mine)
+
+
+def _tell(start: Start, out: Path, reporter: Reporter) -> None:
+    """Say how an earlier run is continued."""
+    if start.changed:
+        reporter.warn(
+            f"{len(start.changed)} of the files have changed since they were prepared, such as"
+            f" `{start.changed[0]}`: converted again"
+        )
+    if start.kept:
+        done = f"{len(start.kept)} of {len(start.kept) + len(start.rest)} are done"
+        reporter.info(f"continuing `{out}`: {done}")
+    failed = sum(row.status == "failed" for row in start.kept.values())
+    if failed:
+        reporter.info(f"of these {failed} failed; `--retry-failed` tries them again")
 
 
 def _fill(
     out: Path,
     sources: Sequence[Source],
     settings: Settings,
-    workers: int,
+    limits: Limits,
+    run: Runner[Job, Converted],
     reporter: Reporter,
     shard_bytes: int,
 ) -> None:
@@ -140,20 +188,25 @@ def _fill(
     spools = Path(tempfile.mkdtemp(prefix=".spool-", dir=out))
     try:
         jobs = (
-            Job(source.path, spools / str(number), settings)
+            Job(source.path, spools / str(number), settings, source.segment, limits)
             for number, source in enumerate(sources)
         )
         rows: list[Row] = []
         waiting: list[tuple[str, Spool]] = []
-        with closing(_results(sources, jobs, workers, reporter, "preparing")) as results:
-            for source, result in results:
+        size = 0
+        with closing(_results(sources, jobs, run, reporter, "preparing")) as results:
+            for source, job, result in results:
                 row = _row(source, result)
                 rows.append(row)
-                if isinstance(result, Converted) and result.spool is not None:
+                if not isinstance(result, Converted):  # its worker could not clear up
+                    for path in spools.glob(f"{job.spool.name}.*" if job.spool else ""):
+                        path.unlink()
+                elif result.spool is not None:
                     waiting.append((row.id, result.spool))
-                if sum(spool.size for _, spool in waiting) >= shard_bytes:
+                    size += result.spool.size
+                if size >= shard_bytes:
                     _close_shard(out, rows, waiting)
-                    rows, waiting = [], []
+                    rows, waiting, size = [], [], 0
         _close_shard(out, rows, waiting)
     finally:
         shutil.rmtree(spools, ignore_errors=True)
@@ -177,34 +230,38 @@ def _close_shard(out: Path, rows: list[Row], videos: list[tuple[str, Spool]]) ->
 def _results(
     sources: Sequence[Source],
     jobs: Iterable[Job],
-    workers: int,
+    run: Runner[Job, Converted],
     reporter: Reporter,
     description: str,
-) -> Generator[tuple[Source, Converted | Crash], None, None]:
+) -> Generator[tuple[Source, Job, Converted | Crash | Timeout], None, None]:
     """Run jobs behind a progress bar that also counts failures; closing it ends the workers."""
-    workers = min(workers, len(sources))
     failed = 0
-    running = run_in_order(convert, jobs, workers=workers, ahead=_AHEAD * workers)
     bar = reporter.progress(total=len(sources), description=description, unit="video")
-    with closing(running) as results, bar:
-        for source, (_, result) in zip(sources, results, strict=True):
-            if isinstance(result, Crash) or result.reason is not None:
+    with closing(run(convert, jobs)) as results, bar:
+        for source, (job, result) in zip(sources, results, strict=True):
+            if not isinstance(result, Converted) or result.reason is not None:
                 failed += 1
                 bar.set_postfix(failed=failed, refresh=False)
             elif result.trouble is not None:
                 raise DataError(
-                    result.trouble, "finished shards are kept: run the same command again"
+                    result.trouble, "run the same command again: what it has finished is kept"
                 )
-            yield source, result
+            yield source, job, result
             bar.update()
 
 
-def _row(source: Source, result: Converted | Crash) -> Row:
-    if isinstance(result, Crash):
-        outcome = {"status": "failed", "reason": str(result)}
-    elif result.reason is not None:
-        outcome = {"status": "failed", "reason": result.reason}
-    else:
-        outcome = {"status": "ok", **(result.facts or {})}
-    known = {"label": source.label, "split": source.split, "also_in": source.also_in}
-    return Row.model_validate({"id": source.id, **known, **outcome})
+def _row(source: Source, result: Converted | Crash | Timeout) -> Row:
+    known: dict[str, object] = {
+        "id": source.id,
+        "label": source.label,
+        "split": source.split,
+        "also_in": source.also_in,
+        "path": source.id.rpartition("#")[0] if source.segment else None,
+    }
+    if isinstance(result, Converted) and result.reason is None:
+        return Row.model_validate({**known, "status": "ok", **(result.facts or {})})
+    reason = result.reason if isinstance(result, Converted) else str(result)
+    # The size tells a later run whether it is still the same file that failed.
+    outcome = {"status": "failed", "reason": reason, "bytes": size_of(source.path) or 0}
+    facts = (isinstance(result, Converted) and result.facts) or {}
+    return Row.model_validate({**known, **facts, **outcome})

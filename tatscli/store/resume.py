@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from tatscli.errors import DataError, UsageError
+from tatscli.store.lock import LOCK
 from tatscli.store.schema import (
     DATASET,
     FORMAT_VERSION,
@@ -20,76 +24,95 @@ from tatscli.store.schema import (
     write_dataset,
     write_rows,
 )
-from tatscli.store.sources import Sources
+from tatscli.store.shards import Shard
+from tatscli.store.sources import Source, Sources
 
 _OTHER = "give another `--out`, or `--overwrite` to delete this store and start anew"
+_BEGINNINGS = {LOCK, f".{DATASET}.part"}  # what a run may leave that is killed at once
 
 
-def begin(out: Path, sources: Sources, settings: Settings, *, overwrite: bool) -> dict[str, Row]:
-    """Make the store ready to be filled and return what need not be done again, by id.
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What there is to do.
 
-    Failed sources are tried again. Labels and splits are taken from the present lists. Shards and
-    temporary files that a killed run left without a row are removed.
+    Attributes:
+        dataset: What the store is to be, unfinished.
+        kept: Rows that stay, by id.
+        rest: Sources to convert, sorted by id.
+        changed: Ids of those among them that were converted before, from a file of another size.
+    """
+
+    dataset: Dataset
+    kept: dict[str, Row]
+    rest: list[Source]
+    changed: list[str]
+
+
+def claim(out: Path) -> None:
+    """Make the folder of a store, unless it is there.
 
     Raises:
-        UsageError: The folder holds something else, or a store with other settings or sources.
-        DataError: The store is damaged.
+        UsageError: It is a file, or holds something that is not a store.
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"`{out}` is a file", "give a folder for the store")
-    if (out / DATASET).is_file() and overwrite:
-        shutil.rmtree(out)
-    elif (out / DATASET).is_file():
-        kept = _kept_rows(out, sources, settings)
-        _clean(out, kept)
-        write_dataset(out, Dataset(settings=settings, class_names=tuple(sources.class_names)))
-        write_rows(out / MANIFEST, kept.values())
-        return kept
-    elif out.is_dir() and any(out.iterdir()):
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / DATASET).is_file() and not {path.name for path in out.iterdir()} <= _BEGINNINGS:
         raise UsageError(f"`{out}` is not empty and not a store", "give a new or empty folder")
-    (out / SHARDS).mkdir(parents=True, exist_ok=True)
-    write_dataset(out, Dataset(settings=settings, class_names=tuple(sources.class_names)))
-    write_rows(out / MANIFEST, [])
-    return {}
 
 
-def _kept_rows(out: Path, sources: Sources, settings: Settings) -> dict[str, Row]:
-    """Return the finished rows of a store, if it has the same sources and settings."""
-    try:
-        dataset = Dataset.model_validate_json((out / DATASET).read_bytes())
-        rows = read_rows(out / MANIFEST)
-    except ValidationError as error:
-        raise DataError(f"the store `{out}` is damaged: {error}", _OTHER) from error
-    if dataset.format_version != FORMAT_VERSION:
-        raise UsageError(f"`{out}` has store format `{dataset.format_version}`", _OTHER)
-    for name in Settings.model_fields:
-        old, new = getattr(dataset.settings, name), getattr(settings, name)
-        if old != new:
-            option = "--" + name.replace("_", "-")
-            raise UsageError(f"`{out}` was begun with `{option} {old}`, not `{new}`", _OTHER)
-    if dataset.class_names != tuple(sources.class_names):
-        raise UsageError(
-            f"`{out}` was begun with {len(dataset.class_names)} classes, now there are"
-            f" {len(sources.class_names)} or other ones",
-            _OTHER,
-        )
-    current = {source.id: source for source in sources.items}
+def begin(
+    out: Path,
+    sources: Sources,
+    settings: Settings,
+    *,
+    part: str | None = None,
+    overwrite: bool = False,
+    retry_failed: bool = False,
+    add: bool = False,
+) -> Start:
+    """Make the claimed folder ready to be filled and return what is left to do.
+
+    Labels and splits of what stays are taken from the present sources. Shards and temporary files
+    that a killed run left without a row are removed.
+
+    Raises:
+        UsageError: The store has other settings, another part or other sources.
+        DataError: The store is damaged, or `add` brings another file under a known id.
+    """
+    names = tuple(sources.class_names)
+    items: Sequence[Source] = sources.items
     kept: dict[str, Row] = {}
-    for row in rows:
-        source = current.get(row.id)
-        if source is None:
+    changed: list[str] = []
+    if (out / DATASET).is_file() and not overwrite:
+        dataset, rows = _read(out)
+        _check_alike(out, dataset, settings, part)
+        if add:
+            names, items = _with_classes(dataset.class_names, sources)
+        elif dataset.class_names != names:
             raise UsageError(
-                f"`{out}` holds `{row.id}`, which is not among the sources any more", _OTHER
+                f"`{out}` was begun with {len(dataset.class_names)} classes, now there are"
+                f" {len(names)} or other ones",
+                f"`--add` joins the classes by name; or {_OTHER}",
             )
-        if row.status == "ok":
-            known = {"label": source.label, "split": source.split, "also_in": source.also_in}
-            kept[row.id] = row.model_copy(update=known)
-    return kept
+        if not dataset.complete:
+            rows = _whole_batches(out, rows)
+        kept, changed = _kept_rows(out, rows, items, retry_failed=retry_failed, add=add)
+    dataset = Dataset(settings=settings, part=part, class_names=names)
+    # In this order a kill in between leaves an unfinished store whose rows all have their frames.
+    if overwrite:
+        write_rows(out / MANIFEST, [])
+    write_dataset(out, dataset)
+    write_rows(out / MANIFEST, kept.values())
+    (out / SHARDS).mkdir(exist_ok=True)
+    clean(out, kept.values())
+    rest = [source for source in items if source.id not in kept]
+    return Start(dataset, kept, rest, changed)
 
 
-def _clean(out: Path, kept: dict[str, Row]) -> None:
+def clean(out: Path, rows: Iterable[Row]) -> None:
     """Remove what belongs to no row: unfinished files, and a shard that came before its rows."""
-    named = {row.shard for row in kept.values()}
+    named = {row.shard for row in rows}
     for path in (out / SHARDS).iterdir():
         if f"{SHARDS}/{path.name}" not in named:
             path.unlink()
@@ -97,3 +120,103 @@ def _clean(out: Path, kept: dict[str, Row]) -> None:
         shutil.rmtree(path, ignore_errors=True)
     for path in out.glob(".*.part"):
         path.unlink()
+
+
+def _read(out: Path) -> tuple[Dataset, list[Row]]:
+    try:
+        dataset = Dataset.model_validate_json((out / DATASET).read_bytes())
+        rows = read_rows(out / MANIFEST)
+    except ValidationError as error:
+        raise DataError(f"the store `{out}` is damaged: {error}", _OTHER) from error
+    if dataset.format_version != FORMAT_VERSION:
+        raise UsageError(f"`{out}` has store format `{dataset.format_version}`", _OTHER)
+    return dataset, rows
+
+
+def _check_alike(out: Path, dataset: Dataset, settings: Settings, part: str | None) -> None:
+    """Refuse to continue a store that is meant to be another one."""
+    for name in Settings.model_fields:
+        old, new = getattr(dataset.settings, name), getattr(settings, name)
+        if old != new:
+            option = "--" + name.replace("_", "-")
+            raise UsageError(
+                f"`{out}` was begun with `{option} {old or 0}`, not `{new or 0}`", _OTHER
+            )
+    if dataset.part != part:
+        old, new = (f"with `--part {one}`" if one else "whole" for one in (dataset.part, part))
+        raise UsageError(f"`{out}` was begun {old}, not {new}", "give every part its own `--out`")
+
+
+def _with_classes(
+    known: tuple[str, ...], sources: Sources
+) -> tuple[tuple[str, ...], Sequence[Source]]:
+    """Join class names, old indices first, and give the sources the indices of that list."""
+    names = tuple(dict.fromkeys([*known, *sources.class_names]))
+    index = [names.index(name) for name in sources.class_names]
+    return names, [
+        source if source.label is None else replace(source, label=index[source.label])
+        for source in sources.items
+    ]
+
+
+def _whole_batches(out: Path, rows: list[Row]) -> list[Row]:
+    """Drop the rows of the last shard if some of its videos have none.
+
+    A run that was killed, or met a full disk, while it wrote them: so the shard is made anew, and
+    the store comes out as if nothing had happened.
+    """
+    last = next((row.shard for row in reversed(rows) if row.shard is not None), None)
+    if last is None:
+        return rows
+    try:
+        whole = set(Shard(out / last).videos) <= {row.id for row in rows}
+    except (OSError, ValueError):
+        whole = False
+    return rows if whole else [row for row in rows if row.shard != last]
+
+
+def _kept_rows(
+    out: Path, rows: list[Row], items: Iterable[Source], *, retry_failed: bool, add: bool
+) -> tuple[dict[str, Row], list[str]]:
+    """Return the rows that stay, and the ids of those whose file has changed."""
+    current = {source.id: source for source in items}
+    sizes: dict[Path, int | None] = {}
+    kept: dict[str, Row] = {}
+    changed: list[str] = []
+    for row in rows:
+        source = current.get(row.id)
+        if source is None:
+            if not add:
+                raise UsageError(
+                    f"`{out}` holds `{row.id}`, which is not among the sources any more",
+                    f"`--add` keeps it and adds the new ones; or {_OTHER}",
+                )
+            kept[row.id] = row
+            continue
+        if source.path not in sizes:
+            sizes[source.path] = size_of(source.path)
+        size = sizes[source.path]
+        if row.status == "failed":
+            if retry_failed or (size is not None and size != row.bytes):
+                continue
+        elif row.bytes and size is not None and size != row.bytes:
+            if add:
+                raise DataError(
+                    f"`{row.id}` is in `{out}` already, from a file of {row.bytes} bytes; now it"
+                    f" has {size}",
+                    "different videos need different paths; without `--add`, a file that has"
+                    " changed is converted again",
+                )
+            changed.append(row.id)
+            continue
+        known = {"label": source.label, "split": source.split, "also_in": source.also_in}
+        kept[row.id] = row.model_copy(update=known)
+    return kept, changed
+
+
+def size_of(path: Path) -> int | None:
+    """Return the size of a source; None if it is not there."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import shutil
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tatscli.errors import DataError
 from tatscli.recipe.derive import derive_schedule
 from tatscli.recipe.schema import Data, Finetune, Optim, Sampling
 from tatscli.seeding import random_of
+from tatscli.store.pool import run_in_order
 from tatscli.store.prepare import prepare
 from tatscli.store.reader import Store
 from tatscli.store.schema import Settings
@@ -38,7 +40,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     render(source / "rest" / "c.mp4", static(frames=20), options=CLEAN_VECTORS)
     out = source.parent / f"{source.name}-store"
     reporter = Reporter(stdout=io.StringIO(), stderr=io.StringIO())
-    prepare(find_sources(source), out, Settings(short_side=144), workers=1, reporter=reporter)
+    run = partial(run_in_order, workers=1)
+    prepare(find_sources(source), out, Settings(short_side=144), run=run, reporter=reporter)
     return out
 
 

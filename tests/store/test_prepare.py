@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from safetensors.numpy import load_file
 from tatscli.console import Reporter
 from tatscli.errors import DataError, Exit, UsageError
 from tatscli.store import prepare as pipeline
+from tatscli.store.pool import run_in_order
 from tatscli.store.reader import Store
 from tatscli.store.schema import Row, Settings, read_rows
 from tatscli.store.sources import find_sources
@@ -27,6 +29,7 @@ from tests.clips import CLEAN_VECTORS, pan, render, static
 from tests.processes import hear_interrupts
 
 QUIET = Reporter(quiet=True)
+ONE = partial(run_in_order, workers=1)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +49,7 @@ def prepare(videos, out, *, workers=2, settings=None, **options):
         find_sources(videos),
         out,
         settings or Settings(short_side=48),
-        workers=workers,
+        run=partial(run_in_order, workers=workers),
         reporter=QUIET,
         **options,
     )
@@ -143,35 +146,51 @@ def test_the_number_of_workers_changes_nothing(videos, undisturbed, tmp_path, wo
     assert Store.open(tmp_path / "store").fingerprint() == Store.open(undisturbed).fingerprint()
 
 
-def test_a_second_run_only_retries_what_failed(videos, undisturbed, monkeypatch):
-    before = content(undisturbed)
-    tried = []
-    run_in_order = pipeline.run_in_order
+class Counting:
+    """A runner that remembers which files were tried."""
 
-    def counted(work, jobs, **options):
+    def __init__(self):
+        self.tried = []
+
+    def __call__(self, work, jobs):
         jobs = list(jobs)
-        tried.extend(job.path.name for job in jobs)
-        return run_in_order(work, jobs, **options)
+        self.tried += [job.path.name for job in jobs]
+        return run_in_order(work, jobs, workers=2)
 
-    monkeypatch.setattr(pipeline, "run_in_order", counted)
-    report = prepare(videos, undisturbed, shard_bytes=30_000)
-    assert tried == ["noise.mp4"]
-    assert (report.counts.ok, report.counts.failed) == (6, 1)
-    assert content(undisturbed) == before
+
+def test_a_second_run_does_nothing_again(videos, undisturbed):
+    before, run, stderr = content(undisturbed), Counting(), io.StringIO()
+    for options, tried in (({}, []), ({"retry_failed": True}, ["noise.mp4"])):
+        report = pipeline.prepare(
+            find_sources(videos),
+            undisturbed,
+            Settings(short_side=48),
+            run=run,
+            reporter=Reporter(stderr=stderr),
+            shard_bytes=30_000,
+            **options,
+        )
+        assert run.tried == tried
+        assert (report.counts.ok, report.counts.failed) == (6, 1)
+        assert content(undisturbed) == before
+    assert "7 of 7 are done\nof these 1 failed; `--retry-failed` tries them" in stderr.getvalue()
 
 
 SCRIPT = """
 import sys, time
+from functools import partial
 from pathlib import Path
 from tatscli.console import Reporter
-from tatscli.store import prepare as pipeline, schema
+from tatscli.store import prepare as pipeline
+from tatscli.store.pool import run_in_order
 from tatscli.store.schema import Settings
 from tatscli.store.sources import find_sources
 
 if __name__ == "__main__":
     print("started", flush=True)
     pipeline.prepare(find_sources(Path(sys.argv[1])), Path(sys.argv[2]), Settings(short_side=48),
-                     workers=1, reporter=Reporter(quiet=True), shard_bytes=30_000)
+                     run=partial(run_in_order, workers=1), reporter=Reporter(quiet=True),
+                     shard_bytes=30_000)
 """
 
 
@@ -262,7 +281,7 @@ def test_new_labels_and_splits_need_no_decoding(tmp_path):
     for text in ("a.mp4 0\nb.mp4 1\n", "a.mp4 1\nb.mp4 0\n"):
         (folder / "train.csv").write_text(text)
         sources = find_sources(folder, ["train.csv"])
-        pipeline.prepare(sources, out, Settings(), workers=1, reporter=QUIET)
+        pipeline.prepare(sources, out, Settings(), run=ONE, reporter=QUIET)
     assert [row.label for row in Store.open(out).rows] == [1, 0]
     assert len(list((out / "shards").iterdir())) == 1
 
@@ -310,7 +329,7 @@ def full_disk_convert(job):
 
 def test_check_decodes_and_writes_nothing(videos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    report = pipeline.check(find_sources(videos), workers=2, reporter=QUIET)
+    report = pipeline.check(find_sources(videos), run=ONE, reporter=QUIET)
     assert (report.counts.ok, report.counts.failed) == (6, 1)
     assert report.counts.frames == sum(6 + index for index in range(6))
     assert not list(tmp_path.iterdir())
@@ -334,7 +353,7 @@ def test_splits_of_a_store(tmp_path):
     (folder / "train.csv").write_text("a.mp4\nb.mp4\n")
     (folder / "val.csv").write_text("c.mp4\nb.mp4\n")
     sources = find_sources(folder, ["train.csv", "val.csv"])
-    pipeline.prepare(sources, tmp_path / "store", Settings(), workers=1, reporter=QUIET)
+    pipeline.prepare(sources, tmp_path / "store", Settings(), run=ONE, reporter=QUIET)
     store = Store.open(tmp_path / "store")
     assert (store.part("train"), store.part("val"), store.part(None)) == ([0, 1], [1, 2], [0, 1, 2])
     assert store.dataset.counts.splits == {"train": 2, "val": 2}
