@@ -1,18 +1,27 @@
-"""Which videos there are, and what is known about each: from a folder tree, or from lists."""
+"""Which videos there are, and what is known about each: from a folder, lists, or a data set."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from tatscli.errors import DataError, UsageError
-from tatscli.store.annotations import Entry, has_video_suffix, read_list, resolve_labels
+from tatscli.errors import DataError, TatsError, UsageError
+from tatscli.store.annotations import DATASETS, Form
+from tatscli.store.annotations.files import (
+    AnnotationFile,
+    files_in,
+    named_files,
+    places,
+    places_around,
+)
+from tatscli.store.annotations.form import Annotated, Entry, Material
+from tatscli.store.annotations.videos import Videos, readable
 from tatscli.video.decode import Segment
 
-SPLIT_FOLDERS = frozenset({"train", "val", "validation", "test"})
+_FALLBACKS = ("list", "folders")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +29,8 @@ class Source:
     """One video to prepare; the fields are those of its manifest row.
 
     Attributes:
-        id: Path relative to the prepared folder, with `/`; absolute where it lies outside.
+        id: Path relative to the prepared folder, with `/`; absolute where it lies outside. One of
+            several segments adds `#` and its name.
         path: Where the file is.
         label: Index of its class.
         split: The first part of the data that lists it.
@@ -46,6 +56,8 @@ class Sources:
         class_names: Of the labels.
         findings: What was recognised, in sentences for the user.
         doubts: What may be a mistake.
+        dataset: The form that was recognised, a key of `DATASETS`.
+        missing: Rows of a data set that were left out because there is no file for them.
     """
 
     folder: Path
@@ -53,168 +65,243 @@ class Sources:
     class_names: list[str] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
+    dataset: str = "folders"
+    missing: int = 0
 
 
-def find_sources(folder: Path, annotations: Sequence[str] = ()) -> Sources:
-    """Find the videos of a folder, or those that lists name.
+def find_sources(
+    folder: Path,
+    annotations: Sequence[str] = (),
+    *,
+    dataset: str = "auto",
+    labels: str | None = None,
+) -> Sources:
+    """Find the videos of a folder, or those that annotations name.
 
     Args:
         folder: Searched with all its sub-folders; paths in lists are relative to it.
-        annotations: `FILE` or `SPLIT=FILE` each.
+        annotations: `FILE`, `SPLIT=FILE` or `FOLDER` each. Without any, the files of a data set are
+            looked for in the folder, beside it, and in sub-folders that are called like it.
+        dataset: A key of `DATASETS`, or `auto` to recognise it.
+        labels: Which labels of a data set that has several kinds: `action`, `verb` or `noun`.
 
     Raises:
-        UsageError: The folder, or a list, does not exist.
-        DataError: There is no video, or a list is wrong.
+        UsageError: The folder or an annotation file does not exist, or cannot be what it is said
+            to be.
+        DataError: There is no video, or an annotation is wrong.
     """
     if not folder.exists():
         raise UsageError(f"there is no folder `{folder}`", "give the folder that holds the videos")
     if not folder.is_dir():
         raise UsageError(f"`{folder}` is a file", "give the folder that holds the videos")
-    return _from_lists(folder, annotations) if annotations else _from_tree(folder)
-
-
-def _from_tree(folder: Path) -> Sources:
-    """Take every file called like a video; sub-folders are classes, or splits with classes."""
-    found: list[PurePosixPath] = []
-    others: Counter[str] = Counter()
-    for path in _walk(folder):
-        if has_video_suffix(path.name):
-            found.append(path)
-        else:
-            others[path.suffix.lower() or "no suffix"] += 1
-    if not found:
-        seen = ", ".join(f"{n} x {suffix}" for suffix, n in others.most_common(3))
-        raise DataError(
-            f"no videos in `{folder}`: {f'it holds {seen}' if seen else 'it is empty'}",
-            "give the folder that holds the videos (.mp4, .webm, .avi, ...)",
+    if dataset not in ("auto", *DATASETS):
+        raise UsageError(
+            f"there is no data set `{dataset}`", f"choose one of auto, {', '.join(DATASETS)}"
         )
-    tops = {path.parts[0] for path in found if len(path.parts) > 1}
-    by_split = bool(tops) and {top.lower() for top in tops} <= SPLIT_FOLDERS
-    level = 1 if by_split else 0
-    classes = sorted({path.parts[level] for path in found if len(path.parts) > level + 1})
-    if len(classes) == 1:  # one folder says nothing: `clips/`
-        classes = []
-    index = {name: number for number, name in enumerate(classes)}
-    items = [
-        Source(
-            id=_readable(str(path)),
-            path=folder / path,
-            label=index.get(path.parts[level]) if len(path.parts) > level + 1 else None,
-            split=path.parts[0] if by_split and len(path.parts) > 1 else None,
-        )
-        for path in found
-    ]
-    findings = [f"found {_videos(len(items))} in `{folder}`"]
-    if by_split:
-        findings.append(f"the sub-folders are splits: {', '.join(sorted(tops))}")
-    if classes:
-        findings.append(f"{len(classes)} classes from the names of sub-folders")
+    videos = Videos(folder)
+    if annotations:
+        name, material = _given(videos, annotations, dataset, labels)
+    elif dataset not in ("auto", "folders"):
+        name, material = dataset, _searched(videos, dataset, labels)
+    elif dataset == "auto":
+        return _recognised(videos, labels)
     else:
-        findings.append("no class sub-folders: videos are unlabelled")
-    return Sources(folder, _by_id(items), [_readable(name) for name in classes], findings)
+        name, material = dataset, Material(videos, labels=labels)
+    _check_labels(name, labels)
+    return _gather(name, material, DATASETS[name].read(material))
 
 
-def _from_lists(folder: Path, annotations: Sequence[str]) -> Sources:
-    """Take what lists name, and nothing else."""
-    named = [_split_and_file(annotation, folder) for annotation in annotations]
-    lists = [read_list(file, split) for split, file in named]
-    class_names, index = resolve_labels(lists)
+def _given(
+    videos: Videos, annotations: Sequence[str], dataset: str, labels: str | None
+) -> tuple[str, Material]:
+    """Find out what the annotations that the user gave are."""
+    if dataset == "folders":
+        raise UsageError(
+            "`--dataset folders` takes labels from the names of folders, not from annotations",
+            "leave out one of the two",
+        )
+    files, folders = named_files(annotations, videos.folder)
+    around = [place for folder in folders for place in places(folder)]
+
+    def chosen(form: Form) -> list[AnnotationFile]:
+        found = [file for place in around for file in files_in(place, form.recognise)]
+        return [*(file for file in files if form.recognise(file)), *found]
+
+    if dataset == "auto":
+        known = [name for name in DATASETS if name not in _FALLBACKS and chosen(DATASETS[name])]
+        if len(known) > 1:
+            raise UsageError(
+                f"the annotations are of several data sets: {', '.join(known)}",
+                f"say which one: `--dataset {known[0]}`",
+            )
+        dataset = known[0] if known else "list"
+    form = DATASETS[dataset]
+    if dataset == "list":
+        found = [file for place in around for file in files_in(place, form.recognise)]
+        return dataset, _material(videos, form, [*files, *found], annotations, labels)
+    for file in files:
+        if not form.recognise(file) and file.path.name not in form.companions:
+            raise UsageError(
+                f"`{file.path}` is not an annotation file of {form.title}",
+                f"those are {form.files}",
+            )
+    material = _material(videos, form, chosen(form), annotations, labels)
+    given = [file for file in files if not form.recognise(file)]
+    return dataset, replace(material, companions=given)
+
+
+def _material(
+    videos: Videos,
+    form: Form,
+    files: Sequence[AnnotationFile],
+    looked_at: Sequence[object],
+    labels: str | None,
+) -> Material:
+    if not files:
+        raise UsageError(
+            f"no annotation files of {form.title} in {', '.join(f'`{at}`' for at in looked_at)}",
+            f"those are {form.files}: say where with `--annotations FOLDER` or `FILE`",
+        )
+    return Material(videos, files, labels=labels)
+
+
+def _searched(videos: Videos, dataset: str, labels: str | None) -> Material:
+    """Find the files of a data set near the videos: those of the nearest place that has any."""
+    form, around = DATASETS[dataset], places_around(videos.folder)
+    found = (files for place in around if (files := files_in(place, form.recognise)))
+    return _material(videos, form, next(found, []), around, labels)
+
+
+def _recognised(videos: Videos, labels: str | None) -> Sources:
+    """Recognise a data set by files near the videos, if they list any of these; else take all."""
+    others = []
+    for place in places_around(videos.folder):
+        for name, form in DATASETS.items():
+            files = [] if name in _FALLBACKS else files_in(place, form.recognise)
+            if not files:
+                continue
+            material = Material(videos, files, labels=labels)
+            try:
+                _check_labels(name, labels)
+                annotated = form.read(material)
+            except TatsError as error:
+                hint = f"{error.hint}; " if error.hint else ""
+                error.hint = f"{hint}`--dataset folders` takes the videos without annotations"
+                raise
+            if any(entry.path for entry in annotated.entries):
+                return _gather(name, material, annotated)
+            others.append(f"{_names(files)}: {form.title}, but without any of these videos")
+    _check_labels("folders", labels)
+    material = Material(videos)
+    sources = _gather("folders", material, DATASETS["folders"].read(material))
+    return replace(sources, findings=[*others, *sources.findings])
+
+
+def _check_labels(name: str, labels: str | None) -> None:
+    kinds = DATASETS[name].labels
+    if labels is not None and labels not in kinds:
+        raise UsageError(
+            f"{DATASETS[name].title} has no labels `{labels}`",
+            f"choose one of {', '.join(kinds)}" if kinds else "leave out `--labels`",
+        )
+
+
+def _gather(name: str, material: Material, annotated: Annotated) -> Sources:
+    """Join what the entries say about the same video, and report on it."""
+    folder, class_names = material.videos.folder, annotated.class_names
     items: dict[str, Source] = {}
     first: dict[str, Entry] = {}
-    for video_list in lists:
-        for entry in video_list.entries:
-            path = _locate(entry.path, folder, video_list.file.parent)
-            source = Source(
-                id=_identity(path, folder),
-                path=path,
-                label=index.get(entry.label) if entry.label else None,
-                split=video_list.split,
+    missing = [entry for entry in annotated.entries if entry.path is None]
+    for entry in annotated.entries:
+        if entry.path is None:
+            continue
+        source = _source(entry, entry.path, folder)
+        known = items.get(source.id)
+        if known is None:
+            items[source.id], first[source.id] = source, entry
+            continue
+        if None not in (known.label, source.label) and known.label != source.label:
+            raise DataError(
+                f"{entry.where}: `{entry.video}` has label `{class_names[source.label or 0]}`, but"
+                f" {first[source.id].where} says `{class_names[known.label or 0]}`",
+                "a video can have one label; correct one of the lines",
             )
-            known = items.get(source.id)
-            if known is None:
-                items[source.id], first[source.id] = source, entry
-                continue
-            if None not in (known.label, source.label) and known.label != source.label:
-                raise DataError(
-                    f"{entry.where}: `{entry.path}` has label `{entry.label}`, but"
-                    f" {first[source.id].where} says `{first[source.id].label}`",
-                    "a video can have one label; correct one of the lines",
-                )
-            items[source.id] = _merge(known, source)
-    if not any(source.path.exists() for source in items.values()):
-        example = next(iter(items.values()))
-        raise DataError(
-            f"none of the {len(items)} listed videos exists, such as `{example.path}`",
-            f"paths in a list are relative to `{folder}` or to the folder of the list",
+        if known.segment != source.segment:
+            raise DataError(
+                f"{entry.where}: `{entry.video}` is another segment than in"
+                f" {first[source.id].where}",
+                "segments of the same video need names of their own",
+            )
+        items[source.id] = _merge(known, source)
+    findings, doubts = list(annotated.findings), list(annotated.doubts)
+    if name not in _FALLBACKS:
+        if not items:
+            example = f", such as `{missing[0].video}`" if missing else ""
+            raise DataError(
+                f"none of the {len(missing)} videos that {_names(material.files)} lists is in"
+                f" `{folder}`{example}",
+                "videos are found by their names, in all sub-folders; give the folder above them",
+            )
+        kind = "segment" if any(entry.name for entry in annotated.entries) else "video"
+        findings[:0] = _found(DATASETS[name], material, list(items.values()), kind)
+    if missing:
+        doubts.append(
+            f"{len(missing)} of {_count(len(annotated.entries), 'row')} have no video file and are"
+            f" left out, such as `{missing[0].video}` ({missing[0].where})"
         )
-    findings = [
-        f"`{item.file}`: {_videos(len(item.entries))} in split `{item.split}`, {item.form}"
-        for item in lists
-    ]
-    if class_names:
-        named_by = "`labels.txt`" if any(item.class_names for item in lists) else "the lists"
-        findings.append(f"{len(class_names)} classes, named by {named_by}")
-    else:
-        findings.append("the lists hold no labels: videos are unlabelled")
     leaked = sum(bool(source.also_in) and source.split == "train" for source in items.values())
-    doubts = [f"{_videos(leaked)} of split `train` are in another split too"] if leaked else []
-    return Sources(folder, _by_id(items.values()), class_names, findings, doubts)
+    if leaked:
+        doubts.append(f"{_count(leaked, 'video')} of split `train` are in another split too")
+    ordered = sorted(items.values(), key=lambda source: source.id)
+    return Sources(folder, ordered, class_names, findings, doubts, name, len(missing))
 
 
-def _split_and_file(annotation: str, folder: Path) -> tuple[str, Path]:
-    """Read `FILE` or `SPLIT=FILE`; a file that is not here may be in the prepared folder."""
-    split, equals, name = annotation.partition("=")
-    if not equals or Path(annotation).exists():
-        split, name = "", annotation
-    for file in (Path(name), folder / name):
-        if file.is_file():
-            return split or file.stem, file
-    raise UsageError(f"there is no list `{name}`", "give `--annotations FILE` or `SPLIT=FILE`")
-
-
-def _locate(written: str, folder: Path, beside: Path) -> Path:
-    """Return where a listed file is: relative to the prepared folder, else to its list."""
-    inside, near = (Path(os.path.normpath(base / written)) for base in (folder, beside))
-    return near if not inside.exists() and near.exists() else inside
+def _source(entry: Entry, path: Path, folder: Path) -> Source:
+    identity = _identity(path, folder)
+    return Source(
+        id=f"{identity}#{entry.name}" if entry.name else identity,
+        path=path,
+        label=entry.label,
+        split=entry.split,
+        also_in=entry.also_in,
+        segment=entry.segment,
+    )
 
 
 def _identity(path: Path, folder: Path) -> str:
     path, folder = Path(os.path.abspath(path)), Path(os.path.abspath(folder))
-    return _readable((path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix())
+    return readable((path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix())
 
 
 def _merge(known: Source, again: Source) -> Source:
     """Join what two lines say about the same video."""
-    splits = dict.fromkeys([known.split, *known.also_in, again.split])
-    first, *others = (split for split in splits if split is not None)
+    splits = dict.fromkeys([known.split, *known.also_in, again.split, *again.also_in])
+    named = [split for split in splits if split is not None]
     label = again.label if known.label is None else known.label
-    return replace(known, label=label, split=first, also_in=tuple(others))
+    return replace(known, label=label, split=named[0] if named else None, also_in=tuple(named[1:]))
 
 
-def _walk(folder: Path) -> Iterator[PurePosixPath]:
-    """Yield the files below a folder, following links, without hidden ones (macOS' `._a.mp4`)."""
-    seen: set[tuple[int, int]] = set()
-    for root, folders, files in os.walk(folder, followlinks=True):
-        status = os.stat(root)
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        relative = Path(root).relative_to(folder)
-        for name in files:
-            if not name.startswith("."):
-                yield PurePosixPath(relative, name)
+def _found(form: Form, material: Material, sources: list[Source], kind: str) -> list[str]:
+    """Say what a data set gave, and how much of the folder it does not mention."""
+    splits = Counter(source.split for source in sources)
+    counts = [
+        f"{_count(n, kind)} in {f'split `{split}`' if split else 'no split'}"
+        for split, n in sorted(splits.items(), key=lambda item: item[0] or "~")
+    ]
+    findings = [f"{form.title}, by {_names(material.files)}: {', '.join(counts)}"]
+    unlisted = len(material.videos.paths) - len({source.path for source in sources})
+    if unlisted > 0:
+        findings.append(
+            f"{_count(unlisted, 'further video')} in `{material.videos.folder}`"
+            " not listed, and left out"
+        )
+    return findings
 
 
-def _by_id(items: Iterable[Source]) -> list[Source]:
-    return sorted(items, key=lambda source: source.id)
+def _names(files: Sequence[AnnotationFile]) -> str:
+    named = ", ".join(f"`{file.path}`" for file in files[:3])
+    return f"{named} and {len(files) - 3} more" if len(files) > 3 else named
 
 
-def _readable(name: str) -> str:
-    """Return a file name as valid text: Linux allows any bytes in names, JSON does not."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def _videos(count: int) -> str:
-    return f"{count} video{'' if count == 1 else 's'}"
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

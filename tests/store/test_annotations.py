@@ -3,7 +3,8 @@
 import pytest
 
 from tatscli.errors import DataError
-from tatscli.store.annotations import has_video_suffix, read_list, resolve_labels
+from tatscli.store.annotations.lists import read_list, resolve_labels
+from tatscli.store.annotations.videos import has_video_suffix
 
 
 def write(tmp_path, text, name="train.csv", labels=None):
@@ -17,7 +18,7 @@ def write(tmp_path, text, name="train.csv", labels=None):
 
 def pairs(tmp_path, text):
     return [
-        (entry.path, entry.label) for entry in read_list(write(tmp_path, text), "train").entries
+        (entry.path, entry.label) for entry in read_list(write(tmp_path, text), "train").lines
     ]
 
 

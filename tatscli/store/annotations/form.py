@@ -1,0 +1,114 @@
+"""What every form of annotations is: how its files are recognised, and what reading them gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from tatscli.store.annotations.files import AnnotationFile
+from tatscli.store.annotations.videos import Videos
+from tatscli.video.decode import Segment
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the annotations say about one video, or one segment of it.
+
+    Attributes:
+        video: What they call it, for messages.
+        path: Where its file is; None if there is none.
+        where: File and line or item, for messages.
+        label: Index of its class.
+        split: The part of the data it belongs to.
+        also_in: Further parts.
+        segment: The part of the file that is meant; None is all of it.
+        name: What tells segments of the same file apart.
+    """
+
+    video: str
+    path: Path | None
+    where: str
+    label: int | None = None
+    split: str | None = None
+    also_in: tuple[str, ...] = ()
+    segment: Segment | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Annotated:
+    """What the annotations of a data set say.
+
+    Attributes:
+        entries: In the order of the files.
+        class_names: Of the labels.
+        findings: What was recognised, in sentences for the user.
+        doubts: What may be a mistake.
+    """
+
+    entries: list[Entry]
+    class_names: list[str] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What there is to read.
+
+    Attributes:
+        videos: Of the prepared folder.
+        files: The annotation files.
+        companions: Files the user gave that go with them: names of classes, answers.
+        labels: Which of several kinds of labels is wanted; None is the usual one.
+    """
+
+    videos: Videos
+    files: Sequence[AnnotationFile] = ()
+    companions: Sequence[AnnotationFile] = ()
+    labels: str | None = None
+
+    def companion(self, *names: str) -> Path | None:
+        """Return the first of some files that was given, or that lies beside the annotations."""
+        for name in names:
+            given = [file.path for file in self.companions if file.path.name == name]
+            beside = [file.path.with_name(name) for file in self.files]
+            for path in (*given, *beside):
+                if path.is_file():
+                    return path
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A form of annotations.
+
+    Attributes:
+        title: What people call the data set.
+        files: What its annotation files are called, for messages.
+        read: Reads them.
+        recognise: Whether a file is one of them.
+        companions: Names of files that may go with them.
+        labels: Kinds of labels to choose from, the usual one first.
+    """
+
+    title: str
+    files: str
+    read: Callable[[Material], Annotated]
+    recognise: Callable[[AnnotationFile], bool]
+    companions: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+
+
+def validate_on_test(annotated: Annotated) -> Annotated:
+    """Let the test split serve for validation too, where the data set has no split for that."""
+    splits = {entry.split for entry in annotated.entries}
+    if "test" not in splits or "val" in splits:
+        return annotated
+    entries = [
+        replace(entry, also_in=("val",)) if entry.split == "test" else entry
+        for entry in annotated.entries
+    ]
+    finding = "there is no split for validation: `test` serves as `val` too, as is customary"
+    return replace(annotated, entries=entries, findings=[*annotated.findings, finding])

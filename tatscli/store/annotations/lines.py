@@ -1,0 +1,157 @@
+"""The lines of a list: finding out how their fields are separated, and reading them."""
+
+from __future__ import annotations
+
+import csv
+import re
+from dataclasses import dataclass
+
+from tatscli.errors import DataError
+from tatscli.store.annotations.times import read_segment
+from tatscli.store.annotations.videos import has_video_suffix
+from tatscli.video.decode import Segment
+
+# equally good ones are preferred in this order
+_FORMS = {"TAB": "\t", "comma": ",", "`::`": "::", "blanks": ""}
+_COLUMNS = {
+    "path": "path file file_name filename video video_path clip",
+    "label": "label label_id label_name class class_id class_name category",
+    "start": "start start_time start_seconds start_timestamp time_start",
+    "end": "end end_time end_seconds end_timestamp time_end stop stop_time stop_timestamp",
+    "name": "name segment segment_id",
+}
+_HINT = "a good line is `clips/jump 01.mp4,3` or `clips/jump01.mp4 3`, or the path alone"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a list.
+
+    Attributes:
+        path: As written, without quotes.
+        label: As written; None where the line has none.
+        where: File and line, for messages.
+        segment: The part of the video that is meant; None is all of it.
+        name: Of the segment; None where the line has none.
+    """
+
+    path: str
+    label: str | None
+    where: str
+    segment: Segment | None = None
+    name: str | None = None
+
+
+def parse_lines(text: str, file: str) -> tuple[list[Line], str]:
+    """Read the text of a list in whatever form it has.
+
+    Returns:
+        The lines, and the form that was recognised, in words.
+
+    Raises:
+        DataError: It names no video, or a line is not a path with or without a label.
+    """
+    lines = [(n, line.strip()) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    form = max(_FORMS, key=lambda form: _score([line for _, line in lines], form))
+    columns = _header(lines[0][1], form) if lines else None
+    if columns is not None:
+        lines = lines[1:]
+    if not lines:
+        raise DataError(f"the list `{file}` names no video", _HINT)
+    if columns is None:
+        read = [_plain_line(f"`{file}`, line {n}", line, form) for n, line in lines]
+    else:
+        read = [_headed_line(f"`{file}`, line {n}", line, form, columns) for n, line in lines]
+    labelled = any(line.label is not None for line in read)
+    described = f"fields separated by {form}" if labelled else "paths without labels"
+    if columns is not None:
+        described += ", with a header"
+    return read, described
+
+
+def _score(lines: list[str], form: str) -> tuple[bool, int, int]:
+    """Rate a form: is there a header, how many paths look like videos, how many lines have more."""
+    if not lines:
+        return False, 0, 0
+    columns = _header(lines[0], form)
+    split = [_fields(line, form, len(columns) if columns else 2) for line in lines[:1000]]
+    path = columns.index("path") if columns else 0
+    named = sum(len(fields) > path and has_video_suffix(fields[path]) for fields in split)
+    return columns is not None, named, sum(len(fields) > 1 for fields in split)
+
+
+def _header(line: str, form: str) -> list[str] | None:
+    """Return what each column is if this line is a header; "" is of no use here."""
+    fields = line.split() if form == "blanks" else _fields(line, form)
+    columns = []
+    for name in fields:
+        known = (kind for kind, names in _COLUMNS.items() if name.lower() in names.split())
+        kind = next(known, "")
+        columns.append(kind if kind not in columns else "")
+    return columns if "path" in columns else None
+
+
+def _fields(line: str, form: str, count: int = 2) -> list[str]:
+    """Split a line; a quote that stays open gives no field at all."""
+    if form == "blanks":
+        return _fields_by_blanks(line, count)
+    if form == "`::`":
+        return [field.strip() for field in line.split("::")]
+    try:
+        rows = list(csv.reader([line], delimiter=_FORMS[form], skipinitialspace=True, strict=True))
+    except csv.Error:
+        return []
+    return [field.strip() for field in rows[0]]
+
+
+def _fields_by_blanks(line: str, count: int) -> list[str]:
+    """Split at blanks; a path may hold some if it is quoted or ends in the suffix of a video."""
+    if line[0] in "\"'":
+        quoted = re.fullmatch(r"(['\"])(?P<path>.*?)\1(?:\s+(?P<rest>.*))?", line)
+        return [] if quoted is None else [quoted["path"], *_rest(quoted["rest"] or "", count)]
+    ends = [found.start() for found in re.finditer(r"\s+", line)]
+    for end in [*ends, len(line)]:
+        if has_video_suffix(line[:end]):
+            return [line[:end], *_rest(line[end:].strip(), count)]
+    return line.rsplit(None, count - 1)
+
+
+def _rest(text: str, count: int) -> list[str]:
+    """Split what follows a path; of more words than columns, the first ones belong together."""
+    return text.rsplit(None, count - 2) if text and count > 2 else [text] if text else []
+
+
+def _headed_line(where: str, line: str, form: str, columns: list[str]) -> Line:
+    fields = _fields(line, form, len(columns))
+    if not fields:
+        raise DataError(f"{where}: a quote is not closed: `{line}`", _HINT)
+    found = {kind: field for kind, field in zip(columns, fields, strict=False) if kind}
+    if not found.get("path"):
+        raise DataError(f"{where}: no path: `{line}`", _HINT)
+    segment = read_segment(found.get("start", ""), found.get("end", ""), where)
+    name = found.get("name") if segment else None
+    return Line(found["path"], found.get("label") or None, where, segment, name or None)
+
+
+def _plain_line(where: str, line: str, form: str) -> Line:
+    fields = _fields(line, form)
+    if not fields:
+        raise DataError(f"{where}: a quote is not closed: `{line}`", _HINT)
+    numbers = re.fullmatch(r"(.*?)((?:[\s,]+-?\d+){2,})", " ".join(fields))
+    if numbers is not None:
+        if numbers[2].split() == ["0", "-1"]:  # how VideoMAE V2 lists a video for pretraining
+            return Line(numbers[1], None, where)
+        if not has_video_suffix(numbers[1]):
+            raise DataError(
+                f"{where}: a folder of images and its number of frames, not a video: `{line}`",
+                "list the videos that the images were taken from, or encode the images as videos",
+            )
+    if len(fields) > 2 or (numbers is not None and form == "blanks"):
+        raise DataError(
+            f"{where}: more than a path and a label: `{line}`",
+            f"{_HINT}; a header such as `path,label,start,end` names further columns"
+            + ("; a video has one label" if numbers else ""),
+        )
+    if not fields[0]:
+        raise DataError(f"{where}: no path: `{line}`", _HINT)
+    return Line(fields[0], fields[1] if len(fields) > 1 and fields[1] else None, where)

@@ -1,0 +1,102 @@
+"""The videos of a folder, in all its sub-folders, found by name."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+_SUFFIXES = """
+    .264 .265 .3g2 .3gp .amv .apng .asf .avi .divx .dv .f4v .flv .gif .h264 .h265 .hevc .ivf
+    .m1v .m2ts .m2v .m4v .mjpeg .mjpg .mkv .mov .mp2v .mp4 .mpe .mpeg .mpg .mts .mxf .nut .obu
+    .ogm .ogv .rm .rmvb .ts .vob .webm .wmv .y4m
+"""
+VIDEO_SUFFIXES = frozenset(_SUFFIXES.split())
+"""What a video file is called, in any letter case."""
+
+
+def has_video_suffix(path: str) -> bool:
+    """Whether a path is called like a video."""
+    return Path(path).suffix.lower() in VIDEO_SUFFIXES
+
+
+class Videos:
+    """The videos below a folder, which is searched when they are asked for.
+
+    Attributes:
+        folder: Where they are.
+        others: Suffixes of the files that are no videos, counted; complete once `paths` is known.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.others: Counter[str] = Counter()
+
+    @cached_property
+    def paths(self) -> list[PurePosixPath]:
+        """Every file called like a video, relative to the folder."""
+        found = []
+        for path in walk(self.folder):
+            if has_video_suffix(path.name):
+                found.append(path)
+            else:
+                self.others[path.suffix.lower() or "no suffix"] += 1
+        return found
+
+    def named(self, *stems: str, folders: Sequence[str] = ()) -> Path | None:
+        """Return the video with one of some names, without suffix, wherever it lies.
+
+        Args:
+            stems: Names, the preferred one first.
+            folders: Of several files, one in the first of these folders is taken; `a b` and `a_b`
+                are the same. Then the one that lies highest.
+        """
+        wanted = [_plain(folder) for folder in folders]
+        for stem in stems:
+            found = self._by_stem.get(stem)
+            if not found:
+                continue
+            if len(found) == 1:
+                return self.folder / found[0]
+
+            def rank(path: PurePosixPath) -> tuple[int, int, str]:
+                parents = {_plain(part) for part in path.parts[:-1]}
+                places = [n for n, folder in enumerate(wanted) if folder in parents]
+                return min(places, default=len(wanted)), len(path.parts), str(path)
+
+            return self.folder / min(found, key=rank)
+        return None
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[PurePosixPath]]:
+        index: dict[str, list[PurePosixPath]] = {}
+        for path in self.paths:
+            index.setdefault(path.stem, []).append(path)
+        return index
+
+
+def walk(folder: Path) -> Iterator[PurePosixPath]:
+    """Yield the files below a folder, following links, without hidden ones (macOS' `._a.mp4`)."""
+    seen: set[tuple[int, int]] = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        status = os.stat(root)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        relative = Path(root).relative_to(folder)
+        for name in files:
+            if not name.startswith("."):
+                yield PurePosixPath(relative, name)
+
+
+def readable(name: str) -> str:
+    """Return a file name as valid text: Linux allows any bytes in names, JSON does not."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _plain(folder: str) -> str:
+    return folder.casefold().replace("_", " ")
