@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,13 @@ import numpy as np
 
 from tatscli.errors import DecodeError
 from tatscli.store.schema import Settings
-from tatscli.store.shards import Spool
-from tatscli.video.decode import Limits, Segment, VideoReader
+from tatscli.store.shards import Spool, checksum
+from tatscli.video.decode import Limits, Segment
+from tatscli.video.encode import JpegEncoder
+from tatscli.video.field import grid_size
 from tatscli.video.frames import stored_frames
-from tatscli.video.motion import grid_size
+from tatscli.video.origin import Wanted
+from tatscli.video.reader import VideoReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class Job:
     spool: Path | None
     settings: Settings
     segment: Segment | None = None
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,46 +74,80 @@ def convert(job: Job) -> Converted:
 
 
 def _check(job: Job) -> Converted:
-    reader = VideoReader(job.path)
-    return Converted(facts=_facts(reader, [time for time, _ in reader]))
+    reader = VideoReader(job.path, segment=job.segment, limits=job.limits)
+    return Converted(facts=_facts(job, reader, [item.time for item in reader]))
 
 
 def _convert(job: Job, stem: Path) -> Converted:
     settings = job.settings
-    reader = VideoReader(job.path)
+    converted = _spool(job, stem, settings.motion)
+    facts = converted.facts or {}
+    if settings.motion == "auto" and facts["motion"] == "none" and facts["frames"] > 1:
+        # The codec exports vectors, but every picture of this file is coded by itself.
+        converted = _spool(job, stem, "reencode")
+        facts = converted.facts or {}
+        facts["motion_why"] = "no picture of the file is predicted from another"
+    return converted
+
+
+def _spool(job: Job, stem: Path, motion: Wanted) -> Converted:
+    """Decode a video into files, for the shard to take."""
+    settings = job.settings
+    pictures = settings.frames == "jpeg"
+    reader = VideoReader(
+        job.path, motion=motion, pictures=pictures, segment=job.segment, limits=job.limits
+    )
+    encode = JpegEncoder(settings.quality)
     times: list[float] = []
     valid: list[bool] = []
     ends = [0]
-    images, motion = _spool_files(stem)
-    with images.open("wb") as image_file, motion.open("wb") as motion_file:
+    image_path, motion_path = _spool_files(stem)
+    with image_path.open("wb") as image_file, motion_path.open("wb") as motion_file:
         for frame in stored_frames(
-            reader, short_side=settings.short_side, motion_cell=settings.motion_cell
+            reader,
+            short_side=settings.short_side,
+            motion_cell=settings.motion_cell,
+            camera=settings.camera,
+            pictures=pictures,
         ):
-            ends.append(ends[-1] + image_file.write(frame.jpeg(settings.quality)))
+            if frame.picture is not None:
+                ends.append(ends[-1] + image_file.write(encode(frame.picture)))
             motion_file.write(frame.motion.astype(np.float16).tobytes())
             times.append(frame.time)
             valid.append(frame.valid)
-    facts = _facts(reader, times)
-    facts |= {"width": frame.width, "height": frame.height}
-    facts |= {"motion": "native" if any(valid) else "none", "moving": sum(valid)}
+    grid = grid_size(frame.width, frame.height, settings.motion_cell)
     spool = Spool(
-        jpeg=images,
-        motion=motion,
-        motion_shape=(len(times), *grid_size(frame.width, frame.height, settings.motion_cell), 2),
-        offsets=np.array(ends, np.int64),
+        jpeg=image_path if pictures else None,
+        motion=motion_path,
+        motion_shape=(len(times), *grid, 2),
+        offsets=np.array(ends, np.int64) if pictures else None,
         times=np.array(times, np.float64),
         valid=np.array(valid, bool),
     )
+    facts = _facts(job, reader, times)
+    facts |= {"width": frame.width, "height": frame.height, "checksum": checksum(spool)}
+    facts |= _motion_facts(reader, sum(valid))
     return Converted(facts=facts, spool=spool)
 
 
-def _facts(reader: VideoReader, times: list[float]) -> dict[str, Any]:
+def _motion_facts(reader: VideoReader, moving: int) -> dict[str, Any]:
+    origin = reader.origin
+    if moving or origin.kind == "none":
+        return {"motion": origin.kind, "motion_why": origin.why, "moving": moving}
+    return {"motion": "none", "motion_why": "no picture is predicted from another", "moving": 0}
+
+
+def _facts(job: Job, reader: VideoReader, times: list[float]) -> dict[str, Any]:
     """Return the fields of the manifest row that reading a whole file reveals."""
     span = times[-1] - times[0]
     step = span / (len(times) - 1) if len(times) > 1 else reader.step
     width, height = reader.size
-    return {
+    facts = {
+        "bytes": job.path.stat().st_size,
         "codec": reader.codec,
+        "pixel_format": reader.pixel_format,
+        "interlaced": reader.interlaced,
+        "aspect": round(reader.aspect, 6),
         "fps": round(1 / step, 4),
         "frames": len(times),
         "duration": round(span + step, 6),
@@ -120,6 +157,12 @@ def _facts(reader: VideoReader, times: list[float]) -> dict[str, Any]:
         "mirrored": reader.orientation.mirrored,
         "warning": reader.problem,
     }
+    segment = job.segment
+    if segment is not None:
+        seconds = segment.unit == "seconds"
+        facts["start"] = segment.start if seconds else times[0]
+        facts["end"] = segment.end if seconds else times[-1] + step
+    return facts
 
 
 def _spool_files(stem: Path) -> tuple[Path, Path]:

@@ -1,4 +1,4 @@
-"""Opening a video and decoding it once, on one thread, with its motion vectors."""
+"""Opening a video: which stream, what its header says, and what is refused."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import av
 from av.container import InputContainer
 from av.stream import Disposition
-from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from tatscli.errors import DecodeError
-from tatscli.video.orientation import UPRIGHT, Orientation
 
 StrPath = str | os.PathLike[str]
 
 _PLAUSIBLE_FPS = (0.1, 240.0)  # headers also say 1000, or nothing
 _DEFAULT_FPS = 25.0
+_PLAUSIBLE_ASPECT = (1 / 8, 8)
 _NOT_MOVING = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
 _EMPTY_MESSAGES = {"error reading header"}  # FFmpeg's last word after it has said the reason
 
@@ -46,6 +45,9 @@ class Segment:
 class Limits:
     """What is refused: files that would take all memory, disk or time.
 
+    Headers are checked before anything is decoded, and the frames themselves on the way, since
+    headers lie.
+
     Attributes:
         pixels: Of one picture.
         frames: Of one video or segment; None is no limit.
@@ -56,13 +58,27 @@ class Limits:
     frames: int | None = None
     seconds: float | None = None
 
+    def check_picture(self, width: int, height: int) -> None:
+        """Raise a DecodeError if pictures are too large."""
+        if width * height > self.pixels:
+            raise DecodeError(
+                f"too large: {width} x {height} pixels, more than `--max-pixels` {self.pixels}"
+            )
+
+    def check_length(self, frames: int, seconds: float) -> None:
+        """Raise a DecodeError if a video is too long."""
+        if self.frames is not None and frames > self.frames:
+            raise DecodeError(f"too long: more than `--max-frames` {self.frames}")
+        if self.seconds is not None and seconds > self.seconds:
+            raise DecodeError(f"too long: more than `--max-duration` {self.seconds:g} s")
+
 
 @contextmanager
 def open_video(path: StrPath) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a file and choose its video stream; the container is closed on leaving.
 
-    One decoding thread: workers decode whole files side by side, and frame threads are known to
-    hang when a loop is left early (PyAV issues 1849 and 1861).
+    One decoding thread: workers decode whole files side by side, frame threads are known to hang
+    when a loop is left early (PyAV issues 1849 and 1861), and they lose motion vectors.
 
     Raises:
         DecodeError: The file does not open, or holds no video.
@@ -71,80 +87,7 @@ def open_video(path: StrPath) -> Iterator[tuple[InputContainer, VideoStream]]:
         stream = _moving_picture(container)
         stream.thread_type = "SLICE"  # type: ignore[assignment]  # PyAV's setter takes the name
         stream.thread_count = 1
-        stream.codec_context.options = {"flags2": "+export_mvs"}
         yield container, stream
-
-
-class VideoReader:
-    """One pass over the pictures of a file: decoded frames, upright direction, presentation times.
-
-    A damaged packet is skipped, as players do, and remembered in `problem`; only a file without any
-    frame is an error.
-
-    Args:
-        path: A file FFmpeg can read.
-
-    Attributes:
-        codec: FFmpeg's name of the codec; known from the first frame on.
-        size: Width and height of the first frame as decoded.
-        step: Seconds between two frames by the header, where time stamps are missing.
-        orientation: How frames have to be turned; known from the first frame on.
-        problem: What went wrong on the way, once the iteration has ended; None if nothing did.
-    """
-
-    def __init__(self, path: StrPath) -> None:
-        self.path = Path(path)
-        self.codec: str | None = None
-        self.size = (0, 0)
-        self.step = 1 / _DEFAULT_FPS
-        self.orientation: Orientation = UPRIGHT
-        self.problem: str | None = None
-        self._errors: Counter[str] = Counter()
-
-    def __iter__(self) -> Iterator[tuple[float, VideoFrame]]:
-        """Yield the presentation time in seconds, rising, and the decoded frame.
-
-        Raises:
-            DecodeError: The file does not open, holds no video, or not one frame of it decodes.
-        """
-        with open_video(self.path) as (container, stream):
-            self.codec = stream.codec_context.codec.canonical_name
-            self.step = 1 / nominal_fps(stream)
-            last: float | None = None
-            for frame in self._decode(container, stream):
-                if last is None:
-                    self.size = (frame.width, frame.height)
-                    self.orientation = frame_orientation(frame)
-                time = frame.time
-                if time is None or (last is not None and time <= last):
-                    time = 0.0 if last is None else last + self.step
-                last = time
-                yield time, frame
-        reasons = "; ".join(
-            f"{why} ({count} {'times' if count > 1 else 'time'})"
-            for why, count in self._errors.items()
-        )
-        if last is None:
-            raise DecodeError(f"no frame can be decoded: {reasons or 'there is no picture data'}")
-        if reasons:
-            self.problem = f"damaged, some frames are missing: {reasons}"
-
-    def _decode(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-        packets = container.demux(stream)
-        while True:
-            try:
-                packet = next(packets, None)
-            except av.FFmpegError as error:
-                self._errors[_text(error)] += 1
-                packet = None  # the file breaks off: take what the decoder still holds
-            try:
-                yield from stream.decode(packet)
-            except EOFError:
-                return
-            except av.FFmpegError as error:
-                self._errors[_text(error)] += 1
-            if packet is None:
-                return
 
 
 def nominal_fps(stream: VideoStream) -> float:
@@ -156,10 +99,16 @@ def nominal_fps(stream: VideoStream) -> float:
     return _DEFAULT_FPS
 
 
-def frame_orientation(frame: VideoFrame) -> Orientation:
-    """Return how a decoded frame has to be turned to be upright."""
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
-    return UPRIGHT if matrix is None else Orientation.from_matrix(bytes(matrix))
+def pixel_aspect(stream: VideoStream) -> float:
+    """Return the width of a decoded pixel by its height; 1 where the header is silent or absurd."""
+    ratio = stream.sample_aspect_ratio
+    low, high = _PLAUSIBLE_ASPECT
+    return float(ratio) if ratio and low <= ratio <= high else 1.0
+
+
+def said(error: av.FFmpegError) -> str:
+    """Return FFmpeg's words for an error."""
+    return (error.strerror or type(error).__name__).rstrip(".")
 
 
 def _open(path: Path) -> InputContainer:
@@ -181,10 +130,10 @@ def _open(path: Path) -> InputContainer:
                 options={"protocol_whitelist": "file"},
             )
         except av.FFmpegError as error:
-            said = [message.splitlines()[0].strip(" .") for _, _, message in logs]
-            details = [message for message in said if message not in _EMPTY_MESSAGES]
+            messages = [message.splitlines()[0].strip(" .") for _, _, message in logs]
+            details = [message for message in messages if message not in _EMPTY_MESSAGES]
             detail = f"; {details[-1]}" if details else ""
-            raise DecodeError(f"does not open as a video: {_text(error)}{detail}") from error
+            raise DecodeError(f"does not open as a video: {said(error)}{detail}") from error
 
 
 def _moving_picture(container: InputContainer) -> VideoStream:
@@ -214,7 +163,3 @@ def _ffmpeg_speaks() -> Iterator[list[tuple[int, str, str]]]:
     finally:
         av.logging.set_level(level)
         av.logging.set_skip_repeated(skips)
-
-
-def _text(error: av.FFmpegError) -> str:
-    return (error.strerror or type(error).__name__).rstrip(".")

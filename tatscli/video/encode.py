@@ -20,19 +20,28 @@ from tatscli.errors import UsageError
 SUFFIXES = (".mp4", ".mkv", ".mov", ".gif", ".png")
 
 
-def encode_jpeg(picture: VideoFrame, quality: int = 3) -> bytes:
-    """Encode a full-range 4:2:0 picture as a JPEG file, straight from its planes.
+class JpegEncoder:
+    """Encodes full-range 4:2:0 pictures of one size as JPEG files, straight from their planes.
 
     Args:
-        picture: A frame in `yuvj420p`.
         quality: FFmpeg's scale, 2 (best) to 31; 2 and 3 weigh about as much as Pillow's 90 and 85.
     """
-    encoder = _picture_encoder("mjpeg", picture)
-    encoder.qmin = encoder.qmax = quality
-    encoder.color_range = 2  # full
-    # Huffman tables made for each picture would save 3 % of the bytes for a quarter more time.
-    encoder.options = {"huffman": "default", "flags": "+bitexact"}
-    return _encode_one(encoder, picture)
+
+    def __init__(self, quality: int = 3) -> None:
+        self._quality = quality
+        self._encoder: av.VideoCodecContext | None = None
+
+    def __call__(self, picture: VideoFrame) -> bytes:
+        """Encode a picture in `yuvj420p`."""
+        if self._encoder is None:
+            self._encoder = _picture_encoder("mjpeg", picture)
+            self._encoder.qmin = self._encoder.qmax = self._quality
+            self._encoder.color_range = 2  # full
+            # Huffman tables made for each picture would save 3 % of the bytes for a quarter more
+            # time.
+            self._encoder.options = {"huffman": "default", "flags": "+bitexact"}
+        picture.pts = None  # of the video, and may fall where a file is damaged
+        return b"".join(bytes(packet) for packet in self._encoder.encode(picture))
 
 
 def write_video(

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from av.video.frame import VideoFrame
 
-from tatscli.video.decode import StrPath, VideoReader
-from tatscli.video.encode import encode_jpeg
-from tatscli.video.motion import grid_size, rasterise
+from tatscli.video.camera import Camera, remove_camera
+from tatscli.video.decode import StrPath
+from tatscli.video.encode import JpegEncoder
+from tatscli.video.field import grid_size, rasterise
+from tatscli.video.interlace import deinterlaced
+from tatscli.video.motion import exported, picture_type
+from tatscli.video.orientation import UPRIGHT
+from tatscli.video.origin import Wanted
 from tatscli.video.picture import Scaler, stored_size, to_rgb
+from tatscli.video.reader import Decoded, VideoReader
+from tatscli.video.reencode import MotionEstimator
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,36 +27,39 @@ class StoredFrame:
 
     Attributes:
         time: Presentation time in seconds.
-        picture: The scaled picture in YUV.
-        motion: (gh, gw, 2) float32, displacement of content in pixels of this picture, x first; 0
-            where unknown.
-        valid: Whether the codec gave vectors for this frame; key frames have none.
+        picture: The scaled picture in YUV; None where only motion was asked for.
+        motion: (gh, gw, 2) float32, displacement of content in pixels of this picture per frame, x
+            first; 0 where unknown.
+        valid: Whether there are vectors for this frame; key frames have none.
+        width: Of the stored picture.
+        height: Of the stored picture.
     """
 
     time: float
-    picture: VideoFrame
+    picture: VideoFrame | None
     motion: np.ndarray
     valid: bool
-
-    @property
-    def width(self) -> int:
-        return self.picture.width
-
-    @property
-    def height(self) -> int:
-        return self.picture.height
+    width: int
+    height: int
 
     def rgb(self) -> np.ndarray:
         """Return the picture as (H, W, 3) uint8."""
+        assert self.picture is not None, "read without pictures"
         return to_rgb(self.picture)
 
     def jpeg(self, quality: int = 3) -> bytes:
         """Return the picture as a JPEG file; `quality` is FFmpeg's scale, 2 (best) to 31."""
-        return encode_jpeg(self.picture, quality)
+        assert self.picture is not None, "read without pictures"
+        return JpegEncoder(quality)(self.picture)
 
 
 def read_frames(
-    path: StrPath, *, short_side: int | None = 256, motion_cell: int = 16
+    path: StrPath,
+    *,
+    short_side: int | None = 256,
+    motion_cell: int = 16,
+    motion: Wanted = "auto",
+    camera: Camera = "none",
 ) -> Iterator[StoredFrame]:
     """Decode a file once and yield every frame; leave the loop whenever you like.
 
@@ -58,15 +67,25 @@ def read_frames(
         path: A file FFmpeg can read.
         short_side: Larger pictures are scaled down to it, smaller ones stay; None keeps the size.
         motion_cell: Side of a cell of the motion field, in pixels of the stored picture.
+        motion: Whose vectors: the codec's own, those of an encoding, what suits the file, nobody's.
+        camera: Model of global motion that is taken out of the field.
 
     Raises:
         DecodeError: The file does not open, holds no video, or not one frame of it decodes.
     """
-    return stored_frames(VideoReader(path), short_side=short_side, motion_cell=motion_cell)
+    reader = VideoReader(path, motion=motion)
+    return stored_frames(
+        reader, short_side=short_side, motion_cell=motion_cell, camera=camera, pictures=True
+    )
 
 
 def stored_frames(
-    reader: VideoReader, *, short_side: int | None, motion_cell: int
+    reader: VideoReader,
+    *,
+    short_side: int | None,
+    motion_cell: int,
+    camera: Camera = "none",
+    pictures: bool = True,
 ) -> Iterator[StoredFrame]:
     """Yield the frames of a reader as `read_frames` does; the reader keeps what it learns.
 
@@ -74,21 +93,53 @@ def stored_frames(
     scaled to it.
     """
     scale: Scaler | None = None
-    for time, frame in reader:
+    estimate = MotionEstimator()
+    for item, source in _sources(reader, pictures):
         if scale is None:
-            upright = reader.orientation.size(frame.width, frame.height)
+            width, height = reader.size
+            upright = reader.orientation.size(max(1, round(width * reader.aspect)), height)
             scale = Scaler(*stored_size(*upright, short_side), reader.orientation)
-            still = np.zeros((*grid_size(scale.width, scale.height, motion_cell), 2), np.float32)
+            size = (scale.width, scale.height)
+            still = np.zeros((*grid_size(*size, motion_cell), 2), np.float32)
             still.flags.writeable = False
-        exported: Any = frame.side_data.get("MOTION_VECTORS")
-        motion, valid = still, False
-        if exported is not None and len(exported) > 0:
-            valid = True
-            motion = rasterise(
-                exported.to_ndarray(),
-                coded=(frame.width, frame.height),
-                stored=(scale.width, scale.height),
+        origin = reader.origin.kind
+        picture = scale(source) if pictures or origin == "reencode" else None
+        field, valid = still, False
+        if origin == "native":
+            vectors, coded = exported(item.frame), (item.frame.width, item.frame.height)
+            orientation = reader.orientation
+            if not reader.origin.b_frames and picture_type(item.frame) == "B":
+                vectors = vectors[:0]
+        elif origin == "reencode":
+            assert picture is not None
+            vectors, coded, orientation = estimate(picture), size, UPRIGHT
+        if origin != "none" and len(vectors) > 0:
+            field, covered = rasterise(
+                vectors,
+                coded=coded,
+                stored=size,
                 cell=motion_cell,
-                orientation=reader.orientation,
+                orientation=orientation,
+                past=item.past,
+                future=item.future,
             )
-        yield StoredFrame(time, scale(frame), motion, valid)
+            field, valid = remove_camera(field, covered, camera), True
+        yield StoredFrame(item.time, picture if pictures else None, field, valid, *size)
+
+
+def _sources(reader: VideoReader, pictures: bool) -> Iterator[tuple[Decoded, VideoFrame]]:
+    """Yield decoded frames with their pictures, whose fields are joined if they are interlaced."""
+    items = iter(reader)
+    first = next(items, None)
+    if first is None:
+        return
+    everything = _again(first, items)
+    if reader.interlaced and (pictures or reader.origin.kind == "reencode"):
+        yield from deinterlaced(everything)
+    else:
+        yield from ((item, item.frame) for item in everything)
+
+
+def _again(first: Decoded, others: Iterator[Decoded]) -> Iterator[Decoded]:
+    yield first
+    yield from others

@@ -15,9 +15,10 @@ from PIL import Image
 
 from tatscli.errors import DecodeError
 from tatscli.video import frames as frames_module
-from tatscli.video.decode import VideoReader, open_video
+from tatscli.video.decode import open_video
 from tatscli.video.frames import read_frames, stored_frames
 from tatscli.video.picture import stored_size
+from tatscli.video.reader import VideoReader
 from tests.clips import pan, render, static, texture
 
 EXACT = 0x2 | 0x2000 | 0x40000  # SWS_BILINEAR, SWS_FULL_CHR_H_INT, SWS_ACCURATE_RND
@@ -226,7 +227,8 @@ def test_shared_clips_give_as_many_frames_and_vectors_as_measured(shared):
     measured = {
         "codecs/h264_rgb.mp4": (48, 47, 320, 180),
         "codecs/hevc_10bit.mkv": (48, 0, 320, 180),
-        "codecs/mpeg4_asp_bframes.avi": (48, 43, 320, 180),
+        "codecs/mpeg4_asp_bframes.avi": (48, 12, 320, 180),  # B-frames hold zeros
+        "nasty/made_anamorphic_sar.mp4": (48, 47, 320, 180),
         "nasty/made_size_changes_midway.ts": (40, 38, 320, 180),
         "nasty/made_two_video_streams.mkv": (50, 49, 160, 120),  # the default stream
         "nasty/mp4parse_metadata.mp4": (1, 0, 320, 240),  # beside cover art
@@ -235,7 +237,7 @@ def test_shared_clips_give_as_many_frames_and_vectors_as_measured(shared):
         "real/webcam_mjpeg.avi": (68, 0, 160, 120),
     }
     for name, expected in measured.items():
-        found = list(read_frames(shared / "clips" / name))
+        found = list(read_frames(shared / "clips" / name, motion="native"))
         sizes = {(frame.width, frame.height) for frame in found}
         assert (len(found), sum(frame.valid for frame in found)) == expected[:2], name
         assert sizes == {expected[2:]}, name

@@ -1,0 +1,115 @@
+"""Motion vectors -> motion field: the displacement of content on a regular grid of cells.
+
+FFmpeg exports, for each block, the vector from the block to its reference: `source = destination +
+motion / motion_scale` (libavutil/motion_vector.h). Content therefore moved by the negative of it
+where the reference is past, and will move by it where the reference is future. `src_x` and `src_y`
+are rounded to whole pixels and are not used.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tatscli.video.orientation import UPRIGHT, Orientation
+
+_MACROBLOCK = 16
+
+
+def grid_size(width: int, height: int, cell: int) -> tuple[int, int]:
+    """Return the rows and columns of the motion field of a stored picture."""
+    return -(-height // cell), -(-width // cell)
+
+
+def rasterise(
+    vectors: np.ndarray,
+    *,
+    coded: tuple[int, int],
+    stored: tuple[int, int],
+    cell: int,
+    orientation: Orientation = UPRIGHT,
+    past: int = 1,
+    future: int = 1,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Average the vectors of one frame over the cells of the stored picture, weighted by area.
+
+    Where B-frames have blocks of both lists, the past one counts: macroblocks without any take the
+    future list, negated. Areas without a block do not count, and a cell without any is 0.
+
+    Args:
+        vectors: FFmpeg's rows as a structured array: source, w, h, dst_x, dst_y, motion_x,
+            motion_y, motion_scale.
+        coded: Width and height of the decoded picture, in which the vectors are given.
+        stored: Width and height of the picture they shall belong to, upright.
+        cell: Side of a cell in stored pixels; the last row and column may be narrower.
+        orientation: How the coded picture is turned upright.
+        past: Frames from the past reference to this one.
+        future: Frames from this one to the future reference.
+
+    Returns:
+        The field (ceil(height / cell), ceil(width / cell), 2) float32, in stored pixels per frame,
+        x first; and which of its cells hold any block, bool.
+    """
+    ahead = vectors["source"] > 0
+    if ahead.any():
+        vectors = vectors[_counting(vectors, ahead, coded)]
+        ahead = vectors["source"] > 0
+    # The motion of content, in coded pixels per frame.
+    factor = np.where(ahead, 1 / future, -1 / past) / np.maximum(vectors["motion_scale"], 1)
+    steps = [vectors["motion_x"] * factor, vectors["motion_y"] * factor]
+    # First and last edge of each block along each axis, inside the picture.
+    ends = []
+    for axis, length in zip("xy", coded, strict=True):
+        size = vectors["w" if axis == "x" else "h"].astype(np.float64)
+        first = vectors[f"dst_{axis}"] - size // 2
+        ends.append([first.clip(0, length), (first + size).clip(0, length)])
+
+    lengths = list(coded)
+    if orientation.transpose:
+        ends.reverse(), steps.reverse(), lengths.reverse()
+    overlaps = []
+    grid = grid_size(*stored, cell)
+    flips = (orientation.flip_x, orientation.flip_y)
+    for axis in (0, 1):
+        first, last = ends[axis]
+        scale = stored[axis] / lengths[axis]
+        if flips[axis]:
+            first, last = lengths[axis] - last, lengths[axis] - first
+            steps[axis] = -steps[axis]
+        steps[axis] = steps[axis] * scale
+        overlaps.append(_overlaps(first * scale, last * scale, cell, grid[1 - axis]))
+
+    total = np.zeros((3, grid[0] * grid[1]))
+    for row, tall in overlaps[1]:
+        for column, wide in overlaps[0]:
+            area, index = tall * wide, row * grid[1] + column
+            for channel, value in enumerate((area, area * steps[0], area * steps[1])):
+                total[channel] += np.bincount(index, value, total.shape[1])
+    covered = total[0] > 1e-6
+    mean = np.divide(total[1:], total[0], out=np.zeros_like(total[1:]), where=covered)
+    return mean.T.reshape(*grid, 2).astype(np.float32), covered.reshape(grid)
+
+
+def _counting(vectors: np.ndarray, ahead: np.ndarray, coded: tuple[int, int]) -> np.ndarray:
+    """Return which rows count: the past list, and the future one where a macroblock has no past."""
+    columns, rows = (-(-side // _MACROBLOCK) for side in coded)
+    column = (vectors["dst_x"] // _MACROBLOCK).clip(0, columns - 1)
+    row = (vectors["dst_y"] // _MACROBLOCK).clip(0, rows - 1)
+    has_past = np.zeros((rows, columns), bool)
+    has_past[row[~ahead], column[~ahead]] = True
+    return ~(ahead & has_past[row, column])
+
+
+def _overlaps(
+    first: np.ndarray, last: np.ndarray, cell: int, cells: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the cells that blocks reach along one axis, each time with the length they share."""
+    start = np.minimum((first / cell).astype(np.int64), cells - 1)
+    reach = int(((last - 1e-9) / cell - start).max(initial=0))
+    found = []
+    for step in range(reach + 1):
+        index = start + step
+        # The last cell takes what rounding leaves behind its end.
+        until = np.where(index >= cells - 1, np.inf, (index + 1) * cell)
+        shared = np.minimum(last, until) - np.maximum(first, index * cell)
+        found.append((np.minimum(index, cells - 1), shared.clip(0)))
+    return found

@@ -1,0 +1,154 @@
+"""Where a file's motion comes from: its codec's own vectors, or an encoding made for the purpose.
+
+A vector says which block a block was predicted from, not how many frames ago that was: FFmpeg's
+`source` is only -1 or 1. In the MPEG family every picture is predicted from the anchors (I or P)
+around it, so the distance can be counted. H.264 may take any of several earlier pictures; only with
+a single reference frame is it certain which.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from av.video.stream import VideoStream
+
+Wanted = Literal["auto", "native", "reencode", "none"]
+
+_MPEG = "mpeg1video mpeg2video mpeg4 msmpeg4v1 msmpeg4v2 msmpeg4v3 wmv1 wmv2 h263 h263p flv1 snow"
+ANCHORED = frozenset(_MPEG.split())
+"""Codecs whose vectors FFmpeg exports and that refer to the nearest anchor pictures alone."""
+
+EXPORTING = ANCHORED | {"h264"}
+"""Codecs whose vectors FFmpeg exports at all."""
+
+ZERO_B_FRAMES = frozenset({"mpeg4"})
+"""Codecs for whose B-frames FFmpeg exports blocks, but all their vectors are zero."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Whose vectors a file gets.
+
+    Attributes:
+        kind: The codec's own, those of an encoding made for the purpose, or nobody's.
+        why: The reason, for the manifest.
+        anchored: Whether the distance to the reference follows from the types of pictures.
+        b_frames: Whether the vectors of B-frames can be believed.
+    """
+
+    kind: Literal["native", "reencode", "none"]
+    why: str
+    anchored: bool = False
+    b_frames: bool = True
+
+
+def choose_origin(stream: VideoStream, wanted: Wanted) -> Origin:
+    """Choose for an opened stream; what it says of itself decides, not its pictures."""
+    context = stream.codec_context
+    codec = context.codec.canonical_name
+    anchored = codec in ANCHORED
+    if wanted == "none":
+        return Origin("none", "asked for")
+    if wanted == "native":
+        if codec in EXPORTING:
+            return Origin("native", "asked for", anchored, codec not in ZERO_B_FRAMES)
+        return Origin("none", f"{codec} exports no motion vectors; `--motion reencode` makes some")
+    if wanted == "reencode":
+        return Origin("reencode", "asked for")
+    if codec not in EXPORTING:
+        return Origin("reencode", f"{codec} exports no motion vectors")
+    if is_interlaced(stream):
+        return Origin("reencode", "interlaced: vectors of fields")
+    if codec in ZERO_B_FRAMES and context.has_b_frames:
+        return Origin("reencode", f"FFmpeg exports only zeros for B-frames of {codec}")
+    if anchored:
+        return Origin("native", f"{codec} refers to the nearest pictures", True)
+    references = h264_reference_frames(context.extradata or b"")
+    if references == 1 and not context.has_b_frames:
+        return Origin("native", "one reference frame")
+    if references is None:
+        return Origin("reencode", "vectors may span several frames")
+    return Origin("reencode", f"{references} reference frames: vectors may span several frames")
+
+
+def is_interlaced(stream: VideoStream) -> bool:
+    """Whether the header says that pictures are made of two fields."""
+    return getattr(stream.codec_context, "field_order", 0) > 1  # 0 is unknown, 1 progressive
+
+
+def h264_reference_frames(extradata: bytes) -> int | None:
+    """Return `max_num_ref_frames` of the first sequence parameter set; None if there is none.
+
+    Args:
+        extradata: `avcC` (ISO 14496-15) or Annex B with start codes.
+    """
+    start = 8 if extradata[:1] == b"\x01" else max(extradata.find(b"\x00\x00\x01") + 3, 0)
+    while 3 <= start < len(extradata) and extradata[start] & 31 != 7:  # NAL type 7 is an SPS
+        following = extradata.find(b"\x00\x00\x01", start)
+        start = following + 3 if following >= 0 else len(extradata)
+    try:
+        return _reference_frames(
+            _Bits(extradata[start + 1 :].replace(b"\x00\x00\x03", b"\x00\x00"))
+        )
+    except IndexError:
+        return None
+
+
+_HIGH_PROFILES = {44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 244}
+
+
+def _reference_frames(bits: _Bits) -> int:
+    """Read an SPS up to `max_num_ref_frames` (ITU-T H.264, 7.3.2.1.1)."""
+    profile = bits.fixed(8)
+    bits.fixed(16)  # constraint flags and level
+    bits.golomb()  # id
+    if profile in _HIGH_PROFILES:
+        chroma = bits.golomb()
+        if chroma == 3:
+            bits.fixed(1)
+        bits.golomb(), bits.golomb(), bits.fixed(1)  # bit depths, lossless
+        if bits.fixed(1):
+            for index in range(8 if chroma != 3 else 12):
+                if bits.fixed(1):
+                    _skip_scaling_list(bits, 16 if index < 6 else 64)
+    bits.golomb()  # frame number
+    order = bits.golomb()
+    if order == 0:
+        bits.golomb()
+    elif order == 1:
+        bits.fixed(1), bits.golomb(), bits.golomb()
+        for _ in range(bits.golomb()):
+            bits.golomb()
+    return bits.golomb()
+
+
+def _skip_scaling_list(bits: _Bits, size: int) -> None:
+    last = following = 8
+    for _ in range(size):
+        if following:
+            code = bits.golomb()
+            delta = (code + 1) // 2 if code % 2 else -(code // 2)
+            following = (last + delta) % 256
+        last = following or last
+
+
+class _Bits:
+    """Reads bits and Exp-Golomb codes; an IndexError is the end."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    def fixed(self, count: int) -> int:
+        value = 0
+        for _ in range(count):
+            value = value << 1 | self._data[self._at >> 3] >> (7 - self._at & 7) & 1
+            self._at += 1
+        return value
+
+    def golomb(self) -> int:
+        zeros = 0
+        while not self.fixed(1):
+            zeros += 1
+        return (1 << zeros) - 1 + self.fixed(zeros)

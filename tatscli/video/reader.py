@@ -1,0 +1,242 @@
+"""`VideoReader`: one pass over the pictures of a file, on one thread, with its motion vectors."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+from av.container import InputContainer
+from av.video.frame import PictureType, VideoFrame
+from av.video.stream import VideoStream
+
+from tatscli.errors import DecodeError
+from tatscli.video.decode import (
+    Limits,
+    Segment,
+    StrPath,
+    nominal_fps,
+    open_video,
+    pixel_aspect,
+    said,
+)
+from tatscli.video.orientation import UPRIGHT, Orientation
+from tatscli.video.origin import Origin, Wanted, choose_origin, is_interlaced
+
+_LEAD = 1.0  # seconds before a segment to jump to: key frames are found by decoding time
+_LONGEST_B_RUN = 64  # frames held until the anchor after them; no encoder makes as many
+
+
+class Decoded(NamedTuple):
+    """A decoded frame.
+
+    Attributes:
+        time: Presentation time in seconds, rising.
+        frame: The picture, with the codec's vectors as side data where they are wanted.
+        past: Frames since the picture its past vectors refer to; 1 where that is not known.
+        future: Frames to the picture its future vectors refer to; 1 where that is not known.
+    """
+
+    time: float
+    frame: VideoFrame
+    past: int = 1
+    future: int = 1
+
+
+class VideoReader:
+    """One pass over the pictures of a file: decoded frames, upright direction, presentation times.
+
+    A damaged packet is skipped, as players do, and remembered in `problem`; only a file without any
+    frame is an error.
+
+    Args:
+        path: A file FFmpeg can read.
+        motion: Whose vectors are wanted; the codec's own then come with the frames.
+        pictures: Whether the pictures matter. Without them native vectors come faster and the
+            pictures are spoilt.
+        segment: The part of the video that is wanted; None is all of it.
+        limits: What is refused.
+
+    Attributes:
+        codec: FFmpeg's name of the codec; known from the first frame on, like all that follows.
+        size: Width and height of the first frame as decoded.
+        pixel_format: FFmpeg's name of its pixel format.
+        aspect: Width of a decoded pixel by its height.
+        interlaced: Whether pictures are woven from two fields.
+        orientation: How frames have to be turned.
+        origin: Whose vectors the file gets.
+        step: Seconds between two frames by the header, where time stamps are missing.
+        problem: What went wrong on the way, once the iteration has ended; None if nothing did.
+    """
+
+    def __init__(
+        self,
+        path: StrPath,
+        *,
+        motion: Wanted = "none",
+        pictures: bool = True,
+        segment: Segment | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.codec: str | None = None
+        self.size = (0, 0)
+        self.pixel_format: str | None = None
+        self.aspect = 1.0
+        self.interlaced = False
+        self.orientation: Orientation = UPRIGHT
+        self.origin = Origin("none", "not opened yet")
+        self.step = 0.0
+        self.problem: str | None = None
+        self._motion = motion
+        self._pictures = pictures
+        self._segment = segment
+        self._limits = limits or Limits()
+        self._errors: Counter[str] = Counter()
+
+    def __iter__(self) -> Iterator[Decoded]:
+        """Yield the frames, or those of the segment, in the order of presentation.
+
+        Raises:
+            DecodeError: The file does not open, holds no video, exceeds the limits, or not one
+                frame of it decodes.
+        """
+        count, first = 0, 0.0
+        for item in self._chosen():
+            if not count:
+                self._describe(item.frame)
+                first = item.time
+            count += 1
+            self._limits.check_length(count, item.time - first)
+            yield item
+        reasons = "; ".join(
+            f"{why} ({times} {'times' if times > 1 else 'time'})"
+            for why, times in self._errors.items()
+        )
+        if not count:
+            nothing = "the segment lies outside" if self.size[0] else "there is no picture data"
+            raise DecodeError(f"no frame can be decoded: {reasons or nothing}")
+        if reasons:
+            self.problem = f"damaged, some frames are missing: {reasons}"
+
+    def _describe(self, frame: VideoFrame) -> None:
+        self.size = (frame.width, frame.height)
+        self.pixel_format = frame.format.name
+        self.orientation = frame_orientation(frame)
+        self.interlaced |= bool(frame.interlaced_frame)
+
+    def _chosen(self) -> Iterator[Decoded]:
+        """Yield the frames of the segment."""
+        segment = self._segment
+        if segment is None:
+            yield from self._frames(None)
+        elif segment.unit == "frames":
+            for index, item in enumerate(self._frames(None)):
+                if segment.end is not None and index >= segment.end:
+                    return
+                if index >= segment.start:
+                    yield item
+                self.size = (item.frame.width, item.frame.height)
+        else:
+            jump = segment.start - _LEAD
+            items = self._frames(jump if jump > 0 else None)
+            first = next(items, None)
+            if jump > 0 and (first is None or first.time > segment.start):
+                items = self._frames(None)  # no index, or a wrong one
+                first = next(items, None)
+            while first is not None:
+                if segment.end is not None and first.time >= segment.end:
+                    return
+                if first.time >= segment.start:
+                    yield first
+                self.size = (first.frame.width, first.frame.height)
+                first = next(items, None)
+
+    def _frames(self, jump: float | None) -> Iterator[Decoded]:
+        """Yield the frames from a key frame before `jump` on, with the distances of references."""
+        self._errors.clear()
+        with open_video(self.path) as (container, stream):
+            self._set_up(container, stream)
+            if jump is not None:
+                try:
+                    container.seek(int(jump / stream.time_base), stream=stream)
+                except av.FFmpegError:
+                    return
+            frames = self._timed(self._decode(container, stream), jump)
+            if not self.origin.anchored:
+                for time, frame in frames:
+                    yield Decoded(time, frame)
+                return
+            waiting: list[tuple[float, VideoFrame]] = []
+            for time, frame in frames:
+                if frame.pict_type == PictureType.B and len(waiting) < _LONGEST_B_RUN:
+                    waiting.append((time, frame))
+                    continue
+                yield from _between(waiting)
+                yield Decoded(time, frame, past=len(waiting) + 1)
+                waiting.clear()
+            yield from _between(waiting)
+
+    def _set_up(self, container: InputContainer, stream: VideoStream) -> None:
+        """Learn what the header says, refuse what is too large, set the decoder's options."""
+        context = stream.codec_context
+        self.codec = context.codec.canonical_name
+        self.step = 1 / nominal_fps(stream)
+        self.aspect = pixel_aspect(stream)
+        self.interlaced = is_interlaced(stream)
+        self._limits.check_picture(context.width, context.height)
+        if self._segment is None:
+            length = container.duration or 0  # in FFmpeg's clock of containers: microseconds
+            self._limits.check_length(stream.frames, length / 1e6)
+        self.origin = choose_origin(stream, self._motion)
+        options = {"max_pixels": str(self._limits.pixels)}
+        if self.origin.kind == "native":
+            options["flags2"] = "+export_mvs"
+            if not self._pictures:
+                options |= {"skip_loop_filter": "all", "skip_idct": "all"}
+        context.options = options
+
+    def _timed(
+        self, frames: Iterator[VideoFrame], jump: float | None
+    ) -> Iterator[tuple[float, VideoFrame]]:
+        """Add the presentation times; missing and falling ones follow from the frame rate."""
+        last: float | None = None
+        for frame in frames:
+            time = frame.time
+            if time is None and jump is not None and last is None:
+                return  # nobody knows where the jump has led to
+            if time is None or (last is not None and time <= last):
+                time = 0.0 if last is None else last + self.step
+            last = time
+            yield time, frame
+
+    def _decode(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+        packets = container.demux(stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except av.FFmpegError as error:
+                self._errors[said(error)] += 1
+                packet = None  # the file breaks off: take what the decoder still holds
+            try:
+                yield from stream.decode(packet)
+            except EOFError:
+                return
+            except av.FFmpegError as error:
+                self._errors[said(error)] += 1
+            if packet is None:
+                return
+
+
+def frame_orientation(frame: VideoFrame) -> Orientation:
+    """Return how a decoded frame has to be turned to be upright."""
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    return UPRIGHT if matrix is None else Orientation.from_matrix(bytes(matrix))
+
+
+def _between(frames: list[tuple[float, VideoFrame]]) -> Iterator[Decoded]:
+    """Yield the B-frames between two anchors."""
+    for index, (time, frame) in enumerate(frames):
+        yield Decoded(time, frame, past=index + 1, future=len(frames) - index)
