@@ -9,6 +9,7 @@ from typing import Any
 from tatscli.errors import DataError, UsageError
 from tatscli.store.annotations.files import AnnotationFile, read_items, read_json, whole_number
 from tatscli.store.annotations.form import Annotated, Entry, Form, Material, validate_on_test
+from tatscli.store.annotations.times import segment_name
 from tatscli.video.decode import Segment
 
 _VOCABULARY = "Diving48_vocab.json"
@@ -55,7 +56,9 @@ def read(material: Material) -> Annotated:
                     "labels count from 0",
                 )
             path, segment = material.videos.named(video), _segment(item, where)
-            entries.append(Entry(video, path, where, label, file.split_or(), segment=segment))
+            name = segment_name(segment) if segment else None
+            split = file.split_or()
+            entries.append(Entry(video, path, where, label, split, segment=segment, name=name))
     if names is None:
         largest = max((entry.label or 0 for entry in entries), default=-1)
         names = [str(number) for number in range(largest + 1)]

@@ -130,6 +130,8 @@ def _headed_line(where: str, line: str, form: str, columns: list[str]) -> Line:
         raise DataError(f"{where}: no path: `{line}`", _HINT)
     segment = read_segment(found.get("start", ""), found.get("end", ""), where)
     name = found.get("name") if segment else None
+    if name and "#" in name:
+        raise DataError(f"{where}: the segment's name `{name}` holds a `#`", "leave it out")
     return Line(found["path"], found.get("label") or None, where, segment, name or None)
 
 

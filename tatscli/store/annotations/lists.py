@@ -16,8 +16,7 @@ from tatscli.errors import DataError
 from tatscli.store.annotations.files import AnnotationFile, read_text
 from tatscli.store.annotations.form import Annotated, Entry, Form, Material
 from tatscli.store.annotations.lines import Line, parse_lines
-from tatscli.store.annotations.times import write_seconds
-from tatscli.video.decode import Segment
+from tatscli.store.annotations.times import segment_name
 
 _STEMS = ("train", "val", "valid", "validation", "test")
 
@@ -63,7 +62,7 @@ def read(material: Material) -> Annotated:
             label=index.get(line.label) if line.label else None,
             split=item.split,
             segment=line.segment,
-            name=line.name or (_segment_name(line.segment) if line.segment else None),
+            name=line.name or (segment_name(line.segment) if line.segment else None),
         )
         for item in lists
         for line in item.lines
@@ -176,11 +175,6 @@ def _locate(written: str, folder: Path, beside: Path) -> Path:
     """Return where a listed file is: relative to the prepared folder, else to its list."""
     inside, near = (Path(os.path.normpath(base / written)) for base in (folder, beside))
     return near if not inside.exists() and near.exists() else inside
-
-
-def _segment_name(segment: Segment) -> str:
-    end = "" if segment.end is None else write_seconds(segment.end)
-    return f"{write_seconds(segment.start)}-{end}"
 
 
 LIST = Form(

@@ -33,6 +33,12 @@ def write_seconds(seconds: float) -> str:
     return f"{seconds:.6f}".rstrip("0").rstrip(".")
 
 
+def segment_name(segment: Segment) -> str:
+    """Name a segment after its times, where nothing else does."""
+    end = "" if segment.end is None else write_seconds(segment.end)
+    return f"{write_seconds(segment.start)}-{end}"
+
+
 def _seconds(text: str, where: str) -> float:
     found = _CLOCK.fullmatch(text)
     if found is None:
