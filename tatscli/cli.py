@@ -16,6 +16,8 @@ from tatscli.errors import Exit, Stopped, TatsError
 
 COMMANDS = {
     "prepare": "tatscli.commands.prepare:prepare",
+    "store": "tatscli.commands.store:store",
+    "motion": "tatscli.commands.motion:motion",
     "pretrain": "tatscli.commands.pretrain:pretrain",
     "finetune": "tatscli.commands.finetune:finetune",
     "evaluate": "tatscli.commands.evaluate:evaluate",

@@ -61,19 +61,18 @@ def rasterise(
     for axis, length in zip("xy", coded, strict=True):
         size = vectors["w" if axis == "x" else "h"].astype(np.float64)
         first = vectors[f"dst_{axis}"] - size // 2
-        ends.append([first.clip(0, length), (first + size).clip(0, length)])
+        ends.append((first.clip(0, length), (first + size).clip(0, length)))
 
-    lengths = list(coded)
+    lengths = coded
     if orientation.transpose:
-        ends.reverse(), steps.reverse(), lengths.reverse()
+        ends, steps, lengths = ends[::-1], steps[::-1], lengths[::-1]
     overlaps = []
     grid = grid_size(*stored, cell)
-    flips = (orientation.flip_x, orientation.flip_y)
-    for axis in (0, 1):
-        first, last = ends[axis]
-        scale = stored[axis] / lengths[axis]
-        if flips[axis]:
-            first, last = lengths[axis] - last, lengths[axis] - first
+    for axis, flip in enumerate((orientation.flip_x, orientation.flip_y)):
+        (first, last), length = ends[axis], lengths[axis]
+        scale = stored[axis] / length
+        if flip:
+            first, last = length - last, length - first
             steps[axis] = -steps[axis]
         steps[axis] = steps[axis] * scale
         overlaps.append(_overlaps(first * scale, last * scale, cell, grid[1 - axis]))

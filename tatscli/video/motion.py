@@ -57,7 +57,12 @@ def read_vectors(path: StrPath) -> Iterator[FrameVectors]:
     Raises:
         DecodeError: The file does not open, holds no video, or not one frame of it decodes.
     """
-    for time, frame, *_ in VideoReader(path, motion="native", pictures=False):
+    return vectors_of(VideoReader(path, motion="native", pictures=False))
+
+
+def vectors_of(reader: VideoReader) -> Iterator[FrameVectors]:
+    """Yield what `read_vectors` does from a reader, which keeps what it learns of the file."""
+    for time, frame, *_ in reader:
         yield FrameVectors(rows(exported(frame)), picture_type(frame), time)
 
 

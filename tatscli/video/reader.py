@@ -161,7 +161,7 @@ class VideoReader:
             self._set_up(container, stream)
             if jump is not None:
                 try:
-                    container.seek(int(jump / stream.time_base), stream=stream)
+                    container.seek(int(jump / (stream.time_base or 1)), stream=stream)
                 except av.FFmpegError:
                     return
             frames = self._timed(self._decode(container, stream), jump)

@@ -1,0 +1,100 @@
+"""`tats motion`: the motion vectors of one file, as a field or row by row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from tatscli.commands.options import Json, Quiet, Verbose, reporter
+
+EPILOG = """
+Examples:
+  tats motion clip.mp4
+  tats motion clip.mp4 -o vectors.safetensors --raw
+  tats motion clip.mp4 --motion reencode --motion-cell 8 --camera affine --json
+
+Exit codes: 0 written, 1 the file does not decode or its codec exports no rows, 2 wrong command line.
+"""
+
+
+def motion(
+    clip: Annotated[Path, typer.Argument(metavar="CLIP", help="A video file of any length.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="A safetensors file.  [default: CLIP's stem .motion.safetensors]",
+        ),
+    ] = None,
+    raw: Annotated[
+        bool,
+        typer.Option(
+            "--raw", help="Every vector the codec exports, row by row, instead of a field."
+        ),
+    ] = False,
+    motion: Annotated[
+        Literal["auto", "native", "reencode"] | None,
+        typer.Option(help="Whose vectors make the field.  [default: auto]"),
+    ] = None,
+    motion_cell: Annotated[
+        int | None,
+        typer.Option(min=4, help="Side of a cell of the field, in stored pixels.  [default: 16]"),
+    ] = None,
+    camera: Annotated[
+        Literal["none", "median", "affine"] | None,
+        typer.Option(help="Take the camera's motion out of the field.  [default: none]"),
+    ] = None,
+    short_side: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Pixels are those of the picture scaled down to it; 0 is the size as it is."
+            "  [default: 256]",
+        ),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> int:
+    """Write the motion vectors of a video to a safetensors file."""
+    from tatscli.errors import Exit, UsageError
+    from tatscli.tasks.motion import write_field, write_rows
+
+    report = reporter(json, quiet, verbose)
+    target = out or Path(f"{clip.stem}.motion.safetensors")
+    if target.suffix != ".safetensors":
+        raise UsageError(f"cannot write `{target}`: its suffix must be .safetensors")
+    if not target.parent.is_dir():
+        raise UsageError(f"there is no folder `{target.parent}`", "make it first")
+    chosen = {"motion": motion, "motion_cell": motion_cell, "camera": camera}
+    given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
+    if short_side is not None:
+        given["short_side"] = short_side or None
+    if raw and given:
+        names = ", ".join(f"`--{name.replace('_', '-')}`" for name in given)
+        raise UsageError(f"{names} shape the field; `--raw` writes rows as the codec has them")
+    done = write_rows(clip, target) if raw else write_field(clip, target, **given)
+    if done.warning:
+        report.warn(f"`{clip}` is {done.warning}")
+    kind, why = done.origin
+    lines = [("frames", done.frames), ("with vectors", done.moving), ("from", f"{kind}: {why}")]
+    if done.rows is not None:
+        lines.append(("rows", done.rows))
+    report.table("Motion", ("what", "value"), lines)
+    report.info(f"wrote `{target}`")
+    report.result(
+        {
+            "frames": done.frames,
+            "moving": done.moving,
+            "rows": done.rows,
+            "origin": kind,
+            "why": why,
+            "warning": done.warning,
+            "file": str(target),
+        }
+    )
+    return Exit.OK

@@ -1,0 +1,145 @@
+"""The motion of one file as a safetensors file: its field, or every row that the codec exports."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tatscli.errors import DataError
+from tatscli.tensors import Tensor, write_tensors
+from tatscli.video.camera import Camera
+from tatscli.video.field import grid_size
+from tatscli.video.frames import stored_frames
+from tatscli.video.motion import COLUMNS, vectors_of
+from tatscli.video.origin import Wanted
+from tatscli.video.reader import VideoReader
+
+
+@dataclass(frozen=True, slots=True)
+class Motion:
+    """What was written.
+
+    Attributes:
+        frames: Frames of the file.
+        moving: Frames with vectors.
+        rows: Vectors; None for a field.
+        origin: Whose vectors they are, and why.
+        warning: What is missing of a damaged file.
+    """
+
+    frames: int
+    moving: int
+    rows: int | None
+    origin: tuple[str, str]
+    warning: str | None
+
+
+def write_rows(clip: Path, out: Path) -> Motion:
+    """Write every vector of a file as its codec has it.
+
+    Tensors: `rows` (R, 10) int32 with the columns of `tatscli.video.motion.COLUMNS`, in the order
+    of presentation and, within a frame, of FFmpeg; `frame` (R,) int32, the index of the frame of
+    each row; `types` (T,) uint8, the letter of each frame's type in ASCII; `times` (T,) float64,
+    presentation times in seconds.
+
+    Raises:
+        DecodeError: The file does not decode.
+        DataError: Its codec exports no vectors.
+    """
+    counts: list[int] = []
+    types: list[int] = []
+    times: list[float] = []
+    reader = VideoReader(clip, motion="native", pictures=False)
+    with tempfile.TemporaryDirectory(prefix=".motion-", dir=out.parent) as folder:
+        spool = Path(folder) / "rows"
+        with spool.open("wb") as file:
+            for frame in vectors_of(reader):
+                file.write(frame.rows.tobytes())
+                counts.append(len(frame.rows))
+                types.append(ord(frame.type))
+                times.append(frame.time)
+        frame_R = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        total = len(frame_R)
+        if reader.origin.kind == "none":
+            raise DataError(
+                f"`{clip}` has no rows to write: {reader.origin.why}",
+                "without `--raw` a motion field is made by encoding it anew",
+            )
+        write_tensors(
+            out,
+            [
+                Tensor.of("times", np.array(times, np.float64)),
+                Tensor("rows", np.dtype("<i4"), (total, len(COLUMNS)), spool),
+                Tensor.of("frame", frame_R),
+                Tensor.of("types", np.array(types, np.uint8)),
+            ],
+            {
+                "format": "tats-motion-rows",
+                "columns": " ".join(COLUMNS),
+                "codec": reader.codec or "",
+            },
+        )
+    moving = sum(count > 0 for count in counts)
+    origin = (reader.origin.kind, reader.origin.why)
+    return Motion(len(counts), moving, total, origin, reader.problem)
+
+
+def write_field(
+    clip: Path,
+    out: Path,
+    *,
+    motion: Wanted = "auto",
+    camera: Camera = "none",
+    motion_cell: int = 16,
+    short_side: int | None = 256,
+) -> Motion:
+    """Write the motion field of a file, as a store would hold it.
+
+    Tensors: `motion` (T, rows, columns, 2) float32, displacement of content in pixels of the
+    stored picture per frame, x first; `valid` (T,) bool, frames with vectors; `times` (T,)
+    float64, presentation times in seconds. The metadata hold the size of the picture, the cell and
+    whose vectors they are.
+
+    Raises:
+        DecodeError: The file does not decode.
+    """
+    reader = VideoReader(clip, motion=motion, pictures=False)
+    times: list[float] = []
+    valid: list[bool] = []
+    with tempfile.TemporaryDirectory(prefix=".motion-", dir=out.parent) as folder:
+        spool = Path(folder) / "field"
+        with spool.open("wb") as file:
+            for frame in stored_frames(
+                reader,
+                short_side=short_side,
+                motion_cell=motion_cell,
+                camera=camera,
+                pictures=False,
+            ):
+                file.write(frame.motion.tobytes())
+                times.append(frame.time)
+                valid.append(frame.valid)
+        grid = grid_size(frame.width, frame.height, motion_cell)
+        write_tensors(
+            out,
+            [
+                Tensor.of("times", np.array(times, np.float64)),
+                Tensor("motion", np.dtype("<f4"), (len(times), *grid, 2), spool),
+                Tensor.of("valid", np.array(valid, bool)),
+            ],
+            {
+                "format": "tats-motion-field",
+                "width": str(frame.width),
+                "height": str(frame.height),
+                "motion_cell": str(motion_cell),
+                "camera": camera,
+                "origin": reader.origin.kind,
+                "why": reader.origin.why,
+                "codec": reader.codec or "",
+            },
+        )
+    origin = (reader.origin.kind, reader.origin.why)
+    return Motion(len(times), sum(valid), None, origin, reader.problem)
