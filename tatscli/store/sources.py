@@ -249,7 +249,10 @@ def _gather(name: str, material: Material, annotated: Annotated) -> Sources:
             f"{len(missing)} of {_count(len(annotated.entries), 'row')} have no video file and are"
             f" left out, such as `{missing[0].video}` ({missing[0].where})"
         )
-    leaked = sum(bool(source.also_in) and source.split == "train" for source in items.values())
+    leaked = sum(
+        bool(source.also_in) and "train" in (source.split, *source.also_in)
+        for source in items.values()
+    )
     if leaked:
         doubts.append(f"{_count(leaked, 'video')} of split `train` are in another split too")
     ordered = sorted(items.values(), key=lambda source: source.id)

@@ -17,9 +17,7 @@ def write(tmp_path, text, name="train.csv", labels=None):
 
 
 def pairs(tmp_path, text):
-    return [
-        (entry.path, entry.label) for entry in read_list(write(tmp_path, text), "train").lines
-    ]
+    return [(entry.path, entry.label) for entry in read_list(write(tmp_path, text), "train").lines]
 
 
 @pytest.mark.parametrize(
@@ -43,6 +41,14 @@ def pairs(tmp_path, text):
         ("\ufeffa.mp4 3\n", [("a.mp4", "3")]),
         ("a.mp4 0 -1\nb.mp4 0 -1\n", [("a.mp4", None), ("b.mp4", None)]),
         ("some_id 3\nother_id 4\n", [("some_id", "3"), ("other_id", "4")]),
+        ("a.mp4::3\nb c.mp4 :: 4\n", [("a.mp4", "3"), ("b c.mp4", "4")]),
+        ("a.mp4::3\nb, c.mp4::4\n", [("a.mp4", "3"), ("b, c.mp4", "4")]),
+        ("path label\nx,1.mp4 3\ny.mp4 4\n", [("x,1.mp4", "3"), ("y.mp4", "4")]),
+        ("path label start end\na b.mp4 riding a bike 1 2\n", [("a b.mp4", "riding a bike")]),
+        (
+            "path,label\na\u2028b.mp4,3\nc\x0cd.mp4,4\n",
+            [("a\u2028b.mp4", "3"), ("c\x0cd.mp4", "4")],
+        ),
     ],
 )
 def test_forms(tmp_path, text, expected):
@@ -56,6 +62,7 @@ def test_forms(tmp_path, text, expected):
         ("a.mp4\t3\n", "fields separated by TAB"),
         ("path,label\na.mp4,3\n", "fields separated by comma, with a header"),
         ("a.mp4\n", "paths without labels"),
+        ("a.mp4::3\n", "fields separated by `::`"),
     ],
 )
 def test_says_which_form_it_found(tmp_path, text, form):
@@ -70,6 +77,12 @@ def test_says_which_form_it_found(tmp_path, text, form):
         ('a.mp4,3\n"b.mp4,4\n', "train.csv`, line 2: a quote is not closed"),
         ("a.mp4,3\n,4\n", "train.csv`, line 2: no path: `,4`"),
         (b"a.mp4 3\n\xff.mp4 4\n", "train.csv`, line 2: not UTF-8"),
+        ("a.mp4 3\nframes/b 300 4\n", "line 2: a folder of images and its number of frames"),
+        ("frames/a 1 300\n", "line 1: a folder of images and its number of frames, not a video"),
+        ("frames/a,300,4\n", "line 1: a folder of images and its number of frames, not a video"),
+        ("path,label,start,end\na.mp4,0,5,5\n", "line 2: the segment ends at `5`, not after"),
+        ("path,start\na.mp4,0\nb.mp4,-1\n", "line 3: `-1` is not a time"),
+        ("path,start,name\na.mp4,0,a#b\n", "line 2: the segment's name `a#b` holds a `#`"),
         ("\n\n", "names no video"),
         ("path,label\n", "names no video"),
     ],
@@ -79,6 +92,24 @@ def test_wrong_lines_are_named(tmp_path, text, message):
         read_list(write(tmp_path, text), "train")
     assert message in raised.value.message
     assert raised.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("path,label,start,end\na.mp4,3,1.5,2\nb.mp4,4,,\n", [(1.5, 2.0), None]),
+        ("video\tstart_time\na.mp4\t7\nb.mp4\t\n", [(7.0, None), None]),
+        ("end,path\n00:01:02.5,a.mp4\n1:00:00,b.mp4\n", [(0.0, 62.5), (0.0, 3600.0)]),
+        ("path label start end\na b.mp4 jump 1 2\nc.mp4 run 03:04 05:06\n",
+         [(1.0, 2.0), (184.0, 306.0)]),
+        ("a.mp4 3\nb.mp4 4\n", [None, None]),
+    ],
+)  # fmt: skip
+def test_columns_of_seconds_make_segments(tmp_path, text, expected):
+    lines = read_list(write(tmp_path, text), "train").lines
+    segments = [line.segment and (line.segment.start, line.segment.end) for line in lines]
+    assert segments == expected
+    assert {line.segment.unit for line in lines if line.segment} <= {"seconds"}
 
 
 def labels_of(*lists):

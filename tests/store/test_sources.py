@@ -6,6 +6,7 @@ import pytest
 
 from tatscli.errors import DataError, UsageError
 from tatscli.store.sources import find_sources
+from tatscli.video.decode import Segment
 
 
 @pytest.fixture
@@ -148,3 +149,30 @@ def test_names_that_are_no_text_get_a_readable_id(tree, tmp_path):
     found = find_sources(folder)
     assert [item.id for item in found.items] == ["\\xff.mp4"]
     assert found.items[0].path.exists()
+
+
+def test_segments_of_a_list(tree):
+    folder = tree("a.mp4", "b.mp4")
+    lines = (
+        "path,label,start,end,name\na.mp4,0,0,1.5,\na.mp4,1,1.5,,\nb.mp4,1,2,3,jump\nb.mp4,0,,,\n"
+    )
+    (folder / "train.csv").write_text(lines)
+    found = find_sources(folder, ["train.csv"])
+    assert [(item.id, item.label, item.segment) for item in found.items] == [
+        ("a.mp4#0-1.5", 0, Segment(0.0, 1.5)),
+        ("a.mp4#1.5-", 1, Segment(1.5)),
+        ("b.mp4", 0, None),
+        ("b.mp4#jump", 1, Segment(2.0, 3.0)),
+    ]
+    assert found.items[0].path == found.items[1].path == folder / "a.mp4"
+    (folder / "val.csv").write_text("path,start,name\nb.mp4,1,jump\n")
+    with pytest.raises(DataError, match="another segment than in"):
+        find_sources(folder, ["train.csv", "val.csv"])
+
+
+def test_a_list_shared_with_training_is_doubted_in_any_order(tree):
+    folder = tree("a.mp4", "b.mp4")
+    (folder / "train.csv").write_text("a.mp4 0\nb.mp4 1\n")
+    (folder / "val.csv").write_text("b.mp4 1\n")
+    doubts = ["1 video of split `train` are in another split too"]
+    assert find_sources(folder, ["val.csv", "train.csv"]).doubts == doubts

@@ -25,6 +25,7 @@ _SUBFOLDERS = (
 )
 _CANDIDATE = re.compile(r".*(train|val|test).*\.(json|csv|txt|tsv)", re.IGNORECASE)
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val"}
+_ORDER = ("train", "val", "test", "")
 _HEAD = 8192  # bytes that tell the form of a file
 
 
@@ -70,13 +71,19 @@ class AnnotationFile:
             return self.split
         if written:
             return _SPLITS.get(written.lower(), written)
-        found = re.search(r"train|val|test", self.path.stem, re.IGNORECASE)
-        if found is None:
+        split = _split_in(self.path.stem)
+        if not split:
             raise UsageError(
                 f"`{self.path}` does not say which split it lists",
                 f"give `--annotations SPLIT={self.path}`",
             )
-        return found[0].lower()
+        return split
+
+
+def _split_in(name: str) -> str:
+    """Return the split that a file's name says; "" if it says none."""
+    found = re.search("|".join(_ORDER[:-1]), name, re.IGNORECASE)
+    return found[0].lower() if found else ""
 
 
 def named_files(
@@ -119,10 +126,11 @@ def places_around(folder: Path) -> list[Path]:
 
 
 def files_in(folder: Path, wanted: Callable[[AnnotationFile], bool]) -> list[AnnotationFile]:
-    """Return the annotation files of one form that lie in a folder, sorted by name."""
+    """Return the annotation files of one form that lie in a folder: train, val, test, by name."""
     try:
-        names = sorted(path for path in folder.iterdir() if _CANDIDATE.fullmatch(path.name))
-        found = [AnnotationFile(path) for path in names if path.is_file()]
+        paths = [path for path in folder.iterdir() if _CANDIDATE.fullmatch(path.name)]
+        paths.sort(key=lambda path: (_ORDER.index(_split_in(path.stem)), path.name))
+        found = [AnnotationFile(path) for path in paths if path.is_file()]
         return [file for file in found if wanted(file)]
     except OSError:  # what cannot be looked at holds nothing for us
         return []

@@ -50,19 +50,19 @@ def read(material: Material) -> Annotated:
     for label, file in enumerate(files):
         name = _parts(file)[0]
         for where, line in read_lines(file):
-            video, _, flag = line.rpartition(" ")
+            video, flag = (["", *line.rsplit(None, 1)])[-2:]
             if not video or flag not in _SPLITS:
                 raise DataError(
                     f"{where}: `{flag}` in `{line}` is not 0 (unused), 1 (train) or 2 (test)",
                     "a line is `name.avi 1`",
                 )
-            path = material.videos.named(Path(video.strip()).stem, folders=(name,))
-            entries.append(Entry(video.strip(), path, where, label, _SPLITS[flag]))
+            path = material.videos.named(Path(video).stem, folders=(name,))
+            entries.append(Entry(video, path, where, label, _SPLITS[flag]))
     names = [_parts(file)[0] for file in files]
     unused = sum(entry.split is None and entry.path is not None for entry in entries)
     findings = [f"fold {fold}, {len(names)} classes from the names of the files"]
     if unused:
-        findings.append(f"{unused} videos are in neither split of this fold")
+        findings.append(f"videos that the fold leaves out, in no split: {unused}")
     return validate_on_test(Annotated(entries, names, findings))
 
 
