@@ -23,13 +23,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tatscli.errors import DataError, TatsError, UsageError
+from tatscli.errors import DataError, Exit, TatsError, UsageError
 from tatscli.store.pool import Crash, Job, Result, Timeout, run_in_order
 
 _RETRIES = 3  # of a job whose node or Ray worker is lost
 _AHEAD = 16  # jobs for each CPU that may be done before their turn
 _RESULT_BYTES = 100 << 20  # Ray's memory for results on one node; frames do not go through it
-_FAREWELL = 10  # seconds that cancelled tasks get to end
+_FAREWELL = 5  # seconds that cancelled tasks get to end
 _KNOCK = 5  # seconds for an address to answer; Ray itself would try for minutes
 
 
@@ -116,6 +116,8 @@ def connected(address: str | None = None, *, workers: int | None = None) -> Iter
     Raises:
         UsageError: Ray is not installed, or there is no cluster at the address.
     """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")  # or it prints them on stdout
     try:
         ray = import_module("ray")
     except ImportError as error:
@@ -125,12 +127,22 @@ def connected(address: str | None = None, *, workers: int | None = None) -> Iter
     if ray.is_initialized():
         yield ray
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        _start(ray, address, workers)
+        _on_sigterm(_leave if before == signal.SIG_DFL else before)
+        yield ray
+    finally:
+        ray.shutdown()
+        _on_sigterm(before)
+
+
+def _start(ray: Any, address: str | None, workers: int | None) -> None:
+    """Connect, without a word on stdout."""
     settings: dict[str, Any] = {"address": address}
     if address is None:
         settings = {"address": "local", "num_cpus": workers, "include_dashboard": False}
         settings["object_store_memory"] = _RESULT_BYTES
-    handler = signal.getsignal(signal.SIGTERM)
     try:
         _knock(os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address)
         ray.init(**settings, log_to_driver=False, logging_level="ERROR")
@@ -142,12 +154,17 @@ def connected(address: str | None = None, *, workers: int | None = None) -> Iter
             "`ray start --head` starts one and prints its address; without an address one is "
             "started for this machine alone",
         ) from error
-    try:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # Ray's own would end us with exit code 15
-        yield ray
-    finally:
-        ray.shutdown()
+
+
+def _on_sigterm(handler: Any) -> None:
+    """Replace Ray's handler, with which the exit code would be 15."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
+
+
+def _leave(number: int, frame: Any) -> None:
+    """Unwind the stack, which ends what Ray runs for us."""
+    raise SystemExit(Exit.TERMINATED)
 
 
 def _knock(address: str | None) -> None:
@@ -163,6 +180,8 @@ def _result(ray: Any, reference: Any) -> Any:
     tries = f"in each of {_RETRIES + 1} attempts"
     try:
         return ray.get(reference)
+    except SystemExit:  # from `_leave`; Ray makes its exit code 1
+        raise SystemExit(Exit.TERMINATED) from None
     except errors.RayTaskError as error:
         if isinstance(error.cause, TatsError):
             raise error.cause from None
