@@ -96,16 +96,7 @@ class Store:
         Raises:
             DataError: The store has no such split, or no readable video in it.
         """
-        splits = sorted({s for row in self.rows for s in (row.split, *row.also_in) if s})
-        if split is not None and split not in splits:
-            named = ", ".join(f"`{s}`" for s in splits) if splits else "none"
-            raise DataError(
-                f"the store `{self.path}` has no split `{split}`; it has {named}",
-                None
-                if splits
-                else "splits come from folders named `train` and `val`, "
-                "or from `tats prepare --annotations SPLIT=FILE`",
-            )
+        self.check_split(split)
         readable = [
             index
             for index, row in enumerate(self.rows)
@@ -119,8 +110,34 @@ class Store:
             )
         return readable
 
+    def check_split(self, split: str | None) -> None:
+        """Refuse a split that the store does not have; None is the whole store.
+
+        Raises:
+            DataError: There is no such split.
+        """
+        splits = sorted({s for row in self.rows for s in (row.split, *row.also_in) if s})
+        if split is not None and split not in splits:
+            named = ", ".join(f"`{s}`" for s in splits) if splits else "none"
+            raise DataError(
+                f"the store `{self.path}` has no split `{split}`; it has {named}",
+                None
+                if splits
+                else "splits come from folders named `train` and `val`, "
+                "or from `tats prepare --annotations SPLIT=FILE`",
+            )
+
     def jpegs(self, row: int, frames: Sequence[int]) -> list[np.ndarray]:
-        """Return the JPEG files of some frames of a video, each a writable uint8 vector."""
+        """Return the JPEG files of some frames of a video, each a writable uint8 vector.
+
+        Raises:
+            DataError: The store holds no pictures, or the shard is damaged.
+        """
+        if self.settings.frames == "none":
+            raise DataError(
+                f"the store `{self.path}` holds no pictures: it was prepared with `--frames none`",
+                "prepare the videos with `--frames jpeg` into another store",
+            )
         offsets, images = self._tensor(row, "offsets"), self._tensor(row, "jpeg")
         result = []
         for frame in frames:
@@ -172,7 +189,8 @@ class Store:
         except (SafetensorError, OSError) as error:
             raise DataError(
                 f"the shard `{self.path / record.shard}` is damaged or missing: {error}",
-                "prepare the store anew with `tats prepare ... --overwrite`",
+                "`tats store verify STORE --repair` marks what is broken; the same `tats prepare`"
+                " command then makes it anew",
             ) from error
 
     def _shard(self, name: str) -> Any:
