@@ -209,13 +209,14 @@ def _check_labels(name: str, labels: str | None) -> None:
 def _gather(name: str, material: Material, annotated: Annotated) -> Sources:
     """Join what the entries say about the same video, and report on it."""
     folder, class_names = material.videos.folder, annotated.class_names
+    root = os.path.abspath(folder)
     items: dict[str, Source] = {}
     first: dict[str, Entry] = {}
     missing = [entry for entry in annotated.entries if entry.path is None]
     for entry in annotated.entries:
         if entry.path is None:
             continue
-        source = _source(entry, entry.path, folder)
+        source = _source(entry, entry.path, root)
         known = items.get(source.id)
         if known is None:
             items[source.id], first[source.id] = source, entry
@@ -259,8 +260,8 @@ def _gather(name: str, material: Material, annotated: Annotated) -> Sources:
     return Sources(folder, ordered, class_names, findings, doubts, name, len(missing))
 
 
-def _source(entry: Entry, path: Path, folder: Path) -> Source:
-    identity = _identity(path, folder)
+def _source(entry: Entry, path: Path, root: str) -> Source:
+    identity = _identity(os.path.abspath(path), root)
     return Source(
         id=f"{identity}#{entry.name}" if entry.name else identity,
         path=path,
@@ -271,9 +272,10 @@ def _source(entry: Entry, path: Path, folder: Path) -> Source:
     )
 
 
-def _identity(path: Path, folder: Path) -> str:
-    path, folder = Path(os.path.abspath(path)), Path(os.path.abspath(folder))
-    return readable((path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix())
+def _identity(path: str, root: str) -> str:
+    """Return an absolute path relative to the prepared folder, if it lies inside."""
+    inside = path.removeprefix(root.rstrip(os.sep) + os.sep)
+    return readable(inside.replace(os.sep, "/"))
 
 
 def _merge(known: Source, again: Source) -> Source:

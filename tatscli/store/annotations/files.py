@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -128,9 +129,9 @@ def places_around(folder: Path) -> list[Path]:
 def files_in(folder: Path, wanted: Callable[[AnnotationFile], bool]) -> list[AnnotationFile]:
     """Return the annotation files of one form that lie in a folder: train, val, test, by name."""
     try:
-        paths = [path for path in folder.iterdir() if _CANDIDATE.fullmatch(path.name)]
-        paths.sort(key=lambda path: (_ORDER.index(_split_in(path.stem)), path.name))
-        found = [AnnotationFile(path) for path in paths if path.is_file()]
+        names = [name for name in os.listdir(folder) if _CANDIDATE.fullmatch(name)]
+        names.sort(key=lambda name: (_ORDER.index(_split_in(Path(name).stem)), name))
+        found = [AnnotationFile(folder / name) for name in names if (folder / name).is_file()]
         return [file for file in found if wanted(file)]
     except OSError:  # what cannot be looked at holds nothing for us
         return []

@@ -19,7 +19,7 @@ VIDEO_SUFFIXES = frozenset(_SUFFIXES.split())
 
 def has_video_suffix(path: str) -> bool:
     """Whether a path is called like a video."""
-    return Path(path).suffix.lower() in VIDEO_SUFFIXES
+    return os.path.splitext(path)[1].lower() in VIDEO_SUFFIXES
 
 
 class Videos:
