@@ -16,7 +16,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -60,8 +60,8 @@ def run_on_ray(
 ) -> Generator[tuple[Job, Result | Crash | Timeout], None, None]:
     """Run jobs as Ray tasks and yield each with its result, in the order of the jobs.
 
-    Closing the generator cancels what runs. Every node needs this package; paths in the jobs have
-    to be absolute and on a file system that all nodes share.
+    Closing the generator cancels what runs. Every node needs this package, and what the jobs read
+    and write has to be on a file system that all nodes share, at the same path.
 
     Args:
         work: A function of a module; it should return its errors, as for `run_in_order`.
@@ -82,6 +82,8 @@ def run_on_ray(
         if ahead is None:
             ahead = _AHEAD * max(1, int(ray.cluster_resources().get("CPU", 0)))
         task = ray.remote(num_cpus=1, max_retries=_RETRIES)(_attempt)
+        home = Path.cwd()
+        folders = [folder.absolute() for folder in shared]
         queue = iter(jobs)
         waiting: deque[tuple[Job, Any]] = deque()
         try:
@@ -91,7 +93,7 @@ def run_on_ray(
                         job = next(queue)
                     except StopIteration:
                         break
-                    waiting.append((job, task.remote(work, job, timeout, shared)))
+                    waiting.append((job, task.remote(work, job, timeout, home, folders)))
                 if not waiting:
                     return
                 job, reference = waiting[0]
@@ -218,7 +220,11 @@ def _first_line(error: object) -> str:
 
 
 def _attempt(
-    work: Callable[[Job], Result], job: Job, timeout: float | None, shared: Sequence[Path]
+    work: Callable[[Job], Result],
+    job: Job,
+    timeout: float | None,
+    home: Path,
+    shared: Sequence[Path],
 ) -> Result | Crash | Timeout:
     """Run a job in this worker's child process."""
     for folder in shared:
@@ -228,16 +234,18 @@ def _attempt(
                 "source and store have to be on a file system that all nodes share, at the same "
                 "path",
             )
-    inbox, running = _child(work, timeout)
+    inbox, running = _child(work, timeout, home)
     inbox.append(job)
     return next(running)[1]
 
 
 @lru_cache(maxsize=1)
 def _child(
-    work: Callable[[Job], Result], timeout: float | None
+    work: Callable[[Job], Result], timeout: float | None, home: Path
 ) -> tuple[deque[Job], Generator[tuple[Job, Result | Crash | Timeout], None, None]]:
     """Return a pool of one process that lives on for the next jobs, and where to put those."""
+    with suppress(OSError):  # not on this node: then nothing can be meant relative to it
+        os.chdir(home)
     inbox: deque[Job] = deque()
     jobs = iter(inbox.popleft, object())  # asked for one only when the last has been yielded
     return inbox, run_in_order(work, jobs, workers=1, ahead=1, timeout=timeout)

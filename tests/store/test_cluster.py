@@ -47,6 +47,8 @@ def work(job):
         time.sleep(60)
     elif kind == "pid":
         return os.getpid()
+    elif kind == "list":
+        return sorted(os.listdir(value))
     return value
 
 
@@ -220,6 +222,16 @@ def test_a_node_that_does_not_see_the_folders_stops_the_run(cluster, tmp_path):
     assert run([("echo", 1)], address=cluster, shared=[tmp_path]) == [1]
     with pytest.raises(DataError, match="does not see `/no/such/folder`"):
         run([("echo", 1)], address=cluster, shared=[Path("/no/such/folder")])
+
+
+@needs_ray
+@pytest.mark.slow
+def test_relative_paths_mean_the_same_on_a_node(cluster, tmp_path, monkeypatch):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "one.mp4").touch()
+    monkeypatch.chdir(tmp_path)
+    found = run([("list", "videos")], address=cluster, shared=[Path("videos")])
+    assert found == [["one.mp4"]]
 
 
 @needs_ray
