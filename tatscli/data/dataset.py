@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tatscli.data.augment import erase
-from tatscli.data.sampling import eval_indices, train_indices
+from tatscli.data.sampling import eval_indices, shown_at_rate, train_indices
 from tatscli.data.view import corner_crop, random_resized_crop, spatial_crop
 from tatscli.data.vision import decode_jpegs, import_torchvision, rand_augment
 from tatscli.errors import DataError, DecodeError
@@ -62,6 +62,11 @@ class Clips(Dataset[list[Sample]]):
 
     def __init__(self, store: Store, rows: Sequence[int], data: Data) -> None:
         import_torchvision()  # fail now and not in a worker; forked workers find it loaded
+        if store.settings.frames == "none":
+            raise DataError(
+                f"the store `{store.path}` holds motion only, no pictures",
+                "prepare it without `--frames none`",
+            )
         self.store = store
         self.rows = list(rows)
         self.data = data
@@ -75,10 +80,15 @@ class Clips(Dataset[list[Sample]]):
         label = self.store.rows[row].label
         return -1 if label is None else label
 
-    def indices(self, row: int, choose: Callable[[int], list[int]]) -> list[int]:
+    def indices(
+        self, row: int, sampling: Sampling, choose: Callable[[int], list[int]]
+    ) -> list[int]:
         """Choose frames given the length of a row's video."""
         try:
-            return choose(self.store.rows[row].frames)
+            if sampling.fps is None:
+                return choose(self.store.rows[row].frames)
+            shown = shown_at_rate(self.store.times(row), sampling.fps)
+            return [shown[tick] for tick in choose(len(shown))]
         except DataError as error:
             raise DataError(f"`{self.name(row)}`: {error.message}", error.hint) from None
 
@@ -144,7 +154,9 @@ class PretrainClips(Clips):
         epoch, position = key
         row, data = self.rows[position], self.data
         draw = random_of("frames", self.seed, epoch, row)
-        frames = self.indices(row, lambda n: train_indices(n, data.sampling, data.frames, draw))
+        frames = self.indices(
+            row, data.sampling, lambda n: train_indices(n, data.sampling, data.frames, draw)
+        )
         video_TCHW = self.pictures(row, frames)
         field_Tyx2, valid_T = self.motion(row, frames)
         height, width = video_TCHW.shape[-2:]
@@ -201,7 +213,9 @@ class FinetuneClips(Clips):
         epoch, position = key
         row, data, augment = self.rows[position], self.data, self.finetune.augment
         draw = random_of("frames", self.seed, epoch, row)
-        frames = self.indices(row, lambda n: train_indices(n, self.sampling, data.frames, draw))
+        frames = self.indices(
+            row, self.sampling, lambda n: train_indices(n, self.sampling, data.frames, draw)
+        )
         video_TCHW = self.pictures(row, frames)
         height, width = video_TCHW.shape[-2:]
         samples = []
@@ -284,6 +298,7 @@ class EvalViews(Clips):
         if self._decoded is None or self._decoded[0] != (row, segment):
             frames = self.indices(
                 row,
+                self.sampling,
                 lambda n: eval_indices(n, self.sampling, self.data.frames, self.segments)[segment],
             )
             self._decoded = (row, segment), self.pictures(row, frames)

@@ -1,16 +1,20 @@
-"""Which frames of a video make a clip: lists of indices, in integer arithmetic only.
+"""Which frames of a video make a clip: lists of indices, in integer arithmetic.
 
 Training draws VideoMAE's dense window (`kinetics.py`) or TSN's one frame per segment (Wang et al.
 2016, section 3.1). Evaluation spaces windows evenly on the stride's grid, or takes interleaved
-phases of the same even grid (VideoMAE's `ssv2.py`).
+phases of the same even grid (VideoMAE's `ssv2.py`). `fps` reads the video by the clock first.
 """
 
 from __future__ import annotations
 
 import random
 
+import numpy as np
+
 from tatscli.errors import DataError
 from tatscli.recipe.schema import Sampling
+
+_TICK = 1e-3  # of a tick: time stamps are rounded to the clock of their container
 
 
 def train_indices(length: int, sampling: Sampling, frames: int, rng: random.Random) -> list[int]:
@@ -21,7 +25,7 @@ def train_indices(length: int, sampling: Sampling, frames: int, rng: random.Rand
     of each of `frames` equal segments.
 
     Args:
-        length: Frames in the video.
+        length: Frames in the video; ticks of its clock if `sampling.fps` is set.
         sampling: Mode, stride and what a short video does.
         frames: Frames in the clip.
         rng: Where the start, or the frame of each segment, is drawn from.
@@ -33,9 +37,10 @@ def train_indices(length: int, sampling: Sampling, frames: int, rng: random.Rand
         DataError: If the video has no frames, or is too short under `short: error`.
     """
     _check(length)
-    if sampling.stride is not None:
-        start = rng.randrange(max(1, length - frames * sampling.stride + 1))
-        return _fit(_window(start, sampling.stride, frames), length, sampling)
+    stride = _pace(sampling)
+    if stride is not None:
+        start = rng.randrange(max(1, length - frames * stride + 1))
+        return _fit(_window(start, stride, frames), length, sampling)
     if length < frames:
         return _fit(_window(0, 1, frames), length, sampling)
     return [rng.randrange(i * length // frames, (i + 1) * length // frames) for i in range(frames)]
@@ -53,8 +58,8 @@ def eval_indices(length: int, sampling: Sampling, frames: int, segments: int) ->
         DataError: If the video has no frames, or is too short under `short: error`.
     """
     _check(length)
-    if sampling.stride is not None:
-        stride = sampling.stride
+    stride = _pace(sampling)
+    if stride is not None:
         spare = max(0, -(-length // stride) - frames)
         starts = [spare // 2] if segments == 1 else _spread(spare, segments)
         return [_fit(_window(start * stride, stride, frames), length, sampling) for start in starts]
@@ -65,6 +70,23 @@ def eval_indices(length: int, sampling: Sampling, frames: int, segments: int) ->
         [(parts * i + offset) * length // (parts * frames) for i in range(frames)]
         for offset in offsets
     ]
+
+
+def shown_at_rate(times: np.ndarray, fps: float) -> list[int]:
+    """Return the frame on the screen at each tick of a clock that starts with the first frame.
+
+    Args:
+        times: Presentation times in seconds, rising.
+        fps: Ticks a second. Frames are repeated where the video is slower, left out where it is
+            faster.
+    """
+    ticks = times[0] + np.arange(int((times[-1] - times[0]) * fps + _TICK) + 1) / fps
+    return (np.searchsorted(times, ticks + _TICK / fps, side="right") - 1).tolist()
+
+
+def _pace(sampling: Sampling) -> int | None:
+    """Return the stride; a video at its own rate in frames a second is read one by one."""
+    return 1 if sampling.fps is not None else sampling.stride
 
 
 def _window(start: int, stride: int, frames: int) -> list[int]:
@@ -87,7 +109,7 @@ def _fit(indices: list[int], length: int, sampling: Sampling) -> list[int]:
     if sampling.short == "error":
         raise DataError(
             f"a video of `{length}` frames is too short: {len(indices)} frames"
-            f" at stride {sampling.stride or 1} need {indices[-1] - indices[0] + 1}",
+            f" at stride {_pace(sampling) or 1} need {indices[-1] - indices[0] + 1}",
             hint="`short: repeat_last` or `short: loop` fill it; a smaller stride needs less",
         )
     if sampling.short == "loop":

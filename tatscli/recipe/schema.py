@@ -37,17 +37,24 @@ class Sampling(Section):
     equal segments."""
     stride: Count | None = None
     """Source frames between two frames of the clip; dense only."""
+    fps: Positive | None = None
+    """Frames a second of the clip, by presentation time, instead of `stride`; dense only. For videos
+    of different or variable frame rates."""
     short: Literal["repeat_last", "loop", "error"] = "repeat_last"
     """A video shorter than the window: hold its last frame, start again, or stop."""
 
     @model_validator(mode="after")
-    def _stride_belongs_to_dense(self) -> Self:
-        if self.mode == "dense" and self.stride is None:
+    def _pace_belongs_to_dense(self) -> Self:
+        paces = [name for name in ("stride", "fps") if getattr(self, name) is not None]
+        if self.mode == "dense" and not paces:
             raise ValueError(
-                "`mode: dense` needs `stride`, the source frames between two frames of the clip"
+                "`mode: dense` needs `stride`, the source frames between two frames of the clip,"
+                " or `fps`"
             )
-        if self.mode == "uniform" and self.stride is not None:
-            raise ValueError("`mode: uniform` takes no `stride`: the whole video is covered")
+        if self.mode == "dense" and len(paces) > 1:
+            raise ValueError("`stride` and `fps` exclude each other; set one of them to null")
+        if self.mode == "uniform" and paces:
+            raise ValueError(f"`mode: uniform` takes no `{paces[0]}`: the whole video is covered")
         return self
 
 

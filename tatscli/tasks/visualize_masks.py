@@ -176,6 +176,7 @@ def _apply(recipe: Recipe, wishes: Wishes, *, origin: str) -> Recipe:
         "data.frames": wishes.frames,
         "data.sampling.mode": None if wishes.stride is None else "dense",
         "data.sampling.stride": wishes.stride,
+        "data.sampling.fps": None if wishes.stride is None else "null",
         "model.patch": wishes.patch,
         "model.tubelet": wishes.tubelet,
     }
@@ -211,8 +212,9 @@ def _notes_of(seen: list[tuple[Window, Sight]], recipe: Recipe, out: Path) -> li
     first, last = seen[0][0], seen[-1][0]
     notes = []
     if recipe.data.sampling.stride is None:
+        paces = "by the clock" if recipe.data.sampling.fps else "whole videos"
         notes.append(
-            f"the recipe samples whole videos; shown are windows of every {_STRIDE}th frame, "
+            f"the recipe samples {paces}; shown are windows of every {_STRIDE}th frame, "
             "`--stride` chooses another step"
         )
     if last.held:

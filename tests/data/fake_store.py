@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image
 
 from tatscli.errors import DataError
+from tatscli.store.schema import Settings
 
 
 def jpeg(picture: np.ndarray) -> np.ndarray:
@@ -43,6 +45,8 @@ class FakeStore:
         labels: Sequence[int | None] | None = None,
     ) -> None:
         self.size = size
+        self.path = Path("fake")
+        self.settings = Settings()
         self.broken = set(broken)
         self.read: Counter[tuple[int, int]] = Counter()
         self.rows = [
@@ -51,6 +55,9 @@ class FakeStore:
                 zip(lengths, labels or range(len(lengths)), strict=True)
             )
         ]
+
+    def times(self, row: int) -> np.ndarray:
+        return np.arange(self.rows[row].frames) / 25
 
     def jpegs(self, row: int, frames: Sequence[int]) -> list[np.ndarray]:
         for frame in frames:

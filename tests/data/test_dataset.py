@@ -9,6 +9,7 @@ import torch
 from tatscli.data.dataset import EvalViews, FinetuneClips, PretrainClips, Sample
 from tatscli.errors import DataError, DecodeError
 from tatscli.recipe.schema import Augment, Data, Finetune, Sampling
+from tatscli.store.schema import Settings
 from tests.data.fake_store import FakeStore, jpeg
 
 
@@ -180,3 +181,17 @@ def test_crops_of_a_segment_are_decoded_once_and_lie_apart() -> None:
     means = [views[item][0].video_CTHW.float().mean().item() for item in range(6)]
     assert means == pytest.approx([31, 95, 159] * 2, abs=1.5)
     assert sum(store.read.values()) == 8  # two segments of four frames, whatever the crops
+
+
+def test_a_rate_takes_frames_by_their_times() -> None:
+    store = FakeStore([9])
+    store.times = lambda row: np.array([0, 1, 2, 3, 3.1, 3.2, 3.3, 3.4, 3.5])  # slow, then fast
+    (sample,) = EvalViews(store, [0], data(), sampling=Sampling(fps=2))[0]
+    assert frames_of(sample) == [1, 1, 2, 2]  # the middle of 0 0 1 1 2 2 3 8
+
+
+def test_a_store_without_pictures_cannot_be_trained_on() -> None:
+    store = FakeStore([8])
+    store.settings = Settings(frames="none")
+    with pytest.raises(DataError, match="motion only"):
+        EvalViews(store, [0], data(), sampling=Sampling(stride=1))

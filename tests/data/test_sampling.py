@@ -3,11 +3,12 @@
 import random
 from fractions import Fraction
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tatscli.data.sampling import eval_indices, train_indices
+from tatscli.data.sampling import eval_indices, shown_at_rate, train_indices
 from tatscli.errors import DataError
 from tatscli.recipe.schema import Sampling
 
@@ -167,3 +168,38 @@ def test_every_list_stays_in_bounds_and_has_its_length(
         assert all(type(index) is int and 0 <= index < length for index in clip)
         if sampling.short == "repeat_last":
             assert clip == sorted(clip)
+
+
+def by_the_clock(times: list[float], fps: float) -> list[int]:
+    """The last frame that is not later than each tick, found by looking at all of them."""
+    ticks, found = 0, []
+    while times[0] + ticks / fps <= times[-1] + 1e-9:
+        now = times[0] + ticks / fps + 1e-9
+        found.append(max(i for i, time in enumerate(times) if time <= now))
+        ticks += 1
+    return found
+
+
+def test_the_clock_repeats_and_leaves_out() -> None:
+    assert shown_at_rate(np.array([0.0, 0.5, 1.0]), 4) == [0, 0, 1, 1, 2]
+    assert shown_at_rate(np.arange(9) / 8, 4) == [0, 2, 4, 6, 8]
+    assert shown_at_rate(np.array([7.0]), 30) == [0]
+    assert shown_at_rate(np.array([10.0, 10.04, 10.5, 11.0]), 2) == [0, 2, 3]
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.sampled_from([1, 2, 5, 10, 25]))
+def test_the_clock_shows_what_was_on_screen(gaps: list[int], fps: int) -> None:
+    times = np.cumsum([0, *gaps]) / 100
+    assert shown_at_rate(times, fps) == by_the_clock(times.tolist(), fps)
+
+
+def test_a_rate_reads_every_tick() -> None:
+    rate = Sampling(fps=8)
+    assert train_indices(100, rate, 16, Lowest()) == list(range(16))
+    assert eval_indices(20, rate, 16, 1) == [list(range(2, 18))]
+
+
+def test_stride_and_rate_exclude_each_other() -> None:
+    for wrong in ({"stride": 2, "fps": 8}, {"mode": "uniform", "fps": 8}, {}):
+        with pytest.raises(ValueError, match="fps"):
+            Sampling(**wrong)
