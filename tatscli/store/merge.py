@@ -52,7 +52,7 @@ def merge(stores: Sequence[Path], out: Path, reporter: Reporter) -> Merged:
     stores may be deleted afterwards.
 
     Args:
-        stores: Two or more, with the same settings and different videos.
+        stores: With the same settings and different videos.
         out: Folder of the new store; must not exist.
         reporter: Speaks to the user.
 
@@ -60,8 +60,6 @@ def merge(stores: Sequence[Path], out: Path, reporter: Reporter) -> Merged:
         UsageError: The stores do not fit together, or `out` exists.
         DataError: A store cannot be used, or the new one cannot be written.
     """
-    if len(stores) < 2:
-        raise UsageError("there is nothing to merge", "name two stores or more")
     opened = [Store.open(path) for path in stores]
     _check_alike(opened)
     _check_parts(opened)
