@@ -111,6 +111,16 @@ def test_ssv2_indices_are_the_files_not_ranks(ssv2):
     assert ssv2.find().items[1].label == 1
 
 
+def test_ssv2_a_part_of_the_classes_keeps_its_numbers(ssv2):
+    ssv2.write("labels/labels.json", {"Pushing something from left to right": "4",
+                                      "Holding something": "2"})  # fmt: skip
+    found = ssv2.find()
+    assert [item.label for item in found.items] == [4, 2, 2, None]
+    assert found.class_names == [
+        "0", "1", "Holding something", "3", "Pushing something from left to right"
+    ]  # fmt: skip
+
+
 def test_ssv2_test_answers(ssv2):
     ssv2.write("labels/test-answers.csv", "4;Holding something\n5;Holding something\n")
     assert facts(ssv2.find())["20bn-something-something-v2/4.webm"][0] == "Holding something"
@@ -153,8 +163,10 @@ def test_ssv2_one_file_named_is_one_split(ssv2):
         ("train.json", '[{"id": "1", "template": "Holding [something]"},\n',
          "train.json`, line 2: not JSON"),
         ("labels.json", {"Holding something": "zero"},
-         "labels.json`, `Holding something`: index `zero` is not a whole number"),
-        ("labels.json", {"Holding something": "1"}, "index `1` is too large"),
+         "labels.json`, `Holding something`: class `zero` is not a whole number"),
+        ("labels.json", {"Holding something": "1", "x": "1"},
+         "labels.json`, `x`: class `1` is `x`, but before, it was `Holding something`"),
+        ("labels.json", {"Holding something": "999999"}, "`999999` is no class"),
     ],
 )  # fmt: skip
 def test_ssv2_mistakes_are_placed(ssv2, file, content, message):
@@ -326,7 +338,8 @@ def test_ucf101_splits_by_other_names(ucf101):
         ("trainlist01.txt", f"{NAMES[0]} 0\n", "line 1: class `0` is not in"),
         ("trainlist01.txt", f"\n{NAMES[0]} 2\n", "line 2: class `2` is `HandstandPushups`, but"),
         ("testlist01.txt", "Yodel/v_Yodel_g01_c01.avi\n", "the folder of `Yodel/v_Yodel_g01_c01"),
-        ("classInd.txt", "0 ApplyEyeMakeup\n1 YoYo\n", "line 1: `0 ApplyEyeMakeup` is not the 1."),
+        ("classInd.txt", "0 ApplyEyeMakeup\n1 YoYo\n", "line 1: `0` is no class"),
+        ("classInd.txt", "1 ApplyEyeMakeup\n2 ApplyEyeMakeup\n", "line 2: class `2` is `ApplyEye"),
     ],
 )
 def test_ucf101_mistakes_are_placed(ucf101, file, content, message):

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from tatscli.errors import DataError
+from tatscli.store.annotations.classes import names_by_number
 from tatscli.store.annotations.files import AnnotationFile, read_table, whole_number
 from tatscli.store.annotations.form import Annotated, Entry, Form, Material
 from tatscli.store.annotations.times import read_segment
@@ -90,11 +91,8 @@ def _classes(
     if file is None:
         names = _narrated_names(kind, classes, [row.get(kind, "") for _, row, _ in rows])
         return classes, names, f"the shortest {kind} of each class"
-    names = []
-    for where, row in read_table(file, "id", "key"):
-        if whole_number(row["id"], where, "id") != len(names):
-            raise DataError(f"{where}: id `{row['id']}` where `{len(names)}` is due")
-        names.append(row["key"])
+    table = read_table(file, "id", "key")
+    names = names_by_number((where, row["id"], row["key"]) for where, row in table)
     for (where, _, _), number in zip(rows, classes, strict=True):
         if number is not None and number >= len(names):
             raise DataError(

@@ -7,13 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tatscli.errors import DataError, UsageError
-from tatscli.store.annotations.files import (
-    AnnotationFile,
-    read_items,
-    read_json,
-    read_lines,
-    whole_number,
-)
+from tatscli.store.annotations.classes import names_by_number
+from tatscli.store.annotations.files import AnnotationFile, read_items, read_json, read_lines
 from tatscli.store.annotations.form import Annotated, Entry, Form, Material
 
 _LABELS = ("something-something-v2-labels.json", "labels.json")
@@ -63,18 +58,10 @@ def read(material: Material) -> Annotated:
 
 def _class_names(file: Path) -> list[str]:
     """Read template -> index, which is written as a string."""
-    content = read_json(file, dict)
-    names: dict[int, str] = {}
-    for template, index in content.items():
-        number = whole_number(index, f"`{file}`, `{template}`", "index")
-        if number >= len(content) or number in names:
-            raise DataError(
-                f"`{file}`, `{template}`: index `{index}` is"
-                f" {'taken twice' if number in names else 'too large'}",
-                f"{len(content)} classes have the indices 0 to {len(content) - 1}",
-            )
-        names[number] = _plain(template)
-    return [names[number] for number in sorted(names)]
+    return names_by_number(
+        (f"`{file}`, `{template}`", index, _plain(template))
+        for template, index in read_json(file, dict).items()
+    )
 
 
 def _answers(material: Material) -> dict[str, tuple[str, str]]:

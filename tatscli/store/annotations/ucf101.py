@@ -6,6 +6,7 @@ import re
 from pathlib import Path, PurePosixPath
 
 from tatscli.errors import DataError, UsageError
+from tatscli.store.annotations.classes import names_by_number
 from tatscli.store.annotations.files import AnnotationFile, read_lines, whole_number
 from tatscli.store.annotations.form import Annotated, Entry, Form, Material, validate_on_test
 
@@ -77,18 +78,11 @@ def _fold(file: AnnotationFile) -> int:
 
 
 def _class_names(file: Path) -> list[str]:
-    """Read `<index from 1> <class>` lines."""
-    names: dict[int, str] = {}
-    for where, line in read_lines(file):
-        number, _, name = line.partition(" ")
-        index = whole_number(number, where, "class")
-        if index != len(names) + 1 or not name.strip():
-            raise DataError(
-                f"{where}: `{line}` is not the {len(names) + 1}. class",
-                "a line is `1 ApplyEyeMakeup`; classes count from 1",
-            )
-        names[index] = name.strip()
-    return list(names.values())
+    """Read `<number from 1> <class>` lines."""
+    lines = ((where, *line.partition(" ")) for where, line in read_lines(file))
+    return names_by_number(
+        ((where, number, name.strip()) for where, number, _, name in lines), first=1
+    )
 
 
 UCF101 = Form(
