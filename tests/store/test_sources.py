@@ -176,3 +176,13 @@ def test_a_list_shared_with_training_is_doubted_in_any_order(tree):
     (folder / "val.csv").write_text("b.mp4 1\n")
     doubts = ["1 video of split `train` are in another split too"]
     assert find_sources(folder, ["val.csv", "train.csv"]).doubts == doubts
+
+
+@pytest.mark.parametrize("line", ["x" * 5000 + ".mp4 0", "a\0b.mp4 0", f"b.mp4 {'9' * 5000}"])
+def test_lines_no_file_system_would_take(tree, line):
+    folder = tree("a.mp4")
+    (folder / "train.csv").write_text(f"a.mp4 0\n{line}\n")
+    try:
+        assert len(find_sources(folder, ["train.csv"]).items) == 2
+    except DataError as error:
+        assert "train.csv`, line " in error.message

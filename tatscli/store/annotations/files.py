@@ -98,9 +98,9 @@ def named_files(
     files, folders = [], []
     for annotation in annotations:
         split, equals, name = annotation.partition("=")
-        if not equals or Path(annotation).exists():
+        if not equals or os.path.exists(annotation):
             split, name = "", annotation
-        path = next((path for path in (Path(name), folder / name) if path.exists()), None)
+        path = next((path for path in (Path(name), folder / name) if os.path.exists(path)), None)
         if path is None:
             raise UsageError(
                 f"there is no list `{name}`",
@@ -171,6 +171,8 @@ def read_json(file: Path, kind: type) -> Any:
         raise DataError(
             f"`{file}`, line {error.lineno}: not JSON: {error.msg}", "is the file complete?"
         ) from None
+    except (ValueError, RecursionError) as error:  # numbers too long, arrays too deep
+        raise DataError(f"`{file}` cannot be read: {error}") from None
     if not isinstance(content, kind):
         due = "an array" if kind is list else "an object"
         raise DataError(f"`{file}` does not hold {due}")
@@ -226,6 +228,6 @@ def whole_number(value: object, where: str, name: str) -> int:
         DataError: It is not a whole number from 0.
     """
     text = str(value).strip()
-    if isinstance(value, bool) or not re.fullmatch(r"\d+(\.0*)?", text, re.ASCII):
+    if isinstance(value, bool) or not re.fullmatch(r"\d{1,15}(\.0*)?", text, re.ASCII):
         raise DataError(f"{where}: {name} `{value}` is not a whole number from 0")
     return int(text.partition(".")[0])

@@ -67,7 +67,7 @@ def read(material: Material) -> Annotated:
         for item in lists
         for line in item.lines
     ]
-    if not any(entry.path.exists() for entry in entries if entry.path):
+    if not any(os.path.exists(entry.path) for entry in entries if entry.path):
         raise DataError(
             f"none of the {len(entries)} listed videos exists, such as `{entries[0].path}`",
             f"paths in a list are relative to `{folder}` or to the folder of the list",
@@ -120,7 +120,7 @@ def resolve_labels(lists: list[VideoList]) -> tuple[list[str], dict[str, int]]:
         for line in item.lines:
             if line.label is not None and line.label != "-1":
                 written.setdefault(line.label, line)
-    numbers = {label for label in written if label.isdecimal()}
+    numbers = {label for label in written if _is_number(label)}
     if named:
         names = named[0].class_names or []
     elif len(numbers) == len(written):
@@ -144,8 +144,12 @@ def resolve_labels(lists: list[VideoList]) -> tuple[list[str], dict[str, int]]:
     return names, {label: _class_index(label, line, names) for label, line in written.items()}
 
 
+def _is_number(label: str) -> bool:
+    return label.isdecimal() and len(label) < 16
+
+
 def _class_index(label: str, line: Line, names: list[str]) -> int:
-    if label.isdecimal():
+    if _is_number(label):
         if int(label) < len(names):
             return int(label)
         raise DataError(
@@ -174,7 +178,7 @@ def _class_names(file: Path) -> list[str] | None:
 def _locate(written: str, folder: Path, beside: Path) -> Path:
     """Return where a listed file is: relative to the prepared folder, else to its list."""
     inside, near = (Path(os.path.normpath(base / written)) for base in (folder, beside))
-    return near if not inside.exists() and near.exists() else inside
+    return near if not os.path.exists(inside) and os.path.exists(near) else inside
 
 
 LIST = Form(

@@ -7,7 +7,7 @@ import re
 from tatscli.errors import DataError
 from tatscli.video.decode import Segment
 
-_CLOCK = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?|\.\d+)", re.ASCII)
+_CLOCK = re.compile(r"(?:(?:(\d{1,9}):)?(\d{1,9}):)?(\d{1,9}(?:\.\d*)?|\.\d+)", re.ASCII)
 
 
 def read_segment(start: str, end: str, where: str) -> Segment | None:
