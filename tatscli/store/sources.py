@@ -136,18 +136,20 @@ def _given(
             )
         dataset = known[0] if known else "list"
     form = DATASETS[dataset]
+    companions = [file for file in files if file.path.name in form.companions]
     if dataset == "list":
         found = [file for place in around for file in files_in(place, form.recognise)]
-        return dataset, _material(videos, form, [*files, *found], annotations, labels)
-    for file in files:
-        if not form.recognise(file) and file.path.name not in form.companions:
-            raise UsageError(
-                f"`{file.path}` is not an annotation file of {form.title}",
-                f"those are {form.files}",
-            )
-    material = _material(videos, form, chosen(form), annotations, labels)
-    given = [file for file in files if not form.recognise(file)]
-    return dataset, replace(material, companions=given)
+        main = [*(file for file in files if file not in companions), *found]
+    else:
+        main = chosen(form)
+        for file in files:
+            if file not in main and file not in companions:
+                raise UsageError(
+                    f"`{file.path}` is not an annotation file of {form.title}",
+                    f"those are {form.files}",
+                )
+    material = _material(videos, form, main, annotations, labels)
+    return dataset, replace(material, companions=companions)
 
 
 def _material(

@@ -100,6 +100,15 @@ def test_a_folder_of_lists(make, tmp_path):
     }
 
 
+def test_class_names_that_lie_elsewhere_can_be_given(make, tmp_path):
+    lists = {"a/train.csv": "A/v_A_1.avi 1\n", "b/val.csv": "B/v_B_1.avi x\n"}
+    folder = make(VIDEOS | lists | {"c/labels.txt": "x\ny\n", "a/labels.txt": "p\nq\n"})
+    names = [str(tmp_path / name) for name in ("a/train.csv", "c/labels.txt", "b/val.csv")]
+    found = find_sources(folder, names)
+    assert found.class_names == ["x", "y"]
+    assert [(item.label, item.split) for item in found.items] == [(1, "train"), (0, "val")]
+
+
 @pytest.mark.parametrize(
     ("annotations", "dataset", "message"),
     [

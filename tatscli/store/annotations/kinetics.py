@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from difflib import get_close_matches
+from sys import intern
+from typing import NamedTuple
 
 from tatscli.errors import DataError
 from tatscli.store.annotations.files import AnnotationFile, files_in, read_table, whole_number
@@ -24,44 +27,50 @@ def read(material: Material) -> Annotated:
         UsageError: A table does not say which split it lists.
         DataError: A row is wrong.
     """
-    rows = []
-    for file in material.files:
-        for where, row in read_table(file.path, *sorted(_COLUMNS)):
-            rows.append((where, row, file.split_or(row.get("split", ""))))
-    names, doubts = _class_names(material, [(row, split) for _, row, split in rows])
+    rows = [row for file in material.files for row in _rows(file)]
+    names, doubts = _class_names(material, rows)
     index = {name: number for number, name in enumerate(names)}
     entries = []
-    for where, row, split in rows:
-        label = row.get("label", "")
-        if label and label not in index:
-            near = get_close_matches(label, names, n=1)
+    for row in rows:
+        if row.label and row.label not in index:
+            near = get_close_matches(row.label, names, n=1)
             raise DataError(
-                f"{where}: no training video has the label `{label}`",
+                f"{row.where}: no training video has the label `{row.label}`",
                 f"did you mean `{near[0]}`?" if near else "are all tables of the same version?",
             )
-        video = row["youtube_id"]
-        start, end = (whole_number(row[key], where, key) for key in ("time_start", "time_end"))
-        stem = f"{video}_{start:06d}_{end:06d}"
-        path = material.videos.named(stem, video, folders=(_REPLACEMENT, label))
-        entries.append(Entry(stem, path, where, index.get(label), split))
+        stem = f"{row.video}_{row.start:06d}_{row.end:06d}"
+        path = material.videos.named(stem, row.video, folders=(_REPLACEMENT, row.label))
+        entries.append(Entry(stem, path, row.where, index.get(row.label), row.split))
     return Annotated(entries, names, [f"{len(names)} classes, from the tables"], doubts)
 
 
-def _class_names(
-    material: Material, rows: list[tuple[dict[str, str], str]]
-) -> tuple[list[str], list[str]]:
+class _Row(NamedTuple):
+    where: str
+    label: str
+    video: str
+    start: int
+    end: int
+    split: str
+
+
+def _rows(file: AnnotationFile) -> Iterator[_Row]:
+    for where, row in read_table(file.path, *sorted(_COLUMNS)):
+        start, end = (whole_number(row[key], where, key) for key in ("time_start", "time_end"))
+        label, split = intern(row.get("label", "")), intern(file.split_or(row.get("split", "")))
+        yield _Row(where, label, row["youtube_id"], start, end, split)
+
+
+def _class_names(material: Material, rows: list[_Row]) -> tuple[list[str], list[str]]:
     """Return the sorted labels of the training videos, and doubts."""
-    trained = {row["label"] for row, split in rows if split == "train" and row.get("label")}
+    trained = {row.label for row in rows if row.split == "train" and row.label}
+    if not trained:
+        folders = dict.fromkeys(file.path.parent for file in material.files)
+        beside = [file for folder in folders for file in files_in(folder, recognise)]
+        others = (row for file in beside for row in _rows(file))
+        trained = {row.label for row in others if row.split == "train" and row.label}
     if trained:
         return sorted(trained), []
-    for folder in dict.fromkeys(file.path.parent for file in material.files):
-        for file in files_in(folder, recognise):
-            for _, row in read_table(file.path, *sorted(_COLUMNS)):
-                if row.get("label") and file.split_or(row.get("split", "")) == "train":
-                    trained.add(row["label"])
-    if trained:
-        return sorted(trained), []
-    names = sorted({row["label"] for row, _ in rows if row.get("label")})
+    names = sorted({row.label for row in rows if row.label})
     doubt = (
         "there is no table of training videos: classes are numbered among the labels at hand,"
         " which may differ from the usual numbers"

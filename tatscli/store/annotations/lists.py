@@ -8,7 +8,7 @@ them.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from tatscli.store.annotations.form import Annotated, Entry, Form, Material
 from tatscli.store.annotations.lines import Line, parse_lines
 from tatscli.store.annotations.times import segment_name
 
+_LABELS = "labels.txt"
 _STEMS = ("train", "val", "valid", "validation", "test")
 
 
@@ -53,6 +54,9 @@ def read(material: Material) -> Annotated:
     """
     folder = material.videos.folder
     lists = [read_list(file.path, file.split or file.path.stem) for file in material.files]
+    if material.companions:
+        given = _class_names(material.companions[0].path)
+        lists = [replace(item, class_names=given) for item in lists]
     class_names, index = resolve_labels(lists)
     entries = [
         Entry(
@@ -93,7 +97,7 @@ def read_list(file: Path, split: str) -> VideoList:
             without a label.
     """
     lines, form = parse_lines(read_text(file), str(file))
-    return VideoList(file, split, lines, form, _class_names(file.with_name("labels.txt")))
+    return VideoList(file, split, lines, form, _class_names(file.with_name(_LABELS)))
 
 
 def resolve_labels(lists: list[VideoList]) -> tuple[list[str], dict[str, int]]:
@@ -186,5 +190,5 @@ LIST = Form(
     files="lists called `train.csv`, `val.txt` and the like",
     read=read,
     recognise=recognise,
-    companions=("labels.txt",),
+    companions=(_LABELS,),
 )
