@@ -182,15 +182,15 @@ def _recognised(videos: Videos, labels: str | None) -> Sources:
             files = [] if name in _FALLBACKS else files_in(place, form.recognise)
             if not files:
                 continue
-            material = Material(videos, files, labels=labels)
+            material = Material(videos, files, labels=labels if labels in form.labels else None)
             try:
-                _check_labels(name, labels)
                 annotated = form.read(material)
             except TatsError as error:
                 hint = f"{error.hint}; " if error.hint else ""
                 error.hint = f"{hint}`--dataset folders` takes the videos without annotations"
                 raise
             if any(entry.path for entry in annotated.entries):
+                _check_labels(name, labels)
                 return _gather(name, material, annotated)
             others.append(f"{_names(files)}: {form.title}, but without any of these videos")
     _check_labels("folders", labels)
@@ -293,7 +293,7 @@ def _found(form: Form, material: Material, sources: list[Source], kind: str) -> 
     splits = Counter(source.split for source in sources)
     counts = [
         f"{_count(n, kind)} in {f'split `{split}`' if split else 'no split'}"
-        for split, n in sorted(splits.items(), key=lambda item: item[0] or "~")
+        for split, n in sorted(splits.items(), key=lambda item: item[0] is None)
     ]
     findings = [f"{form.title}, by {_names(material.files)}: {', '.join(counts)}"]
     unlisted = len(material.videos.paths) - len({source.path for source in sources})

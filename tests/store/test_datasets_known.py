@@ -598,9 +598,17 @@ def test_labels_to_choose_from(epic100, tmp_path):
     with pytest.raises(UsageError, match="no labels `adverb`") as raised:
         epic100.find(labels="adverb")
     assert raised.value.hint.startswith("choose one of action, verb, noun")
-    for options in ({"dataset": "folders"}, {"dataset": "auto"}):
+    for options in ({"dataset": "folders"}, {"dataset": "auto"}):  # nothing known is near
         with pytest.raises(UsageError, match="no labels `verb`"):
             find_sources(epic100.videos / "P01", labels="verb", **options)
+
+
+def test_labels_of_a_set_that_has_one_kind(kinetics):
+    kinetics.add("valvalvalva.mp4")
+    for dataset in ("auto", "kinetics"):
+        with pytest.raises(UsageError, match="Kinetics has no labels `verb`") as raised:
+            kinetics.find(dataset=dataset, labels="verb")
+        assert raised.value.hint == "leave out `--labels`"
 
 
 # --- all of them ----------------------------------------------------------------------------------
