@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -91,6 +91,8 @@ def await_the_end_of_ray(but):
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory):
     """A cluster whose head has one CPU; tests may add nodes."""
+    with suppress(UsageError), connected("127.0.0.1:9"):
+        pass  # so that Ray is imported as `tats` does it
     from ray.cluster_utils import Cluster
 
     before = set(ray_processes())
@@ -236,7 +238,7 @@ def test_relative_paths_mean_the_same_on_a_node(cluster, tmp_path, monkeypatch):
 
 @needs_ray
 @pytest.mark.slow
-def test_a_node_that_dies_costs_nothing(nodes, cluster, tmp_path):
+def test_a_node_that_dies_costs_nothing(nodes, cluster, tmp_path, capsys):
     for index in range(40):
         clip = pan((index % 5, 1), frames=6 + index % 4, height=64, width=96, seed=index)
         render(tmp_path / "videos" / f"clip{index:02}.mp4", clip)
@@ -261,6 +263,7 @@ def test_a_node_that_dies_costs_nothing(nodes, cluster, tmp_path):
     assert sorted(map(len, attempts)) == [1] * 39 + [2]
     prepare(sources, tmp_path / "local", partial(run_in_order, workers=1, ahead=16))
     assert same_store(tmp_path / "ray", tmp_path / "local")
+    assert capsys.readouterr().out == ""
     rows = read_rows(tmp_path / "ray" / "manifest.jsonl")
     assert [row.status for row in rows].count("ok") == 39 and len(rows) == 40
     assert {path.name[:6] for path in (tmp_path / "ray").glob(".*")} <= {".lock"}
