@@ -8,6 +8,7 @@ row is written only when its shard is safe.
 from __future__ import annotations
 
 import errno
+import math
 import shutil
 import tempfile
 import time
@@ -201,9 +202,11 @@ def _fill(
                 if not isinstance(result, Converted):  # its worker could not clear up
                     for path in spools.glob(f"{job.spool.name}.*" if job.spool else ""):
                         path.unlink()
-                elif result.spool is not None:
+                elif result.spool is not None and row.status == "ok":
                     waiting.append((row.id, result.spool))
                     size += result.spool.size
+                elif result.spool is not None:
+                    result.spool.remove()
                 if size >= shard_bytes:
                     _close_shard(out, rows, waiting)
                     rows, waiting, size = [], [], 0
@@ -258,10 +261,18 @@ def _row(source: Source, result: Converted | Crash | Timeout) -> Row:
         "also_in": source.also_in,
         "path": source.id.rpartition("#")[0] if source.segment else None,
     }
-    if isinstance(result, Converted) and result.reason is None:
-        return Row.model_validate({**known, "status": "ok", **(result.facts or {})})
+    facts = (isinstance(result, Converted) and result.facts) or {}
     reason = result.reason if isinstance(result, Converted) else str(result)
+    if reason is None:
+        wrong = [
+            name
+            for name, value in facts.items()
+            if isinstance(value, float) and not math.isfinite(value)
+        ]
+        if not wrong:
+            return Row.model_validate({**known, "status": "ok", **facts})
+        reason = f"its header or time stamps are wrong: no finite {', '.join(wrong)}"
+        facts = {}
     # The size tells a later run whether it is still the same file that failed.
     outcome = {"status": "failed", "reason": reason, "bytes": size_of(source.path) or 0}
-    facts = (isinstance(result, Converted) and result.facts) or {}
     return Row.model_validate({**known, **facts, **outcome})

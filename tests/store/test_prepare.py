@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import math
 import os
 import pickle
 import signal
@@ -612,3 +613,22 @@ def test_a_store_may_hold_motion_only(videos, undisturbed, tmp_path):
         "valid",
     }
     assert verify(store, reporter=QUIET, decode=True).findings == []
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_row_that_could_not_be_read_again_is_a_failure(tmp_path, value):
+    folder, out = tmp_path / "videos", tmp_path / "store"
+    for name in "ab":
+        render(folder / f"{name}.mp4", static(frames=2))
+
+    def run(work, jobs):
+        for job, result in in_process.here(work, jobs):
+            if job.path.name == "a.mp4":
+                result.facts["duration"] = value
+            yield job, result
+            assert not list(job.spool.parent.glob("0.*"))
+
+    in_process.prepare(folder, out, run=run)
+    rows = in_process.rows_of(out)
+    assert rows["a.mp4"].reason == "its header or time stamps are wrong: no finite duration"
+    assert list(in_process.tensors_of(out)) == ["b.mp4"]
