@@ -210,7 +210,9 @@ def _kept_rows(
             changed.append(row.id)
             continue
         known = {"label": source.label, "split": source.split, "also_in": source.also_in}
-        kept[row.id] = row.model_copy(update=known)
+        if any(getattr(row, name) != value for name, value in known.items()):
+            row = row.model_copy(update=known)
+        kept[row.id] = row
     return kept, changed
 
 

@@ -1,6 +1,7 @@
 """What may happen to a run of `prepare`, and that the next one makes up for it."""
 
 import errno
+import itertools
 import os
 import random
 import signal
@@ -8,16 +9,20 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tatscli.errors import DataError
 from tatscli.store import convert as converting
 from tatscli.store import prepare as pipeline
 from tatscli.store import resume
+from tatscli.store.convert import Converted
 from tatscli.store.lock import LOCK
 from tatscli.store.reader import Store
+from tatscli.store.shards import Spool, checksum
 from tatscli.store.sources import find_sources
 from tests.clips import pan, render, static
 from tests.processes import hear_interrupts
@@ -211,6 +216,113 @@ def test_a_full_disk_under_a_worker_stops_the_run_and_not_the_video(videos, tmp_
         prepare(videos, tmp_path / "store")
     assert "run the same command again" in raised.value.hint
     assert rows_of(tmp_path / "store") == {}
+
+
+class Killed(BaseException):
+    """Ends a run in this process as a kill would end another."""
+
+
+def canned(work, jobs):
+    """A runner that takes the bytes of each source for its pictures: no decoding, no time."""
+    for job in jobs:
+        data = job.path.read_bytes()
+        jpeg, motion = job.spool.with_suffix(".jpeg"), job.spool.with_suffix(".motion")
+        jpeg.write_bytes(data)
+        motion.write_bytes(bytes(4))
+        offsets, times, valid = np.array([0, len(data)]), np.zeros(1), np.zeros(1, bool)
+        spool = Spool(jpeg, motion, (1, 1, 1, 2), offsets, times, valid)
+        facts = {"frames": 1, "width": 1, "height": 1, "bytes": len(data)}
+        facts["checksum"] = checksum(spool)
+        if b"bad" in data:
+            spool.remove()
+            yield job, Converted(reason="bad")
+        else:
+            yield job, Converted(facts=facts, spool=spool)
+
+
+def write_sources(folder: Path, names: str, length: int = 500) -> None:
+    for name in names:
+        path = folder / ("fall" if name < "d" else "walk") / f"{name}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode() * length)
+    (folder / "walk" / "f bad.mp4").write_bytes(b"bad" * len(names))
+
+
+SCENARIOS = {
+    "new": {},
+    "overwrite": {"overwrite": True},
+    "more files": {},
+    "add": {"add": True},
+    "changed files": {},
+    "retry": {"retry_failed": True},
+}
+
+
+def scene(name: str, folder: Path) -> tuple[Path, Path]:
+    """Make the videos, and the store that an earlier run has left; return both."""
+    videos, out = folder / "videos", folder / "store"
+    write_sources(videos, "ag" if name == "more files" else "abcdeg")
+    if name != "new":
+        prepare(videos, out, run=canned, shard_bytes=1000)
+    if name == "more files":
+        write_sources(videos, "abcdeg")
+    if name == "add":
+        videos = folder / "others"
+        write_sources(videos, "hijk")
+        for path in [*videos.rglob("*bad.mp4"), *(videos / "walk").glob("h.mp4")]:
+            path.unlink()
+        write_sources(folder / "others" / "run", "lm")
+    if name == "changed files":
+        write_sources(videos, "bg", length=700)
+    return videos, out
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_a_kill_at_every_single_write_is_made_up_for(tmp_path, monkeypatch, scenario):
+    options = {"run": canned, "shard_bytes": 1000, **SCENARIOS[scenario]}
+    videos, expected = scene(scenario, tmp_path / "undisturbed")
+    prepare(videos, expected, **options)
+    assert len(rows_of(expected)) >= 6
+    for when in ("before", "after"):
+        for moment in itertools.count():
+            videos, out = scene(scenario, tmp_path / f"{when}-{moment}")
+            writes = itertools.count()
+
+            def dying(right, *args, when=when, moment=moment, writes=writes):
+                mine = next(writes) == moment
+                if mine and when == "before":
+                    raise Killed
+                result = right(*args)
+                if mine:
+                    raise Killed
+                return result
+
+            with monkeypatch.context() as patched:
+                for module, names in (
+                    (pipeline, ("write_shard", "append_rows", "write_rows", "write_dataset")),
+                    (resume, ("write_rows", "write_dataset", "clean")),
+                ):
+                    for name in names:
+                        patched.setattr(module, name, partial(dying, getattr(module, name)))
+                killed = True
+                try:
+                    prepare(videos, out, **options)
+                    killed = False
+                except Killed:
+                    pass
+            if not killed:
+                break
+            (out / LOCK).write_text("{}")  # what only a true kill leaves
+            (out / ".dataset.json.part").write_text("{")
+            if (out / "dataset.json").exists():
+                (out / ".manifest.jsonl.part").write_text("{")
+                (out / ".spool-0").mkdir()
+            prepare(videos, out, **options)
+            if scenario == "changed files":  # old data may lie elsewhere
+                assert_same_videos(out, expected)
+            else:
+                assert content(out) == content(expected), (when, moment)
+        assert moment > 5
 
 
 @pytest.fixture
