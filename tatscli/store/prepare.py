@@ -165,7 +165,7 @@ def _tell(start: Start, out: Path, reporter: Reporter) -> None:
     """Say how an earlier run is continued."""
     if start.changed:
         reporter.warn(
-            f"{len(start.changed)} of the files have changed since they were prepared, such as"
+            f"{len(start.changed)} of the sources have changed since they were prepared, such as"
             f" `{start.changed[0]}`: converted again"
         )
     if start.kept:
@@ -200,7 +200,8 @@ def _fill(
                 row = _row(source, result)
                 rows.append(row)
                 if not isinstance(result, Converted):  # its worker could not clear up
-                    for path in spools.glob(f"{job.spool.name}.*" if job.spool else ""):
+                    assert job.spool is not None
+                    for path in spools.glob(f"{job.spool.name}.*"):
                         path.unlink()
                 elif result.spool is not None and row.status == "ok":
                     waiting.append((row.id, result.spool))
@@ -259,8 +260,11 @@ def _row(source: Source, result: Converted | Crash | Timeout) -> Row:
         "label": source.label,
         "split": source.split,
         "also_in": source.also_in,
-        "path": source.id.rpartition("#")[0] if source.segment else None,
     }
+    if source.segment is not None:
+        known["path"] = source.id.rpartition("#")[0]
+        if source.segment.unit == "seconds":
+            known |= {"start": source.segment.start, "end": source.segment.end}
     facts = (isinstance(result, Converted) and result.facts) or {}
     reason = result.reason if isinstance(result, Converted) else str(result)
     if reason is None:

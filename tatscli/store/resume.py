@@ -39,7 +39,8 @@ class Start:
         dataset: What the store is to be, unfinished.
         kept: Rows that stay, by id.
         rest: Sources to convert, sorted by id.
-        changed: Ids of those among them that were converted before, from a file of another size.
+        changed: Ids of those among them that were converted before, from a file of another size or
+            another segment of it.
     """
 
     dataset: Dataset
@@ -178,7 +179,7 @@ def _whole_batches(out: Path, rows: list[Row]) -> list[Row]:
 def _kept_rows(
     out: Path, rows: list[Row], items: Iterable[Source], *, retry_failed: bool, add: bool
 ) -> tuple[dict[str, Row], list[str]]:
-    """Return the rows that stay, and the ids of those whose file has changed."""
+    """Return the rows that stay, and the ids of those whose source has changed."""
     current = {source.id: source for source in items}
     sizes: dict[Path, int | None] = {}
     kept: dict[str, Row] = {}
@@ -197,8 +198,12 @@ def _kept_rows(
             sizes[source.path] = size_of(source.path)
         size = sizes[source.path]
         if row.status == "failed":
-            if retry_failed or (size is not None and size != row.bytes):
+            other = (size is not None and size != row.bytes) or not _same_segment(row, source)
+            if retry_failed or other:
                 continue
+        elif not _same_segment(row, source):
+            changed.append(row.id)
+            continue
         elif row.bytes and size is not None and size != row.bytes:
             if add:
                 raise DataError(
@@ -214,6 +219,14 @@ def _kept_rows(
             row = row.model_copy(update=known)
         kept[row.id] = row
     return kept, changed
+
+
+def _same_segment(row: Row, source: Source) -> bool:
+    """Whether a row is of the part of the file that is asked for now, as far as it tells."""
+    segment = source.segment
+    if segment is None or segment.unit == "frames":
+        return (segment is None) == (row.path is None)
+    return (row.start, row.end) == (segment.start, segment.end)
 
 
 def size_of(path: Path) -> int | None:

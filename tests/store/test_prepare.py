@@ -27,8 +27,9 @@ from tatscli.store.lock import LOCK, locked
 from tatscli.store.pool import Crash, Timeout, run_in_order
 from tatscli.store.reader import Store
 from tatscli.store.schema import Row, Settings, read_rows, write_rows
-from tatscli.store.sources import find_sources
+from tatscli.store.sources import Source, Sources, find_sources
 from tatscli.store.verify import verify
+from tatscli.video.decode import Segment
 from tatscli.video.frames import read_frames
 from tests.clips import CLEAN_VECTORS, pan, render, static
 from tests.processes import hear_interrupts
@@ -190,7 +191,7 @@ from tatscli.console import Reporter
 from tatscli.store import prepare as pipeline
 from tatscli.store.pool import run_in_order
 from tatscli.store.schema import Settings
-from tatscli.store.sources import find_sources
+from tatscli.store.sources import Source, Sources, find_sources
 
 if __name__ == "__main__":
     print("started", flush=True)
@@ -421,13 +422,36 @@ def test_a_file_that_has_changed_is_converted_again(tmp_path):
     run = Counting()
     in_process.prepare(folder, out, run=run, reporter=Reporter(stderr=stderr))
     assert run.tried == ["b.mp4"]
-    assert "warning: 1 of the files have changed since" in stderr.getvalue()
+    assert "warning: 1 of the sources have changed since" in stderr.getvalue()
     after, rows = in_process.tensors_of(out), in_process.rows_of(out)
     assert (rows["b.mp4"].frames, len(after["b.mp4"]["times"])) == (9, 9)
     assert len(before["b.mp4"]["times"]) == 4
     for name in ("a.mp4", "c.mp4"):
         assert all(np.array_equal(before[name][kind], after[name][kind]) for kind in before[name])
     Store.open(out)
+
+
+def test_a_segment_with_other_times_is_converted_again(tmp_path):
+    path, out = tmp_path / "videos" / "a.mp4", tmp_path / "store"
+    render(path, static(frames=40, height=64, width=64), fps=10)
+
+    def made(*segments):
+        items = [
+            Source(f"a.mp4#{number}", path, segment=segment)
+            for number, segment in enumerate(segments)
+        ]
+        run = Counting()
+        in_process.prepare(Sources(path.parent, items), out, run=run)
+        return [row.frames for row in in_process.rows_of(out).values()], len(run.tried)
+
+    late, bad = Segment(2.0, 3.0), Segment(90.0, 95.0)
+    assert made(Segment(0.0, 1.0), late, bad) == ([10, 10, 0], 3)
+    assert made(Segment(0.0, 1.0), late, bad) == ([10, 10, 0], 0)
+    assert made(Segment(0.0, 1.5), late, bad) == ([15, 10, 0], 1)
+    assert made(Segment(0.0, 1.5), late, Segment(1.0, 1.2)) == ([15, 10, 2], 1)
+    rows = in_process.rows_of(out)
+    assert {row.path for row in rows.values()} == {"a.mp4"}
+    assert (rows["a.mp4#1"].start, rows["a.mp4#1"].end) == (2.0, 3.0)
 
 
 def test_a_shard_of_nothing_but_old_data_goes(tmp_path):
