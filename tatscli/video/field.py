@@ -58,9 +58,9 @@ def rasterise(
     steps = [vectors["motion_x"] * factor, vectors["motion_y"] * factor]
     # First and last edge of each block along each axis, inside the picture.
     ends = []
-    for axis, length in zip("xy", coded, strict=True):
-        size = vectors["w" if axis == "x" else "h"].astype(np.float64)
-        first = vectors[f"dst_{axis}"] - size // 2
+    for name, length in zip("xy", coded, strict=True):
+        size = vectors["w" if name == "x" else "h"].astype(np.float64)
+        first = vectors[f"dst_{name}"] - size // 2
         ends.append((first.clip(0, length), (first + size).clip(0, length)))
 
     lengths = coded

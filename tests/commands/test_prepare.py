@@ -144,7 +144,7 @@ def test_control_c_is_130_and_resumable(here, cli):
 
 def test_prepare_needs_no_torch():
     code = (
-        "import sys, tatscli.store.prepare, tatscli.store.reader, tatscli.video.probe;"
+        "import sys, tatscli.store.prepare, tatscli.store.reader, tatscli.video.reader;"
         " sys.exit('torch' in sys.modules)"
     )
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}

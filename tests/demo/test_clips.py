@@ -7,7 +7,7 @@ from tatscli.demo.clips import SetSize, write_set
 from tatscli.demo.movements import MOVEMENTS
 from tatscli.store.sources import find_sources
 from tatscli.video.frames import read_frames
-from tatscli.video.probe import probe
+from tatscli.video.reader import VideoReader
 
 SIZE = SetSize(train=2, val=1, frames=6, side=32)
 
@@ -20,8 +20,9 @@ def write(folder, seed=0):
 def test_files_are_h264_with_motion_in_class_folders(tmp_path):
     files = write(tmp_path / "set")
     assert len(files) == 3 * len(MOVEMENTS)
-    info = probe(files[0])
-    assert (info.codec, info.width, info.height, info.frames) == ("h264", 32, 32, 6)
+    reader = VideoReader(files[0])
+    assert len(list(reader)) == 6
+    assert (reader.codec, reader.size) == ("h264", (32, 32))
     assert sum(frame.valid for frame in read_frames(files[0])) == 5
     sources = find_sources(tmp_path / "set")
     assert sources.class_names == sorted(MOVEMENTS)
