@@ -153,8 +153,8 @@ def _start(ray: Any, address: str | None, workers: int | None) -> None:
             raise DataError(f"Ray does not start on this machine: {_first_line(error)}") from error
         raise UsageError(
             f"cannot connect to a Ray cluster at `{address}`: {_first_line(error)}",
-            "`ray start --head` starts one and prints its address; without an address one is "
-            "started for this machine alone",
+            "`ray start --head` starts one and prints its address; if it asks for a token, set "
+            "RAY_AUTH_MODE=token here as well",
         ) from error
 
 
