@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +89,7 @@ def run_on_ray(
         waiting: deque[tuple[Job, Any]] = deque()
         try:
             while True:
-                while len(waiting) < ahead:
-                    try:
-                        job = next(queue)
-                    except StopIteration:
-                        break
+                for job in islice(queue, ahead - len(waiting)):
                     waiting.append((job, task.remote(work, job, timeout, home, folders)))
                 if not waiting:
                     return
