@@ -85,6 +85,8 @@ def open_video(path: StrPath) -> Iterator[tuple[InputContainer, VideoStream]]:
     """
     with _open(Path(path)) as container:
         stream = _moving_picture(container)
+        if stream.codec_context is None:
+            raise DecodeError("no decoder for its codec")
         stream.thread_type = "SLICE"  # type: ignore[assignment]  # PyAV's setter takes the name
         stream.thread_count = 1
         yield container, stream
@@ -106,9 +108,10 @@ def pixel_aspect(stream: VideoStream) -> float:
     return float(ratio) if ratio and low <= ratio <= high else 1.0
 
 
-def said(error: av.FFmpegError) -> str:
+def said(error: Exception) -> str:
     """Return FFmpeg's words for an error."""
-    return (error.strerror or type(error).__name__).rstrip(".")
+    words: str | None = getattr(error, "strerror", None)
+    return (words or type(error).__name__).rstrip(".")
 
 
 def _open(path: Path) -> InputContainer:
@@ -143,7 +146,8 @@ def _moving_picture(container: InputContainer) -> VideoStream:
         kinds = Counter(s.type for s in container.streams)
         held = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()) if kind != "video")
         cover = "only cover art" if container.streams.video else ""
-        raise DecodeError(f"no video stream (holds {'; '.join(filter(None, [cover, held]))})")
+        holds = "; ".join(filter(None, [cover, held])) or "nothing"
+        raise DecodeError(f"no video stream (holds {holds})")
     with suppress(av.FFmpegError):
         best = container.streams.best("video")
         if best in moving:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,6 +110,7 @@ class VideoReader:
                 self._describe(item.frame)
                 first = item.time
             count += 1
+            self._limits.check_picture(item.frame.width, item.frame.height)
             self._limits.check_length(count, item.time - first)
             yield item
         reasons = "; ".join(
@@ -191,7 +193,8 @@ class VideoReader:
             length = container.duration or 0  # in FFmpeg's clock of containers: microseconds
             self._limits.check_length(stream.frames, length / 1e6)
         self.origin = choose_origin(stream, self._motion)
-        options = {"max_pixels": str(self._limits.pixels)}
+        # FFmpeg counts generous margins as well; this keeps a header that lies from all memory.
+        options = {"max_pixels": str(4 * self._limits.pixels + (1 << 20))}
         if self.origin.kind == "native":
             options["flags2"] = "+export_mvs"
             if not self._pictures:
@@ -205,6 +208,8 @@ class VideoReader:
         last: float | None = None
         for frame in frames:
             time = frame.time
+            if time is not None and not math.isfinite(time):  # a damaged clock
+                time = None
             if time is None and jump is not None and last is None:
                 return  # nobody knows where the jump has led to
             if time is None or (last is not None and time <= last):
@@ -217,7 +222,7 @@ class VideoReader:
         while True:
             try:
                 packet = next(packets, None)
-            except av.FFmpegError as error:
+            except (av.FFmpegError, IndexError) as error:  # PyAV: a stream that appears midway
                 self._errors[said(error)] += 1
                 packet = None  # the file breaks off: take what the decoder still holds
             try:
