@@ -6,6 +6,7 @@ Inputs that the text takes for granted are put there: `videos`, `clip.mp4`, list
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -75,7 +76,7 @@ class Workshop:
 
     def run(self, line: str) -> Any:
         """Run a line of documentation, shrunk; the inputs it names are made first."""
-        words = words_of(line)
+        words = words_of(line.replace(" --engine ray --address auto", ""))  # tested with a cluster
         command = words[0]
         for word in words[1:] if command != "prepare" else []:
             self.provide(word)
@@ -158,14 +159,38 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def like_ssv2(videos: Path) -> None:
+    """Two videos in the form of Something-Something V2."""
+    labels = Path("ssv2/labels")
+    labels.mkdir(parents=True)
+    Path("ssv2/videos").mkdir()
+    (labels / "labels.json").write_text(json.dumps({"Moving something left": "0"}))
+    for number, split in enumerate(("train", "validation")):
+        shutil.copy(videos / "train/left" / f"{number}.mp4", f"ssv2/videos/{number}.mp4")
+        row = {"id": str(number), "template": "Moving [something] left"}
+        (labels / f"{split}.json").write_text(json.dumps([row]))
+
+
+def like_ucf101(videos: Path) -> None:
+    """Two videos in the form of UCF101."""
+    lists = Path("ucfTrainTestlist")
+    lists.mkdir()
+    (lists / "classInd.txt").write_text("1 Left\n")
+    Path("UCF-101/Left").mkdir(parents=True)
+    for number, (name, label) in enumerate((("trainlist01.txt", " 1"), ("testlist01.txt", ""))):
+        clip = f"Left/v_Left_g0{number + 1}_c01.avi"
+        shutil.copy(videos / "train/left" / f"{number}.mp4", f"UCF-101/{clip}")
+        (lists / name).write_text(f"{clip}{label}\n")
+
+
 @pytest.fixture
 def workshop(
     tmp_path: Path, base: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Workshop]:
     monkeypatch.chdir(tmp_path)
-    for name in ("videos", "ssv2/videos"):
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(base / "videos", name)
+    shutil.copytree(base / "videos", "videos")
+    like_ssv2(base / "videos")
+    like_ucf101(base / "videos")
     for name in ("train.csv", "val.csv", "clip.mp4"):
         shutil.copy(base / name, name)
     Path("lists").mkdir()

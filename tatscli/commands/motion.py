@@ -15,7 +15,8 @@ Examples:
   tats motion clip.mp4 -o vectors.safetensors --raw
   tats motion clip.mp4 --motion reencode --motion-cell 8 --camera affine --json
 
-Exit codes: 0 written, 1 the file does not decode or its codec exports no rows, 2 wrong command line.
+Exit codes: 0 written, 1 the file does not decode or its codec exports no rows, 2 wrong command
+line.
 """
 
 

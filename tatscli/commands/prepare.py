@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tatscli.console import Reporter
     from tatscli.store.pool import Runner
     from tatscli.store.prepare import Report
+    from tatscli.store.sources import Sources
 
 EPILOG = """
 Examples:
@@ -26,15 +27,14 @@ Examples:
   tats prepare UCF-101 --dataset ucf101 --annotations ucfTrainTestlist --out prepared/ucf101
   tats prepare ./videos --frames none --motion native
   tats prepare ./videos --check --json
-  tats prepare ./videos --out /shared/mine --engine ray --address auto
-  tats prepare ./videos --out /shared/mine --part 3/8
+  tats prepare ./videos --out prepared/mine --engine ray --address auto
+  tats prepare ./videos --out prepared/mine --part 3/8
 
 Exit codes: 0 every video is ok, 1 some failed (their reasons are in the manifest), 2 nothing could
 be done, 130 interrupted (the same command continues).
 """
 
 _SHOWN = 20  # failures in the closing table; all are in the manifest and in --json
-_AHEAD = 16  # videos for each worker that may be done before their turn; they wait on disk
 
 Dataset = Literal[
     "auto", "list", "folders", "ssv2", "kinetics", "ucf101", "hmdb51", "diving48", "epic100"
@@ -140,14 +140,20 @@ def prepare(
     verbose: Verbose = False,
 ) -> int:
     """Turn videos into a store of frames and motion vectors; run it again to continue."""
+    from contextlib import ExitStack
+    from functools import partial
+
     from tatscli.errors import Exit, UsageError
     from tatscli.store import prepare as pipeline
+    from tatscli.store.pool import run_in_order
     from tatscli.store.schema import Settings
     from tatscli.store.sources import find_sources
     from tatscli.video.decode import Limits
 
     if address is not None and engine != "ray":
         raise UsageError("`--address` is for `--engine ray` alone")
+    if address is not None and workers is not None:
+        raise UsageError("`--workers` is for this machine; the nodes of a cluster say their own")
     if frames == "none" and motion == "none":
         raise UsageError("`--frames none --motion none` leaves nothing to store")
     report = reporter(json, quiet, verbose)
@@ -161,30 +167,40 @@ def prepare(
     for doubt in sources.doubts:
         report.warn(doubt)
     limits = Limits(max_pixels, max_frames, max_duration)
-    run = _runner(engine, address, workers, file_timeout or None, [source, store.parent])
-    if check:
-        outcome = pipeline.check(sources, run=run, reporter=report, limits=limits)
-    else:
-        outcome = pipeline.prepare(
-            sources,
-            store,
-            Settings(
-                frames=frames,
-                short_side=short_side or None,
-                quality=quality,
-                motion=motion,
-                motion_cell=motion_cell,
-                camera=camera,
-            ),
-            run=run,
-            reporter=report,
-            limits=limits,
-            overwrite=overwrite,
-            retry_failed=retry_failed,
-            add=add,
-            part=share,
-        )
-    _show(report, outcome, None if check else store)
+    timeout = file_timeout or None
+    with ExitStack() as stack:
+        run: Runner
+        if engine == "ray":
+            from tatscli.store.cluster import connected, run_on_ray
+
+            # Before the store is touched, so that a wrong address leaves nothing behind.
+            stack.enter_context(connected(address, workers=workers))
+            run = partial(run_on_ray, timeout=timeout, shared=[source])
+        else:
+            run = partial(run_in_order, workers=workers or _cores(), timeout=timeout)
+        if check:
+            outcome = pipeline.check(sources, run=run, reporter=report, limits=limits)
+        else:
+            outcome = pipeline.prepare(
+                sources,
+                store,
+                Settings(
+                    frames=frames,
+                    short_side=short_side or None,
+                    quality=quality,
+                    motion=motion,
+                    motion_cell=motion_cell,
+                    camera=camera,
+                ),
+                run=run,
+                reporter=report,
+                limits=limits,
+                overwrite=overwrite,
+                retry_failed=retry_failed,
+                add=add,
+                part=share,
+            )
+    _show(report, sources, outcome, None if check else store)
     return Exit.FAILED if outcome.failures else Exit.OK
 
 
@@ -203,27 +219,7 @@ def _part(text: str | None) -> tuple[int, int] | None:
     return int(found[1]), int(found[2])
 
 
-def _runner(
-    engine: str,
-    address: str | None,
-    workers: int | None,
-    timeout: float | None,
-    shared: list[Path],
-) -> Runner:
-    """Return what works off the jobs."""
-    from functools import partial
-
-    if engine == "ray":
-        from tatscli.store.cluster import run_on_ray
-
-        return partial(run_on_ray, timeout=timeout, address=address, workers=workers, shared=shared)
-    from tatscli.store.pool import run_in_order
-
-    workers = workers or _cores()
-    return partial(run_in_order, workers=workers, ahead=_AHEAD * workers, timeout=timeout)
-
-
-def _show(report: Reporter, outcome: Report, store: Path | None) -> None:
+def _show(report: Reporter, sources: Sources, outcome: Report, store: Path | None) -> None:
     """Print the closing tables and the JSON object."""
     counts, failures = outcome.counts, outcome.failures
     splits = Counter(row.split or "all" for row in outcome.rows)
@@ -259,7 +255,9 @@ def _show(report: Reporter, outcome: Report, store: Path | None) -> None:
         {
             "ok": counts.ok,
             "failed": counts.failed,
+            "missing": sources.missing,
             "frames": counts.frames,
+            "dataset": sources.dataset,
             "motion": {kind: motions[kind] for kind in ("native", "reencode", "none")},
             "seconds": round(outcome.seconds, 3),
             "failures": [{"id": row.id, "reason": row.reason} for row in failures],

@@ -38,8 +38,8 @@ class Sampling(Section):
     stride: Count | None = None
     """Source frames between two frames of the clip; dense only."""
     fps: Positive | None = None
-    """Frames a second of the clip, by presentation time, instead of `stride`; dense only. For videos
-    of different or variable frame rates."""
+    """Frames a second of the clip, by presentation time, instead of `stride`; dense only. For
+    videos of different or variable frame rates."""
     short: Literal["repeat_last", "loop", "error"] = "repeat_last"
     """A video shorter than the window: hold its last frame, start again, or stop."""
 

@@ -90,7 +90,7 @@ def exported(frame: VideoFrame) -> np.ndarray:
     """Return FFmpeg's rows for a decoded frame as a structured array; empty if there are none."""
     # Not `frame.side_data`: frame and container would hold each other until the garbage collector
     # comes, and new memory for every picture costs a fifth of the decoding time.
-    vectors: Any = SideDataContainer(frame).get("MOTION_VECTORS")
+    vectors: Any = SideDataContainer(frame).get("MOTION_VECTORS")  # type: ignore[call-arg]
     return np.frombuffer(b"" if vectors is None else vectors, _STRUCT)
 
 

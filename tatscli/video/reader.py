@@ -207,7 +207,7 @@ class VideoReader:
         """Add the presentation times; missing and falling ones follow from the frame rate."""
         last: float | None = None
         for frame in frames:
-            time = frame.time
+            time: float | None = frame.time
             if time is not None and not math.isfinite(time):  # a damaged clock
                 time = None
             if time is None and jump is not None and last is None:
