@@ -86,7 +86,7 @@ def _convert(job: Job, stem: Path) -> Converted:
         # The codec exports vectors, but every picture of this file is coded by itself.
         converted = _spool(job, stem, "reencode")
         facts = converted.facts or {}
-        facts["motion_why"] = "no picture of the file is predicted from another"
+        facts["motion_why"] = "key frames only"
     return converted
 
 
@@ -126,15 +126,16 @@ def _spool(job: Job, stem: Path, motion: Wanted) -> Converted:
     )
     facts = _facts(job, reader, times)
     facts |= {"width": frame.width, "height": frame.height, "checksum": checksum(spool)}
-    facts |= _motion_facts(reader, sum(valid))
+    facts |= _motion_facts(reader, len(times), sum(valid))
     return Converted(facts=facts, spool=spool)
 
 
-def _motion_facts(reader: VideoReader, moving: int) -> dict[str, Any]:
+def _motion_facts(reader: VideoReader, frames: int, moving: int) -> dict[str, Any]:
     origin = reader.origin
     if moving or origin.kind == "none":
         return {"motion": origin.kind, "motion_why": origin.why, "moving": moving}
-    return {"motion": "none", "motion_why": "no picture is predicted from another", "moving": 0}
+    why = "a single frame" if frames == 1 else "key frames only"
+    return {"motion": "none", "motion_why": why, "moving": 0}
 
 
 def _facts(job: Job, reader: VideoReader, times: list[float]) -> dict[str, Any]:
@@ -143,7 +144,7 @@ def _facts(job: Job, reader: VideoReader, times: list[float]) -> dict[str, Any]:
     step = span / (len(times) - 1) if len(times) > 1 else reader.step
     width, height = reader.size
     facts = {
-        "bytes": job.path.stat().st_size,
+        "bytes": reader.bytes,
         "codec": reader.codec,
         "pixel_format": reader.pixel_format,
         "interlaced": reader.interlaced,

@@ -67,8 +67,9 @@ def choose_origin(stream: VideoStream, wanted: Wanted) -> Origin:
     references = h264_reference_frames(context.extradata or b"")
     if references == 1 and not context.has_b_frames:
         return Origin("native", "one reference frame")
-    if references is None:
-        return Origin("reencode", "vectors may span several frames")
+    if not references:
+        why = "vectors may span several frames" if references is None else "key frames only"
+        return Origin("reencode", why)
     return Origin("reencode", f"{references} reference frames: vectors may span several frames")
 
 

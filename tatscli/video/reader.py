@@ -62,6 +62,7 @@ class VideoReader:
 
     Attributes:
         codec: FFmpeg's name of the codec; known from the first frame on, like all that follows.
+        bytes: Size of the file.
         size: Width and height of the first frame as decoded.
         pixel_format: FFmpeg's name of its pixel format.
         aspect: Width of a decoded pixel by its height.
@@ -83,6 +84,7 @@ class VideoReader:
     ) -> None:
         self.path = Path(path)
         self.codec: str | None = None
+        self.bytes = 0
         self.size = (0, 0)
         self.pixel_format: str | None = None
         self.aspect = 1.0
@@ -96,6 +98,7 @@ class VideoReader:
         self._segment = segment
         self._limits = limits or Limits()
         self._errors: Counter[str] = Counter()
+        self._encrypted = False
 
     def __iter__(self) -> Iterator[Decoded]:
         """Yield the frames, or those of the segment, in the order of presentation.
@@ -119,7 +122,8 @@ class VideoReader:
         )
         if not count:
             nothing = "the segment lies outside" if self.size[0] else "there is no picture data"
-            raise DecodeError(f"no frame can be decoded: {reasons or nothing}")
+            locked = "it is encrypted" if self._encrypted else None
+            raise DecodeError(f"no frame can be decoded: {locked or reasons or nothing}")
         if reasons:
             self.problem = f"damaged, some frames are missing: {reasons}"
 
@@ -185,9 +189,11 @@ class VideoReader:
         """Learn what the header says, refuse what is too large, set the decoder's options."""
         context = stream.codec_context
         self.codec = context.codec.canonical_name
+        self.bytes = container.size
         self.step = 1 / nominal_fps(stream)
         self.aspect = pixel_aspect(stream)
         self.interlaced = is_interlaced(stream)
+        self._encrypted = "enc_key_id" in stream.metadata  # FFmpeg says so of WebM alone
         self._limits.check_picture(context.width, context.height)
         if self._segment is None:
             length = container.duration or 0  # in FFmpeg's clock of containers: microseconds
