@@ -16,10 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tatscli.files import publish
+from tatscli.tensors import PIECE, Tensor, write_tensors
 
-_PIECE = 1 << 20
-_DTYPES = {"times": "F64", "offsets": "I64", "motion": "F16", "jpeg": "U8", "valid": "BOOL"}
 _NUMPY = {"F64": "<f8", "I64": "<i8", "F16": "<f2", "U8": "u1", "BOOL": "?"}
 _MAX_HEADER = 100_000_000  # the library refuses more
 
@@ -44,37 +42,21 @@ class Spool:
     times: np.ndarray
     valid: np.ndarray
 
+    def tensors(self, video: str = "") -> list[Tensor]:
+        """Return its tensors for a shard, as those of a video; the largest elements first."""
+        found = [Tensor.of(f"{video}/times", self.times)]
+        if self.offsets is not None:
+            found.append(Tensor.of(f"{video}/offsets", self.offsets))
+        found.append(Tensor(f"{video}/motion", np.dtype("<f2"), self.motion_shape, self.motion))
+        if self.jpeg is not None and self.offsets is not None:
+            size = (int(self.offsets[-1]),)
+            found.append(Tensor(f"{video}/jpeg", np.dtype("u1"), size, self.jpeg))
+        return [*found, Tensor.of(f"{video}/valid", self.valid)]
+
     @property
     def size(self) -> int:
         """Bytes it takes in a shard."""
-        return sum(math.prod(self.shape(kind)) * _item_bytes(kind) for kind in self.kinds())
-
-    def kinds(self) -> list[str]:
-        """Return which tensors it has.
-
-        Ordered by the size of their elements, so that each one in a shard is aligned.
-        """
-        absent = {"jpeg"} if self.jpeg is None else set()
-        if self.offsets is None:
-            absent.add("offsets")
-        return [kind for kind in _DTYPES if kind not in absent]
-
-    def shape(self, kind: str) -> list[int]:
-        """Return the shape of one of its tensors."""
-        if kind == "motion":
-            return list(self.motion_shape)
-        if kind == "jpeg":
-            return [0 if self.offsets is None else int(self.offsets[-1])]
-        return list(getattr(self, kind).shape)
-
-    def pieces(self, kind: str) -> Iterator[bytes]:
-        """Yield the bytes of one of its tensors."""
-        content = getattr(self, kind)
-        if isinstance(content, Path):
-            with content.open("rb") as file:
-                yield from iter(lambda: file.read(_PIECE), b"")
-        else:
-            yield content.tobytes()
+        return sum(tensor.size for tensor in self.tensors())
 
     def remove(self) -> None:
         """Delete the files."""
@@ -88,55 +70,25 @@ def checksum(spool: Spool) -> str:
 
     What lies in a shard has the same one: `Shard.checksum`.
     """
-    return _digest(piece for kind in sorted(spool.kinds()) for piece in spool.pieces(kind))
+    tensors = sorted(spool.tensors(), key=lambda tensor: tensor.name)
+    return _digest(piece for tensor in tensors for piece in tensor.pieces())
 
 
 def write_shard(path: Path, videos: Sequence[tuple[str, Spool]]) -> None:
     """Write videos as one safetensors file that appears complete or not at all.
 
-    The format is written here because the library's writer wants every tensor in memory: eight
-    bytes with the length of the header, the header in JSON, the data without gaps.
-
     Args:
         path: The shard.
         videos: Id and content of each video.
     """
-    header: dict[str, object] = {}
-    parts: list[tuple[Spool, str]] = []
-    end = 0
-    for kind in _DTYPES:
-        for name, spool in videos:
-            if kind not in spool.kinds():
-                continue
-            shape = spool.shape(kind)
-            begin, end = end, end + math.prod(shape) * _item_bytes(kind)
-            header[f"{name}/{kind}"] = {
-                "dtype": _DTYPES[kind],
-                "shape": shape,
-                "data_offsets": [begin, end],
-            }
-            parts.append((spool, kind))
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for spool, kind in parts:
-                file.writelines(spool.pieces(kind))
-            if file.tell() != 8 + len(text) + end:
-                meant = 8 + len(text) + end
-                raise RuntimeError(f"{path}: {file.tell()} bytes written, {meant} meant")
-            file.flush()
-            os.fsync(file.fileno())
-        publish(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)  # a full disk needs the room
+    tensors = [tensor for video, spool in videos for tensor in spool.tensors(video)]
+    # Tensors of a kind together: so each one is aligned, whatever the length of the JPEGs.
+    kinds = ("times", "offsets", "motion", "jpeg", "valid")
+    write_tensors(path, sorted(tensors, key=lambda one: kinds.index(one.name.rpartition("/")[2])))
 
 
 @dataclass(frozen=True, slots=True)
-class Tensor:
+class Place:
     """A tensor as the header of a shard describes it.
 
     Attributes:
@@ -174,13 +126,13 @@ class Shard:
             if not 2 <= length <= min(_MAX_HEADER, self._size - 8):
                 raise ValueError(f"its header cannot be {length} bytes long")
             text = file.read(length)
-        self.videos: dict[str, dict[str, Tensor]] = {}
+        self.videos: dict[str, dict[str, Place]] = {}
         end = 8 + length
         try:
             for name, entry in json.loads(text).items():
                 video, _, kind = name.rpartition("/")
                 begin, stop = entry["data_offsets"]
-                tensor = Tensor(
+                tensor = Place(
                     entry["dtype"], tuple(entry["shape"]), 8 + length + begin, stop - begin
                 )
                 size = math.prod(tensor.shape) * np.dtype(_NUMPY[tensor.dtype]).itemsize
@@ -200,16 +152,16 @@ class Shard:
         tensors = self.videos[video]
         return _digest(piece for kind in sorted(tensors) for piece in self.pieces(tensors[kind]))
 
-    def pieces(self, tensor: Tensor) -> Iterator[bytes]:
+    def pieces(self, tensor: Place) -> Iterator[bytes]:
         """Yield the bytes of a tensor."""
         with self.path.open("rb", buffering=0) as file:
             file.seek(tensor.start)
             rest = tensor.size
-            while rest and (piece := file.read(min(rest, _PIECE))):
+            while rest and (piece := file.read(min(rest, PIECE))):
                 rest -= len(piece)
                 yield piece
 
-    def array(self, tensor: Tensor, start: int = 0, stop: int | None = None) -> np.ndarray:
+    def array(self, tensor: Place, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Return a tensor, or some bytes of one, as a vector."""
         stop = tensor.size if stop is None else stop
         with self.path.open("rb") as file:
@@ -222,7 +174,3 @@ def _digest(pieces: Iterable[bytes]) -> str:
     for piece in pieces:
         digest.update(piece)
     return digest.hexdigest()
-
-
-def _item_bytes(kind: str) -> int:
-    return np.dtype(_NUMPY[_DTYPES[kind]]).itemsize
