@@ -22,6 +22,7 @@ from typing import Any, Generic, TypeVar
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
+_NOT_YET = object()
 _CONTEXT = get_context("spawn")  # a fork would inherit whatever threads and locks the parent has
 _AHEAD = 16  # jobs for each worker that may be done before their turn
 _PATIENCE = 5.0  # seconds to wait for a killed process; one that hangs in the kernel stays longer
@@ -112,7 +113,7 @@ def run_in_order(
                     return
                 for worker in _awaited(busy):
                     result = worker.take()
-                    if result is None:
+                    if result is _NOT_YET:
                         continue
                     assert worker.task is not None
                     (index, job), worker.task = worker.task, None
@@ -168,8 +169,8 @@ class _Worker(Generic[Job, Result]):
         with suppress(BrokenPipeError):  # died while idle: found when the result is taken
             self.pipe.send(task[1])
 
-    def take(self) -> Result | Crash | Timeout | None:
-        """Receive what became of the job; None where the process only says that it has started."""
+    def take(self) -> Any:
+        """Receive what became of the job; `_NOT_YET` where the process only says it has started."""
         try:
             if not self.pipe.poll():
                 return self._give_up()
@@ -184,7 +185,7 @@ class _Worker(Generic[Job, Result]):
         if not self._started:
             self._started = True
             self._start_clock()  # what the start of a process takes is not the job's
-            return None
+            return _NOT_YET
         return result
 
     def kill(self) -> None:

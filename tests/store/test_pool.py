@@ -48,6 +48,10 @@ def test_results_come_in_the_order_of_the_jobs():
     assert found == [(job, job[1]) for job in jobs]
 
 
+def test_a_job_may_return_nothing():
+    assert results([("echo", None), ("echo", 1), ("echo", None)]) == [None, 1, None]
+
+
 def test_no_jobs():
     assert results([]) == []
 
