@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tatscli.masking.adamae import AdamaeMasker
 from tatscli.masking.base import Masker
 from tatscli.masking.random import RandomMasker
 from tatscli.masking.tats import TatsMasker
@@ -11,6 +12,7 @@ from tatscli.recipe import schema
 MASKERS: dict[str, type[Masker]] = {
     "random": RandomMasker,
     "tube": TubeMasker,
+    "adamae": AdamaeMasker,
     "tats": TatsMasker,
 }
 

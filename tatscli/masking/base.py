@@ -23,11 +23,19 @@ class Masker(nn.Module):
         needs_motion: `plan` must be given the clips' motion.
         needs_embeddings: `plan` reads the patch embeddings; otherwise any (B, N, *) tensor will do
             and the hidden patches are never embedded.
+        reaches_encoder: `learn` leaves the gradient of its loss on the patch embeddings in
+            `token_gradient_BND`, for the encoder's own backward pass.
+        token_gradient_BND: That gradient, or None.
+        temperature: Sharpens (below 1) or flattens a learned policy for looking at it; None for
+            masks without one.
     """
 
     visible: int
     needs_motion: bool = False
     needs_embeddings: bool = False
+    reaches_encoder: bool = False
+    token_gradient_BND: Tensor | None = None
+    temperature: float | None = None
 
     def __init__(self, grid: tuple[int, int, int], ratio: float) -> None:
         super().__init__()
@@ -62,6 +70,10 @@ class Masker(nn.Module):
     def learn(self, plan: MaskPlan, error_BM: Tensor) -> dict[str, float]:
         """Take the error of each predicted token of the last plan, update, and return metrics."""
         return {}
+
+    def notices(self) -> list[str]:
+        """Return what the user should know since the last call."""
+        return []
 
     def schedule(self, step: int, total_steps: int) -> None:
         """Hear the position in training before each plan: learned maskers warm up and decay."""

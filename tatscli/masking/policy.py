@@ -1,15 +1,17 @@
-"""The sampler network of TATS: a trajectory-attention trunk, an actor and a critic.
+"""The networks of the learned samplers: a trunk over all tokens, an actor, perhaps a critic.
 
-Shapes: B batch, N tokens (time-major), E encoder width, D sampler width.
+Shapes: B batch, N tokens (time-major), T slices, E encoder width, D sampler width.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from tatscli.nn.sampler import SamplerBlock
 from tatscli.nn.trajectory import TrajectoryBlock
 from tatscli.nn.vit import NORM_EPS
 
@@ -18,7 +20,7 @@ class PolicyOutput(NamedTuple):
     """What the network says of a batch, in float32."""
 
     log_p_BN: Tensor  # log-probability of each token to be drawn first
-    value_B: Tensor  # expected mean error of the hidden tokens, standardised (`RunningReward`)
+    value_B: Tensor | None  # expected mean error of the hidden tokens, standardised
 
 
 class Policy(nn.Module):
@@ -34,44 +36,90 @@ class Policy(nn.Module):
         inputs: Width E of the tokens given.
         width: Width D of the sampler; a linear map comes first where they differ.
         heads: Attention heads.
+        trunk: Trajectory attention, or ordinary attention over all tokens.
+        critic: On the actor's trunk, on one of its own, or none.
+        floor: Share of a uniform distribution mixed into the policy.
+        by_slice: Each slice gets the same share of the probability.
+        dropout: Of the ordinary trunk.
+        final_norm: Normalise the trunk's tokens before the actor.
     """
 
-    def __init__(self, *, grid: tuple[int, int, int], inputs: int, width: int, heads: int) -> None:
+    def __init__(
+        self,
+        *,
+        grid: tuple[int, int, int],
+        inputs: int,
+        width: int,
+        heads: int,
+        trunk: Literal["trajectory", "mha"] = "trajectory",
+        critic: Literal["shared", "separate", "none"] = "shared",
+        floor: float = 0.0,
+        by_slice: bool = False,
+        dropout: float = 0.0,
+        final_norm: bool = True,
+    ) -> None:
         super().__init__()
+        self.slices = grid[0]
         self.tokens = grid[0] * grid[1] * grid[2]
         self.inputs = inputs
         self.width = width
+        self.floor = floor
+        self.by_slice = by_slice
+
+        def make_trunk() -> TrajectoryBlock | SamplerBlock:
+            if trunk == "trajectory":
+                return TrajectoryBlock(width, heads, grid[0])
+            return SamplerBlock(width, heads, dropout=dropout)
+
         self.input = nn.Identity() if inputs == width else nn.Linear(inputs, width)
         self.position = nn.Parameter(torch.zeros(self.tokens, width))
-        self.trunk = TrajectoryBlock(width, heads, grid[0])
-        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.trunk = make_trunk()
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS) if final_norm else nn.Identity()
         self.actor = nn.Linear(width, 1, bias=False)
+        self.critic_trunk = make_trunk() if critic == "separate" else None
         level = nn.Linear(width, 1)
-        self.critic = nn.Sequential(nn.Linear(width, width), nn.GELU(), level)
-        for part in (self.input, *self.critic):
+        layers = [nn.Linear(width, width), nn.GELU(), level]
+        self.critic = nn.Sequential(*layers) if critic != "none" else None
+        for part in (self.input, *layers):
             if isinstance(part, nn.Linear):
                 nn.init.xavier_uniform_(part.weight)
                 nn.init.zeros_(part.bias)
         nn.init.zeros_(self.actor.weight)
         nn.init.zeros_(level.weight)
 
-    def forward(self, tokens_BND: Tensor) -> PolicyOutput:
-        """Score the patch embeddings of all tokens."""
-        trunk_BND = self.trunk(self.input(tokens_BND) + self.position)
+    def forward(self, tokens_BND: Tensor, temperature: float = 1.0) -> PolicyOutput:
+        """Score the patch embeddings of all tokens; a low temperature sharpens the policy."""
+        entry_BND = self.input(tokens_BND) + self.position
+        trunk_BND = self.trunk(entry_BND)
+        other_BND = trunk_BND if self.critic_trunk is None else self.critic_trunk(entry_BND)
         # Half precision rounds logits too coarsely and lets small probabilities vanish.
         with torch.autocast(tokens_BND.device.type, enabled=False):
             latents_BND = self.norm(trunk_BND.float())
-            logits_BN = self.actor(latents_BND).squeeze(-1)
-            value_B = self.critic(latents_BND.mean(dim=1)).squeeze(-1)
-            return PolicyOutput(logits_BN.log_softmax(dim=-1), value_B)
+            logits_BN = self.actor(latents_BND).squeeze(-1) / temperature
+            value_B = None
+            if self.critic is not None:
+                seen_BND = (
+                    latents_BND if self.critic_trunk is None else self.norm(other_BND.float())
+                )
+                value_B = self.critic(seen_BND.mean(dim=1)).squeeze(-1)
+            return PolicyOutput(self._log_p_BN(logits_BN), value_B)
+
+    def _log_p_BN(self, logits_BN: Tensor) -> Tensor:
+        groups = self.slices if self.by_slice else 1
+        log_p_BN = logits_BN.unflatten(1, (groups, -1)).log_softmax(dim=-1).flatten(1)
+        log_p_BN = log_p_BN - math.log(groups)
+        if not self.floor:
+            return log_p_BN
+        mixed = log_p_BN + math.log1p(-self.floor)
+        return torch.logaddexp(mixed, mixed.new_tensor(math.log(self.floor / self.tokens)))
 
     def decay_groups(self, weight_decay: float) -> list[dict[str, object]]:
-        """Split for AdamW: only the matrices of trunk and input decay."""
+        """Split for AdamW: only the matrices of trunks and input decay."""
         decayed: list[nn.Parameter] = []
         free: list[nn.Parameter] = []
         for name, parameter in self.named_parameters():
-            matrix = parameter.ndim > 1 and name.startswith(("trunk.", "input."))
-            (decayed if matrix else free).append(parameter)
+            inner = name.startswith(("trunk.", "critic_trunk.", "input."))
+            (decayed if parameter.ndim > 1 and inner else free).append(parameter)
         return [
             {"params": decayed, "weight_decay": weight_decay},
             {"params": free, "weight_decay": 0.0},
@@ -80,5 +128,6 @@ class Policy(nn.Module):
     def macs(self) -> int:
         """Count multiply-accumulates of one forward pass per clip."""
         entry = 0 if self.inputs == self.width else self.tokens * self.inputs * self.width
-        heads = self.tokens * self.width + self.width**2 + self.width
-        return entry + self.trunk.macs(self.tokens) + heads
+        trunks = self.trunk.macs(self.tokens) * (1 if self.critic_trunk is None else 2)
+        critic = 0 if self.critic is None else self.width**2 + self.width
+        return entry + trunks + self.tokens * self.width + critic

@@ -25,7 +25,12 @@ def advantages(reward_BM: Tensor, baseline_B: Tensor) -> Tensor:
     baseline per token would cancel the signal. Advantages stay within `LIMIT`.
     """
     spread_B1 = reward_BM.std(dim=1, correction=0, keepdim=True)
-    return ((reward_BM - baseline_B[:, None]) / (spread_B1 + EPS)).clamp(-LIMIT, LIMIT).detach()
+    return bounded((reward_BM - baseline_B[:, None]) / (spread_B1 + EPS))
+
+
+def bounded(advantage: Tensor) -> Tensor:
+    """Return advantages within `LIMIT`, without gradient."""
+    return advantage.clamp(-LIMIT, LIMIT).detach()
 
 
 def clipped_surrogate(ratio_BM: Tensor, advantage_BM: Tensor, clip: float) -> Tensor:

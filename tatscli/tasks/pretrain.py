@@ -89,7 +89,7 @@ def pretrain(
             masker.schedule(done, schedule.total_steps)
             unit_BCTHW = to_unit(batch.video_BCTHW)
             cubes_BNP = encoder.cubes(standardize(unit_BCTHW, recipe.data.mean, recipe.data.std))
-            with torch.no_grad():
+            with torch.set_grad_enabled(masker.reaches_encoder):
                 state = encoder.embed(cubes_BNP) if masker.needs_embeddings else cubes_BNP
             plan = masker.plan(state, motion=batch.motion, generator=generator)
             predictions = forward(cubes_BNP, plan.visible_BK, plan.predict_BM)
@@ -99,7 +99,14 @@ def pretrain(
                 error_BM = error_BM + target.weight * target.error(prediction_BMC, target_BMC)
             metrics = masker.learn(plan, error_BM.detach())
             metrics |= mask_insight(plan, grid=recipe.grid, motion=batch.motion)
-            return error_BM.mean(), metrics
+            for notice in masker.notices():
+                here.reporter.warn(notice, once=True)
+            loss = error_BM.mean()
+            if masker.token_gradient_BND is not None:
+                # Adds the gradient of the sampler's loss to the patch embedding, and 0 to the loss.
+                pull = (state * masker.token_gradient_BND).sum()
+                loss = loss + pull - pull.detach()
+            return loss, metrics
 
         training = Training(
             model=system.autoencoder,

@@ -17,13 +17,14 @@ from tatscli.recipe import schema
 SECTIONS: dict[str, Any] = {
     "random": schema.RandomMask,
     "tube": schema.TubeMask,
+    "adamae": schema.AdamaeMask,
     "tats": schema.TatsMask,
 }
 
 
 def make(kind: str, grid: tuple[int, int, int], ratio: float) -> Masker:
     torch.manual_seed(0)
-    extra = {"width": 8, "heads": 2} if kind == "tats" else {}
+    extra = {"width": 8, "heads": 2} if kind in ("tats", "adamae") else {}
     config = SECTIONS[kind](kind=kind, ratio=ratio, **extra)
     return build_masker(config, grid=grid, width=6)
 

@@ -189,6 +189,7 @@ def test_metrics_say_what_happened() -> None:
         "sampler_grad_norm",
         "updates",
         "skipped",
+        "restored",
     }
     assert metrics["entropy"] == pytest.approx(1, abs=1e-6)
     assert metrics["reward"] == pytest.approx(error.mean().item())

@@ -101,12 +101,12 @@ def test_all_problems_come_at_once_with_path_line_and_nearest_key(write):
     [
         (
             "data: {store: x}\nmask: {kind: tatz}\n",
-            'line 2: `mask.kind: "tatz"` must be one of `random`, `tube`, `tats`; '
+            'line 2: `mask.kind: "tatz"` must be one of `random`, `tube`, `adamae`, `tats`; '
             "did you mean `tats`?",
         ),
         (
             "data: {store: x}\nmask: {ratio: 0.5}\n",
-            "line 2: `mask.kind` is missing; it must be one of `random`, `tube`, `tats`",
+            "line 2: `mask.kind` is missing; it must be one of `random`, `tube`, `adamae`, `tats`",
         ),
         ("data: {store: x}\n", "`mask` is missing"),
         (

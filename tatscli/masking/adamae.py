@@ -1,0 +1,112 @@
+"""`adamae`: the sampler of AdaMAE (Bandara et al. 2023, arXiv 2211.09120; wgcban/adamae, MIT).
+
+One attention block over the patch embeddings, a linear layer, a softmax over all tokens of the
+clip. Its loss is the mean over hidden tokens of -log p times the error, weighted by 1e-4; there is
+no baseline, no ratio and no entropy term. The gradient also reaches the patch embedding.
+
+Ours: the actor starts at zero, so that the first masks are random, and the sampler has an
+optimiser of its own with the autoencoder's settings, instead of a place in the common one.
+
+Shapes: B batch, N tokens, M predicted.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from tatscli.errors import RecipeError
+from tatscli.masking import ppo
+from tatscli.masking.learned import LearnedMasker, read_metrics
+from tatscli.masking.plan import MaskPlan
+from tatscli.masking.policy import Policy
+from tatscli.recipe import schema
+
+
+def sampling_loss(log_p_BN: Tensor, predict_BM: Tensor, error_BM: Tensor) -> Tensor:
+    """Return the mean over clips and hidden tokens of -log p x error, a scalar.
+
+    Args:
+        log_p_BN: Log-probabilities of the tokens.
+        predict_BM: The hidden tokens.
+        error_BM: Their errors, without gradient.
+    """
+    return -(log_p_BN.gather(1, predict_BM) * error_BM).mean()
+
+
+class AdamaeMasker(LearnedMasker):
+    """Draws from the softmax of one attention block, trained by the log-probability objective."""
+
+    warms_up_uniformly = False  # its warm-up is that of the learning rate alone
+
+    def __init__(
+        self,
+        config: schema.AdamaeMask,
+        *,
+        grid: tuple[int, int, int],
+        width: int,
+        lr_scale: float = 1.0,
+    ) -> None:
+        if (config.width or width) % config.heads:
+            raise RecipeError(
+                f"`mask.heads: {config.heads}` does not divide the sampler's width"
+                f" {config.width or width}"
+            )
+        policy = Policy(
+            grid=grid,
+            inputs=width,
+            width=config.width or width,
+            heads=config.heads,
+            trunk="mha",
+            critic="none",
+            floor=config.floor,
+            by_slice=config.quota,
+            dropout=config.dropout,
+            final_norm=False,
+        )
+        super().__init__(config, grid=grid, policy=policy, lr_scale=lr_scale)
+        self.weight = config.weight
+
+    @classmethod
+    def from_recipe(
+        cls, config: Any, *, grid: tuple[int, int, int], width: int, lr_scale: float = 1.0
+    ) -> Self:
+        """Build from the recipe's `mask` section."""
+        return cls(config, grid=grid, width=width, lr_scale=lr_scale)
+
+    @torch.enable_grad()
+    def learn(self, plan: MaskPlan, error_BM: Tensor) -> dict[str, float]:
+        """Update the sampler from the errors of the last plan's predicted tokens.
+
+        Args:
+            plan: What the last `plan` returned, or one that predicts fewer of its hidden tokens.
+            error_BM: Error of each token of `plan.predict_BM`; detached here.
+
+        Returns:
+            `sampling_loss` (unweighted), `entropy` (1 = uniform), `reward`, `sampler_grad_norm`,
+            `updates`, `skipped` because something was not finite, `restored` after a collapse.
+
+        Raises:
+            RuntimeError: If no plan was made in training mode since the last call.
+            ValueError: If the errors do not belong to the plan.
+        """
+        rollout = self._take_rollout(plan, error_BM)
+        assert rollout.output is not None
+        reward_BM = error_BM.detach().float()
+        log_p_BN = rollout.output.log_p_BN
+        loss = sampling_loss(log_p_BN, plan.predict_BM, reward_BM)
+        norm = self._step(self.weight * loss)
+        self._collect_token_gradient(rollout)
+        entropy = ppo.entropy(log_p_BN.detach()).mean() / math.log(self.tokens)
+        metrics = {
+            "sampling_loss": loss,
+            "entropy": entropy,
+            "reward": reward_BM.mean(),
+            "sampler_grad_norm": norm,
+        }
+        done = float(norm.isfinite())
+        counts = {"updates": done, "skipped": 1 - done, "restored": self._watch(entropy)}
+        return read_metrics(metrics) | counts

@@ -1,0 +1,53 @@
+"""`Guard`: keeps a learned policy that still explores, and goes back to it after a collapse."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+COLLAPSE = 0.5  # normalised entropy below which a policy shows the same few tokens to every clip
+INTERVAL = 20  # updates between two copies
+
+
+class Guard:
+    """Remembers the last good state of a policy and its optimiser.
+
+    Args:
+        policy: The network.
+        optimizer: Its optimiser.
+    """
+
+    def __init__(self, policy: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self._policy = policy
+        self._optimizer = optimizer
+        self._good: tuple[dict[str, Any], dict[str, Any]] | None = None
+        self._checks = 0
+
+    def check(self, entropy: Tensor) -> str | None:
+        """Judge the policy by its entropy (1 = uniform), equal on all ranks.
+
+        Returns:
+            What was wrong, if the policy was set back; None if it is good.
+        """
+        value = float(entropy)
+        finite = all(bool(parameter.isfinite().all()) for parameter in self._policy.parameters())
+        if not math.isfinite(value) and finite:
+            return None  # the batch was at fault, and its update was left out
+        if finite and value >= COLLAPSE:
+            if self._checks % INTERVAL == 0:
+                states = (self._policy.state_dict(), self._optimizer.state_dict())
+                self._good = copy.deepcopy(states)
+            self._checks += 1
+            return None
+        if self._good is not None:
+            policy, optimizer = copy.deepcopy(self._good)
+            self._policy.load_state_dict(policy)
+            self._optimizer.load_state_dict(optimizer)
+        what = f"has collapsed: its normalised entropy is {value:.2f}, less than {COLLAPSE}"
+        if not finite:
+            what = "is not finite any more"
+        return f"the sampler's policy {what}; training goes on with its last good state"
