@@ -14,17 +14,17 @@ INTERVAL = 20  # updates between two copies
 
 
 class Guard:
-    """Remembers the last good state of a policy and its optimiser.
+    """Remembers the last good state of a policy.
 
     Args:
         policy: The network.
-        optimizer: Its optimiser.
+        optimizer: Its optimiser, which forgets its moments when the policy is set back.
     """
 
     def __init__(self, policy: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self._policy = policy
         self._optimizer = optimizer
-        self._good: tuple[dict[str, Any], dict[str, Any]] | None = None
+        self._good: dict[str, Any] | None = None
         self._checks = 0
 
     def check(self, entropy: Tensor) -> str | None:
@@ -39,14 +39,12 @@ class Guard:
             return None  # the batch was at fault, and its update was left out
         if finite and value >= COLLAPSE:
             if self._checks % INTERVAL == 0:
-                states = (self._policy.state_dict(), self._optimizer.state_dict())
-                self._good = copy.deepcopy(states)
+                self._good = copy.deepcopy(self._policy.state_dict())
             self._checks += 1
             return None
         if self._good is not None:
-            policy, optimizer = copy.deepcopy(self._good)
-            self._policy.load_state_dict(policy)
-            self._optimizer.load_state_dict(optimizer)
+            self._policy.load_state_dict(self._good)
+        self._optimizer.state.clear()  # its momentum would lead straight back
         what = f"has collapsed: its normalised entropy is {value:.2f}, less than {COLLAPSE}"
         if not finite:
             what = "is not finite any more"

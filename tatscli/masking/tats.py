@@ -24,7 +24,9 @@ from tatscli.masking.policy import Policy, PolicyOutput
 from tatscli.masking.reward import RunningReward
 from tatscli.recipe import schema
 
-DUAL_RATE = 0.5  # of the entropy weight's logarithm, per unit of normalised entropy and update
+# How the logarithm of the entropy's weight follows the miss of the target: at once, and with every
+# update. A dual update alone, the second term, swings: the policy has momentum of its own.
+STEER, DUAL_RATE = 20.0, 0.3
 
 
 @dataclass(slots=True)
@@ -190,16 +192,20 @@ class TatsMasker(LearnedMasker):
         else:
             policy = -(new_BA * batch.advantage_BA).mean()
         entropy = ppo.entropy(output.log_p_BN).mean()
-        weight = self.log_entropy.exp() if config.entropy_target else config.entropy
+        share = entropy.detach() / math.log(self.tokens)
+        weight = torch.as_tensor(config.entropy)
+        if config.entropy_target is not None:
+            miss = config.entropy_target - share
+            weight = (self.log_entropy + STEER * miss).clamp(-10, 10).exp()
         loss = policy - weight * entropy
         terms = {
             "policy_loss": policy,
-            "entropy": entropy.detach() / math.log(self.tokens),
+            "entropy": share,
             "kl": ppo.kl_divergence(batch.old_log_p_BN, output.log_p_BN.detach()).mean(),
             "clip_fraction": ppo.clip_fraction(ratio_BA.detach(), config.clip),
         }
-        if config.entropy_target:
-            terms["entropy_weight"] = self.log_entropy.exp()
+        if config.entropy_target is not None:
+            terms["entropy_weight"] = weight
         if output.value_B is not None:
             aim_B = self.reward.standardise(batch.reward_B)
             terms["value_loss"] = (output.value_B - aim_B).square().mean()
@@ -211,7 +217,7 @@ class TatsMasker(LearnedMasker):
         target = self.config.entropy_target
         if target is not None:
             miss = target - mean_over_ranks(entropy)
-            self.log_entropy.add_(DUAL_RATE * miss).clamp_(-10, 10)
+            self.log_entropy.add_(DUAL_RATE * miss).clamp_(-7, 7)
 
     def _remember(self, reward_B: Tensor) -> None:
         """Take a batch's rewards into the running moments, alike on every rank, if finite."""
@@ -220,7 +226,7 @@ class TatsMasker(LearnedMasker):
             self.reward.update(moments[0], moments[1])
 
     def _remedy(self) -> str:
-        if self.config.entropy_target:
+        if self.config.entropy_target is not None:
             return f"raise `mask.entropy_target`, now {self.config.entropy_target:g}"
         return (
             f"raise `mask.entropy`, now {self.config.entropy:g}, or set `mask.entropy_target: 0.9`"

@@ -1,0 +1,218 @@
+"""Every switch of the learned masks does what it says, and hard tokens still gain visibility."""
+
+import copy
+import math
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from tatscli.masking.credit import credited_log_prob
+from tatscli.masking.plan import MaskPlan
+from tatscli.recipe import schema
+from tests.masking.learning import GRID, TOKENS, batch, make, seeded, share, train
+
+LEARNS = [
+    {"trunk": "mha"},
+    {"critic": "separate"},
+    {"objective": "logprob"},
+    {"log_prob": "exact"},
+    {"baseline": "clip_mean"},
+    {"baseline": "none"},
+    {"floor": 0.2},
+    {"quota": True},
+    {"quota": True, "log_prob": "exact"},
+    {"rollouts": 3},
+    {"rollouts": 2, "epochs": 2, "max_kl": 1.0},
+    {"entropy_target": 0.9},
+    {"detach": False},
+    {"clip_grad": None},
+    {"credit": "visible", "base_lr": 3e-3},
+    {"credit": "visible", "log_prob": "exact", "base_lr": 3e-3},
+]
+
+
+@pytest.mark.parametrize("switch", LEARNS, ids=str)
+def test_hard_tokens_gain_visibility_whatever_the_switches(switch):
+    masker = make(**switch)
+    steps = 600 if switch.get("credit") == "visible" else 150
+    metrics = train(masker, steps)
+    assert share(masker) > 0.13
+    assert metrics["skipped"] == metrics["restored"] == 0
+    assert masker.notices() == []
+
+
+def test_a_separate_critic_shares_no_trunk():
+    masker = make(critic="separate")
+    plan = masker.plan(batch(0)[0])
+    masker.policy.zero_grad()
+    output = masker.policy(batch(0)[0])
+    torch.nn.init.normal_(masker.policy.critic[2].weight)
+    masker.policy(batch(0)[0]).value_B.sum().backward()
+    assert all(p.grad is None for p in masker.policy.trunk.parameters())
+    assert any(p.grad is not None for p in masker.policy.critic_trunk.parameters())
+    assert output.value_B.shape == (len(plan.visible_BK),)
+    shared = make()
+    torch.nn.init.normal_(shared.policy.critic[2].weight)
+    shared.policy(batch(0)[0]).value_B.sum().backward()
+    assert any(p.grad is not None for p in shared.policy.trunk.parameters())
+
+
+@pytest.mark.parametrize("baseline", ["clip_mean", "none"])
+def test_without_a_critic_there_is_none(baseline):
+    masker = make(baseline=baseline)
+    assert masker.policy.critic is None
+    assert "value_loss" not in train(masker, 1)
+
+
+def test_the_floor_is_the_least_probability():
+    masker = make(floor=0.2)
+    with torch.no_grad():
+        masker.policy.actor.weight.normal_(std=20)
+    p = masker.scores_BN(batch(0)[0])
+    torch.testing.assert_close(p.sum(1), torch.ones(len(p)))
+    assert p.min() >= 0.2 / TOKENS - 1e-7
+    assert p.min() == pytest.approx(0.2 / TOKENS, rel=1e-3)
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.75, 0.9])
+def test_a_quota_shows_equally_many_tokens_of_every_slice(ratio):
+    masker = make(quota=True, ratio=ratio)
+    with torch.no_grad():
+        masker.policy.actor.weight.normal_(std=20)
+    plan = masker.plan(batch(0)[0], generator=seeded())
+    sites = TOKENS // GRID[0]
+    counts = torch.stack([(plan.visible_BK // sites == t).sum(1) for t in range(GRID[0])], 1)
+    assert counts.unique().tolist() == [int(sites * (1 - ratio) + 1e-9)]
+    p = masker.scores_BN(batch(0)[0]).unflatten(1, (GRID[0], sites))
+    torch.testing.assert_close(p.sum(2), torch.full(p.shape[:2], 1 / GRID[0]))
+    assert masker.visible == plan.visible_BK.shape[1]
+
+
+def test_the_log_probability_objective_has_no_ratio():
+    """Its gradient is that of -A log p, also where the ratio would be clipped."""
+    ppo, logprob = (
+        make(epochs=3, max_kl=100.0, base_lr=0.05),
+        make(objective="logprob", epochs=3, max_kl=100.0, base_lr=0.05),
+    )
+    for masker in (ppo, logprob):
+        train(masker, 3)
+    assert not torch.equal(ppo.policy.actor.weight, logprob.policy.actor.weight)
+
+
+def test_credit_goes_where_the_switch_says():
+    log_p = torch.randn(2, 6).log_softmax(1)
+    order = torch.tensor([[4, 1], [0, 3]])
+    plan = MaskPlan.from_visible(order, 6)
+    hidden = {"credit": "masked", "exact": False}
+    assert torch.equal(
+        credited_log_prob(log_p, order, plan.predict_BM, **hidden), log_p.gather(1, plan.predict_BM)
+    )
+    shown = {"credit": "visible", "exact": False}
+    assert torch.equal(
+        credited_log_prob(log_p, order, plan.predict_BM, **shown), log_p.gather(1, order)
+    )
+    p = log_p.exp()
+    exact = credited_log_prob(log_p, order, plan.predict_BM, credit="visible", exact=True)
+    expected = torch.tensor(
+        [[p[0, 4], p[0, 1] / (1 - p[0, 4])], [p[1, 0], p[1, 3] / (1 - p[1, 0])]]
+    )
+    torch.testing.assert_close(exact.exp(), expected)
+    following = credited_log_prob(log_p, order, plan.predict_BM, credit="masked", exact=True)
+    left = p.gather(1, plan.predict_BM)
+    torch.testing.assert_close(following.exp(), left / left.sum(1, keepdim=True))
+
+
+def test_groups_are_drawn_from_apart():
+    log_p = (torch.randn(1, 2, 3).log_softmax(2) - math.log(2)).flatten(1)
+    order = torch.tensor([[2, 0, 4, 5]])  # two of each group
+    found = credited_log_prob(
+        log_p, order, torch.tensor([[1, 3]]), credit="visible", exact=True, groups=2
+    )
+    p = log_p.exp().unflatten(1, (2, 3))[0] * 2
+    expected = [p[0, 2], p[0, 0] / (1 - p[0, 2]), p[1, 1], p[1, 2] / (1 - p[1, 1])]
+    torch.testing.assert_close(found[0].exp(), torch.stack(expected))
+
+
+def test_the_entropy_stays_where_it_is_wished():
+    for target in (0.85, 0.95):
+        masker = make(entropy_target=target, entropy=0.1)  # alone it would lead to collapse
+        train(masker, 300)
+        tail = [train(masker, 1, start=300 + step)["entropy"] for step in range(60)]
+        assert sum(tail) / len(tail) == pytest.approx(target, abs=0.04)
+
+
+def test_rollouts_are_collected_before_an_update():
+    masker = make(rollouts=3)
+    before = copy.deepcopy(masker.policy.state_dict())
+    made = []
+    for step in range(6):
+        tokens, _ = batch(step)
+        plan = masker.plan(tokens, generator=seeded(step))
+        assert masker._rollout.output is None  # no graph waits
+        made.append(masker.learn(plan, torch.rand(plan.predict_BM.shape))["updates"])
+        same = all(torch.equal(before[k], v) for k, v in masker.policy.state_dict().items())
+        assert same == (step < 2)
+    assert made[:2] == made[3:5] == [0, 0] and made[2] == 3 and made[5] >= 1
+
+
+def test_old_batches_are_left_out_once_the_policy_has_moved_too_far():
+    masker = make(rollouts=4, base_lr=0.1, max_kl=1e-4)
+    train(masker, 8)  # the second round begins off-policy for all but its first batch
+    assert train(masker, 4, start=8)["updates"] < 4
+
+
+@pytest.mark.parametrize("switch", [{}, {"rollouts": 3}, {"entropy_target": 0.9}], ids=str)
+@pytest.mark.parametrize("kind", ["tats", "adamae"])
+def test_a_resumed_sampler_goes_on_bit_for_bit(kind, switch):
+    if kind == "adamae" and switch:
+        pytest.skip("a switch of `tats`")
+    straight, first = make(kind, **switch), make(kind, **switch)
+    train(straight, 10)
+    train(first, 5)  # with rollouts: 3, two batches wait
+    second = make(kind, **switch)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    second.load_training_state(copy.deepcopy(first.training_state()))
+    train(second, 5, start=5)
+    for name, value in straight.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+    state, other = straight.training_state(), second.training_state()
+    assert state.keys() == other.keys()
+    assert all(torch.equal(state[name], other[name]) for name in state)
+
+
+@pytest.mark.parametrize("kind", ["tats", "adamae"])
+def test_temperature_sharpens_only_while_looking(kind):
+    masker = make(kind)
+    with torch.no_grad():
+        masker.policy.actor.weight.normal_()
+    tokens = batch(0)[0]
+    plain = masker.scores_BN(tokens)
+    masker.temperature = 0.25
+    sharp = masker.scores_BN(tokens)
+    expected = (plain.log() / 0.25).softmax(1)
+    torch.testing.assert_close(sharp, expected, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"width": 30}, "not a multiple"),
+        ({"credit": "visible", "baseline": "clip_mean"}, "cancels"),
+        ({"rollouts": 2, "detach": False}, "detach: true"),
+        ({"entropy_target": 1.0}, "less than 1"),
+        ({"floor": 1.0}, "less than 1"),
+        ({"trunk": "cnn"}, "trajectory"),
+    ],
+)
+def test_switches_that_do_not_fit_are_refused(wrong, words):
+    with pytest.raises(ValidationError, match=words):
+        schema.TatsMask(kind="tats", **wrong)
+
+
+def test_a_single_forward_serves_the_only_update(monkeypatch):
+    masker = make()
+    calls = []
+    masker.policy.register_forward_hook(lambda *_: calls.append(1))
+    train(masker, 4)
+    assert len(calls) == 4
