@@ -9,17 +9,30 @@ into the query, <q, W_k y> = <W_k^T q, y>, and the value map is applied after po
 sum_t a_t W_v y_t = W_v sum_t a_t y_t. The key bias adds the same number to every score and drops
 out of the softmax; the value bias counts once because the weights sum to one.
 
-Shapes: B batch, N tokens (time-major), T slices, S tokens per slice, D width, H heads, d = D / H.
+Queries do not meet, so they are worked off some slices at a time, and what is large beside a
+chunk's queries is computed again in the backward pass instead of being kept.
+
+Shapes: B batch, N tokens (time-major), T slices, S tokens per slice, X tokens of a chunk of
+slices, D width, H heads, d = D / H.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tatscli.nn.flops import trajectory_macs
 from tatscli.nn.vit import NORM_EPS, Mlp
+
+KEPT_SLICES = 16
+"""Longest clip whose trajectory tokens are kept for the backward pass by default."""
+
+CHUNK = 2
+"""Slices of queries at a time by default."""
 
 
 class TrajectoryAttention(nn.Module):
@@ -32,17 +45,27 @@ class TrajectoryAttention(nn.Module):
         width: Token width D.
         num_heads: Heads H.
         slices: Slices T of a clip; the tokens given must be a multiple.
+        chunk: Slices of queries whose trajectory tokens exist at a time. The backward pass finds
+            them again, for about a fifth more time, so that memory grows with N alone. None, the
+            default, works so on clips of more than 16 slices, two slices at a time. Up to there
+            it keeps all N x T x D of them, which adds little to the rest.
 
     Raises:
-        ValueError: If the width is not a multiple of the heads.
+        ValueError: If the width is not a multiple of the heads, or a chunk holds no slice.
     """
 
-    def __init__(self, width: int, num_heads: int, slices: int) -> None:
+    def __init__(
+        self, width: int, num_heads: int, slices: int, *, chunk: int | None = None
+    ) -> None:
         super().__init__()
         if width % num_heads:
             raise ValueError(f"width {width} is not a multiple of {num_heads} heads")
+        if chunk is not None and chunk < 1:
+            raise ValueError(f"a chunk of {chunk} slices holds no queries; give at least 1")
         self.num_heads = num_heads
         self.slices = slices
+        self.chunk = CHUNK if chunk is None else chunk
+        self.keeps = chunk is None and slices <= KEPT_SLICES
         self.scale = (width // num_heads) ** -0.5
         self.qkv = nn.Linear(width, 3 * width)
         self.proj_q = nn.Linear(width, width)
@@ -51,54 +74,105 @@ class TrajectoryAttention(nn.Module):
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
         """Return the mixed tokens: (B, N, D)."""
-        return self.attend(tokens_BND)[0]
+        mixed = [mixed_BXD for mixed_BXD, _ in self._chunks(tokens_BND)]
+        return self.proj(torch.cat(mixed, dim=1))
 
     def attend(self, tokens_BND: Tensor) -> tuple[Tensor, Tensor]:
         """Return mixed tokens (B, N, D) and, for pictures, attention over slices (B, H, N, T)."""
-        paths_BNTD = self.trajectories(tokens_BND)
-        own_BND = self._own_slice(paths_BNTD)
-        key_HdD, value_HdD = self.proj_kv.weight.unflatten(0, (2, self.num_heads, -1))
-        value_bias_Hd = self.proj_kv.bias.unflatten(0, (2, self.num_heads, -1))[1]
-
-        query_BNHd = self.proj_q(own_BND).unflatten(-1, (self.num_heads, -1)) * self.scale
-        folded_BNHD = torch.einsum("bnhe,hed->bnhd", query_BNHd, key_HdD)
-        weights_BNHT = (folded_BNHD @ paths_BNTD.transpose(-2, -1)).softmax(dim=-1)
-        pooled_BNHD = weights_BNHT.to(paths_BNTD.dtype) @ paths_BNTD
-        mixed_BNHd = torch.einsum("bnhd,hed->bnhe", pooled_BNHD, value_HdD) + value_bias_Hd
-        return self.proj(mixed_BNHd.flatten(2)), weights_BNHT.transpose(1, 2)
+        mixed, weights = zip(*self._chunks(tokens_BND), strict=True)
+        return self.proj(torch.cat(mixed, dim=1)), torch.cat(weights, dim=1).transpose(1, 2)
 
     def trajectories(self, tokens_BND: Tensor) -> Tensor:
-        """Return each token's trajectory: its content as found in every slice, (B, N, T, D).
+        """Return each token's trajectory: its content as found in every slice, (B, N, T, D)."""
+        query_BHNd, keys, values = self._qkv(tokens_BND)
+        return torch.stack(find(query_BHNd, keys, values), dim=2)
 
-        One attention call per target slice: fused kernels never hold the N x N scores.
-        """
+    def _chunks(self, tokens_BND: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the mixed tokens before the last projection and the weights of each chunk."""
+        query_BHNd, keys, values = self._qkv(tokens_BND)
         sites = tokens_BND.shape[1] // self.slices
-        qkv = self.qkv(tokens_BND).unflatten(-1, (3, self.num_heads, -1))
-        q_BHNd, k_BHNd, v_BHNd = qkv.permute(2, 0, 3, 1, 4)
-        keys = k_BHNd.unflatten(2, (self.slices, sites)).unbind(dim=2)
-        values = v_BHNd.unflatten(2, (self.slices, sites)).unbind(dim=2)
-        found = [
-            F.scaled_dot_product_attention(q_BHNd, k_BHSd, v_BHSd).transpose(1, 2).flatten(2)
-            for k_BHSd, v_BHSd in zip(keys, values, strict=True)
-        ]
-        return torch.stack(found, dim=2)
+        queries = query_BHNd.split(self.chunk * sites, dim=2)
+        for first, query_BHXd in zip(range(0, self.slices, self.chunk), queries, strict=True):
+            if self.keeps:
+                found = find(query_BHXd, keys, values)
+                yield recomputed(self._follow, found, first)
+            else:
+                yield recomputed(self._find_and_follow, query_BHXd, keys, values, first)
 
-    def _own_slice(self, paths_BNTD: Tensor) -> Tensor:
-        """Pick each token's trajectory token in its own slice: (B, N, D)."""
-        by_slice = paths_BNTD.unflatten(1, (self.slices, -1))
-        return by_slice.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2).flatten(1, 2)
+    def _qkv(self, tokens_BND: Tensor) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
+        """Return queries (B, H, N, d), and keys and values of each slice (B, H, S, d)."""
+        qkv = self.qkv(tokens_BND).unflatten(-1, (3, self.num_heads, -1))
+        query_BHNd, k_BHNd, v_BHNd = qkv.permute(2, 0, 3, 1, 4)
+        keys, values = (x.unflatten(2, (self.slices, -1)).unbind(2) for x in (k_BHNd, v_BHNd))
+        return query_BHNd, keys, values
+
+    def _find_and_follow(
+        self, query_BHXd: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], first: int
+    ) -> tuple[Tensor, Tensor]:
+        return self._follow(find(query_BHXd, keys, values), first)
+
+    def _follow(self, found: Sequence[Tensor], first: int) -> tuple[Tensor, Tensor]:
+        """Attend over time along the trajectories of a chunk of queries.
+
+        Args:
+            found: The queries' trajectory tokens in each slice, T x (B, X, D).
+            first: The slice of the first query.
+
+        Returns:
+            Mixed tokens before the last projection (B, X, D), and the weights (B, X, H, T).
+        """
+        paths_BXTD = torch.stack(tuple(found), dim=2)
+        key_HdD, value_HdD = self.proj_kv.weight.unflatten(0, (2, self.num_heads, -1))
+        value_bias_D = self.proj_kv.bias.chunk(2)[1]
+
+        own_BXD = self._own_slice(paths_BXTD, first)
+        query_BXHd = self.proj_q(own_BXD).unflatten(-1, (self.num_heads, -1)) * self.scale
+        folded_BXHD = torch.einsum("bxhe,hed->bxhd", query_BXHd, key_HdD)
+        weights_BXHT = (folded_BXHD @ paths_BXTD.transpose(-2, -1)).softmax(dim=-1)
+        pooled_BXHD = weights_BXHT.to(paths_BXTD.dtype) @ paths_BXTD
+        mixed_BXHd = torch.einsum("bxhd,hed->bxhe", pooled_BXHD, value_HdD)
+        return mixed_BXHd.flatten(2) + value_bias_D, weights_BXHT
+
+    def _own_slice(self, paths_BXTD: Tensor, first: int) -> Tensor:
+        """Pick each query's trajectory token in its own slice: (B, X, D)."""
+        count = min(self.chunk, self.slices - first)
+        by_slice = paths_BXTD.unflatten(1, (count, -1)).diagonal(offset=first, dim1=1, dim2=3)
+        return by_slice.permute(0, 3, 1, 2).flatten(1, 2)
+
+
+def find(query_BHXd: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:
+    """Return the queries' trajectory tokens in each slice, T x (B, X, D).
+
+    One attention call per target slice: fused kernels never hold the scores.
+    """
+    return [
+        F.scaled_dot_product_attention(query_BHXd, k_BHSd, v_BHSd).transpose(1, 2).flatten(2)
+        for k_BHSd, v_BHSd in zip(keys, values, strict=True)
+    ]
+
+
+def recomputed(
+    stage: Callable[..., tuple[Tensor, Tensor]], *inputs: object
+) -> tuple[Tensor, Tensor]:
+    """Run a stage whose insides are not kept for the backward pass but computed again."""
+    if not torch.is_grad_enabled():
+        return stage(*inputs)
+    result: tuple[Tensor, Tensor] = checkpoint(
+        stage, *inputs, use_reentrant=False, preserve_rng_state=False
+    )
+    return result
 
 
 class TrajectoryBlock(nn.Module):
     """Pre-norm block: trajectory attention, then an MLP.
 
-    There is no dropout: a policy must score its own draws alike twice.
+    There is no dropout: a policy must score its own draws alike twice. `chunk` as there.
     """
 
-    def __init__(self, width: int, heads: int, slices: int) -> None:
+    def __init__(self, width: int, heads: int, slices: int, *, chunk: int | None = None) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.attn = TrajectoryAttention(width, heads, slices)
+        self.attn = TrajectoryAttention(width, heads, slices, chunk=chunk)
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width)
         for part in self.modules():
