@@ -17,6 +17,10 @@ EPILOG = """Examples:
 
   tats visualize-masks clip.mp4 --run runs/ssv2 --out clip.gif --windows 2
 
+  tats visualize-masks clip.mp4 --run runs/ssv2 --every 1 --out growth.gif
+
+  tats visualize-masks clip.mp4 --run runs/ssv2 --temperature 0.5 --ratio 0.95
+
   tats visualize-masks clip.mp4 --run runs/ssv2 --json --quiet > clip.json
 """
 
@@ -25,7 +29,7 @@ def visualize_masks(
     clip: Annotated[Path, typer.Argument(metavar="CLIP", help="A video file of any length.")],
     run: Annotated[
         Path | None,
-        typer.Option("--run", help="Pretrained run or checkpoint; adds the reconstruction."),
+        typer.Option("--run", help="Pretrained run or checkpoint; adds what the model does."),
     ] = None,
     recipe: Annotated[
         str | None,
@@ -68,20 +72,43 @@ def visualize_masks(
     fps: Annotated[
         float | None,
         typer.Option(
-            "--fps", min=0.1, max=120, help="Speed of the picture.", show_default="the clip's own"
+            "--fps",
+            min=0.1,
+            max=120,
+            help="Speed of the picture.",
+            show_default="the clip's own; 2 with --every",
         ),
     ] = None,
     windows: Annotated[
         int | None,
         typer.Option(
-            "--windows", min=1, help="Windows to show.", show_default="all; the first in a png"
+            "--windows",
+            min=1,
+            help="Windows to show.",
+            show_default="all; the first in a png or with --every",
+        ),
+    ] = None,
+    every: Annotated[
+        int | None,
+        typer.Option(
+            "--every",
+            min=1,
+            help="Show how the policy grew: every so many of the checkpoints kept.",
+        ),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            "--temperature",
+            help="Of a learned mask: below 1 sharpens its policy.",
+            show_default="1",
         ),
     ] = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Draw masks over a clip: input, masked, motion; with a run, reconstruction and sampler too."""
+    """Draw masks over a clip: probabilities, visible tokens, reconstruction, error, motion."""
     from tatscli.tasks.visualize_masks import Wishes
     from tatscli.tasks.visualize_masks import visualize_masks as draw
 
@@ -91,14 +118,18 @@ def visualize_masks(
         reporter=say,
         run=run,
         recipe=recipe,
-        wishes=Wishes(mask, ratio, size, frames, stride, patch, tubelet),
+        wishes=Wishes(mask, ratio, size, frames, stride, patch, tubelet, temperature),
         out=out,
         seed=seed,
         fps=fps,
         windows=windows,
+        every=every,
     )
     slices, rows, columns = result["grid"]
     count = len(result["windows"])
+    if "checkpoints" in result:
+        steps = [str(one["step"]) for one in result["checkpoints"]]
+        say.info(f"checkpoints of {run} shown: {', '.join(steps)}")
     say.info(
         f"wrote {result['out']}: {count} {'window' if count == 1 else 'windows'} of "
         f"{slices} x {rows} x {columns} tokens, {result['mask']} mask at {result['ratio']:g}"

@@ -1,46 +1,42 @@
-"""Looking at masks: from a run, a recipe or bare numbers to a picture of one clip."""
+"""Looking at masks: from a viewer to a picture of one clip."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tatscli.console import Reporter
-from tatscli.engine.device import choose_device
-from tatscli.engine.rng import random_at
+from tatscli.engine.checkpoint import Checkpoint
 from tatscli.errors import DecodeError, UsageError
-from tatscli.masking import MASKERS, build_masker
-from tatscli.nn.vit import build_encoder
-from tatscli.recipe.load import load_recipe, override_recipe
-from tatscli.recipe.schema import Data, Model, Recipe, Sampling, TubeMask
-from tatscli.tasks.build import load_system
+from tatscli.recipe.schema import Recipe
+from tatscli.tasks.build import open_checkpoint
+from tatscli.tasks.viewers import (
+    STRIDE,
+    Wishes,
+    choose_viewer,
+    kept_checkpoints,
+    learned_masks,
+    viewer_of_run,
+)
 from tatscli.video.encode import SUFFIXES
-from tatscli.visualize.render import Page, render
+from tatscli.visualize.facts import facts_of, mean_insight
+from tatscli.visualize.growth import Stage, refuse_sheet, render_growth
+from tatscli.visualize.render import Page, is_sheet, render, windows_of
 from tatscli.visualize.sight import Sight, Viewer
 from tatscli.visualize.windows import Window
 
-DEFAULT = Recipe(
-    data=Data(store="", frames=16, size=224, sampling=Sampling(stride=4)),
-    model=Model(size="nano"),
-    mask=TubeMask(kind="tube"),
-)
-"""What is shown without a run or recipe: VideoMAE's clip and its mask; no weights are involved."""
 
-_STRIDE = 4  # where a recipe samples whole videos and names none
+@dataclass(slots=True)
+class _Drawn:
+    """What a drawing leaves behind for the result: what was seen, and the frame rate written."""
 
-
-@dataclass(frozen=True, slots=True)
-class Wishes:
-    """What the command line asks for; None leaves it to the run, the recipe or the default."""
-
-    mask: str | None = None
-    ratio: float | None = None
-    size: int | None = None
-    frames: int | None = None
-    stride: int | None = None
-    patch: int | None = None
-    tubelet: int | None = None
+    seen: list[tuple[Window, Sight]]
+    fps: float | None
+    checkpoints: list[dict[str, Any]] | None = None
 
 
 def visualize_masks(
@@ -54,23 +50,30 @@ def visualize_masks(
     seed: int = 0,
     fps: float | None = None,
     windows: int | None = None,
+    every: int | None = None,
 ) -> dict[str, Any]:
     """Draw what a mask hides of a clip, and what a pretrained run makes of it.
 
     Args:
         clip: A video file.
         reporter: Speaks to the user.
-        run: Pretrained run or checkpoint; adds reconstruction and, for a learned mask, probability.
+        run: Pretrained run or checkpoint; adds reconstruction, error and, for a learned mask,
+            probability.
         recipe: A recipe to take mask and clip shape from instead.
         wishes: Changes of these.
         out: The picture; by default `<clip's stem>.masks.mp4` in the current folder.
         seed: Of the masks.
-        fps: Frames per second of a moving picture; None follows the clip.
-        windows: How many windows to show; None means all, for a png the first.
+        fps: Frames per second of a moving picture; None follows the clip, or shows two checkpoints
+            a second.
+        windows: How many windows to show; None means all, for a png or with `every` the first.
+        every: Show how the policy grew instead: every so many of the checkpoints the run keeps,
+            counted back from the last.
 
     Returns:
-        `clip`, `out`, `mask`, `ratio`, `grid`, `fps`, `notes` and `windows`: each its `frames`,
-        `times`, `visible`, `predict` and, for a learned mask, `probability` per token.
+        `clip`, `out`, `mask`, `ratio`, `temperature`, `grid`, `fps`, `notes` and `windows`: the
+        facts of each (`facts_of`). With `every`, `windows` is that of the last checkpoint, and
+        `checkpoints` tells `step`, `entropy`, `motion_share`, `motion_lift` and
+        `visible_per_slice` of each, means over the windows.
 
     Raises:
         TatsError: If clip, run or wishes cannot be used.
@@ -78,8 +81,46 @@ def visualize_masks(
     wishes = wishes or Wishes()
     out = out or Path(f"{clip.stem}.masks.mp4")
     _refuse_out(clip, out)
+    if every is not None and run is None:
+        raise UsageError("`--every` needs `--run`: it shows the checkpoints of a training")
     viewer, settled, notes = choose_viewer(run, recipe, wishes)
-    stride = settled.data.sampling.stride or _STRIDE
+    page = Page(_title(settled, wishes), settled.data.sampling.stride or STRIDE, fps, windows)
+    try:
+        if every is not None and run is not None:
+            _refuse_growth(viewer, settled, run)
+            kept = kept_checkpoints(run, every)
+            drawn = _draw_growth(clip, out, viewer, kept, wishes, page, seed, reporter)
+        else:
+            drawn = _draw(clip, out, viewer, page, seed, reporter)
+    except DecodeError as error:
+        raise DecodeError(f"`{clip}`: {error.message}", error.hint) from error
+    notes += _notes_of(drawn.seen, settled, limited=_limited(out, every) if windows is None else "")
+    notes += _left_out(viewer, settled, growth=every is not None)
+    if drawn.checkpoints is not None and len(drawn.checkpoints) == 1:
+        notes.append(
+            "one checkpoint to show; `run.keep` keeps more of a training, `run.save_every` writes "
+            "them more often"
+        )
+    for note in notes:
+        reporter.info(note)
+    result = {
+        "clip": str(clip),
+        "out": str(out),
+        "mask": settled.mask.kind,
+        "ratio": settled.mask.ratio,
+        "temperature": viewer.masker.temperature,
+        "grid": list(settled.grid),
+        "fps": drawn.fps,
+        "notes": notes,
+        "windows": [facts_of(window, sight, settled.grid) for window, sight in drawn.seen],
+    }
+    return result if drawn.checkpoints is None else result | {"checkpoints": drawn.checkpoints}
+
+
+def _draw(
+    clip: Path, out: Path, viewer: Viewer, page: Page, seed: int, reporter: Reporter
+) -> _Drawn:
+    """Draw the windows one after the other, remembering no pictures."""
     seen: list[tuple[Window, Sight]] = []
 
     def watch(window: Window, sight: Sight) -> None:
@@ -90,98 +131,55 @@ def visualize_masks(
         )
         bar.update()
 
-    page = Page(_title(settled), stride, fps, windows)
     with reporter.progress(description="windows", unit="window") as bar:
-        try:
-            rate = render(clip, out, viewer, page, seed=seed, watch=watch)
-        except DecodeError as error:
-            raise DecodeError(f"`{clip}`: {error.message}", error.hint) from error
-    notes += _notes_of(seen, settled, out)
-    for note in notes:
-        reporter.info(note)
-    return {
-        "clip": str(clip),
-        "out": str(out),
-        "mask": settled.mask.kind,
-        "ratio": settled.mask.ratio,
-        "grid": list(settled.grid),
-        "fps": rate,
-        "notes": notes,
-        "windows": [_facts(window, sight) for window, sight in seen],
-    }
+        rate = render(clip, out, viewer, page, seed=seed, watch=watch)
+    return _Drawn(seen, rate)
 
 
-def choose_viewer(
-    run: Path | None, recipe: str | None, wishes: Wishes
-) -> tuple[Viewer, Recipe, list[str]]:
-    """Settle what is looked at: the viewer, the recipe it follows, and what users must be told.
+def _draw_growth(
+    clip: Path,
+    out: Path,
+    viewer: Viewer,
+    checkpoints: list[Checkpoint],
+    wishes: Wishes,
+    page: Page,
+    seed: int,
+    reporter: Reporter,
+) -> _Drawn:
+    """Draw the same windows, with the same noise, at one checkpoint after the other."""
+    windows = list(islice(windows_of(clip, viewer, page), page.windows or 1))
+    refuse_sheet(out, len(checkpoints) * len(windows))
+    stages: list[Stage] = []
+    with reporter.progress(
+        total=len(checkpoints), description="checkpoints", unit="checkpoint"
+    ) as bar:
+        for checkpoint in checkpoints:
+            then, _, _ = viewer_of_run(checkpoint.path, wishes)
+            policy = replace(then, autoencoder=None, targets=())
+            generator = torch.Generator().manual_seed(seed)
+            sights = [policy.look(window, generator) for window in windows]
+            stages.append(Stage(checkpoint.step, sights))
+            bar.update()
+    grid = viewer.encoder.grid
+    rate = render_growth(clip, out, windows, stages, page, grid)
+    numbers = [{"step": stage.step} | mean_insight(windows, stage.sights, grid) for stage in stages]
+    return _Drawn(list(zip(windows, stages[-1].sights, strict=True)), rate, numbers)
+
+
+def _refuse_growth(viewer: Viewer, recipe: Recipe, run: Path) -> None:
+    """Find out that there is no growth to show.
 
     Raises:
-        UsageError: If run, recipe and wishes contradict each other, or there is no such mask.
-        RecipeError: If the numbers do not make a valid recipe.
-        CheckpointError: If the run cannot be used.
+        UsageError: If the mask looked at has no policy that the run trained.
     """
-    if run is not None and recipe is not None:
-        raise UsageError("`--run` and `--recipe` exclude each other: a run has its own recipe")
-    if wishes.mask is not None and wishes.mask not in MASKERS:
-        known = ", ".join(f"`{name}`" for name in MASKERS)
-        raise UsageError(f"there is no mask `{wishes.mask}`: choose from {known}")
-    if run is not None:
-        return _viewer_of_run(run, wishes)
-    loaded = load_recipe(recipe).recipe if recipe is not None else DEFAULT
-    settled = _apply(loaded, wishes, origin=recipe or "the command line")
-    device, _ = choose_device("auto")
-    random_at(0)  # weights of an untrained encoder must not differ from call to call
-    encoder = build_encoder(settled.model, settled.grid).to(device).eval()
-    masker = build_masker(settled.mask, grid=settled.grid, width=encoder.width).to(device).eval()
-    notes = _untrained(settled) if masker.needs_embeddings else []
-    return Viewer(masker, encoder, settled.data.mean, settled.data.std), settled, notes
-
-
-def _viewer_of_run(run: Path, wishes: Wishes) -> tuple[Viewer, Recipe, list[str]]:
-    """Take everything from a run; only mask, ratio and stride may differ from it."""
-    fixed = [
-        f"`--{name}`"
-        for name in ("size", "frames", "patch", "tubelet")
-        if getattr(wishes, name) is not None
-    ]
-    if fixed:
-        raise UsageError(
-            f"{', '.join(fixed)} cannot be chosen with `--run`: the model fixes what it sees",
-            hint="`--mask`, `--ratio` and `--stride` may be",
-        )
-    device, _ = choose_device("auto")
-    loaded, system = load_system(run, device=device)
-    settled = _apply(loaded.recipe, wishes, origin=str(run))
-    notes = [f"from {run}, step {loaded.checkpoint.step}"]
-    masker = system.masker
-    if settled.mask != loaded.recipe.mask:
-        masker = build_masker(settled.mask, grid=settled.grid, width=system.encoder.width)
-        if settled.mask.kind == loaded.recipe.mask.kind:
-            masker.load_state_dict(system.masker.state_dict())
-        elif masker.needs_embeddings:
-            notes += _untrained(settled)
-        masker = masker.to(device).eval()
-    data, targets = settled.data, tuple(system.targets)
-    viewer = Viewer(masker, system.encoder, data.mean, data.std, system.autoencoder, targets)
-    return viewer, settled, notes
-
-
-def _apply(recipe: Recipe, wishes: Wishes, *, origin: str) -> Recipe:
-    """Change the recipe as wished; the recipe's own rules find what is wrong."""
-    keys = {
-        "mask.kind": wishes.mask,
-        "mask.ratio": wishes.ratio,
-        "data.size": wishes.size,
-        "data.frames": wishes.frames,
-        "data.sampling.mode": None if wishes.stride is None else "dense",
-        "data.sampling.stride": wishes.stride,
-        "data.sampling.fps": None if wishes.stride is None else "null",
-        "model.patch": wishes.patch,
-        "model.tubelet": wishes.tubelet,
-    }
-    changes = [f"{key}={value}" for key, value in keys.items() if value is not None]
-    return override_recipe(recipe, changes, origin=Path(origin))
+    trained = open_checkpoint(run).recipe.mask.kind
+    if trained == recipe.mask.kind and viewer.masker.temperature is not None:
+        return
+    raise UsageError(
+        f"`--every` shows how a policy grew, and `{run}` trained none for the "
+        f"`{recipe.mask.kind}` mask",
+        hint=f"leave `--mask` out; learned masks are {learned_masks()}",
+    )
 
 
 def _refuse_out(clip: Path, out: Path) -> None:
@@ -199,22 +197,39 @@ def _refuse_out(clip: Path, out: Path) -> None:
         raise UsageError(f"`{out}` is the clip itself", hint="name another file with `--out`")
 
 
-def _title(recipe: Recipe) -> str:
-    return f"{recipe.mask.kind} mask, ratio {recipe.mask.ratio:g}"
+def _title(recipe: Recipe, wishes: Wishes) -> str:
+    title = f"{recipe.mask.kind} mask, ratio {recipe.mask.ratio:g}"
+    return title if wishes.temperature is None else f"{title}, temperature {wishes.temperature:g}"
 
 
-def _untrained(recipe: Recipe) -> list[str]:
-    return [f"the `{recipe.mask.kind}` mask is untrained, so every token is as likely as the next"]
+def _left_out(viewer: Viewer, recipe: Recipe, *, growth: bool) -> list[str]:
+    """Name the rows there is nothing to show for."""
+    if growth:
+        return ["left out: reconstruction and error; `--every` shows the policy alone"]
+    rows = []
+    if viewer.masker.temperature is None:
+        rows.append(f"sampler probability (the `{recipe.mask.kind}` mask has no policy)")
+    if viewer.autoencoder is None:
+        rows.append("reconstruction and error (they need `--run`)")
+    elif viewer.pixel_target is None:
+        rows.append("reconstruction (the model predicts no pixels)")
+    return [f"left out: {', '.join(rows)}"] if rows else []
 
 
-def _notes_of(seen: list[tuple[Window, Sight]], recipe: Recipe, out: Path) -> list[str]:
-    """Say what the frames shown do not say of themselves."""
+def _notes_of(seen: list[tuple[Window, Sight]], recipe: Recipe, *, limited: str) -> list[str]:
+    """Say what the frames shown do not say of themselves.
+
+    Args:
+        seen: What is shown.
+        recipe: That was followed.
+        limited: What shows the first window only, unless told otherwise; empty where all are shown.
+    """
     first, last = seen[0][0], seen[-1][0]
     notes = []
     if recipe.data.sampling.stride is None:
         paces = "by the clock" if recipe.data.sampling.fps else "whole videos"
         notes.append(
-            f"the recipe samples {paces}; shown are windows of every {_STRIDE}th frame, "
+            f"the recipe samples {paces}; shown are windows of every {STRIDE}th frame, "
             "`--stride` chooses another step"
         )
     if last.held:
@@ -224,25 +239,19 @@ def _notes_of(seen: list[tuple[Window, Sight]], recipe: Recipe, out: Path) -> li
         )
     if not any(bool(window.motion.valid_BT.any()) for window, _ in seen):
         notes.append("no frame shown carries motion vectors: only key frames, or a codec without")
-    if out.suffix.lower() == ".png" and not first.held and last is first:
-        notes.append("a png shows the first window; `--windows` shows more")
+    if limited and not first.held:
+        notes.append(f"{limited} shows the first window; `--windows` shows more")
     return notes
+
+
+def _limited(out: Path, every: int | None) -> str:
+    """Return what shows only the first window of a clip by default, if anything."""
+    if every is not None:
+        return "`--every`"
+    return "a png" if is_sheet(out) else ""
 
 
 def _without_pictures(window: Window, sight: Sight) -> tuple[Window, Sight]:
     """Drop what is large, so that a film of hours fits in memory."""
     empty = window.video_TCHW.new_empty(0)
     return replace(window, video_TCHW=empty), replace(sight, reconstruction_CTHW=None)
-
-
-def _facts(window: Window, sight: Sight) -> dict[str, Any]:
-    """Return what `--json` tells of a window."""
-    facts: dict[str, Any] = {
-        "frames": window.frames,
-        "times": [round(time, 6) for time in window.times],
-        "visible": sight.plan.visible_BK[0].tolist(),
-        "predict": sight.plan.predict_BM[0].tolist(),
-    }
-    if sight.score_N is not None:
-        facts["probability"] = [float(f"{score:.4g}") for score in sight.score_N.tolist()]
-    return facts

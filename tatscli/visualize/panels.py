@@ -1,11 +1,12 @@
-"""The rows of the picture: input, masked, reconstruction, sampler probability, motion.
+"""The rows: input, sampler probability, visible tokens, reconstruction, error, motion.
 
 Shapes: T frames, C channels, S side of the view, Z = S * zoom side of a panel, N tokens.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from tatscli.masking.plan import MaskPlan
 from tatscli.visualize.arrows import GAIN, draw_arrows
+from tatscli.visualize.facts import entropy_words, insight_of, motion_words
 from tatscli.visualize.font import draw_text, fitting_scale, text_width
 from tatscli.visualize.sight import Sight
 from tatscli.visualize.windows import Window
@@ -68,18 +70,24 @@ def rows_of(
         grid: Tokens along time, height and width.
         statistics: Whether the reconstruction borrows each patch's mean and deviation.
     """
-    zoom = zoom_of(window.video_TCHW.shape[-1])
-    video = _panels(window.video_TCHW, zoom)
-    rows = [Row("input", [], video), _masked(video, sight.plan, grid)]
+    insight = insight_of(window, sight, grid)
+    video = panels_of(window.video_TCHW)
+    rows = [Row("input", [], video)]
+    if sight.score_N is not None:
+        bounds = bounds_of(lift_of(sight.score_N))
+        row = probability_row(video, sight.score_N, grid, bounds)
+        rows.append(replace(row, notes=[*row.notes, entropy_words(insight)]))
+    rows.append(visible_row(video, sight.plan, grid))
     if sight.reconstruction_CTHW is not None:
         painted = sight.reconstruction_CTHW.transpose(0, 1).clamp(0, 1).mul(255).round()
         notes = ["predicted patches among the visible ones of the input"]
         if statistics:
             notes.append("patch mean and deviation taken from the original")
-        rows.append(Row("reconstruction", notes, _panels(painted.to(torch.uint8), zoom)))
-    if sight.score_N is not None:
-        rows.append(_probability(video, sight.score_N, grid))
-    rows.append(_motion(video, window, zoom))
+        rows.append(Row("reconstruction", notes, panels_of(painted.to(torch.uint8))))
+    if sight.error_M is not None:
+        rows.append(_error_row(video, sight.plan, sight.error_M, grid))
+    motion = motion_row(video, window)
+    rows.append(replace(motion, notes=[*motion.notes, *motion_words(insight)]))
     return rows
 
 
@@ -95,38 +103,78 @@ def heat(value: np.ndarray, *, over: np.ndarray) -> np.ndarray:
     return (0.3 * over[..., None] + 0.7 * np.stack(colours, axis=-1)).astype(np.uint8)
 
 
-def _panels(video_TCHW: Tensor, zoom: int) -> np.ndarray:
+def panels_of(video_TCHW: Tensor) -> np.ndarray:
     """Enlarge uint8 frames, pixels staying square and sharp: (T, Z, Z, 3)."""
+    zoom = zoom_of(video_TCHW.shape[-1])
     frames = video_TCHW.permute(0, 2, 3, 1).numpy()
     return frames.repeat(zoom, axis=1).repeat(zoom, axis=2)
 
 
-def _masked(video_TZZ3: np.ndarray, plan: MaskPlan, grid: tuple[int, int, int]) -> Row:
-    tokens = grid[0] * grid[1] * grid[2]
+def lift_of(score_N: Tensor) -> Tensor:
+    """Return probabilities as multiples of chance."""
+    return score_N / score_N.mean()
+
+
+def bounds_of(value: Tensor) -> tuple[float, float]:
+    """Return the ends of a colour scale for positive values.
+
+    It reaches at least 5 % around the mean, lest rounding look like structure.
+    """
+    mean = value.mean().item()
+    low, high = min(0.95 * mean, value.min().item()), max(1.05 * mean, value.max().item())
+    return low, max(high, low + 1e-9)
+
+
+def visible_row(video_TZZ3: np.ndarray, plan: MaskPlan, grid: tuple[int, int, int]) -> Row:
+    """Show the visible tokens, the others hatched grey."""
+    tokens = math.prod(grid)
     hidden_TZZ = _spread(plan.hidden_BN(tokens)[0].cpu(), grid, video_TZZ3.shape[:3]).numpy()
-    diagonal_ZZ = np.add.outer(*[np.arange(side) for side in video_TZZ3.shape[1:3]]) % 6 < 1
-    hatching_ZZ1 = np.where(diagonal_ZZ, *_HIDDEN).astype(np.uint8)[..., None]
-    shown_TZZ3 = np.where(hidden_TZZ[..., None], hatching_ZZ1, video_TZZ3)
+    shown_TZZ3 = np.where(hidden_TZZ[..., None], _hatching(video_TZZ3), video_TZZ3)
     seen, guessed = plan.visible_BK.shape[1], plan.predict_BM.shape[1]
     notes = [f"grey is hidden: {seen} of {tokens} tokens visible, {guessed} to predict"]
-    return Row("masked", notes, shown_TZZ3)
+    return Row("visible tokens", notes, shown_TZZ3)
 
 
-def _probability(video_TZZ3: np.ndarray, score_N: Tensor, grid: tuple[int, int, int]) -> Row:
-    """Lay the probabilities, as multiples of their mean, over a grey picture."""
-    lift_N = score_N / score_N.mean()
-    # At least 5 % around the mean, lest rounding look like structure.
-    low, high = min(0.95, lift_N.min().item()), max(1.05, lift_N.max().item())
-    lift_TZZ = _spread((lift_N - low) / (high - low), grid, video_TZZ3.shape[:3]).numpy()
-    blend = heat(lift_TZZ, over=video_TZZ3.mean(axis=-1))
+def probability_row(
+    video_TZZ3: np.ndarray,
+    score_N: Tensor,
+    grid: tuple[int, int, int],
+    bounds: tuple[float, float],
+) -> Row:
+    """Lay the probabilities, as multiples of chance, over a grey picture."""
+    low, high = bounds
+    share_N = (lift_of(score_N) - low) / (high - low)
+    share_TZZ = _spread(share_N, grid, video_TZZ3.shape[:3]).numpy()
+    blend = heat(share_TZZ, over=video_TZZ3.mean(axis=-1))
     notes = ["of being drawn first, as a multiple of chance"]
     return Row("sampler probability", notes, blend, Scale(f"{low:.2f}x", f"{high:.2f}x"))
 
 
-def _motion(video_TZZ3: np.ndarray, window: Window, zoom: int) -> Row:
+def _error_row(
+    video_TZZ3: np.ndarray, plan: MaskPlan, error_M: Tensor, grid: tuple[int, int, int]
+) -> Row:
+    """Lay the errors of the predicted tokens over a grey picture."""
+    shape = video_TZZ3.shape[:3]
+    low, high = bounds_of(error_M)
+    hidden_N = plan.hidden_BN(math.prod(grid))[0].cpu()
+    predict_M = plan.predict_BM[0].cpu()
+    share_N = torch.full(hidden_N.shape, math.nan)
+    share_N[predict_M] = (error_M - low) / (high - low)
+    share_TZZ = _spread(share_N, grid, shape).numpy()
+    grey_TZZ = video_TZZ3.mean(axis=-1)
+    unseen_TZZ1 = _spread(hidden_N, grid, shape).numpy()[..., None]
+    others = np.where(unseen_TZZ1, _hatching(video_TZZ3), _dim(video_TZZ3))
+    hot = heat(np.nan_to_num(share_TZZ), over=grey_TZZ)
+    panels = np.where(np.isnan(share_TZZ)[..., None], others, hot)
+    notes = ["of each predicted token, as the loss counts it; grey is visible"]
+    notes.append(f"mean {error_M.mean().item():#.3g}")
+    return Row("error", notes, panels, Scale(f"{low:#.3g}", f"{high:#.3g}"))
+
+
+def motion_row(video_TZZ3: np.ndarray, window: Window) -> Row:
     """Draw the codec's vectors over a dim grey picture."""
-    grey = (video_TZZ3.mean(axis=-1, keepdims=True) * 0.55).astype(np.uint8)
-    panels = grey.repeat(3, axis=-1)
+    panels = _dim(video_TZZ3)
+    zoom = zoom_of(window.video_TCHW.shape[-1])
     field_Thw2 = window.motion.field_BThw2[0].numpy()
     valid_T = window.motion.valid_BT[0].tolist()
     real = len(panels) - window.held
@@ -137,6 +185,18 @@ def _motion(video_TZZ3: np.ndarray, window: Window, zoom: int) -> Row:
             _centre(panel, "no vectors" if place < real else "held frame")
     notes = [f"codec vectors, drawn {GAIN:g} x as long"]
     return Row("motion", notes, panels)
+
+
+def _hatching(video_TZZ3: np.ndarray) -> np.ndarray:
+    """Return the pattern of hidden tokens: (Z, Z, 1)."""
+    diagonal_ZZ = np.add.outer(*[np.arange(side) for side in video_TZZ3.shape[1:3]]) % 6 < 1
+    return np.where(diagonal_ZZ, *_HIDDEN).astype(np.uint8)[..., None]
+
+
+def _dim(video_TZZ3: np.ndarray) -> np.ndarray:
+    """Return dark grey pictures to draw upon: (T, Z, Z, 3)."""
+    grey = (video_TZZ3.mean(axis=-1, keepdims=True) * 0.55).astype(np.uint8)
+    return grey.repeat(3, axis=-1)
 
 
 def _centre(panel: np.ndarray, text: str) -> None:

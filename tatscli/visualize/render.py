@@ -64,16 +64,9 @@ def render(
         UsageError: The suffix of `out` is not one of those.
     """
     generator = torch.Generator().manual_seed(seed)
-    encoder = viewer.encoder
-    grid = encoder.grid
-    sheet = out.suffix.lower() == ".png"
-    windows = read_windows(
-        clip,
-        frames=grid[0] * encoder.tubelet,
-        stride=page.stride,
-        size=grid[1] * encoder.patch,
-        sites=grid[1:],
-    )
+    grid, tubelet = viewer.encoder.grid, viewer.encoder.tubelet
+    sheet = is_sheet(out)
+    windows = windows_of(clip, viewer, page)
     first = next(windows)
     limit = page.windows or (1 if sheet else None)
     borrowed = _borrows_statistics(viewer)
@@ -85,13 +78,50 @@ def render(
             yield window, rows_of(window, sight, grid=grid, statistics=borrowed)
 
     if sheet:
-        slices = range(0, grid[0] * encoder.tubelet, encoder.tubelet)
+        slices = range(0, grid[0] * tubelet, tubelet)
         pages = [_page(clip, page, window, rows, list(slices)) for window, rows in painted()]
         write_video(out, [stack(pages)], fps=1)
         return None
     fps = page.fps or _natural_fps(first)
     write_video(out, _frames(clip, page, painted()), fps=fps)
     return fps
+
+
+def is_sheet(out: Path) -> bool:
+    """Tell whether the suffix of `out` asks for a picture that does not move."""
+    return out.suffix.lower() == ".png"
+
+
+def windows_of(clip: Path, viewer: Viewer, page: Page) -> Iterator[Window]:
+    """Read a clip as the windows a viewer's encoder takes.
+
+    Raises:
+        DecodeError: The clip cannot be read.
+    """
+    encoder = viewer.encoder
+    return read_windows(
+        clip,
+        frames=encoder.grid[0] * encoder.tubelet,
+        stride=page.stride,
+        size=encoder.grid[1] * encoder.patch,
+        sites=encoder.grid[1:],
+    )
+
+
+def header_of(clip: Path, page: Page, window: Window) -> list[str]:
+    """Return the lines above a window's panels."""
+    first, last = window.frames[0], window.frames[-1]
+    return [
+        clip.name,
+        f"{page.title}, stride {page.stride}",
+        f"window {window.number + 1}: frames {first}-{last}",
+        f"last frame held, {window.held} repeats" if window.held else "",
+    ]
+
+
+def caption_of(window: Window, place: int) -> str:
+    """Return what stands above the panels of one frame."""
+    return f"frame {window.frames[place]}, {window.times[place]:.2f} s"
 
 
 def _frames(
@@ -103,15 +133,8 @@ def _frames(
 
 
 def _page(clip: Path, page: Page, window: Window, rows: list[Row], columns: list[int]) -> Picture:
-    first, last = window.frames[0], window.frames[-1]
-    lines = [
-        clip.name,
-        f"{page.title}, stride {page.stride}",
-        f"window {window.number + 1}: frames {first}-{last}",
-        f"last frame held, {window.held} repeats" if window.held else "",
-    ]
-    captions = [f"frame {window.frames[k]}, {window.times[k]:.2f} s" for k in columns]
-    return compose(lines, captions, rows, columns)
+    captions = [caption_of(window, place) for place in columns]
+    return compose(header_of(clip, page, window), captions, rows, columns)
 
 
 def _natural_fps(window: Window) -> float:

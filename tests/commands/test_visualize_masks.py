@@ -35,6 +35,8 @@ def test_json_tells_every_token(cli, clip, mask, visible):
         assert sorted(window["visible"] + window["predict"]) == list(range(32))
         assert window["times"] == pytest.approx([frame / 25 for frame in window["frames"]])
         assert ("probability" in window) == (mask == "tats")
+        assert len(window["visible_per_slice"]) == 2 and window["motion_lift"] >= 0
+    assert found["temperature"] == (1 if mask == "tats" else None)
     if mask == "tats":
         assert math.isclose(sum(found["windows"][0]["probability"]), 1, abs_tol=1e-2)
         assert any("untrained" in note for note in found["notes"])
@@ -45,6 +47,14 @@ def test_the_default_is_the_clip_and_mask_of_videomae(cli, clip):
     found = cli("visualize-masks", clip, "--out", "sheet.png", "--json", "--quiet").json()
     assert (found["mask"], found["ratio"], found["grid"]) == ("tube", 0.9, [8, 14, 14])
     assert len(found["windows"][0]["visible"]) == 160
+
+
+def test_what_is_left_out_is_said(cli, clip):
+    done = cli("visualize-masks", clip, *SMALL)
+    assert "left out: sampler probability (the `tube` mask has no policy), recon" in done.stderr
+    tats = cli("visualize-masks", clip, *SMALL, "--mask", "tats", "--temperature", 0.5)
+    assert tats.code == 0
+    assert "left out: reconstruction and error (they need `--run`)" in tats.stderr
 
 
 def test_seeds_repeat_and_differ(cli, clip):
@@ -72,6 +82,13 @@ def test_a_recipe_gives_mask_and_shape(cli, clip):
         (["--run", "runs/none"], 2, "`--size`, `--frames`, `--patch` cannot be chosen"),
         (["--recipe", "smal"], 2, "no recipe `smal`"),
         (["--recipe", "small", "--run", "runs/none"], 2, "exclude each other"),
+        (["--every", "1"], 2, "`--every` needs `--run`"),
+        (["--every", "0"], 2, "--every"),
+        (["--every", "often"], 2, "--every"),
+        (["--temperature", "0.5"], 2, "`--temperature` needs a policy and the `tube` mask has"),
+        (["--temperature", "0", "--mask", "tats"], 2, "`--temperature 0` must lie between"),
+        (["--temperature", "nan", "--mask", "tats"], 2, "`--temperature nan` must lie between"),
+        (["--temperature", "warm"], 2, "--temperature"),
     ],
 )
 def test_wrong_options_are_one_message(cli, clip, arguments, code, words):

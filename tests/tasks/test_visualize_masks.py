@@ -1,5 +1,7 @@
 """Looking at a trained run: its own mask, its guesses, and what may be changed about it."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,7 +9,8 @@ from tatscli.errors import CheckpointError, UsageError
 from tatscli.tasks.build import load_system
 from tatscli.tasks.finetune import finetune
 from tatscli.tasks.pretrain import pretrain
-from tatscli.tasks.visualize_masks import Wishes, choose_viewer, visualize_masks
+from tatscli.tasks.viewers import Wishes, choose_viewer, kept_checkpoints
+from tatscli.tasks.visualize_masks import visualize_masks
 from tests.clips import pan, render
 
 
@@ -74,3 +77,211 @@ def test_a_recipe_of_whole_videos_says_which_step_it_shows(recipe_file, clip, re
     )
     assert found["windows"][0]["frames"] == [0, 4, 8, 12, 16, 16, 16, 16]
     assert any("samples whole videos" in note for note in found["notes"])
+
+
+@pytest.fixture
+def grown(load, reporter):
+    """A run that keeps a checkpoint of each of its four epochs, its policy trained hard."""
+    pretrain(
+        load("optim.epochs=4", "run.keep=9", "mask.base_lr=0.3", "mask.floor=0"),
+        reporter=reporter,
+        out="runs/grown",
+    )
+    return Path("runs/grown")
+
+
+@pytest.fixture
+def tube_run(load, reporter):
+    pretrain(load("optim.epochs=1", "mask={kind: tube}"), reporter=reporter, out="runs/tube")
+    return Path("runs/tube")
+
+
+def test_a_window_tells_its_motion_its_errors_and_its_slices(run, clip, reporter, tmp_path):
+    found = visualize_masks(clip, reporter=reporter, run=run, out=tmp_path / "out.png")
+    (window,) = found["windows"]
+    assert len(window["error"]) == len(window["predict"]) == 48
+    assert all(error > 0 for error in window["error"])
+    assert sum(window["visible_per_slice"]) == 16 and len(window["visible_per_slice"]) == 4
+    assert 0 <= window["motion_share"] <= 1 and window["motion_lift"] > 0
+    assert 0.9 < window["entropy"] <= 1 and found["temperature"] == 1
+    assert not any("left out" in note for note in found["notes"])
+
+
+def test_rows_left_out_are_named(tube_run, clip, reporter, tmp_path):
+    def left_out(**where):
+        found = visualize_masks(clip, reporter=reporter, out=tmp_path / "out.png", **where)
+        return [note for note in found["notes"] if note.startswith("left out")]
+
+    none = "sampler probability (the `tube` mask has no policy)"
+    assert left_out(run=tube_run) == [f"left out: {none}"]
+    (note,) = left_out(wishes=Wishes(size=32, patch=8))
+    assert note == f"left out: {none}, reconstruction and error (they need `--run`)"
+
+
+def test_every_checkpoint_is_seen_as_it_is_seen_alone(grown, clip, reporter, tmp_path):
+    """The same window and noise: each strip is the picture that the checkpoint gives by itself."""
+    found = visualize_masks(
+        clip, reporter=reporter, run=grown, out=tmp_path / "out.png", every=1, seed=5
+    )
+    assert [one["step"] for one in found["checkpoints"]] == [2, 4, 6, 8]
+    for one in found["checkpoints"]:
+        alone = visualize_masks(
+            clip,
+            reporter=reporter,
+            run=grown / "checkpoints" / f"step-{one['step']:07d}",
+            out=tmp_path / "alone.png",
+            seed=5,
+        )["windows"][0]
+        for name in ("entropy", "motion_share", "motion_lift", "visible_per_slice"):
+            assert one[name] == alone[name], name
+    assert found["windows"][0]["visible"] == alone["visible"]
+    assert found["checkpoints"][0]["entropy"] > found["checkpoints"][-1]["entropy"]
+
+
+@pytest.mark.parametrize(("every", "steps"), [(2, [4, 8]), (3, [2, 8]), (9, [8])])
+def test_checkpoints_are_counted_back_from_the_last(grown, every, steps):
+    assert [one.step for one in kept_checkpoints(grown, every)] == steps
+
+
+def test_growth_takes_windows_ratio_and_temperature(grown, clip, reporter, tmp_path):
+    found = visualize_masks(
+        clip,
+        reporter=reporter,
+        run=grown,
+        wishes=Wishes(ratio=0.9, temperature=2.0),
+        out=tmp_path / "out.gif",
+        every=3,
+        windows=2,
+    )
+    assert found["fps"] == 2 and (found["ratio"], found["temperature"]) == (0.9, 2)
+    assert [window["frames"][0] for window in found["windows"]] == [0, 8]
+    assert all(len(window["visible"]) == 6 for window in found["windows"])
+    last = found["checkpoints"][-1]
+    assert sum(last["visible_per_slice"]) == 6
+    both = [window["entropy"] for window in found["windows"]]
+    assert last["entropy"] == pytest.approx(sum(both) / 2, abs=1e-4)
+
+
+def test_one_checkpoint_says_how_to_keep_more(run, load, reporter, clip, tmp_path):
+    pretrain(load("optim.epochs=2", "run.keep=1"), reporter=reporter, out="runs/single")
+    found = visualize_masks(
+        clip, reporter=reporter, run=Path("runs/single"), out=tmp_path / "out.mp4", every=1
+    )
+    assert len(found["checkpoints"]) == 1
+    assert any("`run.keep` keeps more" in note for note in found["notes"])
+    two = visualize_masks(clip, reporter=reporter, run=Path(run), out=tmp_path / "out.mp4", every=1)
+    assert len(two["checkpoints"]) == 2  # as `run.keep: 2` says
+    assert not any("run.keep" in note for note in two["notes"])
+
+
+def test_growth_needs_a_policy_that_was_trained(run, grown, tube_run, clip, reporter, tmp_path):
+    def grow(**more):
+        visualize_masks(clip, reporter=reporter, out=tmp_path / "out.png", every=1, **more)
+
+    with pytest.raises(UsageError, match="`--every` needs `--run`"):
+        grow()
+    with pytest.raises(UsageError, match="runs/tube` trained none for the `tube` mask"):
+        grow(run=tube_run)
+    for mask in ("tube", "tats"):
+        other = tube_run if mask == "tats" else grown
+        with pytest.raises(UsageError, match=f"trained none for the `{mask}` mask"):
+            grow(run=other, wishes=Wishes(mask=mask))
+    for name in ("last", "step-0000002"):
+        with pytest.raises(UsageError, match="is one checkpoint"):
+            grow(run=grown / "checkpoints" / name)
+    with pytest.raises(UsageError, match="`--every 0` must be at least 1"):
+        kept_checkpoints(grown, 0)
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_adamae_is_a_learned_mask_like_any_other(load, reporter, clip, tmp_path):
+    mask = "mask={kind: adamae, ratio: 0.75, width: 32, heads: 2}"
+    pretrain(load("optim.epochs=2", mask), reporter=reporter, out="runs/adamae")
+    found = visualize_masks(
+        clip,
+        reporter=reporter,
+        run=Path("runs/adamae"),
+        wishes=Wishes(temperature=0.5, ratio=0.5),
+        out=tmp_path / "out.png",
+        every=1,
+    )
+    assert [one["step"] for one in found["checkpoints"]] == [2, 4]
+    assert (found["mask"], found["temperature"]) == ("adamae", 0.5)
+    assert sum(found["checkpoints"][0]["visible_per_slice"]) == 32
+
+
+def test_a_damaged_checkpoint_is_named(grown, clip, reporter, tmp_path):
+    (grown / "checkpoints" / "step-0000004" / "masker.safetensors").write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match="step-0000004"):
+        visualize_masks(clip, reporter=reporter, run=grown, out=tmp_path / "out.png", every=1)
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_a_sheet_too_long_is_refused_before_the_work(grown, clip, reporter, tmp_path, monkeypatch):
+    monkeypatch.setattr("tatscli.visualize.growth._MOST_STRIPS", 3)
+    monkeypatch.setattr("tatscli.tasks.visualize_masks.render_growth", None)
+    with pytest.raises(UsageError, match="cannot hold 4 strips"):
+        visualize_masks(clip, reporter=reporter, run=grown, out=tmp_path / "a.png", every=1)
+
+
+def test_temperature_divides_the_logits(grown):
+    """Without a floor p is softmax(logits), so p at temperature T is p^(1/T) made to add up."""
+    tokens_BND = torch.randn(1, 64, 128, generator=torch.Generator().manual_seed(0))
+
+    def scores(temperature):
+        viewer, _, _ = choose_viewer(grown, None, Wishes(temperature=temperature))
+        return viewer.masker.scores_BN(tokens_BND).double()
+
+    plain = scores(None)
+    assert torch.equal(plain, scores(1.0))
+    for temperature in (0.25, 0.5, 3.0):
+        power = plain ** (1 / temperature)
+        expected = power / power.sum()
+        assert torch.allclose(scores(temperature), expected, rtol=1e-3, atol=1e-9)
+
+
+def test_temperature_also_decides_what_is_drawn(grown, clip, reporter, tmp_path):
+    found = {
+        temperature: visualize_masks(
+            clip,
+            reporter=reporter,
+            run=grown,
+            wishes=Wishes(temperature=temperature),
+            out=tmp_path / "out.png",
+        )
+        for temperature in (0.001, 1.0, 1000.0)
+    }
+    windows = {temperature: one["windows"][0] for temperature, one in found.items()}
+    assert windows[0.001]["entropy"] < windows[1.0]["entropy"] < windows[1000.0]["entropy"]
+    assert windows[1000.0]["entropy"] == pytest.approx(1, abs=1e-4)
+    # At the cold end the draw is the list of the likeliest tokens, whatever the noise.
+    likeliest = torch.tensor(windows[1.0]["probability"]).topk(8).indices.tolist()
+    assert set(likeliest) <= set(windows[0.001]["visible"])
+    assert found[0.001]["temperature"] == 0.001
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, 1e9, float("nan"), float("inf")])
+def test_a_temperature_out_of_range_is_refused(temperature):
+    with pytest.raises(UsageError, match=r"must lie between 0\.001 and 1000"):
+        choose_viewer(None, None, Wishes(mask="tats", temperature=temperature))
+
+
+def test_a_mask_without_a_policy_has_no_temperature(run, tube_run):
+    for where, mask in ((tube_run, None), (run, "random"), (None, None)):
+        with pytest.raises(UsageError, match="`--temperature` needs a policy") as refused:
+            choose_viewer(where, None, Wishes(mask=mask, temperature=0.5))
+        assert "`tats`" in refused.value.hint
+
+
+def test_the_ratio_of_a_fixed_mask_can_be_changed_too(tube_run, clip, reporter, tmp_path):
+    for ratio, visible in ((None, 8), (0.5, 32)):
+        found = visualize_masks(
+            clip,
+            reporter=reporter,
+            run=tube_run,
+            wishes=Wishes(ratio=ratio),
+            out=tmp_path / "out.png",
+        )
+        (window,) = found["windows"]
+        assert len(window["visible"]) == visible and len(window["error"]) == 64 - visible
+        assert window["entropy"] is None and found["temperature"] is None

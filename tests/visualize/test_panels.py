@@ -14,8 +14,9 @@ ZOOM = SMALLEST_PANEL // SIZE
 VISIBLE = [0, 5, 16, 31]
 
 
-def sight(*, score=None, reconstruction=None) -> Sight:
-    return Sight(MaskPlan.from_visible(torch.tensor([VISIBLE]), 32), score, reconstruction)
+def sight(*, score=None, reconstruction=None, error=None, plan=None) -> Sight:
+    plan = plan or MaskPlan.from_visible(torch.tensor([VISIBLE]), 32)
+    return Sight(plan, score, reconstruction, error)
 
 
 def rows(seen=None, statistics=False, **parts):
@@ -32,9 +33,18 @@ def tokens(panels: np.ndarray) -> np.ndarray:
 
 
 def test_rows_come_in_order_and_only_where_there_is_something_to_show():
-    assert list(rows()) == ["input", "masked", "motion"]
-    full = rows(score=torch.rand(32), reconstruction=torch.rand(3, 4, SIZE, SIZE))
-    assert list(full) == ["input", "masked", "reconstruction", "sampler probability", "motion"]
+    assert list(rows()) == ["input", "visible tokens", "motion"]
+    painted = torch.rand(3, 4, SIZE, SIZE)
+    full = rows(score=torch.rand(32), reconstruction=painted, error=torch.rand(28))
+    assert list(full) == [
+        "input",
+        "sampler probability",
+        "visible tokens",
+        "reconstruction",
+        "error",
+        "motion",
+    ]
+    assert all(row.notes for label, row in full.items() if label != "input")
 
 
 def test_small_views_are_enlarged_pixel_by_pixel():
@@ -49,13 +59,15 @@ def test_small_views_are_enlarged_pixel_by_pixel():
 
 def test_exactly_the_hidden_tokens_are_grey():
     found = rows()
-    masked, whole = (tokens(found[name].panels_TZZ3) for name in ("masked", "input"))
+    masked, whole = (tokens(found[name].panels_TZZ3) for name in ("visible tokens", "input"))
     for token in range(32):
         if token in VISIBLE:
             assert (masked[token] == whole[token]).all()
         else:
             assert set(np.unique(masked[token])) == {104, 128}
-    assert found["masked"].notes == ["grey is hidden: 4 of 32 tokens visible, 28 to predict"]
+    assert found["visible tokens"].notes == [
+        "grey is hidden: 4 of 32 tokens visible, 28 to predict"
+    ]
 
 
 def test_the_reconstruction_says_where_its_statistics_come_from():
@@ -91,6 +103,40 @@ def test_a_uniform_policy_shows_one_colour_not_noise():
 def test_the_colour_scale_grows_brighter_all_the_way():
     luma = heat(np.linspace(0, 1, 50), over=np.zeros(50)) @ (0.3, 0.6, 0.1)
     assert (np.diff(luma) > 0).all()
+
+
+def test_the_error_of_each_predicted_token_is_a_colour_and_the_others_have_none():
+    predict = [1, 2, 3, 30]
+    plan = MaskPlan(torch.tensor([VISIBLE]), torch.tensor([predict]))
+    row = rows(error=torch.tensor([0.5, 0.25, 2.0, 1.25]), plan=plan)["error"]
+    assert (row.scale.low, row.scale.high) == ("0.250", "2.00")
+    assert "mean 1.00" in row.notes
+    cut = tokens(row.panels_TZZ3).astype(int)
+    colourful = np.ptp(cut, axis=-1).max(axis=(1, 2, 3)) > 0
+    assert np.flatnonzero(colourful).tolist() == predict
+    grey = tokens(rows()["input"].panels_TZZ3).mean(axis=-1)
+    bright = [cut[token].mean() - 0.3 * grey[token].mean() for token in predict]
+    assert np.argsort(bright).tolist() == [1, 0, 3, 2]
+    for token in range(32):
+        if token in VISIBLE:
+            assert np.allclose(cut[token, ..., 0], 0.55 * grey[token], atol=1)
+        elif token not in predict:
+            assert set(np.unique(cut[token])) == {104, 128}
+
+
+def test_a_model_without_error_has_a_scale_all_the_same():
+    row = rows(error=torch.zeros(28))["error"]
+    assert row.scale.low == "0.00" and "mean 0.00" in row.notes
+
+
+def test_labels_tell_entropy_and_motion():
+    found = rows(score=torch.full((32,), 1 / 32))
+    assert "entropy 1.000, uniform 1" in found["sampler probability"].notes
+    # Token 5 moves and is seen, token 21 moves and is not: half of 0.125 x 32 pixels on 4 tokens.
+    assert "motion of visible tokens 4.00 x chance" in found["motion"].notes
+    still = window()
+    still.motion.valid_BT[:] = False
+    assert "no motion to compare with" in rows(still)["motion"].notes
 
 
 def yellow(panel: np.ndarray) -> np.ndarray:

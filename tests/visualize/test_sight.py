@@ -30,7 +30,8 @@ def test_only_a_learned_mask_has_probabilities():
 
 
 def test_without_a_model_nothing_is_reconstructed():
-    assert look(viewer(RANDOM)).reconstruction_CTHW is None
+    sight = look(viewer(RANDOM))
+    assert sight.reconstruction_CTHW is None and sight.error_M is None
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -62,6 +63,30 @@ def test_hidden_tokens_show_the_prediction_and_visible_ones_the_input(normalize,
         guess = mean if normalize else torch.full_like(cube, constant)
         expected = cube if token in visible else guess
         assert torch.allclose(sight.reconstruction_CTHW[box], expected, atol=1e-5)
+
+
+def test_the_error_is_that_of_the_predicted_tokens_as_the_loss_counts_it():
+    """Against zero, a cube standardised with the unbiased deviation errs by (P - 1) / P."""
+    seen = window()
+    perfect = look(viewer(RANDOM, seen=seen), seen)
+    assert perfect.error_M.shape == perfect.plan.predict_BM[0].shape
+    assert torch.equal(perfect.error_M, torch.zeros(24))
+    pixels = TUBELET * PATCH * PATCH
+    blind = viewer(RANDOM, seen=seen, constant=0.0)
+    error_M = look(blind, seen).error_M
+    assert torch.allclose(error_M, torch.full((24,), (pixels - 1) / pixels), atol=1e-4)
+    blind.targets[0].weight = 0.5
+    assert torch.allclose(look(blind, seen).error_M, error_M / 2)
+
+
+def test_the_error_sits_on_its_own_token():
+    seen = window()
+    target = seen.video_TCHW.transpose(0, 1).float() / 255
+    sight = look(viewer(RANDOM, seen=seen, normalize=False, constant=0.25), seen)
+    for error, token in zip(sight.error_M, sight.plan.predict_BM[0].tolist(), strict=True):
+        t, row, column = token // 16, token // 4 % 4, token % 4
+        cube = target[:, 2 * t : 2 * t + 2, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
+        assert error.item() == pytest.approx((cube - 0.25).square().mean().item(), rel=1e-4)
 
 
 def test_the_model_sees_standardised_colours():

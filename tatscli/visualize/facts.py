@@ -1,0 +1,96 @@
+"""Numbers about what is shown of a window: for labels, and for `--json`.
+
+Shapes: N tokens of a clip.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tatscli.masking.insight import mask_insight, visible_per_slice
+from tatscli.visualize.sight import Sight
+from tatscli.visualize.windows import Window
+
+
+def facts_of(window: Window, sight: Sight, grid: tuple[int, int, int]) -> dict[str, Any]:
+    """Return what `--json` tells of a window.
+
+    Returns:
+        `frames`, `times` in seconds, `visible` and `predict` (token indices) and the numbers of
+        `insight_of`; `probability` of every token where the mask has a policy, `error` of every
+        predicted token where there is a model.
+    """
+    facts: dict[str, Any] = {
+        "frames": window.frames,
+        "times": [round(time, 6) for time in window.times],
+        "visible": sight.plan.visible_BK[0].tolist(),
+        "predict": sight.plan.predict_BM[0].tolist(),
+        **insight_of(window, sight, grid),
+    }
+    for name, value in (("probability", sight.score_N), ("error", sight.error_M)):
+        if value is not None:
+            facts[name] = [float(f"{number:.4g}") for number in value.tolist()]
+    return facts
+
+
+def insight_of(window: Window, sight: Sight, grid: tuple[int, int, int]) -> dict[str, Any]:
+    """Return how the mask treats time and motion in this window.
+
+    Returns:
+        `visible_per_slice`: counts. `motion_share` and `motion_lift`: see `mask_insight`; None
+        where nothing moves or no frame has vectors. `entropy` of the policy, 1 = uniform; None
+        without a policy.
+    """
+    plan = sight.plan
+    found = mask_insight(plan, grid=grid, motion=window.motion)
+    counts_BT = visible_per_slice(plan.visible_BK, grid[0], grid[1] * grid[2])
+    return {
+        "visible_per_slice": counts_BT[0].tolist(),
+        "motion_share": _rounded(found.get("motion_share")),
+        "motion_lift": _rounded(found.get("motion_lift")),
+        "entropy": None if sight.score_N is None else _rounded(entropy(sight.score_N)),
+    }
+
+
+def mean_insight(
+    windows: Sequence[Window], sights: Sequence[Sight], grid: tuple[int, int, int]
+) -> dict[str, Any]:
+    """Return the numbers of `insight_of` as means over the windows that have them."""
+    found = [insight_of(*both, grid) for both in zip(windows, sights, strict=True)]
+    means: dict[str, Any] = {}
+    for name in ("entropy", "motion_share", "motion_lift"):
+        values = [one[name] for one in found if one[name] is not None]
+        means[name] = _rounded(fmean(values)) if values else None
+    slices = zip(*(one["visible_per_slice"] for one in found), strict=True)
+    return means | {"visible_per_slice": [_rounded(fmean(counts)) for counts in slices]}
+
+
+def entropy(score_N: Tensor) -> float:
+    """Return the entropy of probabilities that add up to 1, divided by its maximum ln N."""
+    nats = torch.special.entr(score_N.double()).sum().item()
+    return nats / math.log(score_N.numel())
+
+
+def motion_words(insight: dict[str, Any]) -> list[str]:
+    """Say for a label how much the visible tokens move."""
+    if insight["motion_share"] is None:
+        return ["no motion to compare with"]
+    return [
+        f"motion share {insight['motion_share']:.2f}, chance 0.10",
+        f"motion of visible tokens {insight['motion_lift']:.2f} x chance",
+    ]
+
+
+def entropy_words(insight: dict[str, Any]) -> str:
+    """Say for a label how far from uniform the policy is."""
+    return f"entropy {insight['entropy']:.3f}, uniform 1"
+
+
+def _rounded(number: float | None) -> float | None:
+    return None if number is None else round(number, 4)

@@ -1,0 +1,173 @@
+"""How a policy grew: the same window under the policy of one checkpoint after the other.
+
+A strip is a heat map and the visible tokens, one column a slice. A sheet puts all strips under each
+other; a film shows them one after the other, so that its time is that of the training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tatscli.errors import UsageError
+from tatscli.video.encode import write_video
+from tatscli.visualize.compose import compose, stack
+from tatscli.visualize.facts import entropy_words, insight_of, motion_words
+from tatscli.visualize.font import Picture
+from tatscli.visualize.panels import (
+    Row,
+    bounds_of,
+    lift_of,
+    motion_row,
+    panels_of,
+    probability_row,
+    visible_row,
+)
+from tatscli.visualize.render import Page, caption_of, header_of, is_sheet
+from tatscli.visualize.sight import Sight
+from tatscli.visualize.windows import Window
+
+FPS = 2.0
+"""Checkpoints a second, unless the page says otherwise."""
+
+_MOST_STRIPS = 200
+"""In one sheet: PNG encoders refuse pictures much larger, and no one can look at them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """The policy at one checkpoint.
+
+    Attributes:
+        step: Optimiser steps of training done.
+        sights: One a window, with probabilities; all stages draw with the same noise.
+    """
+
+    step: int
+    sights: list[Sight]
+
+
+def refuse_sheet(out: Path, strips: int) -> None:
+    """Find out before any work that so many strips make no sheet.
+
+    Raises:
+        UsageError: If `out` is a sheet and they are too many.
+    """
+    if is_sheet(out) and strips > _MOST_STRIPS:
+        raise UsageError(
+            f"`{out}` cannot hold {strips} strips: a sheet has at most {_MOST_STRIPS}",
+            hint="raise `--every`, lower `--windows`, or write an mp4 or gif",
+        )
+
+
+def render_growth(
+    clip: Path,
+    out: Path,
+    windows: Sequence[Window],
+    stages: Sequence[Stage],
+    page: Page,
+    grid: tuple[int, int, int],
+) -> float | None:
+    """Write the picture of a policy's growth; one colour scale serves all its heat maps.
+
+    Args:
+        clip: Where the windows come from, for the header.
+        out: `.png` for a sheet, another suffix of `SUFFIXES` for a film.
+        windows: What is looked at.
+        stages: By whom, in the order of training.
+        page: How the picture is made.
+        grid: Tokens along time, height and width.
+
+    Returns:
+        The frame rate written, None for a png.
+    """
+    lifts = [
+        lift_of(sight.score_N)
+        for stage in stages
+        for sight in stage.sights
+        if sight.score_N is not None
+    ]
+    strips = _Strips(clip, page, grid, bounds_of(torch.cat(lifts)))
+    if is_sheet(out):
+        sheets = [strips.sheet(window, place, stages) for place, window in enumerate(windows)]
+        write_video(out, [stack(sheets)], fps=1)
+        return None
+    fps = page.fps or FPS
+    write_video(out, strips.film(windows, stages), fps=fps)
+    return fps
+
+
+@dataclass(frozen=True, slots=True)
+class _Strips:
+    """Paints the pages.
+
+    Attributes:
+        clip: For the header.
+        page: For the header.
+        grid: Tokens along time, height and width.
+        bounds: The ends of the colour scale that all heat maps share.
+    """
+
+    clip: Path
+    page: Page
+    grid: tuple[int, int, int]
+    bounds: tuple[float, float]
+
+    def sheet(self, window: Window, place: int, stages: Sequence[Stage]) -> Picture:
+        """Put the strips of the window at `place` under its frames and their motion."""
+        rows = self._frame_rows(window)
+        for stage in stages:
+            rows += self._strip(window, stage, place)
+        return self._compose(window, rows, f"checkpoints shown: {len(stages)}")
+
+    def film(self, windows: Sequence[Window], stages: Sequence[Stage]) -> Iterator[Picture]:
+        """Show one strip after the other, window by window."""
+        for place, window in enumerate(windows):
+            frames, motion = self._frame_rows(window)
+            for number, stage in enumerate(stages, 1):
+                words = f"checkpoint {number} of {len(stages)}: step {stage.step}"
+                strip = self._strip(window, stage, place)
+                yield self._compose(window, [frames, *strip, motion], words)
+
+    def _frame_rows(self, window: Window) -> list[Row]:
+        tubelet = len(window.frames) // self.grid[0]
+        motion = motion_row(panels_of(window.video_TCHW), window)
+        return [
+            Row("input", [], self._slices(window)),
+            replace(motion, panels_TZZ3=motion.panels_TZZ3[::tubelet]),
+        ]
+
+    def _strip(self, window: Window, stage: Stage, place: int) -> list[Row]:
+        sight = stage.sights[place]
+        assert sight.score_N is not None
+        insight = insight_of(window, sight, self.grid)
+        video = self._slices(window)
+        heat = probability_row(video, sight.score_N, self.grid, self.bounds)
+        shown = visible_row(video, sight.plan, self.grid)
+        return [
+            replace(
+                heat,
+                label=f"step {stage.step} probability",
+                notes=[*heat.notes, "colours alike for all steps", entropy_words(insight)],
+            ),
+            replace(
+                shown,
+                label=f"step {stage.step} visible tokens",
+                notes=[*shown.notes, *motion_words(insight)],
+            ),
+        ]
+
+    def _slices(self, window: Window) -> np.ndarray:
+        """Return the first frame of each slice as panels: only these are shown."""
+        return panels_of(window.video_TCHW[:: len(window.frames) // self.grid[0]])
+
+    def _compose(self, window: Window, rows: list[Row], words: str) -> Picture:
+        slices = range(self.grid[0])
+        tubelet = len(window.frames) // self.grid[0]
+        captions = [caption_of(window, place * tubelet) for place in slices]
+        *lines, held = header_of(self.clip, self.page, window)
+        return compose([*lines, words, held], captions, rows, list(slices))
