@@ -1,7 +1,7 @@
 """Multiply-accumulates of transformer parts from their formulae, without norms and softmax.
 
 A forward pass takes two floating-point operations per multiply-accumulate, a training step three
-forward passes.
+forward passes and what is computed again.
 """
 
 from __future__ import annotations
@@ -20,3 +20,15 @@ def trajectory_macs(tokens: int, width: int, heads: int, slices: int) -> int:
     """
     linear = 15 * tokens * width**2
     return linear + 2 * tokens**2 * width + 2 * tokens * slices * heads * width
+
+
+def recomputed_trajectory_macs(
+    tokens: int, width: int, heads: int, slices: int, *, kept: bool
+) -> int:
+    """Count what the backward pass of trajectory attention computes a second time.
+
+    Own-frame query and folded key (2 D^2 per token), the products over time, and the products over
+    space unless the trajectory tokens are `kept`.
+    """
+    again = 2 * tokens * width**2 + 2 * tokens * slices * heads * width
+    return again if kept else again + 2 * tokens**2 * width

@@ -1,10 +1,15 @@
-"""Time and memory of folded against textbook trajectory attention, forward and backward.
+"""Time and memory of trajectory attention, forward and backward, over the length of the clip.
 
-    python tests/benchmarks/bench_trajectory.py --width 384 --slices 8 --sites 196
+    python tests/benchmarks/bench_trajectory.py --width 768 --heads 12
+    python tests/benchmarks/bench_trajectory.py --slices 8 16 32 64 --repeats 3
 
-Prints one JSON object: medians in seconds, peak memory above the inputs in MiB, and the ratios of
-textbook to folded. The forms take turns in one process for time, and have a process each for
-memory, because a process's peak never falls on the CPU.
+Three forms: `textbook`; `kept`, which keeps trajectory tokens for the backward pass, the default
+on short clips; `chunked`, which finds them again, the default on long ones.
+
+Prints one JSON object: for each length the floor, medians in seconds, peak memory above weights
+and inputs in MiB, and the ratios of the first form to the others. The forms take turns in one
+process for time, and have a process each for memory. A form whose floor of memory exceeds
+`--limit-gib` is skipped.
 """
 
 from __future__ import annotations
@@ -12,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import statistics
 import sys
 import time
@@ -22,7 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-FORMS = ("textbook", "folded")
+FORMS = ("textbook", "kept", "chunked")
 
 
 def step(form: str, options: dict[str, Any]) -> Callable[[], None]:
@@ -35,14 +39,16 @@ def step(form: str, options: dict[str, Any]) -> Callable[[], None]:
     device, dtype = options["device"], getattr(torch, options["dtype"])
     torch.set_num_threads(options["threads"])
     torch.manual_seed(0)
-    attention = TrajectoryAttention(options["width"], options["heads"], options["slices"])
+    slices = options["slices"]
+    attention = TrajectoryAttention(options["width"], options["heads"], slices)
+    attention.keeps = form == "kept"
     attention = attention.to(device)
-    shape = options["batch"], options["slices"] * options["sites"], options["width"]
+    shape = options["batch"], slices * options["sites"], options["width"]
     tokens = torch.randn(shape, device=device, requires_grad=True)
 
     def run() -> None:
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            out = attention(tokens) if form == "folded" else textbook(attention, tokens)[0]
+            out = textbook(attention, tokens)[0] if form == "textbook" else attention(tokens)
         out.float().square().mean().backward()
         if device == "cuda":
             torch.cuda.synchronize()
@@ -51,66 +57,137 @@ def step(form: str, options: dict[str, Any]) -> Callable[[], None]:
 
 
 def peak_mib(form: str, options: dict[str, Any]) -> float:
-    """Return the peak memory of one form above what its inputs take; needs a fresh process."""
+    """Return the peak memory of one form above its weights and inputs; needs a fresh process.
+
+    Linux lets a process forget its peak, so what libraries load at first use is left out.
+    """
     import torch
 
+    step(form, options | {"sites": 2})()
     run = step(form, options)
-    cuda = options["device"] == "cuda"
-
-    def peak() -> float:
-        if cuda:
-            return torch.cuda.max_memory_allocated() / 2**20
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-    before = peak()
+    if options["device"] == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident_kib("VmRSS")
     run()
-    return peak() - before
+    return (resident_kib("VmHWM") - before) / 1024
 
 
-def seconds(options: dict[str, Any]) -> dict[str, float]:
+def resident_kib(line: str) -> int:
+    """Return a line of this process's status: VmRSS is its memory, VmHWM the peak."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return int(next(entry for entry in status if entry.startswith(line)).split()[1])
+
+
+def seconds(forms: list[str], options: dict[str, Any]) -> dict[str, float]:
     """Return the median time of each form, taking turns.
 
     On the CPU it is the processor time of all threads: other programs do not lengthen that.
     """
     clock = time.perf_counter if options["device"] == "cuda" else time.process_time
-    runs = {form: step(form, options) for form in FORMS}
-    taken: dict[str, list[float]] = {form: [] for form in FORMS}
+    runs = {form: step(form, options) for form in forms}
+    taken: dict[str, list[float]] = {form: [] for form in forms}
     for repeat in range(options["repeats"] + 1):
         for form, run in runs.items():
             started = clock()
             run()
             if repeat:  # the first round warms up
                 taken[form].append(clock() - started)
-    return {form: statistics.median(values) for form, values in taken.items()}
+    return {form: round(statistics.median(values), 3) for form, values in taken.items()}
+
+
+def floor(options: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Count the multiply-accumulates and the bytes that the forms cannot do without.
+
+    Bytes: scores and their softmax of the textbook form, and its trajectory tokens, keys and
+    values; trajectory tokens kept; those of a chunk, with its folded queries and pooled tokens.
+    Every form has queries, keys and values besides, and gradients of all of these.
+    """
+    from tatscli.nn.flops import recomputed_trajectory_macs, trajectory_macs
+    from tatscli.nn.trajectory import CHUNK
+
+    width, heads, slices = (options[key] for key in ("width", "heads", "slices"))
+    tokens = slices * options["sites"]
+    number = options["batch"] * (4 if options["dtype"] == "float32" else 2)
+    attention = trajectory_macs(tokens, width, heads, slices) - 8 * tokens * width**2
+    # Textbook: keys and values of N x T tokens, and products over time with N x T x D of them.
+    folded_only = 2 * tokens * width**2 + 2 * tokens * slices * heads * width
+    textbook = attention - folded_only + 2 * tokens * slices * width * (width + 1)
+    again = {
+        form: recomputed_trajectory_macs(tokens, width, heads, slices, kept=form == "kept")
+        for form in ("kept", "chunked")
+    }
+    paths = tokens * slices * width
+    held = {
+        "textbook": 2 * heads * tokens**2 + 3 * paths,
+        "kept": paths,
+        "chunked": CHUNK * options["sites"] * (slices + 2 * heads) * width,
+    }
+    qkv = 3 * tokens * width
+    return {
+        form: {
+            "gmac": round(
+                (3 * (textbook if form == "textbook" else attention) + again.get(form, 0))
+                * options["batch"]
+                / 1e9,
+                1,
+            ),
+            "mib": round((held[form] + qkv) * number / 2**20, 1),
+        }
+        for form in FORMS
+    }
+
+
+def measure(options: dict[str, Any]) -> dict[str, Any]:
+    """Compare the forms at one length."""
+    least = floor(options)
+    limit = options["limit_gib"] * 1024
+    forms = [form for form in FORMS if least[form]["mib"] <= limit]
+    peak = {}
+    # Memory goes first: a child begins with the peak its parent had when it forked.
+    for form in forms:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            peak[form] = round(pool.apply(peak_mib, (form, options)), 1)
+    forms = [form for form in forms if peak[form] <= limit]
+    taken = seconds(forms, options)
+    return {
+        "slices": options["slices"],
+        "tokens": options["slices"] * options["sites"],
+        "floor": least,
+        "peak_mib": peak,
+        "seconds": taken,
+        "ratio": {
+            form: {
+                "seconds": round(taken[forms[0]] / taken[form], 2),
+                "peak_mib": round(peak[forms[0]] / peak[form], 2),
+            }
+            for form in forms[1:]
+        },
+    }
 
 
 def main() -> None:
-    """Measure both forms and print the comparison."""
+    """Measure all forms at every length and print the comparison."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     for name, default in {
         "width": 384,
         "heads": 8,
-        "slices": 8,
         "sites": 196,
         "batch": 1,
         "repeats": 5,
         "threads": 1,
+        "limit-gib": 8,
     }.items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--slices", type=int, nargs="+", default=[8])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     options = vars(parser.parse_args())
-    result: dict[str, Any] = {"settings": options, "peak_mib": {}}
-    # Memory goes first: a child begins with the peak its parent had when it forked.
-    for form in FORMS:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            result["peak_mib"][form] = pool.apply(peak_mib, (form, options))
-    result["seconds"] = seconds(options)
-    result["ratio"] = {
-        key: round(result[key]["textbook"] / result[key]["folded"], 2)
-        for key in ("seconds", "peak_mib")
-    }
-    print(json.dumps(result, indent=2))
+    lengths = [measure(options | {"slices": slices}) for slices in options["slices"]]
+    print(json.dumps({"settings": options, "lengths": lengths}, indent=2))
 
 
 if __name__ == "__main__":

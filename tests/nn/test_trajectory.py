@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tatscli.nn.flops import recomputed_trajectory_macs
 from tatscli.nn.trajectory import KEPT_SLICES, TrajectoryAttention, TrajectoryBlock
 from tests.nn.counting import counted_macs
 from tests.nn.trajectory_reference import looped, textbook
@@ -218,3 +219,13 @@ def test_macs_match_the_counted_operations(width: int, heads: int, slices: int, 
     block = TrajectoryBlock(width, heads, slices)
     counted = counted_macs(lambda: block(torch.randn(1, slices * sites, width)))
     assert block.macs(slices * sites) == counted
+
+
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_macs_of_a_training_step_match_the_counted_operations(chunk: int | None) -> None:
+    width, heads, slices, tokens = 32, 4, 4, 36
+    block = TrajectoryBlock(width, heads, slices, chunk=chunk)
+    given_in = torch.randn(1, tokens, width, requires_grad=True)
+    counted = counted_macs(lambda: block(given_in).sum().backward(), gradients=True)
+    again = recomputed_trajectory_macs(tokens, width, heads, slices, kept=chunk is None)
+    assert counted == 3 * block.macs(tokens) + again
