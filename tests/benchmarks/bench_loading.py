@@ -168,7 +168,7 @@ def compare(
                 # Workers that live on are not in the processor time of those that waited.
                 clock: seconds / results[name][0][0]
                 for clock, seconds in one.items()
-                if clock == "wall" or not workers
+                if clock != "cpu" or not workers
             }
             for name, one in medians.items()
         }

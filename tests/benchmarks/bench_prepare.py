@@ -206,7 +206,11 @@ def compare(folder: Path, outputs: Path, rounds: int, peers: set[str]) -> dict[s
             few = paths[: -(-len(paths) // _SHARE_FOR_COMMAND)]
             taken = one.run(partial(work, how="command"), few)
             scale = frames / sum(taken.results)
-            medians["ffmpeg+peer_command"] = {"wall": taken.wall * scale, "cpu": taken.cpu * scale}
+            medians["ffmpeg+peer_command"] = {
+                "wall": taken.wall * scale,
+                "cpu": taken.cpu * scale,
+                "best": taken.wall * scale,
+            }
     parts = {}
     for motion in ("native", "auto"):
         with Crew(cores=1) as alone:
