@@ -29,7 +29,7 @@ def mask_insight(
 
     Returns:
         `visible_slice_min` and `visible_slice_max`: visible tokens of the emptiest and fullest
-        slice, means over clips.
+        slice, and `visible_slice_0` ... of each, means over clips.
         `motion_share`: share of the visible tokens in the tenth of the clip that moves most; 0.1
         is chance.
         `motion_lift`: mean motion of the visible tokens over that of all tokens; 1 is chance.
@@ -40,6 +40,8 @@ def mask_insight(
         "visible_slice_min": counts_BT.min(dim=1).values.mean(),
         "visible_slice_max": counts_BT.max(dim=1).values.mean(),
     }
+    for number, count in enumerate(counts_BT.mean(dim=0)):
+        numbers[f"visible_slice_{number}"] = count
     if motion is not None:
         magnitude_BN = motion.to(plan.visible_BK.device).magnitude_BN(slices)
         moving_B = magnitude_BN.amax(dim=1) > 0

@@ -121,7 +121,14 @@ def restore_masker(masker: Masker, checkpoint: Checkpoint) -> None:
     for name, value in tensors.items():
         part, rest = name.split("/", 1)
         parts[part][rest] = value
-    masker.load_state_dict(parts["weights"])
+    try:
+        masker.load_state_dict(parts["weights"])
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"the sampler in `{checkpoint.path}` does not fit the mask of this tats: "
+            f"{str(error).splitlines()[-1].strip()}",
+            hint="continue the run with the version that began it, or start anew with `--init`",
+        ) from error
     masker.load_training_state(parts["training"])
 
 

@@ -34,6 +34,8 @@ def test_numbers_by_hand() -> None:
         {
             "visible_slice_min": 2,
             "visible_slice_max": 2,
+            "visible_slice_0": 2,
+            "visible_slice_1": 2,
             "motion_share": 0.5,  # the top tenth of 20 tokens are 3 and 12
             "motion_lift": (7 / 4) / (7 / 20),
         }
@@ -46,7 +48,7 @@ def test_clips_without_motion_do_not_count() -> None:
     both = mask_insight(plan([3, 4], [0, 1]), grid=GRID, motion=motion(speed))
     assert (both["motion_share"], both["motion_lift"]) == pytest.approx((1, 10))
     still = mask_insight(plan([3, 4]), grid=GRID, motion=motion(torch.zeros(1, 20)))
-    assert set(still) == {"visible_slice_min", "visible_slice_max"}
+    assert not {"motion_share", "motion_lift"} & set(still)
     unknown = motion(speed)
     unknown.valid_BT.fill_(False)
     assert "motion_share" not in mask_insight(plan([3], [4]), grid=GRID, motion=unknown)
@@ -59,7 +61,12 @@ def test_slices_are_counted_by_clip() -> None:
         [1, 2],
     ]
     numbers = mask_insight(plan([0, 1, 9], [9, 10, 19]), grid=GRID)
-    assert numbers == {"visible_slice_min": 0.5, "visible_slice_max": 2.5}
+    assert numbers == {
+        "visible_slice_min": 0.5,
+        "visible_slice_max": 2.5,
+        "visible_slice_0": 2,
+        "visible_slice_1": 1,
+    }
 
 
 @settings(deadline=None)

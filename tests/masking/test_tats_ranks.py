@@ -13,7 +13,6 @@ import torch.multiprocessing as mp
 from tatscli.masking import build_masker
 from tatscli.recipe import schema
 
-
 CONFIGS: dict[str, schema.LearnedMask] = {
     "tats": schema.TatsMask(
         kind="tats", ratio=0.75, width=8, heads=2, epochs=3, base_lr=0.02, max_kl=1e-4
