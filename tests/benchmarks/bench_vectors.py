@@ -222,9 +222,9 @@ def main() -> None:
             for size in SIZES
         }
         for number, path in enumerate(options.clips or made):
-            path = path.resolve()
+            codec, path = made.get(path), path.resolve()
             alone = result["one_core"][path.stem] = one_core(path, options.rounds, peers)
-            if made.get(path, "h264") != "h264":
+            if codec not in (None, "h264"):
                 continue
             folder = outputs / f"files{number}"
             folder.mkdir()
