@@ -69,6 +69,8 @@ def motion(
     target = out or Path(f"{clip.stem}.motion.safetensors")
     if target.suffix != ".safetensors":
         raise UsageError(f"cannot write `{target}`: its suffix must be .safetensors")
+    if target.is_dir():
+        raise UsageError(f"`{target}` is a folder", "give the name of a file")
     if not target.parent.is_dir():
         raise UsageError(f"there is no folder `{target.parent}`", "make it first")
     chosen = {"motion": motion, "motion_cell": motion_cell, "camera": camera}
@@ -81,7 +83,7 @@ def motion(
     done = write_rows(clip, target) if raw else write_field(clip, target, **given)
     if done.warning:
         report.warn(f"`{clip}` is {done.warning}")
-    kind, why = done.origin
+    kind, why = done.origin.kind, done.origin.why
     lines = [("frames", done.frames), ("with vectors", done.moving), ("from", f"{kind}: {why}")]
     if done.rows is not None:
         lines.append(("rows", done.rows))

@@ -30,8 +30,8 @@ Examples:
   tats prepare ./videos --out prepared/mine --engine ray --address auto
   tats prepare ./videos --out prepared/mine --part 3/8
 
-Exit codes: 0 every video is ok, 1 some failed (their reasons are in the manifest), 2 nothing could
-be done, 130 interrupted (the same command continues).
+Exit codes: 0 every video is ok, 1 some failed (their reasons are in the manifest), or there is none
+or no room, 2 wrong command line, 130 interrupted (the same command continues).
 """
 
 _SHOWN = 20  # failures in the closing table; all are in the manifest and in --json
@@ -77,7 +77,7 @@ def prepare(
     ] = 256,
     quality: Annotated[
         int,
-        typer.Option(min=1, max=31, help="JPEG quality on FFmpeg's scale: 2 best, 31 smallest."),
+        typer.Option(min=2, max=31, help="JPEG quality on FFmpeg's scale: 2 best, 31 smallest."),
     ] = 3,
     motion: Annotated[
         Literal["auto", "native", "reencode", "none"],
@@ -160,6 +160,11 @@ def prepare(
     share = _part(part)
     store = out or Path("prepared") / (source.resolve().name or "videos")
     if share is not None:
+        if not store.name:
+            raise UsageError(
+                f"`--out {store}` has no name that a part could be called after",
+                "give a folder's name, such as `--out prepared/mine`",
+            )
         store = store.with_name("{}.part-{}-of-{}".format(store.name, *share))
     sources = find_sources(source, annotations or [], dataset=dataset, labels=labels)
     for finding in sources.findings:
@@ -179,7 +184,7 @@ def prepare(
         else:
             run = partial(run_in_order, workers=workers or _cores(), timeout=timeout)
         if check:
-            outcome = pipeline.check(sources, run=run, reporter=report, limits=limits)
+            outcome = pipeline.check(sources, run=run, reporter=report, limits=limits, part=share)
         else:
             outcome = pipeline.prepare(
                 sources,
@@ -235,8 +240,10 @@ def _show(report: Reporter, sources: Sources, outcome: Report, store: Path | Non
         f"Prepared in {outcome.seconds:.0f} s" if store else f"Checked in {outcome.seconds:.0f} s"
     )
     report.table(title, ("split", "ok", "failed", "frames", "with motion"), lines)
-    origins = Counter((row.motion, row.motion_why) for row in outcome.rows if row.status == "ok")
-    if store:
+    origins: Counter[tuple[str, str | None]] = Counter()
+    if store:  # a check looks for no motion
+        ok = [row for row in outcome.rows if row.status == "ok"]
+        origins.update((row.motion, row.motion_why) for row in ok)
         origin_lines = [(kind, why or "-", n) for (kind, why), n in origins.most_common(_SHOWN)]
         report.table("Motion", ("from", "because", "videos"), origin_lines)
     if failures:

@@ -15,7 +15,7 @@ from tatscli.video.decode import Limits, Segment
 from tatscli.video.encode import JpegEncoder
 from tatscli.video.field import grid_size
 from tatscli.video.frames import stored_frames
-from tatscli.video.origin import Wanted
+from tatscli.video.origin import KEY_FRAMES, Wanted, settled
 from tatscli.video.reader import VideoReader
 
 
@@ -86,7 +86,7 @@ def _convert(job: Job, stem: Path) -> Converted:
         # The codec exports vectors, but every picture of this file is coded by itself.
         converted = _spool(job, stem, "reencode")
         facts = converted.facts or {}
-        facts["motion_why"] = "key frames only"
+        facts["motion_why"] = KEY_FRAMES
     return converted
 
 
@@ -126,16 +126,10 @@ def _spool(job: Job, stem: Path, motion: Wanted) -> Converted:
     )
     facts = _facts(job, reader, times)
     facts |= {"width": frame.width, "height": frame.height, "checksum": checksum(spool)}
-    facts |= _motion_facts(reader, len(times), sum(valid))
+    moving = sum(valid)
+    origin = settled(reader.origin, frames=len(times), moving=moving)
+    facts |= {"motion": origin.kind, "motion_why": origin.why, "moving": moving}
     return Converted(facts=facts, spool=spool)
-
-
-def _motion_facts(reader: VideoReader, frames: int, moving: int) -> dict[str, Any]:
-    origin = reader.origin
-    if moving or origin.kind == "none":
-        return {"motion": origin.kind, "motion_why": origin.why, "moving": moving}
-    why = "a single frame" if frames == 1 else "key frames only"
-    return {"motion": "none", "motion_why": why, "moving": 0}
 
 
 def _facts(job: Job, reader: VideoReader, times: list[float]) -> dict[str, Any]:

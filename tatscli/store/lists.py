@@ -44,7 +44,8 @@ def write_lists(
 
     Raises:
         UsageError: There is no such separator, or it cannot hold a path or a segment.
-        DataError: A name cannot be written in a list, or the lists cannot be written.
+        DataError: There is no video to list, a name cannot be written in a list, or the lists
+            cannot be written.
     """
     if separator not in SEPARATORS:
         raise UsageError(f"separator `{separator}` is neither a space nor a comma")
@@ -59,6 +60,8 @@ def write_lists(
     }
     if store.class_names:
         texts[LABELS] = _labels(store.class_names)
+    if not splits:
+        raise DataError(f"`{store.path}` holds no readable video to list")
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():

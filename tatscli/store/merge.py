@@ -60,6 +60,8 @@ def merge(stores: Sequence[Path], out: Path, reporter: Reporter) -> Merged:
         UsageError: The stores do not fit together, or `out` exists.
         DataError: A store cannot be used, or the new one cannot be written.
     """
+    if not out.name:
+        raise UsageError(f"`{out}` is no name for a new store", "give another `--out`")
     opened = [Store.open(path) for path in stores]
     _check_alike(opened)
     _check_parts(opened)

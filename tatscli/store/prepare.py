@@ -142,9 +142,12 @@ def check(
     run: Runner[Job, Converted],
     reporter: Reporter,
     limits: Limits = LIMITS,
+    part: tuple[int, int] | None = None,
 ) -> Report:
-    """Decode every source to its end and write nothing."""
+    """Decode every source, or those of a part, to its end and write nothing."""
     begun = time.monotonic()
+    if part is not None:
+        sources = part_of(sources, part)
     jobs = (Job(source.path, None, Settings(), source.segment, limits) for source in sources.items)
     with closing(_results(sources.items, jobs, run, reporter, "checking")) as results:
         rows = [_row(source, result) for source, _, result in results]

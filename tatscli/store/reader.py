@@ -54,7 +54,7 @@ class Store:
         if not path.is_dir():
             raise DataError(f"there is no store at `{path}`", again)
         try:
-            text = (path / DATASET).read_text("utf-8")
+            text = (path / DATASET).read_bytes()
         except FileNotFoundError:
             raise DataError(f"`{path}` is not a store: it has no `{DATASET}`", again) from None
         try:
@@ -72,6 +72,8 @@ class Store:
                 f"the store `{path}` is unfinished: {len(rows)} sources so far",
                 "run the same `tats prepare` command again; it continues where it stopped",
             )
+        if not (path / MANIFEST).is_file():
+            raise DataError(f"the store `{path}` is damaged: it has no `{MANIFEST}`", again)
         return cls(path, dataset, rows)
 
     @property

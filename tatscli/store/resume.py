@@ -161,19 +161,22 @@ def _with_classes(
 
 
 def _whole_batches(out: Path, rows: list[Row]) -> list[Row]:
-    """Drop the rows of the last shard if some of its videos have none.
+    """Drop the rows of the last shard if those of its last videos are missing.
 
-    A run that was killed, or met a full disk, while it wrote them: so the shard is made anew, and
-    the store comes out as if nothing had happened.
+    A run was killed, or met a full disk, while it wrote them in the order of the videos: so the
+    shard is made anew, and the store comes out as if nothing had happened. Rows that are missing
+    further up were dropped by a repair, or since their source has changed: the others stay.
     """
     last = next((row.shard for row in reversed(rows) if row.shard is not None), None)
     if last is None:
         return rows
+    known = {row.id for row in rows}
     try:
-        whole = set(Shard(out / last).videos) <= {row.id for row in rows}
+        present = [video in known for video in Shard(out / last).videos]
+        torn = not all(present) and present == sorted(present, reverse=True)
     except (OSError, ValueError):
-        whole = False
-    return rows if whole else [row for row in rows if row.shard != last]
+        torn = True
+    return [row for row in rows if row.shard != last] if torn else rows
 
 
 def _kept_rows(

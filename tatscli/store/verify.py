@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from tatscli.console import Reporter
-from tatscli.errors import DecodeError
+from tatscli.errors import DataError, DecodeError
 from tatscli.store.lock import LOCK, locked
 from tatscli.store.reader import Store
 from tatscli.store.resume import clean
@@ -23,6 +23,7 @@ from tatscli.store.schema import (
     write_rows,
 )
 from tatscli.store.shards import Shard
+from tatscli.video.field import grid_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +116,14 @@ def repair(store: Store, verdict: Verdict, *, reporter: Reporter) -> int:
     The store is unfinished afterwards, if there were any: the next `tats prepare` makes them anew.
 
     Raises:
-        DataError: Another run uses the store.
+        DataError: Another run uses the store, or has changed it since it was opened.
     """
     with locked(store.path / LOCK, store.path, reporter):
+        present = Store.open(store.path)
+        if (present.dataset, present.rows) != (store.dataset, store.rows):
+            raise DataError(
+                f"`{store.path}` has changed while it was checked", "run `tats store verify` again"
+            )
         broken = {finding.id for finding in verdict.findings}
         kept = [row for row in store.rows if row.id not in broken]
         dropped = len(store.rows) - len(kept)
@@ -173,8 +179,7 @@ def _of_a_shard(
 def _of_a_video(shard: Shard, row: Row, settings: Settings, *, decode: bool) -> str | None:
     """Say what is wrong with a video; None if nothing is."""
     tensors = shard.videos.get(row.id, {})
-    cell = settings.motion_cell
-    grid = (-(-row.height // cell), -(-row.width // cell))
+    grid = grid_size(row.width, row.height, settings.motion_cell)
     expected: dict[str, tuple[str, tuple[int, ...]]] = {
         "times": ("F64", (row.frames,)),
         "motion": ("F16", (row.frames, *grid, 2)),

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from tatscli.errors import DataError
+from tatscli.errors import DataError, DecodeError
 from tatscli.tensors import Tensor, write_tensors
 from tatscli.video.camera import Camera
 from tatscli.video.field import grid_size
 from tatscli.video.frames import stored_frames
 from tatscli.video.motion import COLUMNS, vectors_of
-from tatscli.video.origin import Wanted
+from tatscli.video.origin import KEY_FRAMES, Origin, Wanted, settled
 from tatscli.video.reader import VideoReader
 
 
@@ -26,14 +29,14 @@ class Motion:
         frames: Frames of the file.
         moving: Frames with vectors.
         rows: Vectors; None for a field.
-        origin: Whose vectors they are, and why.
+        origin: Whose vectors they are, and why; nobody's where no frame has any.
         warning: What is missing of a damaged file.
     """
 
     frames: int
     moving: int
     rows: int | None
-    origin: tuple[str, str]
+    origin: Origin
     warning: str | None
 
 
@@ -53,21 +56,20 @@ def write_rows(clip: Path, out: Path) -> Motion:
     types: list[int] = []
     times: list[float] = []
     reader = VideoReader(clip, motion="native", pictures=False)
-    with tempfile.TemporaryDirectory(prefix=".motion-", dir=out.parent) as folder:
-        spool = Path(folder) / "rows"
+    with _spool(out) as spool, _named(clip):
         with spool.open("wb") as file:
             for frame in vectors_of(reader):
+                if reader.origin.kind == "none":
+                    raise DataError(
+                        f"`{clip}` has no rows to write: {reader.codec} exports no motion vectors",
+                        "without `--raw` a motion field is made by encoding it anew",
+                    )
                 file.write(frame.rows.tobytes())
                 counts.append(len(frame.rows))
                 types.append(ord(frame.type))
                 times.append(frame.time)
         frame_R = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         total = len(frame_R)
-        if reader.origin.kind == "none":
-            raise DataError(
-                f"`{clip}` has no rows to write: {reader.origin.why}",
-                "without `--raw` a motion field is made by encoding it anew",
-            )
         write_tensors(
             out,
             [
@@ -83,8 +85,7 @@ def write_rows(clip: Path, out: Path) -> Motion:
             },
         )
     moving = sum(count > 0 for count in counts)
-    origin = (reader.origin.kind, reader.origin.why)
-    return Motion(len(counts), moving, total, origin, reader.problem)
+    return Motion(len(counts), moving, total, reader.origin, reader.problem)
 
 
 def write_field(
@@ -106,40 +107,86 @@ def write_field(
     Raises:
         DecodeError: The file does not decode.
     """
-    reader = VideoReader(clip, motion=motion, pictures=False)
-    times: list[float] = []
-    valid: list[bool] = []
-    with tempfile.TemporaryDirectory(prefix=".motion-", dir=out.parent) as folder:
-        spool = Path(folder) / "field"
-        with spool.open("wb") as file:
-            for frame in stored_frames(
-                reader,
-                short_side=short_side,
-                motion_cell=motion_cell,
-                camera=camera,
-                pictures=False,
-            ):
-                file.write(frame.motion.tobytes())
-                times.append(frame.time)
-                valid.append(frame.valid)
-        grid = grid_size(frame.width, frame.height, motion_cell)
+    reading = partial(
+        _read_field, clip, camera=camera, motion_cell=motion_cell, short_side=short_side
+    )
+    with _spool(out) as spool, _named(clip):
+        field, origin = reading(spool, motion=motion)
+        if motion == "auto" and origin.kind == "none" and len(field.times) > 1:
+            field, origin = reading(spool, motion="reencode")
+            origin = replace(origin, why=KEY_FRAMES)
+        frames = len(field.times)
+        grid = grid_size(field.width, field.height, motion_cell)
         write_tensors(
             out,
             [
-                Tensor.of("times", np.array(times, np.float64)),
-                Tensor("motion", np.dtype("<f4"), (len(times), *grid, 2), spool),
-                Tensor.of("valid", np.array(valid, bool)),
+                Tensor.of("times", np.array(field.times, np.float64)),
+                Tensor("motion", np.dtype("<f4"), (frames, *grid, 2), spool),
+                Tensor.of("valid", np.array(field.valid, bool)),
             ],
             {
                 "format": "tats-motion-field",
-                "width": str(frame.width),
-                "height": str(frame.height),
+                "width": str(field.width),
+                "height": str(field.height),
                 "motion_cell": str(motion_cell),
                 "camera": camera,
-                "origin": reader.origin.kind,
-                "why": reader.origin.why,
-                "codec": reader.codec or "",
+                "origin": origin.kind,
+                "why": origin.why,
+                "codec": field.reader.codec or "",
             },
         )
-    origin = (reader.origin.kind, reader.origin.why)
-    return Motion(len(times), sum(valid), None, origin, reader.problem)
+    return Motion(frames, sum(field.valid), None, origin, field.reader.problem)
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """What was read beside the field itself, which lies in the spool."""
+
+    reader: VideoReader
+    width: int
+    height: int
+    times: list[float]
+    valid: list[bool]
+
+
+def _read_field(
+    clip: Path,
+    spool: Path,
+    *,
+    motion: Wanted,
+    camera: Camera,
+    motion_cell: int,
+    short_side: int | None,
+) -> tuple[_Field, Origin]:
+    reader = VideoReader(clip, motion=motion, pictures=False)
+    times: list[float] = []
+    valid: list[bool] = []
+    with spool.open("wb") as file:
+        for frame in stored_frames(
+            reader,
+            short_side=short_side,
+            motion_cell=motion_cell,
+            camera=camera,
+            pictures=False,
+        ):
+            file.write(frame.motion.tobytes())
+            times.append(frame.time)
+            valid.append(frame.valid)
+    origin = settled(reader.origin, frames=len(times), moving=sum(valid))
+    return _Field(reader, frame.width, frame.height, times, valid), origin
+
+
+@contextmanager
+def _spool(out: Path) -> Iterator[Path]:
+    """Provide a file beside the result that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix=".motion-", dir=out.parent) as folder:
+        yield Path(folder) / "spool"
+
+
+@contextmanager
+def _named(clip: Path) -> Iterator[None]:
+    """Say in an error which file does not decode."""
+    try:
+        yield
+    except DecodeError as error:
+        raise DecodeError(f"`{clip}`: {error.message}", error.hint) from error

@@ -25,6 +25,8 @@ EXPORTING = ANCHORED | {"h264"}
 ZERO_B_FRAMES = frozenset({"mpeg4"})
 """Codecs for whose B-frames FFmpeg exports blocks, but all their vectors are zero."""
 
+KEY_FRAMES = "key frames only"
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -68,9 +70,16 @@ def choose_origin(stream: VideoStream, wanted: Wanted) -> Origin:
     if references == 1 and not context.has_b_frames:
         return Origin("native", "one reference frame")
     if not references:
-        why = "vectors may span several frames" if references is None else "key frames only"
+        why = "vectors may span several frames" if references is None else KEY_FRAMES
         return Origin("reencode", why)
     return Origin("reencode", f"{references} reference frames: vectors may span several frames")
+
+
+def settled(origin: Origin, *, frames: int, moving: int) -> Origin:
+    """Return what an origin has come to after a whole file: nobody's if no frame has vectors."""
+    if moving or origin.kind == "none":
+        return origin
+    return Origin("none", "a single frame" if frames == 1 else KEY_FRAMES)
 
 
 def is_interlaced(stream: VideoStream) -> bool:

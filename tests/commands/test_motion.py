@@ -57,19 +57,36 @@ def test_a_codec_without_vectors_is_encoded_or_refused(cli, tmp_path, monkeypatc
     [
         (["-o", "rows.npy"], 2, "suffix must be .safetensors"),
         (["-o", "no/rows.safetensors"], 2, "there is no folder `no`"),
+        (["-o", "folder.safetensors"], 2, "`folder.safetensors` is a folder"),
         (["--raw", "--camera", "affine", "--motion-cell", "8"], 2, "`--motion-cell`, `--camera`"),
         (["--motion", "none"], 2, "none"),
     ],
 )
 def test_wrong_command_lines(cli, clip, options, code, words):
+    (clip.parent / "folder.safetensors").mkdir()
     outcome = cli("motion", clip, *options)
     assert outcome.code == code and words in outcome.stderr
-    assert not list(clip.parent.glob("*.safetensors"))
+    assert not [path for path in clip.parent.glob("*.safetensors") if path.is_file()]
 
 
 def test_a_file_that_does_not_decode(cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "noise.mp4").write_bytes(bytes(range(256)) * 20)
     outcome = cli("motion", "noise.mp4")
-    assert outcome.code == 1 and "does not open as a video" in outcome.stderr
+    assert outcome.code == 1 and "`noise.mp4`: does not open as a video" in outcome.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["noise.mp4"]
+
+
+@pytest.mark.parametrize(("frames", "told"), [(5, ("reencode", 4)), (1, ("none", 0))])
+def test_a_file_of_key_frames_gets_what_a_store_would_hold(
+    cli, tmp_path, monkeypatch, frames, told
+):
+    monkeypatch.chdir(tmp_path)
+    clip = pan((3, -2), frames=frames)
+    render(tmp_path / "a.mpg", clip, codec="mpeg2video", options={"g": "1"})
+    outcome = cli("motion", "a.mpg", "--json").json()
+    assert (outcome["origin"], outcome["moving"]) == told
+    assert outcome["why"] == ("key frames only" if frames > 1 else "a single frame")
+    field = load_file("a.motion.safetensors")["motion"]
+    expected = (3, -2) if frames > 1 else (0, 0)
+    np.testing.assert_allclose(np.median(field[-1], (0, 1)), expected, atol=0.25)

@@ -92,6 +92,9 @@ def test_check_reports_alike_and_writes_nothing(here, cli):
     told = outcome.json()
     assert outcome.code == 1
     assert (told["ok"], told["failed"], told["frames"], told["store"]) == (1, 1, 3, None)
+    assert told["motion"] == {"native": 0, "reencode": 0, "none": 0}
+    parts = [cli("prepare", "videos", "--check", "--json", "--part", f"{n}/2") for n in (1, 2)]
+    assert sum(part.json()["ok"] + part.json()["failed"] for part in parts) == 2
     assert [entry.name for entry in here.iterdir()] == ["videos"]
 
 
@@ -104,6 +107,8 @@ def test_check_reports_alike_and_writes_nothing(here, cli):
         (["prepare", "videos", "--annotations", "bad.csv"], 1, "`bad.csv`, line 2: more than"),
         (["prepare", "videos", "--out", "videos"], 2, "is not empty and not a store"),
         (["prepare", "videos", "--quality", "90"], 2, "'--quality': Input should be"),
+        (["prepare", "videos", "--quality", "1"], 2, "'--quality': Input should be"),
+        (["prepare", "videos", "--out", ".", "--part", "1/2"], 2, "`--out .` has no name"),
     ],
 )
 def test_wrong_command_lines(here, cli, line, code, message):

@@ -153,3 +153,8 @@ def test_what_is_no_store(here, cli, name):
     outcome = cli("store", name, "nowhere", *options)
     assert (outcome.code, outcome.stdout) == (1, "")
     assert "error: there is no store at `nowhere`" in outcome.stderr
+
+
+def test_a_merged_store_needs_a_name(here, cli):
+    outcome = cli("store", "merge", "store", "--out", ".")
+    assert outcome.code == 2 and "`.` is no name for a new store" in outcome.stderr

@@ -196,7 +196,11 @@ def test_a_shard_that_cannot_be_read_is_named_by_all_its_videos(videos, made, st
     assert content(store) == content(made)
 
 
-def test_repair_redoes_one_video_and_keeps_the_rest(videos, made, store):
+@pytest.mark.parametrize("shards", ["several", "one"])
+def test_repair_redoes_one_video_and_keeps_the_rest(videos, made, store, shards):
+    if shards == "one":
+        shutil.rmtree(store)
+        prepare(videos, store, shard_bytes=1 << 30)
     row = next(row for row in rows_of(store).values() if row.shard)
     path = store / row.shard
     data = bytearray(path.read_bytes())
@@ -257,6 +261,30 @@ def test_files_and_counts_without_rows_are_mended_at_once(made, store):
     opened = Store.open(store)
     assert repair(opened, verify(opened, reporter=QUIET), reporter=QUIET) == 0
     assert content(store) == content(made)
+
+
+def test_repair_refuses_a_store_that_was_extended_meanwhile(videos, store, tmp_path):
+    opened = Store.open(store)
+    (store / "shards" / "00099.safetensors").write_bytes(b"orphan")
+    verdict = verify(opened, reporter=QUIET)
+    render(tmp_path / "more" / "late.mp4", pan(frames=5, height=64, width=96))
+    prepare(tmp_path / "more", store, add=True)
+    before = content(store)
+    with pytest.raises(DataError, match="has changed while it was checked"):
+        repair(opened, verdict, reporter=QUIET)
+    assert content(store) == before
+
+
+def test_a_store_without_its_manifest_is_not_repaired_away(store):
+    (store / "manifest.jsonl").unlink()
+    with pytest.raises(DataError, match=r"damaged: it has no `manifest.jsonl`"):
+        Store.open(store)
+
+
+def test_a_store_whose_settings_are_no_text(store):
+    (store / "dataset.json").write_bytes(b"\xff\xfe{}")
+    with pytest.raises(DataError, match="is damaged"):
+        Store.open(store)
 
 
 def test_repair_waits_for_nobody(store):
