@@ -25,7 +25,8 @@ EXPORTING = ANCHORED | {"h264"}
 ZERO_B_FRAMES = frozenset({"mpeg4"})
 """Codecs for whose B-frames FFmpeg exports blocks, but all their vectors are zero."""
 
-KEY_FRAMES = "key frames only"
+_KEY_FRAMES = "key frames only"
+_FIELDS = "interlaced: vectors of fields"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ def choose_origin(stream: VideoStream, wanted: Wanted) -> Origin:
     if codec not in EXPORTING:
         return Origin("reencode", f"{codec} exports no motion vectors")
     if is_interlaced(stream):
-        return Origin("reencode", "interlaced: vectors of fields")
+        return Origin("reencode", _FIELDS)
     if codec in ZERO_B_FRAMES and context.has_b_frames:
         return Origin("reencode", f"FFmpeg exports only zeros for B-frames of {codec}")
     if anchored:
@@ -70,7 +71,7 @@ def choose_origin(stream: VideoStream, wanted: Wanted) -> Origin:
     if references == 1 and not context.has_b_frames:
         return Origin("native", "one reference frame")
     if not references:
-        why = "vectors may span several frames" if references is None else KEY_FRAMES
+        why = "vectors may span several frames" if references is None else _KEY_FRAMES
         return Origin("reencode", why)
     return Origin("reencode", f"{references} reference frames: vectors may span several frames")
 
@@ -79,7 +80,20 @@ def settled(origin: Origin, *, frames: int, moving: int) -> Origin:
     """Return what an origin has come to after a whole file: nobody's if no frame has vectors."""
     if moving or origin.kind == "none":
         return origin
-    return Origin("none", "a single frame" if frames == 1 else KEY_FRAMES)
+    return Origin("none", "a single frame" if frames == 1 else _KEY_FRAMES)
+
+
+def why_anew(origin: Origin, *, frames: int, interlaced: bool) -> str | None:
+    """Return why `auto` has to encode a file after all, now that its pictures are known; or None.
+
+    Args:
+        origin: What the first choice has come to.
+        frames: Of the file.
+        interlaced: Whether its pictures are; not every header says so.
+    """
+    if origin.kind == "none" and frames > 1:
+        return _KEY_FRAMES
+    return _FIELDS if origin.kind == "native" and interlaced else None
 
 
 def is_interlaced(stream: VideoStream) -> bool:

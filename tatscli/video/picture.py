@@ -21,7 +21,7 @@ _FILTER = Interpolation.BILINEAR
 # version 18: BILINEAR | FULL_CHR_H_INT | ACCURATE_RND.
 _EXACT = 0x2 | 0x2000 | 0x40000
 # One thread, said where PyAV can be told (17 on); it takes one for every core otherwise.
-_ONE_THREAD: dict[str, Any] = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
+ONE_THREAD: dict[str, Any] = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 
 
 def stored_size(width: int, height: int, short_side: int | None) -> tuple[int, int]:
@@ -65,7 +65,7 @@ class Scaler:
                 dst_colorspace=Colorspace.ITU601,
                 dst_color_range=ColorRange.JPEG,
                 interpolation=_FILTER,
-                **_ONE_THREAD,
+                **ONE_THREAD,
             )
         except av.FFmpegError as error:
             raise DecodeError(
@@ -87,7 +87,7 @@ def to_rgb(picture: VideoFrame) -> np.ndarray:
         src_colorspace=Colorspace.ITU601,
         dst_colorspace=Colorspace.ITU601,  # PyAV before 17 would otherwise take another one
         interpolation=_EXACT,
-        **_ONE_THREAD,
+        **ONE_THREAD,
     ).to_ndarray()
 
 

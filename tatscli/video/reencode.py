@@ -13,8 +13,10 @@ import numpy as np
 from av.codec import CodecContext
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import PictureType, VideoFrame
+from av.video.reformatter import VideoReformatter
 
 from tatscli.video.motion import exported
+from tatscli.video.picture import ONE_THREAD
 
 # Measured on pans, patches and noise (tests/benchmarks/bench_reencode.py): quarter-pixel search
 # with blocks down to 8 x 8. Better quality follows noise, faster presets search whole pixels only.
@@ -44,6 +46,7 @@ class MotionEstimator:
 
     def __init__(self) -> None:
         self._encoder: VideoCodecContext | None = None
+        self._reformatter = VideoReformatter()  # kept, or each picture makes its tables anew
         self._decoder = CodecContext.create("h264", "r")
         self._decoder.thread_count = 1
         self._decoder.options = _DECODER
@@ -57,7 +60,7 @@ class MotionEstimator:
         """
         if self._encoder is None:
             self._encoder = _encoder(picture.width, picture.height)
-        gray = picture.reformat(format="gray")
+        gray = self._reformatter.reformat(picture, format="gray", **ONE_THREAD)
         gray.pts, gray.time_base = self._count, self._encoder.time_base
         gray.pict_type = PictureType.NONE  # a source's key frame would become one here
         self._count += 1
