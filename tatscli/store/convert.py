@@ -15,7 +15,7 @@ from tatscli.video.decode import Limits, Segment
 from tatscli.video.encode import JpegEncoder
 from tatscli.video.field import grid_size
 from tatscli.video.frames import stored_frames
-from tatscli.video.origin import KEY_FRAMES, Wanted, settled
+from tatscli.video.origin import Origin, Wanted, settled, why_anew
 from tatscli.video.reader import VideoReader
 
 
@@ -80,18 +80,18 @@ def _check(job: Job) -> Converted:
 
 def _convert(job: Job, stem: Path) -> Converted:
     settings = job.settings
-    converted = _spool(job, stem, settings.motion)
+    converted, origin = _spool(job, stem, settings.motion)
     facts = converted.facts or {}
-    if settings.motion == "auto" and facts["motion"] == "none" and facts["frames"] > 1:
-        # The codec exports vectors, but every picture of this file is coded by itself.
-        converted = _spool(job, stem, "reencode")
+    why = why_anew(origin, frames=facts["frames"], interlaced=facts["interlaced"])
+    if settings.motion == "auto" and why is not None:
+        converted, _ = _spool(job, stem, "reencode")
         facts = converted.facts or {}
-        facts["motion_why"] = KEY_FRAMES
+        facts["motion_why"] = why
     return converted
 
 
-def _spool(job: Job, stem: Path, motion: Wanted) -> Converted:
-    """Decode a video into files, for the shard to take."""
+def _spool(job: Job, stem: Path, motion: Wanted) -> tuple[Converted, Origin]:
+    """Decode a video into files, for the shard to take; say whose vectors it got."""
     settings = job.settings
     pictures = settings.frames == "jpeg"
     reader = VideoReader(
@@ -129,7 +129,7 @@ def _spool(job: Job, stem: Path, motion: Wanted) -> Converted:
     moving = sum(valid)
     origin = settled(reader.origin, frames=len(times), moving=moving)
     facts |= {"motion": origin.kind, "motion_why": origin.why, "moving": moving}
-    return Converted(facts=facts, spool=spool)
+    return Converted(facts=facts, spool=spool), origin
 
 
 def _facts(job: Job, reader: VideoReader, times: list[float]) -> dict[str, Any]:

@@ -247,6 +247,12 @@ def _gather(name: str, material: Material, annotated: Annotated) -> Sources:
             )
         kind = "segment" if any(entry.name for entry in annotated.entries) else "video"
         findings[:0] = _found(DATASETS[name], material, list(items.values()), kind)
+    closed = material.videos.closed
+    if closed:
+        doubts.append(
+            f"{_count(len(closed), 'folder')} cannot be read, such as `{closed[0]}`: what is in"
+            " there is left out"
+        )
     if missing:
         doubts.append(
             f"{len(missing)} of {_count(len(annotated.entries), 'row')} have no video file and are"

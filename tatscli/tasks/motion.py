@@ -17,7 +17,7 @@ from tatscli.video.camera import Camera
 from tatscli.video.field import grid_size
 from tatscli.video.frames import stored_frames
 from tatscli.video.motion import COLUMNS, vectors_of
-from tatscli.video.origin import KEY_FRAMES, Origin, Wanted, settled
+from tatscli.video.origin import Origin, Wanted, settled, why_anew
 from tatscli.video.reader import VideoReader
 
 
@@ -112,10 +112,11 @@ def write_field(
     )
     with _spool(out) as spool, _named(clip):
         field, origin = reading(spool, motion=motion)
-        if motion == "auto" and origin.kind == "none" and len(field.times) > 1:
-            field, origin = reading(spool, motion="reencode")
-            origin = replace(origin, why=KEY_FRAMES)
         frames = len(field.times)
+        why = why_anew(origin, frames=frames, interlaced=field.reader.interlaced)
+        if motion == "auto" and why is not None:
+            field, origin = reading(spool, motion="reencode")
+            origin = replace(origin, why=why)
         grid = grid_size(field.width, field.height, motion_cell)
         write_tensors(
             out,

@@ -160,6 +160,17 @@ def test_fields_are_joined(tmp_path):
 
 
 @pytest.mark.parametrize("frames", ["jpeg", "none"])
+def test_fields_of_which_only_the_pictures_tell(tmp_path, frames):
+    """Headers of MPEG-4 part 2 do not say it."""
+    options = {"flags": "+ildct+ilme"}
+    path = render(tmp_path / "a.avi", pan(frames=8), codec="mpeg4", options=options)
+    result = converted(tmp_path, path, frames=frames)
+    assert result.facts["interlaced"] and result.facts["frames"] == 8
+    assert (result.facts["motion"], result.facts["motion_why"][:10]) == ("reencode", "interlaced")
+    assert converted(tmp_path, path, motion="native").facts["motion"] == "native"
+
+
+@pytest.mark.parametrize("frames", ["jpeg", "none"])
 def test_a_file_of_key_frames_gets_motion_by_encoding(tmp_path, frames):
     options = {"g": "1", "refs": "1", "crf": "12"}
     path = render(tmp_path / "a.mp4", pan((3, -2), frames=10), options=options)

@@ -186,3 +186,22 @@ def test_lines_no_file_system_would_take(tree, line):
         assert len(find_sources(folder, ["train.csv"]).items) == 2
     except DataError as error:
         assert "train.csv`, line " in error.message
+
+
+def test_folders_that_cannot_be_read_are_counted(tree, monkeypatch):
+    folder = tree("walk/a.mp4", "fall/b.mp4")
+    real = os.scandir
+
+    def scandir(path):
+        if os.path.basename(path) == "fall":
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    found = find_sources(folder)
+    assert list(facts(found)) == ["walk/a.mp4"]
+    assert found.doubts == [
+        f"1 folder cannot be read, such as `{folder / 'fall'}`: what is in there is left out"
+    ]
+    with pytest.raises(DataError, match="fall` cannot be read"):
+        find_sources(folder / "fall")

@@ -19,8 +19,11 @@ def read(material: Material) -> Annotated:
     found = videos.paths
     if not found:
         seen = ", ".join(f"{n} x {suffix}" for suffix, n in videos.others.most_common(3))
+        holds = f"it holds {seen}" if seen else "it is empty"
+        if videos.closed:
+            holds = f"`{videos.closed[0]}` cannot be read"
         raise DataError(
-            f"no videos in `{videos.folder}`: {f'it holds {seen}' if seen else 'it is empty'}",
+            f"no videos in `{videos.folder}`: {holds}",
             "give the folder that holds the videos (.mp4, .webm, .avi, ...)",
         )
     tops = {path.parts[0] for path in found if len(path.parts) > 1}

@@ -28,17 +28,19 @@ class Videos:
     Attributes:
         folder: Where they are.
         others: Suffixes of the files that are no videos, counted; complete once `paths` is known.
+        closed: Folders that cannot be read; complete once `paths` is known.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.others: Counter[str] = Counter()
+        self.closed: list[str] = []
 
     @cached_property
     def paths(self) -> list[PurePosixPath]:
         """Every file called like a video, relative to the folder."""
         found = []
-        for path in walk(self.folder):
+        for path in walk(self.folder, self.closed):
             if has_video_suffix(path.name):
                 found.append(path)
             else:
@@ -77,10 +79,17 @@ class Videos:
         return index
 
 
-def walk(folder: Path) -> Iterator[PurePosixPath]:
-    """Yield the files below a folder, following links, without hidden ones (macOS' `._a.mp4`)."""
+def walk(folder: Path, closed: list[str]) -> Iterator[PurePosixPath]:
+    """Yield the files below a folder, following links, without hidden ones (macOS' `._a.mp4`).
+
+    Folders that cannot be read are added to `closed`.
+    """
     seen: set[tuple[int, int]] = set()
-    for root, folders, files in os.walk(folder, followlinks=True):
+
+    def refused(error: OSError) -> None:
+        closed.append(readable(os.fspath(error.filename)))
+
+    for root, folders, files in os.walk(folder, followlinks=True, onerror=refused):
         status = os.stat(root)
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
