@@ -155,8 +155,8 @@ def _facts(job: Job, reader: VideoReader, times: list[float]) -> dict[str, Any]:
     segment = job.segment
     if segment is not None:
         seconds = segment.unit == "seconds"
-        facts["start"] = segment.start if seconds else times[0]
-        facts["end"] = segment.end if seconds else times[-1] + step
+        facts["start"] = segment.start if seconds else times[0] - reader.begin
+        facts["end"] = segment.end if seconds else times[-1] + step - reader.begin
     return facts
 
 

@@ -52,7 +52,7 @@ class Row(_Record):
     path: str | None = None
     """The path alone, where the id says more: segments."""
     start: float | None = None
-    """First second of a segment, by presentation time."""
+    """First second of a segment, from the beginning of the video as players count."""
     end: float | None = None
     """Where a segment ends: the first second that is not in it."""
     status: Literal["ok", "failed"]

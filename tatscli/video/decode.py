@@ -31,7 +31,7 @@ class Segment:
     """A part of a video, from `start` up to but without `end`.
 
     Attributes:
-        start: First second (presentation time) or frame.
+        start: First second or frame, from the beginning of the video as players show it.
         end: Where it ends; None is the end of the video.
         unit: What both are counted in.
     """

@@ -63,6 +63,7 @@ class VideoReader:
     Attributes:
         codec: FFmpeg's name of the codec; known from the first frame on, like all that follows.
         bytes: Size of the file.
+        begin: Presentation time at which players begin to count, and segments too.
         size: Width and height of the first frame as decoded.
         pixel_format: FFmpeg's name of its pixel format.
         aspect: Width of a decoded pixel by its height.
@@ -85,6 +86,7 @@ class VideoReader:
         self.path = Path(path)
         self.codec: str | None = None
         self.bytes = 0
+        self.begin = 0.0
         self.size = (0, 0)
         self.pixel_format: str | None = None
         self.aspect = 1.0
@@ -99,6 +101,7 @@ class VideoReader:
         self._limits = limits or Limits()
         self._errors: Counter[str] = Counter()
         self._encrypted = False
+        self._outside = False  # whether a frame was decoded that the segment does not hold
 
     def __iter__(self) -> Iterator[Decoded]:
         """Yield the frames, or those of the segment, in the order of presentation.
@@ -121,7 +124,7 @@ class VideoReader:
             for why, times in self._errors.items()
         )
         if not count:
-            nothing = "the segment lies outside" if self.size[0] else "there is no picture data"
+            nothing = "the segment lies outside" if self._outside else "there is no picture data"
             locked = "it is encrypted" if self._encrypted else None
             raise DecodeError(f"no frame can be decoded: {locked or reasons or nothing}")
         if reasons:
@@ -142,32 +145,38 @@ class VideoReader:
             for index, item in enumerate(self._frames(None)):
                 if segment.end is not None and index >= segment.end:
                     return
-                if index >= segment.start:
+                self._outside = index < segment.start
+                if not self._outside:
                     yield item
-                self.size = (item.frame.width, item.frame.height)
         else:
             jump = segment.start - _LEAD
             items = self._frames(jump if jump > 0 else None)
-            first = next(items, None)
-            if jump > 0 and (first is None or first.time > segment.start):
+            item = next(items, None)
+            if jump > 0 and (item is None or item.time - self.begin > segment.start):
                 items = self._frames(None)  # no index, or a wrong one
-                first = next(items, None)
-            while first is not None:
-                if segment.end is not None and first.time >= segment.end:
+                item = next(items, None)
+            end = math.inf if segment.end is None else segment.end
+            while item is not None:
+                self._outside = not segment.start <= item.time - self.begin < end
+                if not self._outside:
+                    yield item
+                elif item.time - self.begin >= end:
                     return
-                if first.time >= segment.start:
-                    yield first
-                self.size = (first.frame.width, first.frame.height)
-                first = next(items, None)
+                item = next(items, None)
 
     def _frames(self, jump: float | None) -> Iterator[Decoded]:
-        """Yield the frames from a key frame before `jump` on, with the distances of references."""
+        """Yield the frames from a key frame before `jump` on, with the distances of references.
+
+        Args:
+            jump: Seconds after `begin`; None is the first frame.
+        """
         self._errors.clear()
         with open_video(self.path) as (container, stream):
             self._set_up(container, stream)
             if jump is not None:
                 try:
-                    container.seek(int(jump / (stream.time_base or 1)), stream=stream)
+                    time = self.begin + jump
+                    container.seek(int(time / (stream.time_base or 1)), stream=stream)
                 except av.FFmpegError:
                     return
             frames = self._timed(self._decode(container, stream), jump)
@@ -190,6 +199,8 @@ class VideoReader:
         context = stream.codec_context
         self.codec = context.codec.canonical_name
         self.bytes = container.size
+        # In microseconds, rounded: one less, or the first frame might lie before the beginning.
+        self.begin = max(0, (container.start_time or 0) - 1) / 1e6
         self.step = 1 / nominal_fps(stream)
         self.aspect = pixel_aspect(stream)
         self.interlaced = is_interlaced(stream)

@@ -159,6 +159,23 @@ def test_fields_are_joined(tmp_path):
     assert comb(found) < 0.6 * comb(raw)
 
 
+@pytest.mark.parametrize(("start", "end", "expected"), [(0, 1, 0), (1, 2, 10), (3, 4, 30)])
+def test_segments_count_from_the_beginning_as_players_do(tmp_path, start, end, expected):
+    """The clock of a transport stream begins somewhere."""
+    pictures = pan((1, 1), frames=50, height=64, width=96)
+    options = {"g": "20", "bf": "0"}
+    path = render(tmp_path / "a.ts", pictures, fps=10, options=options, pts=range(37, 87))
+    whole = converted(tmp_path, path).spool.times
+    assert whole[0] > 1
+    result = converted(tmp_path, path, segment=Segment(start, end))
+    np.testing.assert_array_equal(result.spool.times, whole[expected : expected + 10])
+    frames = Segment(expected, expected + 10, "frames")
+    facts = converted(tmp_path, path, segment=frames).facts
+    assert (facts["start"], facts["end"]) == pytest.approx((start, end), abs=1e-3)
+    outside = converted(tmp_path, path, segment=Segment(7, 8))
+    assert outside.reason == "no frame can be decoded: the segment lies outside"
+
+
 @pytest.mark.parametrize("frames", ["jpeg", "none"])
 def test_fields_of_which_only_the_pictures_tell(tmp_path, frames):
     """Headers of MPEG-4 part 2 do not say it."""
