@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -117,6 +118,9 @@ def said(error: Exception) -> str:
 def _open(path: Path) -> InputContainer:
     """Open a container, or say in plain words why that fails."""
     try:
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a pipe would wait for ever
+            raise DecodeError("cannot be read: it is not a file but a pipe or device")
         with path.open("rb") as file:
             if not file.read(1):
                 raise DecodeError("the file is empty (0 bytes)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -151,18 +152,18 @@ class VideoReader:
         else:
             jump = segment.start - _LEAD
             items = self._frames(jump if jump > 0 else None)
-            item = next(items, None)
-            if jump > 0 and (item is None or item.time - self.begin > segment.start):
+            first = next(items, None)
+            if jump > 0 and (first is None or first.time - self.begin > segment.start):
                 items = self._frames(None)  # no index, or a wrong one
-                item = next(items, None)
+                first = next(items, None)
             end = math.inf if segment.end is None else segment.end
-            while item is not None:
-                self._outside = not segment.start <= item.time - self.begin < end
+            for item in chain([first] if first else [], items):
+                time = item.time - self.begin
+                self._outside = not segment.start <= time < end
                 if not self._outside:
                     yield item
-                elif item.time - self.begin >= end:
+                elif time >= end:
                     return
-                item = next(items, None)
 
     def _frames(self, jump: float | None) -> Iterator[Decoded]:
         """Yield the frames from a key frame before `jump` on, with the distances of references.

@@ -177,6 +177,12 @@ def test_a_damaged_file_gives_what_decodes_and_says_so(tmp_path):
     assert times == sorted(set(times))
 
 
+def test_a_pipe_is_refused_before_anyone_waits_for_it(tmp_path):
+    os.mkfifo(tmp_path / "a.mp4")
+    with pytest.raises(DecodeError, match="not a file but a pipe"):
+        next(read_frames(tmp_path / "a.mp4"))
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
