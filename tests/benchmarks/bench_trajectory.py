@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import statistics
 import sys
 import time
@@ -147,7 +148,8 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
     limit = options["limit_gib"] * 1024
     forms = [form for form in FORMS if least[form]["mib"] <= limit]
     peak = {}
-    # Memory goes first: a child begins with the peak its parent had when it forked.
+    # Freed memory is to go back at once, or the peak would be glibc's leftovers of earlier chunks.
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
     for form in forms:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             peak[form] = round(pool.apply(peak_mib, (form, options)), 1)
