@@ -46,9 +46,9 @@ class TrajectoryAttention(nn.Module):
         num_heads: Heads H.
         slices: Slices T of a clip; the tokens given must be a multiple.
         chunk: Slices of queries whose trajectory tokens exist at a time. The backward pass finds
-            them again, for a fifth to a third more time, so that memory grows with N alone. None, the
-            default, works so on clips of more than 16 slices, two slices at a time. Up to there
-            it keeps all N x T x D of them, which adds little to the rest.
+            them again, for a fifth to a third more time, so that memory grows with N alone. None,
+            the default, works so on clips of more than 16 slices, two slices at a time. Up to
+            there it keeps all N x T x D of them, which adds little to the rest.
 
     Raises:
         ValueError: If the width is not a multiple of the heads, or a chunk holds no slice.
