@@ -156,6 +156,12 @@ def prepare(
         raise UsageError("`--workers` is for this machine; the nodes of a cluster say their own")
     if frames == "none" and motion == "none":
         raise UsageError("`--frames none --motion none` leaves nothing to store")
+    kept = {"--add": add, "--retry-failed": retry_failed}
+    if overwrite and any(kept.values()):
+        names = " and ".join(f"`{name}`" for name, given in kept.items() if given)
+        raise UsageError(
+            f"`--overwrite` deletes what {names} would keep", "leave out one or the other"
+        )
     report = reporter(json, quiet, verbose)
     share = _part(part)
     store = out or Path("prepared") / (source.resolve().name or "videos")

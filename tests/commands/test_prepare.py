@@ -109,6 +109,7 @@ def test_check_reports_alike_and_writes_nothing(here, cli):
         (["prepare", "videos", "--quality", "90"], 2, "'--quality': Input should be"),
         (["prepare", "videos", "--quality", "1"], 2, "'--quality': Input should be"),
         (["prepare", "videos", "--out", ".", "--part", "1/2"], 2, "`--out .` has no name"),
+        (["prepare", "videos", "--add", "--overwrite"], 2, "`--overwrite` deletes what `--add`"),
     ],
 )
 def test_wrong_command_lines(here, cli, line, code, message):
