@@ -101,6 +101,24 @@ def is_interlaced(stream: VideoStream) -> bool:
     return getattr(stream.codec_context, "field_order", 0) > 1  # 0 is unknown, 1 progressive
 
 
+def is_disposable(picture: bytes) -> bool:
+    """Whether a picture of Sorenson's H.263 (`flv1`) is a P-frame that none refers to.
+
+    FFmpeg calls it a P-frame like the others.
+
+    Args:
+        picture: The first 9 bytes of its packet.
+    """
+    bits = _Bits(picture)
+    try:
+        bits.fixed(30)  # start code, version, time
+        size = bits.fixed(3)
+        bits.fixed({0: 16, 1: 32}.get(size, 0))  # width and height
+        return bits.fixed(2) > 1
+    except IndexError:
+        return False
+
+
 def h264_reference_frames(extradata: bytes) -> int | None:
     """Return `max_num_ref_frames` of the first sequence parameter set; None if there is none.
 

@@ -25,7 +25,7 @@ from tatscli.video.decode import (
     said,
 )
 from tatscli.video.orientation import UPRIGHT, Orientation
-from tatscli.video.origin import Origin, Wanted, choose_origin, is_interlaced
+from tatscli.video.origin import Origin, Wanted, choose_origin, is_disposable, is_interlaced
 
 _LEAD = 1.0  # seconds before a segment to jump to: key frames are found by decoding time
 _LONGEST_B_RUN = 64  # frames held until the anchor after them; no encoder makes as many
@@ -102,6 +102,7 @@ class VideoReader:
         self._limits = limits or Limits()
         self._errors: Counter[str] = Counter()
         self._encrypted = False
+        self._disposable = False  # whether no picture is predicted from the last decoded one
         self._outside = False  # whether a frame was decoded that the segment does not hold
 
     def __iter__(self) -> Iterator[Decoded]:
@@ -187,7 +188,8 @@ class VideoReader:
                 return
             waiting: list[tuple[float, VideoFrame]] = []
             for time, frame in frames:
-                if frame.pict_type == PictureType.B and len(waiting) < _LONGEST_B_RUN:
+                between = frame.pict_type == PictureType.B or self._disposable
+                if between and len(waiting) < _LONGEST_B_RUN:
                     waiting.append((time, frame))
                     continue
                 yield from _between(waiting)
@@ -243,6 +245,8 @@ class VideoReader:
             except (av.FFmpegError, IndexError) as error:  # PyAV: a stream that appears midway
                 self._errors[said(error)] += 1
                 packet = None  # the file breaks off: take what the decoder still holds
+            if packet is not None and self.codec == "flv1":  # its decoder holds nothing back
+                self._disposable = is_disposable(bytes(memoryview(packet)[:9]))
             try:
                 yield from stream.decode(packet)
             except EOFError:
@@ -260,6 +264,6 @@ def frame_orientation(frame: VideoFrame) -> Orientation:
 
 
 def _between(frames: list[tuple[float, VideoFrame]]) -> Iterator[Decoded]:
-    """Yield the B-frames between two anchors."""
+    """Yield the B-frames, or disposable P-frames, between two anchors."""
     for index, (time, frame) in enumerate(frames):
         yield Decoded(time, frame, past=index + 1, future=len(frames) - index)

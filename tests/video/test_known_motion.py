@@ -1,5 +1,8 @@
 """Rendered content of known motion reads as its own speed, whatever codec it went through."""
 
+from fractions import Fraction
+
+import av
 import numpy as np
 import pytest
 
@@ -219,3 +222,44 @@ def test_motion_alone_is_the_same_as_with_pictures(tmp_path):
         for one, other in zip(full, bare, strict=True):
             np.testing.assert_array_equal(one.motion, other.motion)
             assert (one.time, one.valid, one.width) == (other.time, other.valid, other.width)
+
+
+def flv_packets(pictures):
+    """Encode pictures as Sorenson's H.263, one packet each."""
+    encoder = av.CodecContext.create("flv", "w")
+    encoder.width, encoder.height, encoder.pix_fmt = 256, 192, "yuv420p"
+    encoder.time_base, encoder.gop_size, encoder.bit_rate = Fraction(1, 25), 1000, ENOUGH
+    packets = []
+    for index, picture in enumerate(pictures):
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+        frame.pts, frame.time_base = index, encoder.time_base
+        packets += encoder.encode(frame)
+    return [bytes(packet) for packet in [*packets, *encoder.encode(None)]]
+
+
+def test_pictures_of_flv_that_none_refers_to(tmp_path):
+    """Every other one is disposable, as Flash encoders made them; FFmpeg's makes none."""
+    pictures = list(pan((3, -2), frames=12))
+    kept, packets = pictures[::2], []
+    for number, packet in enumerate(flv_packets(kept)):
+        odd = flv_packets([*kept[: number + 1], pictures[2 * number + 1]])[-1]
+        bits = f"{int.from_bytes(odd, 'big'):0{8 * len(odd)}b}"
+        at = 33 + {0: 16, 1: 32}.get(int(bits[30:33], 2), 0)
+        assert bits[at : at + 2] == "01"  # P
+        bits = f"{bits[:at]}10{bits[at + 2 :]}"
+        packets += [packet, int(bits, 2).to_bytes(len(odd), "big")]
+    with av.open(str(tmp_path / "a.flv"), "w") as container:
+        stream = container.add_stream("flv", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 256, 192, "yuv420p"
+        for index, data in enumerate(packets):
+            packet = av.Packet(data)
+            packet.pts = packet.dts = index
+            packet.time_base, packet.stream = Fraction(1, 25), stream
+            packet.is_keyframe = index == 0
+            container.mux(packet)
+    origin, frames = read(tmp_path / "a.flv")
+    assert origin.kind == "native"
+    # FFmpeg drops a disposable picture right after the key frame: the next one is two steps away.
+    assert [round(25 * frame.time) for frame in frames] == [0, *range(2, 12)]
+    medians = [np.median(frame.motion, (0, 1)) for frame in frames[1:]]
+    np.testing.assert_allclose(medians, [(6, -4), *[(3, -2)] * 9], atol=0.25)
