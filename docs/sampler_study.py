@@ -47,7 +47,7 @@ def tats(*words: object) -> dict[str, Any]:
 def one(out: Path, mask: str, ratio: float, seed: int, epochs: int) -> dict[str, Any]:
     """Train and score one cell, unless that was done before."""
     run = out / f"{mask}-{ratio}-{seed}"
-    result = run.with_suffix(".json")
+    result = out / f"{run.name}.json"
     if result.exists():
         return json.loads(result.read_text())
     store = out / "store"
@@ -67,8 +67,8 @@ def one(out: Path, mask: str, ratio: float, seed: int, epochs: int) -> dict[str,
         "motion_share": trained["motion_share"],
         "entropy": trained.get("entropy"),
         "loss": trained["loss"],
-        "knn": neighbours["metrics"]["top1"],
-        "finetuned": scored["metrics"]["top1"],
+        "knn": neighbours["top1"],
+        "finetuned": scored["top1"],
     }
     result.write_text(json.dumps(found))
     return found

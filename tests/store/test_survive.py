@@ -161,6 +161,8 @@ def test_control_c_leaves_nothing_behind(undisturbed, start, tmp_path, moment):
 def test_a_second_run_is_refused_and_disturbs_nothing(videos, undisturbed, start, tmp_path, cli):
     out = tmp_path / "store"
     first = start(out)
+    while not (out / LOCK).read_bytes():  # held, but not signed yet
+        time.sleep(0.001)
     os.killpg(first.pid, signal.SIGSTOP)
     second = cli("prepare", videos, "--out", out, "--workers", 1)
     os.killpg(first.pid, signal.SIGCONT)
