@@ -157,6 +157,8 @@ def prepare(
     if frames == "none" and motion == "none":
         raise UsageError("`--frames none --motion none` leaves nothing to store")
     kept = {"--add": add, "--retry-failed": retry_failed}
+    if check and (out is not None or overwrite or any(kept.values())):
+        raise UsageError("`--check` writes nothing, so it takes no `--out` and nothing like it")
     if overwrite and any(kept.values()):
         names = " and ".join(f"`{name}`" for name, given in kept.items() if given)
         raise UsageError(

@@ -101,7 +101,8 @@ def begin(
         kept, changed = _kept_rows(out, rows, items, retry_failed=retry_failed, add=add)
     dataset = Dataset(settings=settings, part=part, class_names=names)
     # In this order a kill in between leaves an unfinished store whose rows all have their frames.
-    if overwrite:
+    if overwrite and (out / DATASET).is_file():
+        write_dataset(out, Dataset(settings=settings))
         write_rows(out / MANIFEST, [])
     write_dataset(out, dataset)
     write_rows(out / MANIFEST, kept.values())

@@ -11,6 +11,8 @@ from av.video.frame import VideoFrame
 
 from tatscli.video.reader import Decoded
 
+_SMALLEST = 4  # pixels; `bwdif` takes no less
+
 
 def deinterlaced(items: Iterable[Decoded]) -> Iterator[tuple[Decoded, VideoFrame]]:
     """Yield each frame with its picture; progressive pictures pass through unchanged."""
@@ -18,6 +20,9 @@ def deinterlaced(items: Iterable[Decoded]) -> Iterator[tuple[Decoded, VideoFrame
     graph, kind = None, None
     for item in items:
         frame = item.frame
+        if min(frame.width, frame.height) < _SMALLEST:
+            yield item, frame
+            continue
         if kind != (frame.width, frame.height, frame.format.name):
             if graph is not None:
                 graph.push(None)

@@ -155,3 +155,11 @@ def test_prepare_needs_no_torch():
     )
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     assert subprocess.run([sys.executable, "-c", code], env=env).returncode == 0
+
+
+def test_check_takes_nothing_that_writes(cli, tmp_path):
+    (tmp_path / "videos").mkdir()
+    for option in (["--out", tmp_path / "store"], ["--overwrite"], ["--add"], ["--retry-failed"]):
+        outcome = cli("prepare", tmp_path / "videos", "--check", *option)
+        assert outcome.code == 2 and "`--check` writes nothing" in outcome.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["videos"]

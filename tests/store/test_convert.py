@@ -10,6 +10,8 @@ from PIL import Image
 from tatscli.store.convert import Job, convert
 from tatscli.store.schema import Settings
 from tatscli.video.decode import Limits, Segment
+from tatscli.video.interlace import deinterlaced
+from tatscli.video.reader import Decoded
 from tests.clips import CLEAN_VECTORS, moving_patch, pan, render, static
 
 SMALL = {"frames": 50, "height": 64, "width": 96}
@@ -254,3 +256,11 @@ def test_cover_art_does_not_hide_the_video(tmp_path):
             container.mux(stream.encode())
     facts = converted(tmp_path, path).facts
     assert (facts["codec"], facts["frames"], facts["width"]) == ("h264", 8, 64)
+
+
+def test_pictures_too_small_for_fields_pass_through():
+    items = [
+        Decoded(0.0, av.VideoFrame(2, 2, "yuv420p")),
+        Decoded(1.0, av.VideoFrame(8, 3, "gray")),
+    ]
+    assert [picture for _, picture in deinterlaced(items)] == [item.frame for item in items]
