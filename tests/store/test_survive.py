@@ -150,7 +150,7 @@ def test_control_c_leaves_nothing_behind(undisturbed, start, tmp_path, moment):
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode in (0, 1, -signal.SIGINT)
-    if process.returncode:
+    if stderr:  # nothing is said where the run was over and the interpreter was on its way out
         assert b"KeyboardInterrupt" in stderr
     left = {path.name for path in (tmp_path / "store").iterdir()}
     assert LOCK not in left and not any(name.startswith(".spool") for name in left)
