@@ -1,6 +1,6 @@
 """A small study of masks on the demo's rendered movements: what is shown, and what it is worth.
 
-    python docs/sampler_study.py OUT --jobs 2
+    python tests/studies/movements.py OUT --jobs 2
 
 Every mask is trained with every ratio and seed for as many passes with the recipe `demo`,
 then scored by nearest neighbours on frozen features and by the same short fine-tuning. What is done
