@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +21,7 @@ class Guard:
     def __init__(self, policy: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self._policy = policy
         self._optimizer = optimizer
-        self._good: dict[str, Any] | None = None
+        self._good: dict[str, Tensor] | None = None
         self._checks = 0
 
     def check(self, entropy: Tensor) -> str | None:
@@ -39,7 +36,9 @@ class Guard:
             return None  # the batch was at fault, and its update was left out
         if finite and value >= COLLAPSE:
             if self._checks % INTERVAL == 0:
-                self._good = copy.deepcopy(self._policy.state_dict())
+                # On the CPU: a GPU has better uses for its memory.
+                states = self._policy.state_dict().items()
+                self._good = {name: value.to("cpu", copy=True) for name, value in states}
             self._checks += 1
             return None
         if self._good is not None:
