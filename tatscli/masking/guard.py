@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+
 import torch
 from torch import Tensor, nn
 
@@ -30,8 +31,8 @@ class Guard:
         Returns:
             What was wrong, if the policy was set back; None if it is good.
         """
-        value = float(entropy)
-        finite = all(bool(parameter.isfinite().all()) for parameter in self._policy.parameters())
+        sound = torch.stack([one.isfinite().all() for one in self._policy.parameters()]).all()
+        value, finite = torch.stack([entropy.detach().float(), sound.float()]).tolist()
         if not math.isfinite(value) and finite:
             return None  # the batch was at fault, and its update was left out
         if finite and value >= COLLAPSE:
