@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,8 @@ from tatscli.store.shards import Spool, checksum
 from tatscli.video.decode import Limits, Segment
 from tatscli.video.encode import JpegEncoder
 from tatscli.video.field import grid_size
-from tatscli.video.frames import stored_frames
-from tatscli.video.origin import Origin, Wanted, settled, why_anew
+from tatscli.video.frames import StoredFrame, read_whole
+from tatscli.video.origin import Wanted
 from tatscli.video.reader import VideoReader
 
 
@@ -79,57 +81,58 @@ def _check(job: Job) -> Converted:
 
 
 def _convert(job: Job, stem: Path) -> Converted:
-    settings = job.settings
-    converted, origin = _spool(job, stem, settings.motion)
-    facts = converted.facts or {}
-    why = why_anew(origin, frames=facts["frames"], interlaced=facts["interlaced"])
-    if settings.motion == "auto" and why is not None:
-        converted, _ = _spool(job, stem, "reencode")
-        facts = converted.facts or {}
-        facts["motion_why"] = why
-    return converted
-
-
-def _spool(job: Job, stem: Path, motion: Wanted) -> tuple[Converted, Origin]:
-    """Decode a video into files, for the shard to take; say whose vectors it got."""
+    """Decode a video into files, for the shard to take."""
     settings = job.settings
     pictures = settings.frames == "jpeg"
-    reader = VideoReader(
-        job.path, motion=motion, pictures=pictures, segment=job.segment, limits=job.limits
-    )
-    encode = JpegEncoder(settings.quality)
-    times: list[float] = []
-    valid: list[bool] = []
-    ends = [0]
     image_path, motion_path = _spool_files(stem)
-    with image_path.open("wb") as image_file, motion_path.open("wb") as motion_file:
-        for frame in stored_frames(
-            reader,
-            short_side=settings.short_side,
-            motion_cell=settings.motion_cell,
-            camera=settings.camera,
-            pictures=pictures,
-        ):
-            if frame.picture is not None:
-                ends.append(ends[-1] + image_file.write(encode(frame.picture)))
-            motion_file.write(frame.motion.astype(np.float16).tobytes())
-            times.append(frame.time)
-            valid.append(frame.valid)
-    grid = grid_size(frame.width, frame.height, settings.motion_cell)
+    ends: list[int] = []
+
+    def open_video(motion: Wanted) -> VideoReader:
+        return VideoReader(
+            job.path, motion=motion, pictures=pictures, segment=job.segment, limits=job.limits
+        )
+
+    @contextmanager
+    def spooling() -> Iterator[Callable[[StoredFrame], None]]:
+        encode = JpegEncoder(settings.quality)
+        ends[:] = [0]
+        with ExitStack() as files:
+            motion = files.enter_context(motion_path.open("wb"))
+            images = files.enter_context(image_path.open("wb")) if pictures else None
+
+            def take(frame: StoredFrame) -> None:
+                motion.write(frame.motion.astype(np.float16).tobytes())
+                if images is not None and frame.picture is not None:
+                    ends.append(ends[-1] + images.write(encode(frame.picture)))
+
+            yield take
+
+    reading = read_whole(
+        open_video,
+        spooling,
+        motion=settings.motion,
+        short_side=settings.short_side,
+        motion_cell=settings.motion_cell,
+        camera=settings.camera,
+        pictures=pictures,
+    )
+    grid = grid_size(reading.width, reading.height, settings.motion_cell)
     spool = Spool(
         jpeg=image_path if pictures else None,
         motion=motion_path,
-        motion_shape=(len(times), *grid, 2),
+        motion_shape=(len(reading.times), *grid, 2),
         offsets=np.array(ends, np.int64) if pictures else None,
-        times=np.array(times, np.float64),
-        valid=np.array(valid, bool),
+        times=np.array(reading.times, np.float64),
+        valid=np.array(reading.valid, bool),
     )
-    facts = _facts(job, reader, times)
-    facts |= {"width": frame.width, "height": frame.height, "checksum": checksum(spool)}
-    moving = sum(valid)
-    origin = settled(reader.origin, frames=len(times), moving=moving)
-    facts |= {"motion": origin.kind, "motion_why": origin.why, "moving": moving}
-    return Converted(facts=facts, spool=spool), origin
+    facts = _facts(job, reading.reader, reading.times)
+    facts |= {"width": reading.width, "height": reading.height, "checksum": checksum(spool)}
+    facts |= {
+        "motion": reading.origin.kind,
+        "motion_why": reading.origin.why,
+        "moving": sum(reading.valid),
+    }
+    return Converted(facts=facts, spool=spool)
 
 
 def _facts(job: Job, reader: VideoReader, times: list[float]) -> dict[str, Any]:

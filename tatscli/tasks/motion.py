@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +14,9 @@ from tatscli.errors import DataError, DecodeError
 from tatscli.tensors import Tensor, write_tensors
 from tatscli.video.camera import Camera
 from tatscli.video.field import grid_size
-from tatscli.video.frames import stored_frames
+from tatscli.video.frames import StoredFrame, read_whole
 from tatscli.video.motion import COLUMNS, vectors_of
-from tatscli.video.origin import Origin, Wanted, settled, why_anew
+from tatscli.video.origin import Origin, Wanted
 from tatscli.video.reader import VideoReader
 
 
@@ -107,22 +106,36 @@ def write_field(
     Raises:
         DecodeError: The file does not decode.
     """
-    reading = partial(
-        _read_field, clip, camera=camera, motion_cell=motion_cell, short_side=short_side
-    )
+
+    def open_video(wanted: Wanted) -> VideoReader:
+        return VideoReader(clip, motion=wanted, pictures=False)
+
     with _spool(out) as spool, _named(clip):
-        field, origin = reading(spool, motion=motion)
-        frames = len(field.times)
-        why = why_anew(origin, frames=frames, interlaced=field.reader.interlaced)
-        if motion == "auto" and why is not None:
-            field, origin = reading(spool, motion="reencode")
-            origin = replace(origin, why=why)
+
+        @contextmanager
+        def spooling() -> Iterator[Callable[[StoredFrame], None]]:
+            with spool.open("wb") as file:
+
+                def take(frame: StoredFrame) -> None:
+                    file.write(frame.motion.tobytes())
+
+                yield take
+
+        field = read_whole(
+            open_video,
+            spooling,
+            motion=motion,
+            short_side=short_side,
+            motion_cell=motion_cell,
+            camera=camera,
+            pictures=False,
+        )
         grid = grid_size(field.width, field.height, motion_cell)
         write_tensors(
             out,
             [
                 Tensor.of("times", np.array(field.times, np.float64)),
-                Tensor("motion", np.dtype("<f4"), (frames, *grid, 2), spool),
+                Tensor("motion", np.dtype("<f4"), (len(field.times), *grid, 2), spool),
                 Tensor.of("valid", np.array(field.valid, bool)),
             ],
             {
@@ -131,50 +144,13 @@ def write_field(
                 "height": str(field.height),
                 "motion_cell": str(motion_cell),
                 "camera": camera,
-                "origin": origin.kind,
-                "why": origin.why,
+                "origin": field.origin.kind,
+                "why": field.origin.why,
                 "codec": field.reader.codec or "",
             },
         )
-    return Motion(frames, sum(field.valid), None, origin, field.reader.problem)
-
-
-@dataclass(frozen=True, slots=True)
-class _Field:
-    """What was read beside the field itself, which lies in the spool."""
-
-    reader: VideoReader
-    width: int
-    height: int
-    times: list[float]
-    valid: list[bool]
-
-
-def _read_field(
-    clip: Path,
-    spool: Path,
-    *,
-    motion: Wanted,
-    camera: Camera,
-    motion_cell: int,
-    short_side: int | None,
-) -> tuple[_Field, Origin]:
-    reader = VideoReader(clip, motion=motion, pictures=False)
-    times: list[float] = []
-    valid: list[bool] = []
-    with spool.open("wb") as file:
-        for frame in stored_frames(
-            reader,
-            short_side=short_side,
-            motion_cell=motion_cell,
-            camera=camera,
-            pictures=False,
-        ):
-            file.write(frame.motion.tobytes())
-            times.append(frame.time)
-            valid.append(frame.valid)
-    origin = settled(reader.origin, frames=len(times), moving=sum(valid))
-    return _Field(reader, frame.width, frame.height, times, valid), origin
+    moving = sum(field.valid)
+    return Motion(len(field.times), moving, None, field.origin, field.reader.problem)
 
 
 @contextmanager

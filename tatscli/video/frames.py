@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 from av.video.frame import VideoFrame
@@ -15,7 +17,7 @@ from tatscli.video.field import grid_size, rasterise
 from tatscli.video.interlace import deinterlaced
 from tatscli.video.motion import exported, picture_type
 from tatscli.video.orientation import UPRIGHT
-from tatscli.video.origin import Wanted
+from tatscli.video.origin import Origin, Wanted, settled, why_anew
 from tatscli.video.picture import Scaler, stored_size, to_rgb
 from tatscli.video.reader import Decoded, VideoReader
 from tatscli.video.reencode import MotionEstimator
@@ -127,19 +129,88 @@ def stored_frames(
         yield StoredFrame(item.time, picture if pictures else None, field, valid, *size)
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a whole file has shown beside its frames.
+
+    Attributes:
+        reader: Knows the facts of the file.
+        origin: Whose vectors the frames got, and why; nobody's where no frame has any.
+        times: Presentation time of each frame in seconds.
+        valid: Whether there are vectors for it.
+        width: Of the stored picture.
+        height: Of the stored picture.
+    """
+
+    reader: VideoReader
+    origin: Origin
+    times: list[float]
+    valid: list[bool]
+    width: int
+    height: int
+
+
+def read_whole(
+    make_reader: Callable[[Wanted], VideoReader],
+    make_sink: Callable[[], AbstractContextManager[Callable[[StoredFrame], None]]],
+    *,
+    motion: Wanted,
+    short_side: int | None,
+    motion_cell: int,
+    camera: Camera = "none",
+    pictures: bool = True,
+) -> Reading:
+    """Hand every frame of a file to a sink.
+
+    Where `auto` turns out to have chosen wrongly, since a header does not tell everything, the file
+    is read again, with vectors of an encoding, into a new sink.
+
+    Args:
+        make_reader: Opens the file for a choice of vectors.
+        make_sink: Begins to take frames; what an earlier one has taken is of no use any more.
+        motion: Whose vectors.
+        short_side: As for `read_frames`, like what follows.
+        motion_cell: Side of a cell of the motion field.
+        camera: Model of global motion.
+        pictures: Whether frames come with pictures.
+
+    Raises:
+        DecodeError: The file does not open, holds no video, or not one frame of it decodes.
+    """
+
+    def read(wanted: Wanted) -> Reading:
+        reader = make_reader(wanted)
+        times: list[float] = []
+        valid: list[bool] = []
+        with make_sink() as take:
+            for frame in stored_frames(
+                reader,
+                short_side=short_side,
+                motion_cell=motion_cell,
+                camera=camera,
+                pictures=pictures,
+            ):
+                take(frame)
+                times.append(frame.time)
+                valid.append(frame.valid)
+        origin = settled(reader.origin, frames=len(times), moving=sum(valid))
+        return Reading(reader, origin, times, valid, frame.width, frame.height)
+
+    reading = read(motion)
+    found = reading.origin, len(reading.times), reading.reader.interlaced
+    why = why_anew(*found) if motion == "auto" else None
+    if why is None:
+        return reading
+    again = read("reencode")
+    return replace(again, origin=replace(again.origin, why=why))
+
+
 def _sources(reader: VideoReader, pictures: bool) -> Iterator[tuple[Decoded, VideoFrame]]:
     """Yield decoded frames with their pictures, whose fields are joined if they are interlaced."""
     items = iter(reader)
-    first = next(items, None)
-    if first is None:
-        return
-    everything = _again(first, items)
+    first = next(items, None)  # only now does the reader know its pictures
+    everything = chain([] if first is None else [first], items)
     if reader.interlaced and (pictures or reader.origin.kind == "reencode"):
         yield from deinterlaced(everything)
     else:
         yield from ((item, item.frame) for item in everything)
-
-
-def _again(first: Decoded, others: Iterator[Decoded]) -> Iterator[Decoded]:
-    yield first
-    yield from others

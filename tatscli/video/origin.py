@@ -83,7 +83,7 @@ def settled(origin: Origin, *, frames: int, moving: int) -> Origin:
     return Origin("none", "a single frame" if frames == 1 else _KEY_FRAMES)
 
 
-def why_anew(origin: Origin, *, frames: int, interlaced: bool) -> str | None:
+def why_anew(origin: Origin, frames: int, interlaced: bool) -> str | None:
     """Return why `auto` has to encode a file after all, now that its pictures are known; or None.
 
     Args:
