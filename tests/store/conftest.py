@@ -1,7 +1,8 @@
-"""Published data sets on disk, with their traps."""
+"""Videos and their store, and published data sets on disk, with their traps."""
 
 import pytest
 
+from tests.clips import CLEAN_VECTORS, pan, render
 from tests.store.published import (
     HEADER,
     ODD,
@@ -14,6 +15,7 @@ from tests.store.published import (
     dive,
     sample,
 )
+from tests.store.stores import prepare_with_workers
 
 
 @pytest.fixture
@@ -104,3 +106,23 @@ def epic100(data):
     )
     data.add("P01/P01_01.MP4", "P02/videos/P02_101.mp4", "P03_05.mkv", "P04/rgb/P04_11.MP4")
     return data
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """Two classes, seven videos of different lengths, one of them noise."""
+    folder = tmp_path_factory.mktemp("videos")
+    for index in range(6):
+        clip = pan((index, 1), frames=6 + index, height=64, width=96, seed=index)
+        name = f"{'fall' if index % 2 else 'walk'}/clip {index}.mp4"
+        render(folder / name, clip, options=CLEAN_VECTORS)
+    (folder / "fall" / "noise.mp4").write_bytes(bytes(range(256)) * 40)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(videos, tmp_path_factory):
+    """Their store, made in one go."""
+    out = tmp_path_factory.mktemp("stores") / "undisturbed"
+    prepare_with_workers(videos, out, shard_bytes=30_000)
+    return out

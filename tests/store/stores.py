@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.numpy import load_file
 from tatscli.console import Reporter
 from tatscli.store import prepare as pipeline
 from tatscli.store.convert import Converted, Job
+from tatscli.store.pool import run_in_order
 from tatscli.store.schema import Row, Settings, read_rows
 from tatscli.store.sources import Sources, find_sources
 
@@ -28,12 +30,32 @@ def here(
         yield job, work(job)
 
 
+class Counting:
+    """A runner that remembers which files were tried."""
+
+    def __init__(self):
+        self.tried = []
+
+    def __call__(self, work, jobs):
+        jobs = list(jobs)
+        self.tried += [job.path.name for job in jobs]
+        return run_in_order(work, jobs, workers=2)
+
+
 def prepare(videos: Path | Sources, out: Path, **options: Any) -> pipeline.Report:
     """Prepare a folder or sources with small pictures and small shards."""
     sources = videos if isinstance(videos, Sources) else find_sources(videos)
     defaults = {"run": here, "reporter": QUIET, "shard_bytes": SHARD_BYTES}
     settings = options.pop("settings", SETTINGS)
     return pipeline.prepare(sources, out, settings, **{**defaults, **options})
+
+
+def prepare_with_workers(
+    videos: Path, out: Path, *, workers: int = 2, settings: Settings = SETTINGS, **options: Any
+) -> pipeline.Report:
+    """Prepare a folder in processes, as the command line does."""
+    run = partial(run_in_order, workers=workers)
+    return pipeline.prepare(find_sources(videos), out, settings, run=run, reporter=QUIET, **options)
 
 
 def content(folder: Path) -> dict[str, bytes]:
