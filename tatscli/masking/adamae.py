@@ -13,7 +13,6 @@ Shapes: B batch, N tokens, M predicted.
 from __future__ import annotations
 
 import math
-from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -42,23 +41,23 @@ class AdamaeMasker(LearnedMasker):
 
     warms_up_uniformly = False  # its warm-up is that of the learning rate alone
 
-    def __init__(
-        self,
-        config: schema.AdamaeMask,
-        *,
-        grid: tuple[int, int, int],
-        width: int,
-        lr_scale: float = 1.0,
-    ) -> None:
-        if (config.width or width) % config.heads:
+    config: schema.AdamaeMask
+
+    def build_policy(self, width: int) -> Policy:
+        """Build one attention block and a linear layer.
+
+        Raises:
+            RecipeError: The heads do not divide the width.
+        """
+        config, inner = self.config, self.config.width or width
+        if inner % config.heads:
             raise RecipeError(
-                f"`mask.heads: {config.heads}` does not divide the sampler's width"
-                f" {config.width or width}"
+                f"`mask.heads: {config.heads}` does not divide the sampler's width {inner}"
             )
-        policy = Policy(
-            grid=grid,
+        return Policy(
+            grid=self.grid,
             inputs=width,
-            width=config.width or width,
+            width=inner,
             heads=config.heads,
             trunk="mha",
             critic="none",
@@ -67,15 +66,6 @@ class AdamaeMasker(LearnedMasker):
             dropout=config.dropout,
             final_norm=False,
         )
-        super().__init__(config, grid=grid, policy=policy, lr_scale=lr_scale)
-        self.weight = config.weight
-
-    @classmethod
-    def from_recipe(
-        cls, config: Any, *, grid: tuple[int, int, int], width: int, lr_scale: float = 1.0
-    ) -> Self:
-        """Build from the recipe's `mask` section."""
-        return cls(config, grid=grid, width=width, lr_scale=lr_scale)
 
     @torch.enable_grad()
     def learn(self, plan: MaskPlan, error_BM: Tensor) -> dict[str, float]:
@@ -98,7 +88,7 @@ class AdamaeMasker(LearnedMasker):
         reward_BM = error_BM.detach().float()
         log_p_BN = rollout.output.log_p_BN
         loss = sampling_loss(log_p_BN, plan.predict_BM, reward_BM)
-        norm = self._step(self.weight * loss)
+        norm = self._step(self.config.weight * loss)
         self._collect_token_gradient(rollout)
         entropy = ppo.entropy(log_p_BN.detach()).mean() / math.log(self.tokens)
         metrics = {

@@ -29,7 +29,7 @@ class Guard:
         """Judge the policy by its entropy (1 = uniform), equal on all ranks.
 
         Returns:
-            What was wrong, if the policy was set back; None if it is good.
+            What is wrong with it, and whether it could be set back; None if it is good.
         """
         sound = torch.stack([one.isfinite().all() for one in self._policy.parameters()]).all()
         value, finite = torch.stack([entropy.detach().float(), sound.float()]).tolist()
@@ -48,4 +48,7 @@ class Guard:
         what = f"has collapsed: its normalised entropy is {value:.2f}, less than {COLLAPSE}"
         if not finite:
             what = "is not finite any more"
-        return f"the sampler's policy {what}; training goes on with its last good state"
+        back = "training goes on with its last good state"
+        if self._good is None:
+            back = "there is no good state of it to go back to"
+        return f"the sampler's policy {what}; {back}"

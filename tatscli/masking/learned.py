@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -20,7 +20,6 @@ from tatscli.masking.draw import gumbel_top_k, visible_count
 from tatscli.masking.guard import Guard
 from tatscli.masking.plan import MaskPlan
 from tatscli.masking.policy import Policy, PolicyOutput
-from tatscli.recipe import schema
 
 BETAS = (0.9, 0.95)
 
@@ -58,46 +57,58 @@ class LearnedMasker(Masker):
     Args:
         config: The recipe's `mask` section.
         grid: Tokens along time, height and width.
-        policy: The network.
+        width: Width D of the tokens given.
         lr_scale: Factor on `config.base_lr`: videos per update / 256.
 
     Attributes:
         temperature: Divides the logits; 1 in training, others are for looking at a policy.
     """
 
+    config: Any  # a section derived from `schema.LearnedMask`
     needs_embeddings = True
     keeps_graph = True
     warms_up_uniformly = True
 
     def __init__(
         self,
-        config: schema.LearnedMask,
+        config: Any,
         *,
         grid: tuple[int, int, int],
-        policy: Policy,
+        width: int,
         lr_scale: float = 1.0,
     ) -> None:
         super().__init__(grid, config.ratio)
+        self.config = config
         self.groups = grid[0] if config.quota else 1
         self.visible = self.groups * visible_count(self.tokens // self.groups, config.ratio)
         self.reaches_encoder = not config.detach
         self.temperature = 1.0
-        self.policy = policy
+        self.policy = self.build_policy(width)
         self.peak_lr = config.base_lr * lr_scale
         self.optimizer = torch.optim.AdamW(
-            policy.decay_groups(config.weight_decay), lr=self.peak_lr, betas=BETAS
+            self.policy.decay_groups(config.weight_decay), lr=self.peak_lr, betas=BETAS
         )
-        self.guard = Guard(policy, self.optimizer)
+        self.guard = Guard(self.policy, self.optimizer)
         self.warming_up = False
-        self._warmup, self._clip_grad = config.warmup, config.clip_grad
         self._rollout: Rollout | None = None
         # Autocast as it was when planning, so that later passes of a batch round alike.
         self._precision: AbstractContextManager[Any] = nullcontext()
         self._notices: list[str] = []
 
+    @classmethod
+    def from_recipe(
+        cls, config: Any, *, grid: tuple[int, int, int], width: int, lr_scale: float = 1.0
+    ) -> Self:
+        """Build from the recipe's `mask` section."""
+        return cls(config, grid=grid, width=width, lr_scale=lr_scale)
+
+    def build_policy(self, width: int) -> Policy:
+        """Build the network that the recipe describes, for tokens of a width."""
+        raise NotImplementedError
+
     def schedule(self, step: int, total_steps: int) -> None:
         """Set warm-up and learning rate: a linear rise, then a cosine to zero."""
-        warmup = self._warmup * total_steps
+        warmup = self.config.warmup * total_steps
         self.warming_up = step < warmup
         if self.warming_up:
             factor = min(1.0, (step + 1) / warmup)
@@ -173,7 +184,7 @@ class LearnedMasker(Masker):
         with torch.autocast(loss.device.type, enabled=False):
             loss.backward()
         _average_gradients(self.policy)
-        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self._clip_grad or math.inf)
+        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.clip_grad or math.inf)
         # Averaging spreads what is not finite on one rank to all, so all decide alike.
         if norm.isfinite():
             self.optimizer.step()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,8 +65,17 @@ class TatsMasker(LearnedMasker):
         width: int,
         lr_scale: float = 1.0,
     ) -> None:
-        policy = Policy(
-            grid=grid,
+        super().__init__(config, grid=grid, width=width, lr_scale=lr_scale)
+        self.reward = RunningReward()
+        self.keeps_graph = config.rollouts == 1
+        self.register_buffer("log_entropy", torch.tensor(math.log(max(config.entropy, 1e-6))))
+        self._waiting: list[Experience] = []
+
+    def build_policy(self, width: int) -> Policy:
+        """Build trunk, actor and, where it is the baseline, critic."""
+        config = self.config
+        return Policy(
+            grid=self.grid,
             inputs=width,
             width=config.width,
             heads=config.heads,
@@ -75,19 +84,6 @@ class TatsMasker(LearnedMasker):
             floor=config.floor,
             by_slice=config.quota,
         )
-        super().__init__(config, grid=grid, policy=policy, lr_scale=lr_scale)
-        self.config = config
-        self.reward = RunningReward()
-        self.keeps_graph = config.rollouts == 1
-        self.register_buffer("log_entropy", torch.tensor(math.log(max(config.entropy, 1e-6))))
-        self._waiting: list[Experience] = []
-
-    @classmethod
-    def from_recipe(
-        cls, config: Any, *, grid: tuple[int, int, int], width: int, lr_scale: float = 1.0
-    ) -> Self:
-        """Build from the recipe's `mask` section."""
-        return cls(config, grid=grid, width=width, lr_scale=lr_scale)
 
     @torch.enable_grad()
     def learn(self, plan: MaskPlan, error_BM: Tensor) -> dict[str, float]:

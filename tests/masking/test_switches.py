@@ -156,7 +156,7 @@ def test_rollouts_are_collected_before_an_update():
     assert made[:2] == made[3:5] == [0, 0] and made[2] == 3 and made[5] >= 1
 
 
-def test_old_batches_are_left_out_once_the_policy_has_moved_too_far():
+def test_an_update_ends_once_the_policy_has_moved_too_far_from_a_batch():
     masker = make(rollouts=4, base_lr=0.1, max_kl=1e-4)
     train(masker, 8)  # the second round begins off-policy for all but its first batch
     assert train(masker, 4, start=8)["updates"] < 4
