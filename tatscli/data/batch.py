@@ -51,7 +51,7 @@ class Batch:
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         motion = self.motion
         if motion is not None:
-            motion = MotionField(change(motion.field_BThw2), change(motion.valid_BT))
+            motion = motion.each(change)
         return replace(
             self,
             video_BCTHW=change(self.video_BCTHW),
@@ -64,11 +64,10 @@ class Batch:
 
 def collate(samples: Sequence[Sample], bad: Sequence[tuple[int, str]] = ()) -> Batch:
     """Stack views into a batch."""
-    fields = [sample.motion_Thw2 for sample in samples if sample.motion_Thw2 is not None]
-    valid = [sample.valid_T for sample in samples if sample.valid_T is not None]
+    fields = [sample.motion for sample in samples if sample.motion is not None]
     return Batch(
         video_BCTHW=torch.stack([sample.video_CTHW for sample in samples]).contiguous(),
-        motion=MotionField(torch.stack(fields), torch.stack(valid)) if fields else None,
+        motion=MotionField.cat(fields) if fields else None,
         label_B=torch.tensor([sample.label for sample in samples]),
         row_B=torch.tensor([sample.row for sample in samples]),
         view_B=torch.tensor([sample.view for sample in samples]),

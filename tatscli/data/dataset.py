@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tatscli.data.augment import erase
+from tatscli.data.motion import MotionField
 from tatscli.data.sampling import eval_indices, shown_at_rate, train_indices
 from tatscli.data.view import corner_crop, random_resized_crop, spatial_crop
 from tatscli.data.vision import decode_jpegs, import_torchvision, rand_augment
@@ -38,17 +39,14 @@ class Sample:
         label: Class; -1 where the store has none.
         row: Row of the store's manifest.
         view: Number of the view among those of its video.
-        motion_Thw2: Motion on the token grid of the view (see `MotionField`); None where nobody
-            reads it.
-        valid_T: Which frames carry motion.
+        motion: Motion on the token grid of the view, a batch of one; None where nobody reads it.
     """
 
     video_CTHW: Tensor
     label: int
     row: int
     view: int
-    motion_Thw2: Tensor | None = None
-    valid_T: Tensor | None = None
+    motion: MotionField | None = None
 
 
 class Clips(Dataset[list[Sample]]):
@@ -168,7 +166,14 @@ class PretrainClips(Clips):
             )
             video_CTHW = view.frames(video_TCHW).transpose(0, 1)
             motion_Thw2 = view.motion(field_Tyx2, cell=self.store.motion_cell, grid=self.grid)
-            samples.append(Sample(video_CTHW, self.label(row), row, repeat, motion_Thw2, valid_T))
+            motion = MotionField(
+                motion_Thw2[None],
+                motion_Thw2.norm(dim=-1)[None],
+                valid_T[None],
+                ~valid_T.any()[None],
+                data.size // self.grid[0],
+            )
+            samples.append(Sample(video_CTHW, self.label(row), row, repeat, motion))
         return samples
 
 

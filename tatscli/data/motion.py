@@ -1,10 +1,11 @@
-"""`MotionField`: codec motion of a batch of clips, sampled onto the token grid of the view.
+"""`MotionField`: the motion of a batch of clips, sampled onto the token grid of the view.
 
-Shapes: B batch, T frames, h and w token rows and columns.
+Shapes: B batch, T frames, N tokens, h and w token rows and columns.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,26 +14,57 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class MotionField:
-    """Displacement of content in pixels of the view per stored-frame step, x first.
+    """How content moves from each frame of a clip to the next one.
 
     Attributes:
-        field_BThw2: float32; zero where the codec gave no vector.
-        valid_BT: bool; False for frames without vectors (key frames, other codecs).
+        field_BThw2: float32, displacement of the content since the clip's previous frame, in pixels
+            of the view, x first; 0 where unknown. For the first frame, as if there were one before.
+        speed_BThw: float32, length of the way that content took, added up over the frames between;
+            in pixels of the view, or for `framediff` the change of grey levels.
+        valid_BT: bool; whether the source knew the motion of this frame. Where it did not (key
+            frames), field and speed are those of a neighbour.
+        missing_B: bool; nothing is known of the whole clip.
+        patch: Height and width of a token in pixels of the view.
     """
 
     field_BThw2: Tensor
+    speed_BThw: Tensor
     valid_BT: Tensor
+    missing_B: Tensor
+    patch: int
+
+    @classmethod
+    def cat(cls, fields: Sequence[MotionField]) -> MotionField:
+        """Join batches."""
+        return cls(
+            torch.cat([one.field_BThw2 for one in fields]),
+            torch.cat([one.speed_BThw for one in fields]),
+            torch.cat([one.valid_BT for one in fields]),
+            torch.cat([one.missing_B for one in fields]),
+            fields[0].patch,
+        )
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> MotionField:
+        """Return the same motion with every tensor changed."""
+        return MotionField(
+            change(self.field_BThw2),
+            change(self.speed_BThw),
+            change(self.valid_BT),
+            change(self.missing_B),
+            self.patch,
+        )
 
     def to(self, device: torch.device | str) -> MotionField:
         """Return the same motion on `device`."""
-        return MotionField(
-            self.field_BThw2.to(device, non_blocking=True),
-            self.valid_BT.to(device, non_blocking=True),
-        )
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def magnitude_BN(self, slices: int) -> Tensor:
-        """Return the mean speed of each token over the valid frames of its tubelet: (B, N)."""
+        """Return the speed of each token, the mean over its frames: (B, N)."""
+        B, T, h, w = self.speed_BThw.shape
+        return self.speed_BThw.reshape(B, slices, T // slices, h * w).mean(2).reshape(B, -1)
+
+    def displacement_BThw2(self, slices: int) -> Tensor:
+        """Return the displacement into each slice from the one before, in tokens: x first."""
         B, T, h, w, _ = self.field_BThw2.shape
-        speed = self.field_BThw2.norm(dim=-1).reshape(B, slices, T // slices, h * w)
-        valid = self.valid_BT.reshape(B, slices, T // slices, 1).to(speed.dtype)
-        return ((speed * valid).sum(2) / valid.sum(2).clamp(min=1)).reshape(B, -1)
+        moves = self.field_BThw2.reshape(B, slices, T // slices, h, w, 2)
+        return moves.sum(2) / self.patch

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from tatscli.errors import RecipeError
-from tatscli.masking import ppo
-from tatscli.masking.learned import LearnedMasker, read_metrics
+from tatscli.masking.learning import ppo
+from tatscli.masking.learning.learned import LearnedMasker, read_metrics
+from tatscli.masking.learning.policy import Policy
 from tatscli.masking.plan import MaskPlan
-from tatscli.masking.policy import Policy
 from tatscli.recipe import schema
 
 

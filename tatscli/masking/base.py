@@ -20,6 +20,7 @@ class Masker(nn.Module):
 
     Attributes:
         visible: Tokens shown of each clip; subclasses set it.
+        predicted: Tokens of each clip that a plan gives to predict: by default all others.
         needs_motion: `plan` must be given the clips' motion.
         needs_embeddings: `plan` reads the patch embeddings; otherwise any (B, N, *) tensor will do
             and the hidden patches are never embedded.
@@ -42,6 +43,10 @@ class Masker(nn.Module):
         self.grid = grid
         self.ratio = ratio
         self.tokens = grid[0] * grid[1] * grid[2]
+
+    @property
+    def predicted(self) -> int:
+        return self.tokens - self.visible
 
     @classmethod
     def from_recipe(

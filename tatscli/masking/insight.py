@@ -43,8 +43,9 @@ def mask_insight(
     for number, count in enumerate(counts_BT.mean(dim=0)):
         numbers[f"visible_slice_{number}"] = count
     if motion is not None:
-        magnitude_BN = motion.to(plan.visible_BK.device).magnitude_BN(slices)
-        moving_B = magnitude_BN.amax(dim=1) > 0
+        motion = motion.to(plan.visible_BK.device)
+        magnitude_BN = motion.magnitude_BN(slices)
+        moving_B = (magnitude_BN.amax(dim=1) > 0) & ~motion.missing_B
         if moving_B.any():
             magnitude_BN, visible_BK = magnitude_BN[moving_B], plan.visible_BK[moving_B]
             decile_BN = top_share(magnitude_BN, DECILE)

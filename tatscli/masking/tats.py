@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tatscli.masking import ppo
-from tatscli.masking.credit import credited_log_prob
-from tatscli.masking.learned import LearnedMasker, mean_over_ranks, read_metrics
+from tatscli.masking.learning import ppo
+from tatscli.masking.learning.credit import credited_log_prob
+from tatscli.masking.learning.learned import LearnedMasker, mean_over_ranks, read_metrics
+from tatscli.masking.learning.policy import Policy, PolicyOutput
+from tatscli.masking.learning.reward import RunningReward
 from tatscli.masking.plan import MaskPlan
-from tatscli.masking.policy import Policy, PolicyOutput
-from tatscli.masking.reward import RunningReward
 from tatscli.recipe import schema
 
 # How the logarithm of the entropy's weight follows the miss of the target: at once, and with every

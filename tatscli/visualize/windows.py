@@ -97,14 +97,20 @@ def _view(index: int, frame: StoredFrame, size: int, sites: tuple[int, int]) -> 
 
 
 def _window(number: int, seen: list[_Seen], *, held: int) -> Window:
+    video_TCHW = torch.stack([one.picture_CHW for one in seen])
+    field_BThw2 = torch.stack([one.motion_hw2 for one in seen])[None]
+    valid_BT = torch.tensor([[one.valid for one in seen]])
     return Window(
         number,
         [one.frame for one in seen],
         [one.time for one in seen],
         held,
-        torch.stack([one.picture_CHW for one in seen]),
+        video_TCHW,
         MotionField(
-            torch.stack([one.motion_hw2 for one in seen])[None],
-            torch.tensor([[one.valid for one in seen]]),
+            field_BThw2,
+            field_BThw2.norm(dim=-1),
+            valid_BT,
+            ~valid_BT.any(dim=1),
+            video_TCHW.shape[-1] // field_BThw2.shape[3],
         ),
     )

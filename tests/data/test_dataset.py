@@ -41,8 +41,12 @@ def frames_of(sample: Sample) -> list[int]:
 
 def same(one: Sample, other: Sample) -> bool:
     tensors = [(one.video_CTHW, other.video_CTHW)]
-    if one.motion_Thw2 is not None and other.motion_Thw2 is not None:
-        tensors += [(one.motion_Thw2, other.motion_Thw2), (one.valid_T, other.valid_T)]
+    if one.motion is not None and other.motion is not None:
+        tensors += [
+            (one.motion.field_BThw2, other.motion.field_BThw2),
+            (one.motion.speed_BThw, other.motion.speed_BThw),
+            (one.motion.valid_BT, other.motion.valid_BT),
+        ]
     return all(torch.equal(a, b) for a, b in tensors) and one.row == other.row
 
 
@@ -58,12 +62,11 @@ def test_pretraining_item_holds_frames_their_own_motion_and_origin() -> None:
     assert [b - a for a, b in pairwise(frames)] == [2, 2, 2]
     assert (sample.video_CTHW[0].float() - 20).abs().max() <= 3  # red says row 1
 
-    assert sample.motion_Thw2 is not None
-    assert sample.valid_T is not None
-    assert sample.motion_Thw2.shape == (4, 4, 4, 2)
-    assert sample.valid_T.tolist() == [frame % 12 != 0 for frame in frames]
+    assert sample.motion is not None
+    assert sample.motion.field_BThw2.shape == (1, 4, 4, 4, 2)
+    assert sample.motion.valid_BT[0].tolist() == [frame % 12 != 0 for frame in frames]
     # The fake's motion is (row, frame) in stored pixels: y over x is the frame, up to the aspect.
-    speed = sample.motion_Thw2[:, 0, 0]
+    speed = sample.motion.field_BThw2[0, :, 0, 0]
     ratio = (speed[:, 1] / speed[:, 0]).tolist()
     expected = [frame / frames[0] for frame in frames]
     assert [value / ratio[0] for value in ratio] == pytest.approx(expected)
@@ -171,7 +174,7 @@ def test_evaluation_lists_every_segment_and_crop_of_every_row() -> None:
     assert [item.view for item in items] == [0, 1, 2, 3, 4, 5] * 2
     first, last = [0, 2, 4, 6], [32, 34, 36, 38]
     assert [frames_of(item) for item in items[6:]] == [first] * 3 + [last] * 3
-    assert items[0].motion_Thw2 is None
+    assert items[0].motion is None
 
 
 def test_crops_of_a_segment_are_decoded_once_and_lie_apart() -> None:

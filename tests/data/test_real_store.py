@@ -61,10 +61,9 @@ def test_motion_is_right_within_a_tenth_of_a_pixel_after_every_view(store: Store
                 view = corner_crop(144, 192, 64, scales=DATA.crop_scales, flip=0.5, rng=rng)
                 x = STEP[0] * 0.75 * 64 / view.crop_width * (-1 if view.flip else 1)
                 y = STEP[1] * 0.75 * 64 / view.crop_height
-                assert sample.motion_Thw2 is not None
-                assert sample.valid_T is not None
+                assert sample.motion is not None
                 # Content enters at the border of the picture, where no vector can be right.
-                inner = sample.motion_Thw2[sample.valid_T][:, 1:-1, 1:-1]
+                inner = sample.motion.field_BThw2[sample.motion.valid_BT][:, 1:-1, 1:-1]
                 assert torch.allclose(inner, torch.tensor([x, y]), rtol=0, atol=0.1)
                 flips.add(view.flip)
                 checked += len(inner)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tatscli.data.motion import MotionField
 from tatscli.masking.insight import mask_insight, top_share, visible_per_slice
 from tatscli.masking.plan import MaskPlan
+from tests.fields import motion_of
 
 GRID = (2, 2, 5)
 
@@ -19,7 +20,7 @@ def motion(speed_BN: torch.Tensor) -> MotionField:
     B = speed_BN.shape[0]
     field = torch.zeros(B, 4, 2, 5, 2)
     field[..., 0] = speed_BN.reshape(B, 2, 2, 5).repeat_interleave(2, dim=1)
-    return MotionField(field, torch.ones(B, 4, dtype=torch.bool))
+    return motion_of(field)
 
 
 def plan(*visible: list[int]) -> MaskPlan:
@@ -50,7 +51,7 @@ def test_clips_without_motion_do_not_count() -> None:
     still = mask_insight(plan([3, 4]), grid=GRID, motion=motion(torch.zeros(1, 20)))
     assert not {"motion_share", "motion_lift"} & set(still)
     unknown = motion(speed)
-    unknown.valid_BT.fill_(False)
+    unknown.missing_B.fill_(True)
     assert "motion_share" not in mask_insight(plan([3], [4]), grid=GRID, motion=unknown)
     assert "motion_share" not in mask_insight(plan([3], [4]), grid=GRID)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tatscli.data.motion import MotionField
 from tatscli.masking import build_masker
 from tatscli.nn.vit import Encoder
 from tatscli.recipe import schema
 from tatscli.targets import build_target
 from tatscli.visualize.sight import Viewer
 from tatscli.visualize.windows import Window
+from tests.fields import motion_of
 
 GRID = (2, 4, 4)
 TUBELET, PATCH = 2, 8
@@ -20,13 +20,20 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 
 
 def window(*, held: int = 0, seed: int = 0) -> Window:
-    """Four frames of noise; the first has no vectors, the others point right."""
+    """Four frames of noise; vectors point right; those of the first are borrowed."""
     generator = torch.Generator().manual_seed(seed)
     video = torch.randint(0, 256, (4, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
     field = torch.zeros(1, 4, 4, 4, 2)
-    field[:, 1:, 1, 1, 0] = 2.0
+    field[:, :, 1, 1, 0] = 2.0
     valid = torch.tensor([[False, True, True, not held]])
-    return Window(0, [0, 4, 8, 12], [0.0, 0.5, 1.0, 1.5], held, video, MotionField(field, valid))
+    return Window(
+        0,
+        [0, 4, 8, 12],
+        [0.0, 0.5, 1.0, 1.5],
+        held,
+        video,
+        motion_of(field, valid_BT=valid, patch=PATCH),
+    )
 
 
 class Oracle(nn.Module):

@@ -21,7 +21,7 @@ def sight(score_N=None, error_M=None) -> Sight:
 
 def still(number=1):
     one = window()
-    return replace(one, number=number, motion=replace(one.motion, valid_BT=torch.zeros(1, 4) > 0))
+    return replace(one, number=number, motion=replace(one.motion, missing_B=torch.ones(1) > 0))
 
 
 def test_entropy_is_one_for_blind_choice_and_zero_for_certainty():

@@ -135,7 +135,7 @@ def test_labels_tell_entropy_and_motion():
     # Token 5 moves and is seen, token 21 moves and is not: half of 0.125 x 32 pixels on 4 tokens.
     assert "motion of visible tokens 4.00 x chance" in found["motion"].notes
     still = window()
-    still.motion.valid_BT[:] = False
+    still.motion.missing_B[:] = True
     assert "no motion to compare with" in rows(still)["motion"].notes
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tatscli.masking.policy import Policy
+from tatscli.masking.learning.policy import Policy
 from tests.nn.counting import counted_macs
 
 GRID = (2, 3, 4)

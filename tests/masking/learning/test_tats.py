@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tatscli.masking import TatsMasker, build_masker, ppo
+from tatscli.masking import TatsMasker, build_masker
+from tatscli.masking.learning import ppo
 from tatscli.masking.plan import MaskPlan
 from tatscli.nn.autoencoder import MaskedAutoencoder
 from tatscli.nn.heads import DecoderHead

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tatscli.masking import ppo
 from tatscli.masking.draw import gumbel_top_k
+from tatscli.masking.learning import ppo
 from tatscli.masking.plan import MaskPlan
 
 

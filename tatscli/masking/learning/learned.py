@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from tatscli.data.motion import MotionField
 from tatscli.masking.base import Masker
 from tatscli.masking.draw import gumbel_top_k, visible_count
-from tatscli.masking.guard import Guard
+from tatscli.masking.learning.guard import Guard
+from tatscli.masking.learning.policy import Policy, PolicyOutput
 from tatscli.masking.plan import MaskPlan
-from tatscli.masking.policy import Policy, PolicyOutput
 
 BETAS = (0.9, 0.95)
 

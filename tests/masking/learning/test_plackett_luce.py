@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tatscli.masking.draw import gumbel_top_k
-from tatscli.masking.plackett_luce import drawn_log_prob, next_log_prob
+from tatscli.masking.learning.plackett_luce import drawn_log_prob, next_log_prob
 
 
 def by_hand(p: list[float], order: tuple[int, ...]) -> float:

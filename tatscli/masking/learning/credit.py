@@ -13,7 +13,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from tatscli.masking.plackett_luce import drawn_log_prob, next_log_prob
+from tatscli.masking.learning.plackett_luce import drawn_log_prob, next_log_prob
 
 
 def credited_log_prob(

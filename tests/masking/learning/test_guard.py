@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from tests.masking.learning import batch, make, seeded, share, train
+from tests.masking.learning.toy import batch, make, seeded, share, train
 
 
 def collapse(masker):

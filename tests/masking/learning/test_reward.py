@@ -1,6 +1,6 @@
 import torch
 
-from tatscli.masking.reward import RunningReward
+from tatscli.masking.learning.reward import RunningReward
 
 
 def test_the_first_batch_sets_level_and_spread_and_later_ones_follow_slowly() -> None:

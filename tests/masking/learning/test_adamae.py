@@ -12,7 +12,7 @@ from tatscli.nn.autoencoder import MaskedAutoencoder
 from tatscli.nn.heads import DecoderHead
 from tatscli.nn.vit import Encoder
 from tatscli.recipe import schema
-from tests.masking.learning import GRID, TOKENS, WIDTH, make, share, train
+from tests.masking.learning.toy import GRID, TOKENS, WIDTH, make, share, train
 
 
 def norm(x, weight, bias):

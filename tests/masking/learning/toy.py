@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tatscli.masking import build_masker
-from tatscli.masking.learned import LearnedMasker
+from tatscli.masking.learning.learned import LearnedMasker
 from tatscli.recipe import schema
 
 GRID, TOKENS, WIDTH = (2, 4, 5), 40, 6

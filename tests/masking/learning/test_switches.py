@@ -7,10 +7,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from tatscli.masking.credit import credited_log_prob
+from tatscli.masking.learning.credit import credited_log_prob
 from tatscli.masking.plan import MaskPlan
 from tatscli.recipe import schema
-from tests.masking.learning import GRID, TOKENS, batch, make, seeded, share, train
+from tests.masking.learning.toy import GRID, TOKENS, batch, make, seeded, share, train
 
 LEARNS = [
     {"trunk": "mha"},

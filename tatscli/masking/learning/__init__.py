@@ -1,0 +1,1 @@
+"""What the learned masks share: policy, objectives, credit, optimisation and its guard."""

@@ -1,0 +1,117 @@
+"""The typed form of a recipe: frozen pydantic models, unknown keys forbidden.
+
+Every system is a point in mask x head x targets; the other sections say on what data, how it is
+optimised and where it runs. Descriptions end up in `recipes/schema.json`, which editors read.
+Defaults are VideoMAE's (MCG-NJU/VideoMAE, scripts and run_*.py) unless a description says
+otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from tatscli.recipe.schema.data import Data, Motion, Sampling
+from tatscli.recipe.schema.downstream import Augment, Evaluate, Finetune, FinetuneOptim, Knn
+from tatscli.recipe.schema.learned import AdamaeMask, LearnedMask, TatsMask
+from tatscli.recipe.schema.masks import (
+    BlockMask,
+    EverestMask,
+    FrameMask,
+    Mask,
+    MgmAdvectMask,
+    MgmMask,
+    MgmTopkMask,
+    MotionBinsMask,
+    RandomMask,
+    SimulatedMask,
+    TubeMask,
+)
+from tatscli.recipe.schema.model import DecoderHead, Head, Model, PixelTarget, Target
+from tatscli.recipe.schema.predict import (
+    Predict,
+    PredictAll,
+    PredictEverest,
+    PredictFlow,
+    PredictRandom,
+    PredictRunningCell,
+    PredictUniform,
+)
+from tatscli.recipe.schema.section import Section
+from tatscli.recipe.schema.training import Optim, Run
+
+__all__ = [
+    "AdamaeMask",
+    "Augment",
+    "BlockMask",
+    "Data",
+    "DecoderHead",
+    "Evaluate",
+    "EverestMask",
+    "Finetune",
+    "FinetuneOptim",
+    "FrameMask",
+    "Head",
+    "Knn",
+    "LearnedMask",
+    "Mask",
+    "MgmAdvectMask",
+    "MgmMask",
+    "MgmTopkMask",
+    "Model",
+    "Motion",
+    "MotionBinsMask",
+    "Optim",
+    "PixelTarget",
+    "Predict",
+    "PredictAll",
+    "PredictEverest",
+    "PredictFlow",
+    "PredictRandom",
+    "PredictRunningCell",
+    "PredictUniform",
+    "RandomMask",
+    "Recipe",
+    "Run",
+    "Sampling",
+    "Section",
+    "SimulatedMask",
+    "Target",
+    "TatsMask",
+    "TubeMask",
+]
+
+
+class Recipe(Section):
+    """One file says everything about a system: what is seen, guessed and compared, on which data,
+    for how long."""
+
+    model_config = ConfigDict(title="tats recipe")
+
+    data: Data
+    model: Model = Model()
+    mask: Mask
+    predict: Predict = PredictAll()
+    head: Head = DecoderHead()
+    targets: Annotated[list[Target], Field(min_length=1)] = [PixelTarget(kind="pixels")]
+    optim: Optim = Optim()
+    run: Run = Run()
+    finetune: Finetune = Finetune()
+    evaluate: Evaluate = Evaluate()
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Tokens along time, height and width."""
+        side = self.data.size // self.model.patch
+        return self.data.frames // self.model.tubelet, side, side
+
+    @model_validator(mode="after")
+    def _sizes_divide(self) -> Self:
+        for key, whole, part_key, part in (
+            ("data.frames", self.data.frames, "model.tubelet", self.model.tubelet),
+            ("data.size", self.data.size, "model.patch", self.model.patch),
+        ):
+            if whole % part:
+                raise ValueError(f"`{key}: {whole}` is not a multiple of `{part_key}: {part}`")
+        return self

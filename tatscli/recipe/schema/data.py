@@ -1,0 +1,94 @@
+"""What clips are made of: which frames, which view of them, whose motion."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from tatscli.recipe.schema.section import Count, Factor, Positive, Section, Share
+
+
+class Sampling(Section):
+    """Which frames of a video make a clip."""
+
+    mode: Literal["dense", "uniform"] = "dense"
+    """`dense`: one window of frames x stride at a random start. `uniform`: one frame from each of
+    equal segments."""
+    stride: Count | None = None
+    """Source frames between two frames of the clip; dense only."""
+    fps: Positive | None = None
+    """Frames a second of the clip, by presentation time, instead of `stride`; dense only. For
+    videos of different or variable frame rates."""
+    short: Literal["repeat_last", "loop", "error"] = "repeat_last"
+    """A video shorter than the window: hold its last frame, start again, or stop."""
+
+    @model_validator(mode="after")
+    def _pace_belongs_to_dense(self) -> Self:
+        paces = [name for name in ("stride", "fps") if getattr(self, name) is not None]
+        if self.mode == "dense" and not paces:
+            raise ValueError(
+                "`mode: dense` needs `stride`, the source frames between two frames of the clip,"
+                " or `fps`"
+            )
+        if self.mode == "dense" and len(paces) > 1:
+            raise ValueError("`stride` and `fps` exclude each other; set one of them to null")
+        if self.mode == "uniform" and paces:
+            raise ValueError(f"`mode: uniform` takes no `{paces[0]}`: the whole video is covered")
+        return self
+
+
+class Motion(Section):
+    """Where the motion comes from that masks and selections follow."""
+
+    source: Literal["codec", "framediff", "flow"] = "codec"
+    """`codec`: the vectors of the store. `framediff`: how much pixels change, which has no
+    direction. `flow`: displacements made elsewhere."""
+    path: str | None = None
+    """For `flow`: a .safetensors file, or a folder of them, with a tensor `<id>/motion` for each
+    video, of the shape and in the units of the store's."""
+    camera: Literal["none", "median", "affine"] = "none"
+    """Model of the camera's own motion that is taken out: a pan, or pan, zoom and roll."""
+    scaling: Literal["auto", "none", "robust"] = "auto"
+    """`robust` brings the frames of a clip to one scale. `auto` does where codec vectors were taken
+    as they are (`tats prepare --motion native`) and may span several frames."""
+    fallback: Literal["tube", "framediff", "error"] = "tube"
+    """A clip without motion: a tube mask of the same ratio, `framediff`, or stop."""
+
+    @model_validator(mode="after")
+    def _flow_has_a_path(self) -> Self:
+        if (self.source == "flow") != (self.path is not None):
+            raise ValueError("`source: flow` and `path` belong together")
+        return self
+
+
+class Data(Section):
+    """Clips as the model sees them. Used by every stage, except the sampling a stage names
+    itself."""
+
+    store: str
+    """Folder written by `tats prepare`."""
+    split: str | None = None
+    """Part of the store to pretrain on; null takes every video."""
+    frames: Count = 16
+    """Frames in a clip."""
+    size: Count = 224
+    """Height and width of the view in pixels."""
+    sampling: Sampling = Sampling(stride=4)
+    """How pretraining draws its frames."""
+    crop_scales: Annotated[list[Factor], Field(min_length=1)] = [1, 0.875, 0.75, 0.66]
+    """Multi-scale corner crop of pretraining: sides as shares of the short side."""
+    flip: Share = 0.0
+    """Probability of a horizontal flip in pretraining; VideoMAE uses none."""
+    repeats: Count = 1
+    """Views drawn from each video of a batch in pretraining; they do not enter the learning-rate
+    rule."""
+    motion: Motion = Motion()
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of the red, green and blue values in [0, 1]."""
+    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+    """Deviation of the red, green and blue values in [0, 1]."""
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Loader processes; `auto` is one a core shared by the ranks of this machine, at most 8."""
+    max_bad_share: Share = 0.01
+    """Share of unreadable clips that training may replace by their neighbour before it stops."""

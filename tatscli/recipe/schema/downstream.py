@@ -1,0 +1,127 @@
+"""What a pretrained encoder is used for: fine-tuning and evaluation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from tatscli.recipe.schema.data import Sampling
+from tatscli.recipe.schema.section import (
+    Count,
+    Factor,
+    NonNegative,
+    Positive,
+    Ratio,
+    Section,
+    Share,
+)
+from tatscli.recipe.schema.training import Optim
+
+
+class Augment(Section):
+    """Regularisation of fine-tuning."""
+
+    crop_scale: tuple[Positive, Positive] = (0.08, 1.0)
+    """Area of the random resized crop."""
+    crop_ratio: tuple[Positive, Positive] = (0.75, 4 / 3)
+    """Aspect of the random resized crop."""
+    flip: Share = 0.5
+    """Probability of a horizontal flip; 0 for data where left and right matter (SSv2)."""
+    rand_augment: Annotated[int, Field(ge=0, le=10)] = 7
+    """RandAugment magnitude on timm's scale of 0 to 10; 0 turns it off."""
+    rand_augment_ops: Count = 4
+    """RandAugment operations per clip."""
+    erasing: Share = 0.25
+    """Probability of erasing a random box, filled with noise."""
+    mixup: NonNegative = 0.8
+    """Mixup's Beta parameter; 0 turns it off."""
+    cutmix: NonNegative = 1.0
+    """CutMix's Beta parameter; 0 turns it off."""
+    mix_probability: Share = 1.0
+    """Probability that a batch is mixed at all."""
+    mix_switch: Share = 0.5
+    """Probability of CutMix where both are on."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the target spread over all classes."""
+
+    @model_validator(mode="after")
+    def _ranges_ascend(self) -> Self:
+        for key, (low, high) in (("crop_scale", self.crop_scale), ("crop_ratio", self.crop_ratio)):
+            if low > high:
+                raise ValueError(f"`{key}: [{low:g}, {high:g}]` must go from low to high")
+        return self
+
+
+class FinetuneOptim(Optim):
+    """AdamW of fine-tuning: the same keys with other defaults: naming one keeps the rest."""
+
+    epochs: Count = 100
+    """Passes over the data."""
+    total_batch: Count = 512
+    """Videos per optimiser step over all devices, each giving `repeats` views."""
+    batch_per_device: Count = 8
+    """Videos per forward pass on one device."""
+    base_lr: Positive = 1e-3
+    """Peak learning rate per 256 videos."""
+    min_lr: NonNegative = 1e-6
+    """Last learning rate per 256 videos."""
+    warmup_lr: NonNegative = 1e-6
+    """First learning rate per 256 videos."""
+    warmup_epochs: NonNegative = 5
+    """Passes with a linearly rising learning rate; at most `epochs`."""
+    betas: tuple[Ratio, Ratio] = (0.9, 0.999)
+    """AdamW betas."""
+    layer_decay: Factor = 0.75
+    """Learning-rate factor per block from the head down."""
+
+
+class Finetune(Section):
+    """Action recognition on top of the pretrained encoder."""
+
+    split: str = "train"
+    """Part of the store to train on."""
+    val_split: str | None = "val"
+    """Part scored after every `val_every` passes to pick `best`; null scores nothing."""
+    val_every: Count = 1
+    """Passes between two scorings of `val_split`."""
+    sampling: Sampling | None = None
+    """How frames are drawn; null is `data.sampling`."""
+    repeats: Count = 1
+    """Views drawn from each video of a batch (repeated augmentation); they do not enter the
+    learning-rate rule."""
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Stochastic depth of the last block, rising linearly from 0."""
+    head_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout before the classifier."""
+    head_scale: Positive = 0.001
+    """Factor on the classifier's initial weights."""
+    augment: Augment = Augment()
+    optim: FinetuneOptim = FinetuneOptim()
+
+
+class Knn(Section):
+    """Nearest neighbours on frozen, mean-pooled features."""
+
+    split: str = "train"
+    """Part of the store that holds the neighbours."""
+    neighbours: Count = 20
+    """Neighbours that vote."""
+    temperature: Positive = 0.07
+    """Softmax temperature of the cosine similarities that weigh the votes."""
+
+
+class Evaluate(Section):
+    """Views per video and where to look."""
+
+    split: str = "val"
+    """Part of the store that is scored."""
+    segments: Count = 1
+    """Clips along time."""
+    crops: Literal[1, 3] = 1
+    """Square crops along the long side: the centre, or both ends as well."""
+    sampling: Sampling | None = None
+    """How frames are drawn; null is fine-tuning's."""
+    batch_per_device: Count = 16
+    """Views per forward pass."""
+    knn: Knn = Knn()

@@ -1,0 +1,67 @@
+"""Predict-selections: which of the hidden tokens the head predicts and the loss counts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tatscli.recipe.schema.section import Count, Section, Share
+
+
+class PredictAll(Section):
+    """Every token that the mask gives to predict."""
+
+    kind: Literal["all"] = "all"
+
+
+class PredictRandom(Section):
+    """Any of them."""
+
+    kind: Literal["random"]
+    budget: Count | None = None
+    """Tokens per clip; null is 15 % of the clip, as LVMAE compares."""
+
+
+class PredictUniform(Section):
+    """All of every so many slices (a baseline of LVMAE)."""
+
+    kind: Literal["uniform"]
+    every: Count = 7
+    """Slices from one that is predicted to the next; the first is drawn."""
+    budget: Count | None = None
+    """Tokens per clip; null is their number divided by `every`."""
+
+
+class PredictRunningCell(Section):
+    """Half of each cell of 2 x 2 sites, the other half in the next slice (VideoMAE V2)."""
+
+    kind: Literal["running_cell"]
+    budget: Count | None = None
+    """Tokens per clip; null is half of them, as published."""
+
+
+class PredictFlow(Section):
+    """Those that move most, and some at random (a baseline of LVMAE)."""
+
+    kind: Literal["flow"]
+    budget: Count | None = None
+    """Tokens per clip; null is 15 % of the clip, as published."""
+    random: Share = 1 / 3
+    """Share of the budget that is drawn at random; published."""
+
+
+class PredictEverest(Section):
+    """Those whose patch embedding changes most, and some at random (a baseline of LVMAE)."""
+
+    kind: Literal["everest"]
+    budget: Count | None = None
+    """Tokens per clip; null is 15 % of the clip, as published."""
+    random: Share = 1 / 3
+    """Share of the budget that is drawn at random; published."""
+
+
+Predict = Annotated[
+    PredictAll | PredictRandom | PredictUniform | PredictRunningCell | PredictFlow | PredictEverest,
+    Field(discriminator="kind"),
+]

@@ -1,0 +1,65 @@
+"""How a training is optimised, and where and how it runs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tatscli.recipe.schema.section import Count, NonNegative, Positive, Ratio, Section
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+class Optim(Section):
+    """AdamW with warm-up and cosine. Learning rates are per 256 videos and scaled by the total
+    batch."""
+
+    epochs: Count = 800
+    """Passes over the data."""
+    total_batch: Count = 2048
+    """Videos per optimiser step over all devices, each giving `repeats` views; accumulation is
+    derived from it."""
+    batch_per_device: Count = 32
+    """Videos per forward pass on one device."""
+    base_lr: Positive = 1.5e-4
+    """Peak learning rate per 256 videos."""
+    min_lr: NonNegative = 1e-5
+    """Last learning rate per 256 videos."""
+    warmup_lr: NonNegative = 0.0
+    """First learning rate per 256 videos."""
+    warmup_epochs: NonNegative = 40
+    """Passes with a linearly rising learning rate; at most `epochs`."""
+    betas: tuple[Ratio, Ratio] = (0.9, 0.95)
+    """AdamW betas."""
+    eps: Positive = 1e-8
+    """AdamW epsilon."""
+    weight_decay: NonNegative = 0.05
+    """AdamW weight decay; none on biases, norms and other one-dimensional parameters."""
+    clip_grad: Positive | None = None
+    """Largest gradient norm; null does not clip."""
+
+
+class Run(Section):
+    """Where and how a training runs."""
+
+    out: str | None = None
+    """Run folder; null is runs/<recipe>, and runs/<recipe>-finetune for fine-tuning."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of weights, data order, augmentation and masks."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """`auto` takes CUDA, then MPS, then the CPU."""
+    precision: Precision = "auto"
+    """`auto` is bf16 autocast on a GPU that has it, else fp32."""
+    compile: bool = False
+    """Compile encoder and head with torch.compile."""
+    max_steps: Count | None = None
+    """Stop after so many optimiser steps; the schedule stays that of the full run."""
+    log_every: Count = 10
+    """Optimiser steps between two lines of metrics.jsonl."""
+    save_every: Positive = 20
+    """Passes over the data between two checkpoints."""
+    keep: Count = 2
+    """Numbered checkpoints kept; `last` and `best` come on top."""
+    max_bad_steps: Count = 5
+    """Steps in a row with a loss or gradient that is not finite before training stops."""
