@@ -19,10 +19,10 @@ DECILE = 0.1
 def mask_insight(
     plan: MaskPlan, *, grid: tuple[int, int, int], motion: MotionField | None = None
 ) -> dict[str, float]:
-    """Describe the visible tokens of a batch.
+    """Describe the visible and the hidden tokens of a batch.
 
     Args:
-        plan: The visible tokens.
+        plan: Says which are visible; all others are hidden.
         grid: Tokens along time, height and width.
         motion: The clips' motion; without it, or where no clip moves, the motion numbers are left
             out.
@@ -33,6 +33,8 @@ def mask_insight(
         `motion_share`: share of the visible tokens in the tenth of the clip that moves most; 0.1
         is chance.
         `motion_lift`: mean motion of the visible tokens over that of all tokens; 1 is chance.
+        `motion_hidden`: mean motion of the hidden tokens, predicted or not, over that of all; 1 is
+        chance.
     """
     slices, sites = grid[0], grid[1] * grid[2]
     counts_BT = visible_per_slice(plan.visible_BK, slices, sites).float()
@@ -50,8 +52,12 @@ def mask_insight(
             magnitude_BN, visible_BK = magnitude_BN[moving_B], plan.visible_BK[moving_B]
             decile_BN = top_share(magnitude_BN, DECILE)
             numbers["motion_share"] = decile_BN.gather(1, visible_BK).mean()
-            lift_B = magnitude_BN.gather(1, visible_BK).mean(dim=1) / magnitude_BN.mean(dim=1)
+            mean_B = magnitude_BN.mean(dim=1)
+            lift_B = magnitude_BN.gather(1, visible_BK).mean(dim=1) / mean_B
             numbers["motion_lift"] = lift_B.mean()
+            hidden_BN = torch.ones_like(magnitude_BN).scatter(1, visible_BK, 0)
+            unseen_B = (magnitude_BN * hidden_BN).sum(dim=1) / hidden_BN.sum(dim=1)
+            numbers["motion_hidden"] = (unseen_B / mean_B).mean()
     values = torch.stack([value.float() for value in numbers.values()]).tolist()
     return dict(zip(numbers, values, strict=True))
 

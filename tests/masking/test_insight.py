@@ -39,6 +39,7 @@ def test_numbers_by_hand() -> None:
             "visible_slice_1": 2,
             "motion_share": 0.5,  # the top tenth of 20 tokens are 3 and 12
             "motion_lift": (7 / 4) / (7 / 20),
+            "motion_hidden": 0,
         }
     )
 
@@ -48,12 +49,22 @@ def test_clips_without_motion_do_not_count() -> None:
     speed[0, 3] = speed[0, 4] = 1.0
     both = mask_insight(plan([3, 4], [0, 1]), grid=GRID, motion=motion(speed))
     assert (both["motion_share"], both["motion_lift"]) == pytest.approx((1, 10))
+    assert both["motion_hidden"] == 0
     still = mask_insight(plan([3, 4]), grid=GRID, motion=motion(torch.zeros(1, 20)))
-    assert not {"motion_share", "motion_lift"} & set(still)
+    assert not {"motion_share", "motion_lift", "motion_hidden"} & set(still)
     unknown = motion(speed)
     unknown.missing_B.fill_(True)
     assert "motion_share" not in mask_insight(plan([3], [4]), grid=GRID, motion=unknown)
     assert "motion_share" not in mask_insight(plan([3], [4]), grid=GRID)
+
+
+def test_hidden_tokens_are_those_not_visible_whether_predicted_or_not() -> None:
+    speed = torch.zeros(2, 20)
+    speed[0, 3], speed[0, 12], speed[1, 7] = 4.0, 2.0, 1.0
+    some = MaskPlan(torch.tensor([[3, 5], [0, 1]]), torch.tensor([[12], [2]]))
+    numbers = mask_insight(some, grid=GRID, motion=motion(speed))
+    expected = ((2 / 18) / (6 / 20) + (1 / 18) / (1 / 20)) / 2
+    assert numbers["motion_hidden"] == pytest.approx(expected)
 
 
 def test_slices_are_counted_by_clip() -> None:
@@ -92,3 +103,4 @@ def test_random_masks_are_at_chance() -> None:
     numbers = mask_insight(MaskPlan.from_visible(visible, 20), grid=GRID, motion=motion(speed))
     assert numbers["motion_share"] == pytest.approx(0.1, abs=0.01)
     assert numbers["motion_lift"] == pytest.approx(1, abs=0.03)
+    assert numbers["motion_hidden"] == pytest.approx(1, abs=0.03)
