@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from tatscli.masking.adamae import AdamaeMasker
 from tatscli.masking.base import Masker
+from tatscli.masking.block import BlockMasker
+from tatscli.masking.mgm import MgmMasker
+from tatscli.masking.mgm_advect import MgmAdvectMasker
+from tatscli.masking.mgm_topk import MgmTopkMasker
 from tatscli.masking.random import RandomMasker
+from tatscli.masking.simulated import SimulatedMasker
 from tatscli.masking.tats import TatsMasker
 from tatscli.masking.tube import TubeMasker
 from tatscli.recipe import schema
@@ -12,6 +17,11 @@ from tatscli.recipe import schema
 MASKERS: dict[str, type[Masker]] = {
     "random": RandomMasker,
     "tube": TubeMasker,
+    "block": BlockMasker,
+    "simulated": SimulatedMasker,
+    "mgm": MgmMasker,
+    "mgm_topk": MgmTopkMasker,
+    "mgm_advect": MgmAdvectMasker,
     "adamae": AdamaeMasker,
     "tats": TatsMasker,
 }

@@ -59,7 +59,8 @@ class SliceMasker(Masker):
         slices = self.grid[0]
         noise_B1S = uniform_scores((B, 1, self.sites), device, generator)
         noise_BTS = noise_B1S.expand(B, slices, self.sites)
-        rank_BTS = self.rank_BTS(motion, noise_BTS, generator)
+        with torch.autocast(device.type, enabled=False):
+            rank_BTS = self.rank_BTS(motion, noise_BTS, generator)
         if self.needs_motion and motion is not None:
             rank_BTS = torch.where(motion.missing_B[:, None, None], noise_BTS, rank_BTS)
         # A stable sort treats equal slices alike on every device.

@@ -1,0 +1,27 @@
+"""`mgm_topk`: hides the tokens of every slice that move most.
+
+This is how others describe MGM (LVMAE, arXiv 2411.13683), and how its authors mask later (TGM).
+
+Shapes: B batch, T slices, S sites of a slice.
+"""
+
+from __future__ import annotations
+
+from torch import Generator, Tensor
+
+from tatscli.data.motion import MotionField
+from tatscli.masking.mgm import relative_speed_BTS
+from tatscli.masking.slices import SliceMasker
+
+
+class MgmTopkMasker(SliceMasker):
+    """Ranks the sites of a slice by speed; those that tie, as where nothing moves, by a tube."""
+
+    needs_motion = True
+
+    def rank_BTS(
+        self, motion: MotionField | None, noise_BTS: Tensor, generator: Generator | None
+    ) -> Tensor:
+        """Rank by speed."""
+        assert motion is not None
+        return relative_speed_BTS(motion, self.grid[0]) + 1e-4 * noise_BTS
