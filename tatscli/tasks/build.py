@@ -12,6 +12,8 @@ from tatscli.engine.checkpoint import Checkpoint, find_checkpoint
 from tatscli.errors import CheckpointError
 from tatscli.masking import build_masker
 from tatscli.masking.base import Masker
+from tatscli.masking.selection import build_selection
+from tatscli.masking.selection.base import Selection
 from tatscli.nn.autoencoder import MaskedAutoencoder
 from tatscli.nn.heads import build_head
 from tatscli.nn.vit import Encoder, build_encoder
@@ -27,11 +29,13 @@ class System:
     Attributes:
         autoencoder: Encoder and head, trained together.
         masker: Chooses what is seen; a learned one owns its optimiser.
+        selection: Chooses which of the hidden tokens are predicted.
         targets: What hidden tokens are compared with, in the recipe's order.
     """
 
     autoencoder: MaskedAutoencoder
     masker: Masker
+    selection: Selection
     targets: list[Target]
 
     @property
@@ -39,15 +43,20 @@ class System:
         """The ViT that downstream tasks keep."""
         return self.autoencoder.encoder
 
+    @property
+    def needs_embeddings(self) -> bool:
+        """Whether mask or selection reads the patch embeddings of all tokens."""
+        return self.masker.needs_embeddings or self.selection.needs_embeddings
+
     def to(self, device: torch.device | str) -> System:
         """Move every part to a device."""
-        for part in (self.autoencoder, self.masker, *self.targets):
+        for part in (self.autoencoder, self.masker, self.selection, *self.targets):
             part.to(device)
         return self
 
     def eval(self) -> System:
         """Put every part in evaluation mode."""
-        for part in (self.autoencoder, self.masker, *self.targets):
+        for part in (self.autoencoder, self.masker, self.selection, *self.targets):
             part.eval()
         return self
 
@@ -71,7 +80,8 @@ def build_system(recipe: Recipe, *, lr_scale: float = 1.0) -> System:
     widths = [target.width for target in targets]
     head = build_head(recipe.head, encoder=encoder, widths=widths)
     masker = build_masker(recipe.mask, grid=recipe.grid, width=encoder.width, lr_scale=lr_scale)
-    return System(MaskedAutoencoder(encoder, head), masker, targets)
+    selection = build_selection(recipe.predict, grid=recipe.grid, predicted=masker.predicted)
+    return System(MaskedAutoencoder(encoder, head), masker, selection, targets)
 
 
 def open_checkpoint(path: Path | str, *, prefer: str = "last") -> LoadedRun:

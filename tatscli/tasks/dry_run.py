@@ -35,7 +35,7 @@ def plan_pretraining(loaded: LoadedRecipe, run: Path) -> dict[str, Any]:
     with torch.device("meta"):
         system = build_system(recipe)
     visible = system.masker.visible
-    predicted = system.encoder.tokens - visible
+    predicted = system.selection.budget
     macs = {
         "encoder": system.encoder.macs(visible),
         "head": system.autoencoder.head.macs(visible, predicted),
@@ -45,8 +45,8 @@ def plan_pretraining(loaded: LoadedRecipe, run: Path) -> dict[str, Any]:
         "head": count(system.autoencoder.head),
         "sampler": count(system.masker),
     }
-    if system.masker.needs_embeddings:
-        # The sampler looks at every token of the clip, embedded once more without gradient.
+    if system.needs_embeddings:
+        # Mask or selection looks at every token of the clip, embedded once more without gradient.
         looked_at = system.encoder.macs(0, embedded=system.encoder.tokens)
         macs["sampler"] = system.masker.macs() + looked_at
     videos, store_note = _count_videos(recipe.data.store, recipe.data.split)

@@ -1,5 +1,5 @@
-"""Pretraining: mask, encode what is seen, predict what is hidden, and let the masker learn from the
-error.
+"""Pretraining: mask, encode what is seen, predict what is hidden or some of it, and let the masker
+learn from the error.
 
 Shapes: B batch, C channels, T frames, N tokens, P raw pixels of a token, K visible, M predicted.
 """
@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 from tatscli.console import Reporter
 from tatscli.data.batch import Batch
 from tatscli.data.dataset import PretrainClips
+from tatscli.data.motion import MotionField
 from tatscli.data.normalize import standardize, to_unit
 from tatscli.engine.checkpoint import find_checkpoint
 from tatscli.engine.loop import Training, train
@@ -22,8 +23,10 @@ from tatscli.engine.optim import build_optimizer
 from tatscli.engine.session import session
 from tatscli.masking.insight import mask_insight
 from tatscli.masking.plan import gather_tokens
+from tatscli.masking.saliency import known_motion
 from tatscli.recipe.derive import derive_schedule
 from tatscli.recipe.load import LoadedRecipe
+from tatscli.recipe.schema import Recipe
 from tatscli.store.reader import Store
 from tatscli.tasks.build import (
     System,
@@ -83,15 +86,17 @@ def pretrain(
             store, rows, recipe.data, patch=recipe.model.patch, seed=recipe.run.seed
         )
         forward, synced = here.wrap(system.autoencoder, recipe.run)
-        encoder, masker = system.encoder, system.masker
+        encoder, masker, selection = system.encoder, system.masker, system.selection
 
         def step(batch: Batch, generator: Generator, done: int) -> tuple[Tensor, dict[str, float]]:
             masker.schedule(done, schedule.total_steps)
             unit_BCTHW = to_unit(batch.video_BCTHW)
             cubes_BNP = encoder.cubes(standardize(unit_BCTHW, recipe.data.mean, recipe.data.std))
             with torch.set_grad_enabled(masker.reaches_encoder):
-                state = encoder.embed(cubes_BNP) if masker.needs_embeddings else cubes_BNP
-            plan = masker.plan(state, motion=batch.motion, generator=generator)
+                state = encoder.embed(cubes_BNP) if system.needs_embeddings else cubes_BNP
+            motion = read_motion(system, recipe, batch)
+            plan = masker.plan(state, motion=motion, generator=generator)
+            plan = selection.select(plan, state, motion=motion, generator=generator)
             predictions = forward(cubes_BNP, plan.visible_BK, plan.predict_BM)
             error_BM = torch.zeros_like(plan.predict_BM, dtype=torch.float32)
             for prediction_BMC, target in zip(predictions, system.targets, strict=True):
@@ -99,6 +104,10 @@ def pretrain(
                 error_BM = error_BM + target.weight * target.error(prediction_BMC, target_BMC)
             metrics = masker.learn(plan, error_BM.detach())
             metrics |= mask_insight(plan, grid=recipe.grid, motion=batch.motion)
+            if motion is not None:
+                metrics["motion_missing"] = missing = motion.missing_B.float().mean().item()
+                if missing:
+                    here.reporter.warn(missing_notice(recipe), once=True)
             for notice in masker.notices():
                 here.reporter.warn(notice, once=True)
             loss = error_BM.mean()
@@ -132,6 +141,27 @@ def pretrain(
         result = train(training)
     last = find_checkpoint(folder).path if here.world.main else folder
     return {"run": str(folder), "checkpoint": str(last), **result}
+
+
+def read_motion(system: System, recipe: Recipe, batch: Batch) -> MotionField | None:
+    """Return the motion of a batch if mask or selection follows it.
+
+    Raises:
+        DataError: If the clips come without any.
+    """
+    if system.masker.needs_motion:
+        return known_motion(batch.motion, f"mask.kind: {recipe.mask.kind}")
+    if system.selection.needs_motion:
+        return known_motion(batch.motion, f"predict.kind: {recipe.predict.kind}")
+    return None
+
+
+def missing_notice(recipe: Recipe) -> str:
+    """Say what happens to clips whose source knows no motion."""
+    return (
+        f"some clips come without motion: `data.motion.fallback: {recipe.data.motion.fallback}` "
+        "stands in, and `motion_missing` in metrics.jsonl is their share"
+    )
 
 
 def pretrain_folder(loaded: LoadedRecipe, out: Path | str | None = None) -> Path:

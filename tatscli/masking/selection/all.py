@@ -1,0 +1,24 @@
+"""`all`: every token that the mask gives to predict."""
+
+from __future__ import annotations
+
+from torch import Generator, Tensor
+
+from tatscli.data.motion import MotionField
+from tatscli.masking.plan import MaskPlan
+from tatscli.masking.selection.base import Selection
+
+
+class AllSelection(Selection):
+    """Leaves the plan as it is."""
+
+    def select(
+        self,
+        plan: MaskPlan,
+        tokens_BND: Tensor,
+        *,
+        motion: MotionField | None = None,
+        generator: Generator | None = None,
+    ) -> MaskPlan:
+        """Return the plan."""
+        return plan

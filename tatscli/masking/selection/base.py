@@ -1,0 +1,56 @@
+"""`Selection`: which of the tokens that a mask gives to predict the head shall predict.
+
+Fewer of them make the decoder's sequence shorter, and the loss counts only those. What the encoder
+sees stays as it is, so any selection works with any mask.
+
+Shapes: B batch, N tokens (time-major), D width, M to predict.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Generator, Tensor, nn
+
+from tatscli.data.motion import MotionField
+from tatscli.masking.plan import MaskPlan
+
+
+class Selection(nn.Module):
+    """Chooses exactly `budget` tokens of those that a plan gives to predict.
+
+    Args:
+        config: The recipe's `predict` section.
+        grid: Tokens along time, height and width, `(t, h, w)`.
+        predicted: Tokens of each clip that the mask gives to predict.
+
+    Attributes:
+        budget: Tokens of each clip that are predicted: by default all.
+        needs_motion: `select` must be given the clips' motion.
+        needs_embeddings: `select` reads the patch embeddings of all tokens; otherwise any
+            (B, N, *) tensor will do.
+    """
+
+    budget: int
+    needs_motion: bool = False
+    needs_embeddings: bool = False
+
+    def __init__(self, config: Any, *, grid: tuple[int, int, int], predicted: int) -> None:
+        super().__init__()
+        self.grid = grid
+        self.tokens = grid[0] * grid[1] * grid[2]
+        self.budget = predicted
+
+    def select(
+        self,
+        plan: MaskPlan,
+        tokens_BND: Tensor,
+        *,
+        motion: MotionField | None = None,
+        generator: Generator | None = None,
+    ) -> MaskPlan:
+        """Return the plan with `budget` of its tokens to predict, ascending, the same visible ones.
+
+        The same generator state makes the same choice.
+        """
+        raise NotImplementedError

@@ -1,0 +1,22 @@
+"""`everest`: the tokens whose patch embedding changes most, and some at random.
+
+EVEREST's rule (Hwang et al. 2024, arXiv 2211.10636) as a baseline of LVMAE.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from tatscli.data.motion import MotionField
+from tatscli.masking.saliency import embedding_change_BN
+from tatscli.masking.selection.ranked import SalientSelection
+
+
+class EverestSelection(SalientSelection):
+    """Follows the patch embeddings; a clip of a single slice is predicted at random."""
+
+    needs_embeddings = True
+
+    def saliency_BN(self, tokens_BND: Tensor, motion: MotionField | None) -> Tensor:
+        """Return the change of each token's embedding."""
+        return embedding_change_BN(tokens_BND, self.grid[0])

@@ -1,0 +1,22 @@
+"""`flow`: the tokens that move most, and some at random (a baseline of LVMAE)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tatscli.data.motion import MotionField
+from tatscli.masking.saliency import known_motion
+from tatscli.masking.selection.ranked import SalientSelection
+
+
+class FlowSelection(SalientSelection):
+    """Follows the clips' motion where LVMAE ran RAFT; a clip without is predicted at random."""
+
+    needs_motion = True
+
+    def saliency_BN(self, tokens_BND: Tensor, motion: MotionField | None) -> Tensor:
+        """Return the speed of each token."""
+        motion = known_motion(motion, "predict.kind: flow")
+        speed_BN = motion.magnitude_BN(self.grid[0])
+        return torch.where(motion.missing_B[:, None], 0.0, speed_BN)

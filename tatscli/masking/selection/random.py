@@ -1,0 +1,25 @@
+"""`random`: any of the tokens that the mask gives to predict (a baseline of LVMAE)."""
+
+from __future__ import annotations
+
+from torch import Generator, Tensor
+
+from tatscli.data.motion import MotionField
+from tatscli.masking.plan import MaskPlan
+from tatscli.masking.selection.ranked import RankedSelection
+
+
+class RandomSelection(RankedSelection):
+    """Every set of `budget` tokens is equally likely."""
+
+    def rank_BM(
+        self,
+        plan: MaskPlan,
+        tokens_BND: Tensor,
+        noise_BM: Tensor,
+        *,
+        motion: MotionField | None,
+        generator: Generator | None,
+    ) -> Tensor:
+        """Rank by chance."""
+        return noise_BM

@@ -1,0 +1,121 @@
+"""`RankedSelection`: selections that score the tokens and predict the highest.
+
+Shapes: B batch, N tokens (time-major), D width, M to predict.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from tatscli.data.motion import MotionField
+from tatscli.errors import RecipeError
+from tatscli.masking.draw import share_count, uniform_scores
+from tatscli.masking.plan import MaskPlan
+from tatscli.masking.saliency import descending
+from tatscli.masking.selection.base import Selection
+
+LVMAE_SHARE = 0.15
+"""Share of the clip's tokens that LVMAE (Gundavarapu et al. 2024, arXiv 2411.13683) predicts."""
+
+
+class RankedSelection(Selection):
+    """Predicts the `budget` tokens that score highest.
+
+    Raises:
+        RecipeError: If the recipe's budget is more than the mask gives to predict.
+    """
+
+    def __init__(self, config: Any, *, grid: tuple[int, int, int], predicted: int) -> None:
+        super().__init__(config, grid=grid, predicted=predicted)
+        if config.budget is None:
+            self.budget = max(1, min(predicted, self.default_budget(config, predicted)))
+        elif config.budget <= predicted:
+            self.budget = config.budget
+        else:
+            raise RecipeError(
+                f"`predict.budget: {config.budget}` is more than the mask gives to predict: "
+                f"at most {predicted} of {self.tokens} tokens",
+                hint="null takes the default of the selection; a larger `mask.ratio` hides more",
+            )
+
+    def default_budget(self, config: Any, predicted: int) -> int:
+        """Return the budget where the recipe leaves it open, before it is capped."""
+        return share_count(self.tokens, LVMAE_SHARE)
+
+    def rank_BM(
+        self,
+        plan: MaskPlan,
+        tokens_BND: Tensor,
+        noise_BM: Tensor,
+        *,
+        motion: MotionField | None,
+        generator: Generator | None,
+    ) -> Tensor:
+        """Score the tokens of `plan.predict_BM`: the highest are predicted.
+
+        Args:
+            plan: The mask's plan.
+            tokens_BND: Patch embeddings of all tokens, if the selection needs them.
+            noise_BM: Uniform in [0, 1), for the random part of the choice.
+            motion: The clips' motion, if the selection needs it.
+            generator: For further draws.
+        """
+        raise NotImplementedError
+
+    def select(
+        self,
+        plan: MaskPlan,
+        tokens_BND: Tensor,
+        *,
+        motion: MotionField | None = None,
+        generator: Generator | None = None,
+    ) -> MaskPlan:
+        """Return the plan with the `budget` highest of its tokens to predict.
+
+        Raises:
+            ValueError: If the plan has fewer tokens to predict.
+        """
+        B, M = plan.predict_BM.shape
+        if self.budget > M:
+            raise ValueError(f"cannot choose {self.budget} of {M} tokens to predict")
+        noise_BM = uniform_scores((B, M), plan.predict_BM.device, generator)
+        rank_BM = self.rank_BM(plan, tokens_BND, noise_BM, motion=motion, generator=generator)
+        # A stable sort treats equals alike on every device.
+        order_BM = rank_BM.argsort(dim=1, descending=True, stable=True)
+        chosen = order_BM[:, : self.budget].sort(dim=1).values
+        return MaskPlan(plan.visible_BK, plan.predict_BM.gather(1, chosen))
+
+
+class SalientSelection(RankedSelection):
+    """Predicts the most salient tokens, and of the others some at random.
+
+    LVMAE divides the budget 2:1 (arXiv 2411.13683, section on decoder masking: 10 % of the clip
+    and 5 %). Rounding is ours: round(random x budget) are drawn at random.
+    """
+
+    def __init__(self, config: Any, *, grid: tuple[int, int, int], predicted: int) -> None:
+        super().__init__(config, grid=grid, predicted=predicted)
+        self.salient = self.budget - round(self.budget * config.random)
+
+    def saliency_BN(self, tokens_BND: Tensor, motion: MotionField | None) -> Tensor:
+        """Return how salient each token of the clips is, (B, N); all alike means random."""
+        raise NotImplementedError
+
+    def rank_BM(
+        self,
+        plan: MaskPlan,
+        tokens_BND: Tensor,
+        noise_BM: Tensor,
+        *,
+        motion: MotionField | None,
+        generator: Generator | None,
+    ) -> Tensor:
+        """Put the most salient first, then chance."""
+        salient_BM = self.saliency_BN(tokens_BND, motion).gather(1, plan.predict_BM)
+        # Ties are broken by noise of their own: the random part must not depend on them.
+        ties_BM = uniform_scores(tuple(noise_BM.shape), noise_BM.device, generator)
+        top_BM = descending(salient_BM, ties_BM)[:, : self.salient]
+        return noise_BM.scatter_add(1, top_BM, torch.ones_like(noise_BM))
