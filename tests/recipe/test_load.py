@@ -6,8 +6,11 @@ import pytest
 
 from tatscli.errors import Exit, RecipeError
 from tatscli.recipe.load import load_recipe
+from tatscli.recipe.schema import Mask
+from tests.recipe.kinds import listed
 
 MINIMAL = "data: {store: prepared/x}\nmask: {kind: tube}\n"
+MASKS = listed(Mask)
 
 
 @pytest.fixture
@@ -101,12 +104,11 @@ def test_all_problems_come_at_once_with_path_line_and_nearest_key(write):
     [
         (
             "data: {store: x}\nmask: {kind: tatz}\n",
-            'line 2: `mask.kind: "tatz"` must be one of `random`, `tube`, `adamae`, `tats`; '
-            "did you mean `tats`?",
+            f'line 2: `mask.kind: "tatz"` must be one of {MASKS}; did you mean `tats`?',
         ),
         (
             "data: {store: x}\nmask: {ratio: 0.5}\n",
-            "line 2: `mask.kind` is missing; it must be one of `random`, `tube`, `adamae`, `tats`",
+            f"line 2: `mask.kind` is missing; it must be one of {MASKS}",
         ),
         ("data: {store: x}\n", "`mask` is missing"),
         (

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from tatscli.errors import RecipeError
 from tatscli.recipe.load import load_recipe
+from tatscli.recipe.schema import Mask
+from tests.recipe.kinds import listed
 
 MINIMAL = "data: {store: prepared/x}\nmask: {kind: tats, ratio: 0.8, width: 64, heads: 4}\n"
 
@@ -123,7 +125,7 @@ def test_a_shared_anchor_is_changed_in_one_place_only(tmp_path):
         ("targets.pixels=3", "`targets.pixels` needs an index into the list: 0 to 0"),
         ("optim.betas.2=0.5", "`optim.betas.2` needs an index into the list: 0 to 1"),
         ("data.mean=[1, 2", "`data.mean=[1, 2`: `[1, 2` is not valid YAML"),
-        ("mask.kind=cube", '`mask.kind: "cube"` must be one of `random`, `tube`, `adamae`, `tats`'),
+        ("mask.kind=cube", f'`mask.kind: "cube"` must be one of {listed(Mask)}'),
         ("optim.epochs=0", "`optim.epochs: 0` must be at least 1"),
         ("mask.width=65", "`mask`: `width: 65` is not a multiple of `heads: 4`"),
     ],

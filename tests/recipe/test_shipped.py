@@ -11,7 +11,9 @@ from tatscli.recipe.schema import Recipe
 from tatscli.recipe.shipped import recipes_folder, schema_text, shipped, shipped_name
 
 RECIPES = shipped()
-PUBLISHED = ["hmdb51", "k400", "ssv2", "ucf101"]
+DATA_SETS = ["hmdb51", "k400", "ssv2", "ucf101"]
+MGM = [f"mgm/{name}" for name in [*DATA_SETS, "small"]]
+PUBLISHED = [*DATA_SETS, *MGM[:-1]]
 
 
 @pytest.fixture(params=RECIPES, ids=lambda one: one.name)
@@ -21,7 +23,7 @@ def one(request):
 
 def test_the_recipes_of_this_repository_are_the_ones_found():
     assert recipes_folder() == Path(__file__).resolve().parents[2] / "recipes"
-    assert {*PUBLISHED, "small"} <= {one.name for one in RECIPES}
+    assert {*PUBLISHED, "small", "mgm/small"} <= {one.name for one in RECIPES}
 
 
 def test_it_loads_and_reads_the_store_of_its_own_name(one):
@@ -52,7 +54,7 @@ def test_every_value_of_a_published_recipe_has_a_comment(name):
 def test_the_numbers_of_the_published_settings():
     """Against the tables of VideoMAE's, AdaMAE's and EVEREST's scripts, and TATS's 200 epochs."""
     found = {}
-    for name in PUBLISHED:
+    for name in DATA_SETS:
         recipe = load_recipe(name).recipe
         optim, tune, test = recipe.optim, recipe.finetune, recipe.evaluate
         found[name] = {
@@ -104,6 +106,56 @@ def test_the_numbers_of_the_published_settings():
             "flip": (0, 0.5),
         },
     }
+
+
+@pytest.mark.parametrize("name", MGM)
+def test_a_recipe_of_mgm_is_that_of_tats_but_for_the_mask(name):
+    """So that runs of both compare masks; on UCF101 TATS names its 200 epochs, MGM none."""
+    recipe = load_recipe(name).recipe
+    other = load_recipe(name.removeprefix("mgm/")).recipe
+    assert recipe.mask.kind == "mgm"
+    assert recipe.mask.ratio == 0.75
+    changes = {"mask": other.mask}
+    if name == "mgm/ucf101":
+        assert (recipe.optim.epochs, recipe.run.save_every) == (3200, 100)
+        changes["optim"] = recipe.optim.model_copy(update={"epochs": other.optim.epochs})
+        changes["run"] = other.run
+    assert recipe.model_copy(update=changes) == other
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "base_lr", "stride"),
+    [
+        ("mgm/ssv2", 800, 1.5e-4, 2),
+        ("mgm/k400", 800, 1.5e-4, 4),
+        ("mgm/ucf101", 3200, 3e-4, 4),
+        ("mgm/hmdb51", 4800, 1e-3, 2),
+    ],
+)
+def test_the_settings_of_mgm(name, epochs, base_lr, stride):
+    recipe = load_recipe(name).recipe
+    optim, data = recipe.optim, recipe.data
+    assert (optim.epochs, optim.base_lr, data.sampling.stride) == (epochs, base_lr, stride)
+    assert (optim.betas, optim.weight_decay, optim.warmup_epochs) == ((0.9, 0.95), 0.05, 40)
+    assert (data.frames, recipe.grid) == (16, (8, 14, 14))
+    assert (data.motion.source, data.motion.camera, data.motion.path) == ("codec", "none", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "visible"), [("mgm/ssv2", 1568, 392), ("mgm/small", 392, 104)]
+)
+def test_a_dry_run_of_mgm_counts_whole_sites_of_every_slice(
+    cli, tmp_path, monkeypatch, name, tokens, visible
+):
+    """8 x (196 - 147) and 8 x (49 - 36) are shown: int(0.75 x sites) of every slice are hidden."""
+    monkeypatch.chdir(tmp_path)
+    plan = cli("pretrain", name, "--dry-run", "--json").json()
+    assert (plan["tokens"], plan["visible"], plan["predicted"]) == (
+        tokens,
+        visible,
+        tokens - visible,
+    )
+    assert plan["run"] == f"runs/{name.replace('/', '-')}"
 
 
 def test_the_schema_is_current():
