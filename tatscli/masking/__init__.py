@@ -5,9 +5,12 @@ from __future__ import annotations
 from tatscli.masking.adamae import AdamaeMasker
 from tatscli.masking.base import Masker
 from tatscli.masking.block import BlockMasker
+from tatscli.masking.everest import EverestMasker
+from tatscli.masking.frame import FrameMasker
 from tatscli.masking.mgm import MgmMasker
 from tatscli.masking.mgm_advect import MgmAdvectMasker
 from tatscli.masking.mgm_topk import MgmTopkMasker
+from tatscli.masking.motion_bins import MotionBinsMasker
 from tatscli.masking.random import RandomMasker
 from tatscli.masking.simulated import SimulatedMasker
 from tatscli.masking.tats import TatsMasker
@@ -17,11 +20,14 @@ from tatscli.recipe import schema
 MASKERS: dict[str, type[Masker]] = {
     "random": RandomMasker,
     "tube": TubeMasker,
+    "frame": FrameMasker,
     "block": BlockMasker,
     "simulated": SimulatedMasker,
     "mgm": MgmMasker,
     "mgm_topk": MgmTopkMasker,
     "mgm_advect": MgmAdvectMasker,
+    "motion_bins": MotionBinsMasker,
+    "everest": EverestMasker,
     "adamae": AdamaeMasker,
     "tats": TatsMasker,
 }

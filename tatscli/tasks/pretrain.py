@@ -105,7 +105,7 @@ def pretrain(
             metrics = masker.learn(plan, error_BM.detach())
             metrics |= mask_insight(plan, grid=recipe.grid, motion=batch.motion)
             if motion is not None:
-                metrics["motion_missing"] = missing = motion.missing_B.float().mean().item()
+                metrics["motion_missing"] = missing = motion.fallback_B.float().mean().item()
                 if missing:
                     here.reporter.warn(missing_notice(recipe), once=True)
             for notice in masker.notices():

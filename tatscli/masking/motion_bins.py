@@ -1,0 +1,87 @@
+"""`motion_bins`: a fixed share of what is shown moves (after TrackMAE's two bins of motion).
+
+Published is that half of the visible tokens come from where much moves; TrackMAE follows the
+tracks of a network, we the clips' motion field. The rest is ours.
+
+Shapes: B batch, N tokens (time-major), T slices, S sites of a slice, K visible.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from torch import Generator, Tensor
+
+from tatscli.data.motion import MotionField
+from tatscli.masking.base import Masker
+from tatscli.masking.draw import uniform_scores, visible_count
+from tatscli.masking.plan import MaskPlan
+from tatscli.masking.saliency import descending, known_motion
+
+
+class MotionBinsMasker(Masker):
+    """Shows tokens of the half of the clip that moves more, and of the other half.
+
+    Within a half, tokens are drawn at random. Which half tokens of equal speed belong to is
+    decided by site, alike in all slices, so that a still clip is divided into two sets of tubes.
+    A clip without motion is masked as a tube as far as the exact count allows.
+
+    Args:
+        grid: Tokens along time, height and width.
+        ratio: Share of tokens to hide.
+        share: Share of the visible tokens from the moving half. Where a half is too small for its
+            share, it is shown whole.
+    """
+
+    needs_motion = True
+
+    def __init__(self, grid: tuple[int, int, int], ratio: float, share: float) -> None:
+        super().__init__(grid, ratio)
+        self.visible = visible_count(self.tokens, ratio)
+        self.half = self.tokens // 2
+        still = self.tokens - self.half
+        least, most = max(0, self.visible - still), min(self.half, self.visible)
+        self.moving = min(max(round(share * self.visible), least), most)
+
+    @classmethod
+    def from_recipe(
+        cls, config: Any, *, grid: tuple[int, int, int], width: int, lr_scale: float = 1.0
+    ) -> Self:
+        """Build from the recipe's `mask` section."""
+        return cls(grid, config.ratio, config.share)
+
+    def plan(
+        self,
+        tokens_BND: Tensor,
+        *,
+        motion: MotionField | None = None,
+        generator: Generator | None = None,
+    ) -> MaskPlan:
+        """Divide each clip by speed and draw from both halves.
+
+        Raises:
+            DataError: If there is no motion.
+        """
+        motion = known_motion(motion, "mask.kind: motion_bins")
+        B, device, slices = tokens_BND.shape[0], tokens_BND.device, self.grid[0]
+        sites_BS = uniform_scores((B, self.tokens // slices), device, generator)
+        sites_BN = sites_BS.repeat(1, slices)
+        order_BN = descending(motion.magnitude_BN(slices), sites_BN)
+        noise_BN = uniform_scores((B, self.tokens), device, generator)
+        bins_BK = torch.cat(
+            [
+                drawn(order_BN[:, : self.half], noise_BN, self.moving),
+                drawn(order_BN[:, self.half :], noise_BN, self.visible - self.moving),
+            ],
+            dim=1,
+        )
+        tube_BK = sites_BN.argsort(dim=1, stable=True)[:, : self.visible]
+        visible_BK = torch.where(motion.missing_B[:, None], tube_BK, bins_BK)
+        return MaskPlan.from_visible(visible_BK, self.tokens)
+
+
+def drawn(index_BX: Tensor, noise_BN: Tensor, count: int) -> Tensor:
+    """Return `count` of the given tokens of each clip, those with most noise."""
+    order_BX = noise_BN.gather(1, index_BX).argsort(dim=1, descending=True, stable=True)
+    return index_BX.gather(1, order_BX[:, :count])
