@@ -1,0 +1,61 @@
+"""Every kind of mask and of predict-selection, as a recipe asks for it, and clips to give them."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from tatscli.data.motion import MotionField
+from tatscli.masking import build_masker
+from tatscli.masking.base import Masker
+from tatscli.masking.selection import build_selection
+from tatscli.masking.selection.base import Selection
+from tatscli.recipe import schema
+from tests.fields import motion_of
+
+Grid = tuple[int, int, int]
+
+WIDTH = 6
+
+
+def sections(union: Any) -> dict[str, Any]:
+    """Return the sections of a union by their kind."""
+    members = get_args(get_args(union)[0])
+    return {get_args(one.model_fields["kind"].annotation)[0]: one for one in members}
+
+
+MASKS = sections(schema.Mask)
+PREDICTS = sections(schema.Predict)
+
+
+def mask_of(kind: str, grid: Grid, ratio: float, **changes: Any) -> Masker:
+    """Build a mask for tokens of `WIDTH`."""
+    torch.manual_seed(0)
+    if kind in ("tats", "adamae"):
+        changes = {"width": 8, "heads": 2} | changes
+    if kind == "everest":
+        changes = {"keep": 1 - ratio / 2} | changes
+    return build_masker(MASKS[kind](kind=kind, ratio=ratio, **changes), grid=grid, width=WIDTH)
+
+
+def selection_of(kind: str, grid: Grid, predicted: int, **changes: Any) -> Selection:
+    """Build a selection over a mask that gives `predicted` tokens to predict."""
+    return build_selection(PREDICTS[kind](kind=kind, **changes), grid=grid, predicted=predicted)
+
+
+def tokens_on(grid: Grid, clips: int, seed: int = 0) -> Tensor:
+    """Return random embeddings."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(clips, grid[0] * grid[1] * grid[2], WIDTH, generator=generator)
+
+
+def motion_on(grid: Grid, clips: int, seed: int = 0) -> MotionField:
+    """Return random motion, two frames a slice."""
+    generator = torch.Generator().manual_seed(seed)
+    return motion_of(8 * torch.randn(clips, 2 * grid[0], *grid[1:], 2, generator=generator))
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
