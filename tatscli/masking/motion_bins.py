@@ -39,9 +39,9 @@ class MotionBinsMasker(Masker):
     def __init__(self, grid: tuple[int, int, int], ratio: float, share: float) -> None:
         super().__init__(grid, ratio)
         self.visible = visible_count(self.tokens, ratio)
-        self.half = self.tokens // 2
-        still = self.tokens - self.half
-        least, most = max(0, self.visible - still), min(self.half, self.visible)
+        self.upper = self.tokens // 2
+        lower = self.tokens - self.upper
+        least, most = max(0, self.visible - lower), min(self.upper, self.visible)
         self.moving = min(max(round(share * self.visible), least), most)
 
     @classmethod
@@ -71,8 +71,8 @@ class MotionBinsMasker(Masker):
         noise_BN = uniform_scores((B, self.tokens), device, generator)
         bins_BK = torch.cat(
             [
-                drawn(order_BN[:, : self.half], noise_BN, self.moving),
-                drawn(order_BN[:, self.half :], noise_BN, self.visible - self.moving),
+                drawn(order_BN[:, : self.upper], noise_BN, self.moving),
+                drawn(order_BN[:, self.upper :], noise_BN, self.visible - self.moving),
             ],
             dim=1,
         )
