@@ -15,14 +15,14 @@ from tatscli.masking.draw import uniform_scores
 Base = Literal["energy", "middle", "random"]
 
 
-def base_slice_B(speed_BTS: Tensor, base: Base, generator: Generator | None) -> Tensor:
-    """Choose each clip's base slice: that with most motion, the middle one, or any."""
-    B, T, _ = speed_BTS.shape
+def base_slice_B(energy_BTS: Tensor, base: Base, generator: Generator | None) -> Tensor:
+    """Choose each clip's base slice: that with most motion energy, the middle one, or any."""
+    B, T, _ = energy_BTS.shape
     if base == "energy":
-        return speed_BTS.sum(dim=2).argmax(dim=1)
+        return energy_BTS.sum(dim=2).argmax(dim=1)
     if base == "random":
-        return uniform_scores((B, T), speed_BTS.device, generator).argmax(dim=1)
-    return torch.full((B,), T // 2, device=speed_BTS.device)
+        return uniform_scores((B, T), energy_BTS.device, generator).argmax(dim=1)
+    return torch.full((B,), T // 2, device=energy_BTS.device)
 
 
 def steps_2BR(base_B: Tensor, slices: int) -> tuple[Tensor, Tensor]:

@@ -39,10 +39,11 @@ class MgmMasker(BlockMasker):
         """Draw the places in the base slice and follow the motion from there."""
         assert motion is not None
         B, slices = len(half_BK2), self.grid[0]
-        speed_BTS = motion.magnitude_BN(slices).reshape(B, slices, self.sites)
-        base_B = base_slice_B(speed_BTS, self.config.base, generator)
-        speed_BS = speed_BTS[torch.arange(B, device=base_B.device), base_B]
-        weight_BS = speed_BS + STILL * speed_BS.amax(dim=1, keepdim=True) + 1e-12
+        # The square keeps the many tokens that tremble from outweighing the few that move.
+        energy_BTS = motion.magnitude_BN(slices).reshape(B, slices, self.sites).square()
+        base_B = base_slice_B(energy_BTS, self.config.base, generator)
+        energy_BS = energy_BTS[torch.arange(B, device=base_B.device), base_B]
+        weight_BS = energy_BS + STILL * energy_BS.amax(dim=1, keepdim=True) + 1e-12
         if self.config.centre == "sample":
             site_BK = gumbel_top_k(weight_BS.log(), self.config.blocks, generator)
             centre_BK2 = self.sites_S2[site_BK]

@@ -49,8 +49,8 @@ class MgmAdvectMasker(SliceMasker):
         """Rank by the emptiness of the map at the token's origin in the base slice."""
         assert motion is not None
         B, slices = noise_BTS.shape[:2]
-        speed_BTS = motion.magnitude_BN(slices).reshape(B, slices, self.sites)
-        base_B = base_slice_B(speed_BTS, self.config.base, generator)
+        energy_BTS = motion.magnitude_BN(slices).reshape(B, slices, self.sites).square()
+        base_B = base_slice_B(energy_BTS, self.config.base, generator)
         origin_BTS2 = self._origins(motion.displacement_BThw2(slices), base_B)
         seen_BV = noise_BTS[:, 0].topk(self.sites - self.hidden, dim=1).indices
         centre_B1V2 = self.sites_S2[seen_BV][:, None]
