@@ -26,6 +26,6 @@ def motion_of(
         field_BThw2.norm(dim=-1) if speed_BThw is None else speed_BThw,
         torch.ones(B, T, dtype=torch.bool) if valid_BT is None else valid_BT,
         missing_B,
-        missing_B,
+        missing_B if fallback_B is None else fallback_B,
         patch,
     )

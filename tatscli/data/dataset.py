@@ -10,24 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from tatscli.data.augment import erase
 from tatscli.data.motion import MotionField
+from tatscli.data.provide import MotionSource
 from tatscli.data.sampling import eval_indices, shown_at_rate, train_indices
+from tatscli.data.unreadable import UNREADABLE, unreadable
 from tatscli.data.view import corner_crop, random_resized_crop, spatial_crop
 from tatscli.data.vision import decode_jpegs, import_torchvision, rand_augment
-from tatscli.errors import DataError, DecodeError
+from tatscli.errors import DataError
 from tatscli.recipe.schema import Data, Finetune, Sampling
 from tatscli.seeding import random_of
 from tatscli.store.reader import Store
 
 Key = tuple[int, int]  # a training item: epoch, and position among the dataset's rows
-
-_UNREADABLE = (DataError, OSError, RuntimeError, ValueError)  # what store and JPEG decoder raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,36 +97,14 @@ class Clips(Dataset[list[Sample]]):
         wanted = sorted(set(frames))
         try:
             video_TCHW = decode_jpegs(self.store.jpegs(row, wanted))
-        except _UNREADABLE as error:
-            raise self._unreadable(row, error) from error
+        except UNREADABLE as error:
+            raise unreadable(self.name(row), error) from error
         place = {frame: i for i, frame in enumerate(wanted)}
         return video_TCHW if wanted == frames else video_TCHW[[place[i] for i in frames]]
-
-    def motion(self, row: int, frames: list[int]) -> tuple[Tensor, Tensor]:
-        """Read the stored motion of frames of a row: float32 (T, y, x, 2) and bool (T).
-
-        Raises:
-            DecodeError: If it cannot be read.
-        """
-        try:
-            field_Tyx2, valid_T = self.store.motion(row, frames)
-        except _UNREADABLE as error:
-            raise self._unreadable(row, error) from error
-        # A frame that is held stands still, whatever the codec said when it was first shown.
-        held_T = np.diff(frames, prepend=-1) == 0
-        field_Tyx2[held_T], valid_T[held_T] = 0, False
-        return torch.from_numpy(field_Tyx2), torch.from_numpy(valid_T)
-
-    def _unreadable(self, row: int, error: Exception) -> DecodeError:
-        hint = error.hint if isinstance(error, DataError) else None
-        return DecodeError(f"`{self.name(row)}` cannot be read: {error}", hint)
 
 
 class PretrainClips(Clips):
     """Clips and their motion: one draw of frames, `data.repeats` multi-scale corner crops of it.
-
-    The motion of a frame is the field stored with that very frame: displacement per stored-frame
-    step, whatever the stride of the clip.
 
     Args:
         store: Where the videos are.
@@ -136,13 +112,17 @@ class PretrainClips(Clips):
         data: The recipe's `data`.
         patch: Height and width of a token in pixels.
         seed: Seed of every draw.
+
+    Raises:
+        DataError: If the motion's files cannot be read.
     """
 
     def __init__(
         self, store: Store, rows: Sequence[int], data: Data, *, patch: int, seed: int
     ) -> None:
         super().__init__(store, rows, data)
-        self.grid = (data.size // patch, data.size // patch)
+        self.source = MotionSource(store, data.motion)
+        self.patch = patch
         self.seed = seed
 
     def __len__(self) -> int:
@@ -156,7 +136,7 @@ class PretrainClips(Clips):
             row, data.sampling, lambda n: train_indices(n, data.sampling, data.frames, draw)
         )
         video_TCHW = self.pictures(row, frames)
-        field_Tyx2, valid_T = self.motion(row, frames)
+        track = self.source.track(row, frames)
         height, width = video_TCHW.shape[-2:]
         samples = []
         for repeat in range(data.repeats):
@@ -164,16 +144,10 @@ class PretrainClips(Clips):
             view = corner_crop(
                 height, width, data.size, scales=data.crop_scales, flip=data.flip, rng=rng
             )
-            video_CTHW = view.frames(video_TCHW).transpose(0, 1)
-            motion_Thw2 = view.motion(field_Tyx2, cell=self.store.motion_cell, grid=self.grid)
-            motion = MotionField(
-                motion_Thw2[None],
-                motion_Thw2.norm(dim=-1)[None],
-                valid_T[None],
-                ~valid_T.any()[None],
-                data.size // self.grid[0],
-            )
-            samples.append(Sample(video_CTHW, self.label(row), row, repeat, motion))
+            clip_TCHW = view.frames(video_TCHW)
+            motion = self.source.seen(view, clip_TCHW, track, frames, self.patch)
+            label = self.label(row)
+            samples.append(Sample(clip_TCHW.transpose(0, 1), label, row, repeat, motion))
         return samples
 
 

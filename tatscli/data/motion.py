@@ -23,7 +23,8 @@ class MotionField:
             in pixels of the view, or for `framediff` the change of grey levels.
         valid_BT: bool; whether the source knew the motion of this frame. Where it did not (key
             frames), field and speed are those of a neighbour.
-        missing_B: bool; nothing is known of the whole clip.
+        missing_B: bool; nothing is known of the whole clip, even after the fallback.
+        fallback_B: bool; the source knew no motion: what is here is the fallback's, or nothing.
         patch: Height and width of a token in pixels of the view.
     """
 
@@ -31,6 +32,7 @@ class MotionField:
     speed_BThw: Tensor
     valid_BT: Tensor
     missing_B: Tensor
+    fallback_B: Tensor
     patch: int
 
     @classmethod
@@ -41,6 +43,7 @@ class MotionField:
             torch.cat([one.speed_BThw for one in fields]),
             torch.cat([one.valid_BT for one in fields]),
             torch.cat([one.missing_B for one in fields]),
+            torch.cat([one.fallback_B for one in fields]),
             fields[0].patch,
         )
 
@@ -51,6 +54,7 @@ class MotionField:
             change(self.speed_BThw),
             change(self.valid_BT),
             change(self.missing_B),
+            change(self.fallback_B),
             self.patch,
         )
 

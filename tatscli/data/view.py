@@ -1,7 +1,7 @@
 """`View`: one crop, resize and flip, applied to frames and to motion by the same object.
 
-Shapes: T frames, C channels, H and W pixels; y and x cells of the stored motion field; h and w
-    tokens of the view.
+Shapes: T frames, J steps of motion, C channels, H and W pixels; y and x cells of the stored motion
+    field; h and w tokens of the view.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -70,30 +71,39 @@ class View:
             )
         return cut.flip(-1) if self.flip else cut
 
-    def motion(self, field_Tyx2: Tensor, *, cell: int, grid: tuple[int, int]) -> Tensor:
+    def motion(
+        self, steps_JTyx2: Tensor, *, cell: int, grid: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
         """Average the motion under each token of the view.
 
-        A token's value is the exact area-weighted mean of the field over the pixels it shows,
-        wherever the crop cuts the cells; vectors are scaled with the picture and x changes its sign
-        when it is mirrored.
+        A token's value is the exact area-weighted mean over the pixels it shows, wherever the crop
+        cuts the cells; vectors are scaled with the picture and x changes its sign when it is
+        mirrored.
 
         Args:
-            field_Tyx2: float32, displacement of content in stored pixels, x first; the last cell of
-                each axis ends at the border of the picture.
+            steps_JTyx2: float32, the way of the content into each frame, step by step in stored
+                pixels, x first; the last cell of each axis ends at the border of the picture.
             cell: Side of a cell in stored pixels.
             grid: Tokens along height and width of the view.
 
         Returns:
-            float32 (T, h, w, 2), in pixels of the view.
+            The displacement, sum of the steps, float32 (T, h, w, 2), and the length of the way, sum
+            of their lengths, float32 (T, h, w), both in pixels of the view.
         """
-        _, cells_y, cells_x, _ = field_Tyx2.shape
+        cells_y, cells_x = steps_JTyx2.shape[2:4]
         rows_hy = _overlap(self.top, self.crop_height, grid[0], cells_y, cell, self.height)
         columns_wx = _overlap(self.left, self.crop_width, grid[1], cells_x, cell, self.width)
-        field_Thw2 = torch.einsum("hy,tyxc,wx->thwc", rows_hy, field_Tyx2, columns_wx)
         scale_x = self.size / self.crop_width * (-1 if self.flip else 1)
         scale_y = self.size / self.crop_height
-        field_Thw2 = field_Thw2 * field_Thw2.new_tensor((scale_x, scale_y))
-        return field_Thw2.flip(2) if self.flip else field_Thw2
+        scaled_JTyx2 = steps_JTyx2 * steps_JTyx2.new_tensor((scale_x, scale_y))
+        # Displacement and length side by side, channels first: two products pool them all.
+        all_3Tyx = torch.cat(
+            [scaled_JTyx2.sum(0).movedim(-1, 0), scaled_JTyx2.norm(dim=-1).sum(0)[None]]
+        )
+        pooled_3Thw = rows_hy @ all_3Tyx @ columns_wx.T
+        if self.flip:
+            pooled_3Thw = pooled_3Thw.flip(-1)
+        return pooled_3Thw[:2].movedim(0, -1).contiguous(), pooled_3Thw[2]
 
 
 def corner_crop(
@@ -171,6 +181,7 @@ def spatial_crop(height: int, width: int, size: int, *, crop: int, crops: int) -
     return View(height, width, top, left, side, side, size)
 
 
+@lru_cache(maxsize=256)  # the places of the multi-scale crop on pictures of a few sizes
 def _overlap(start: int, length: int, tokens: int, cells: int, cell: int, extent: int) -> Tensor:
     """Return the share of each token's length in each cell: (tokens, cells), rows sum to 1."""
     edges = start + length * torch.arange(tokens + 1, dtype=torch.float64) / tokens

@@ -155,12 +155,16 @@ class Store:
             The field (T, gh, gw, 2) float32 in pixels of the stored picture, x first, and its
             validity (T,) bool.
         """
-        for frame in frames:
+        first, last = min(frames), max(frames)
+        for frame in (first, last):
             self._check_frame(row, frame)
-        motion, valid = self._tensor(row, "motion"), self._tensor(row, "valid")
-        field = np.concatenate([motion[frame : frame + 1] for frame in frames])
-        known = np.concatenate([valid[frame : frame + 1] for frame in frames])
-        return field.astype(np.float32), known.astype(bool)
+        # One piece from the first to the last: a slice for each frame takes ten times as long.
+        field = self._tensor(row, "motion")[first : last + 1].astype(np.float32)
+        known = self._tensor(row, "valid")[first : last + 1].astype(bool)
+        if frames == range(first, last + 1):
+            return field, known
+        place = np.asarray(frames) - first
+        return field[place], known[place]
 
     def times(self, row: int) -> np.ndarray:
         """Return the presentation times of a video in seconds, (T,) float64."""

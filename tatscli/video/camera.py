@@ -1,4 +1,4 @@
-"""Taking the camera's own motion out of a motion field, so that what is left are moving things."""
+"""Taking the camera's own motion out of motion fields, so that what is left are moving things."""
 
 from __future__ import annotations
 
@@ -9,47 +9,67 @@ import numpy as np
 Camera = Literal["none", "median", "affine"]
 
 _ROUNDS = 10  # of reweighting; the fit stands still long before
+_FEW = 6  # cells that are too few for six parameters
+_RIDGE = 1e-9  # keeps the equations solvable where all cells lie on one line
 
 
-def remove_camera(field: np.ndarray, covered: np.ndarray, model: Camera) -> np.ndarray:
-    """Subtract global motion from one frame's field.
+def remove_camera(field: np.ndarray, covered: np.ndarray | None, model: Camera) -> np.ndarray:
+    """Subtract global motion from fields, from each its own.
 
     Args:
-        field: (gh, gw, 2), x first.
-        covered: (gh, gw) bool, cells whose motion is known; the others stay 0.
+        field: (..., gh, gw, 2), x first.
+        covered: (..., gh, gw) bool, cells whose motion is known; the others count for nothing and
+            stay 0. None where that has been forgotten: then the camera is estimated over all cells,
+            since before a camera at rest most of them are 0, and a cell of exactly 0 stays 0, for
+            one without a vector cannot be told from one that stands still in the picture.
         model: `median` is one vector for the whole frame, a pan. `affine` has six parameters, which
             hold pan, zoom and roll, fitted by iteratively reweighted least squares with Tukey's
-            biweight, so that less than half of the frame may move on its own.
+            biweight, so that less than half of the frame may move on its own; the median where six
+            cells or fewer are known.
 
     Returns:
-        (gh, gw, 2) float32.
+        (..., gh, gw, 2) float32.
     """
-    if model == "none" or not covered.any():
+    if model == "none":
         return field
-    known = field[covered].astype(np.float64)
-    global_motion = np.broadcast_to(np.median(known, axis=0), field.shape)
-    if model == "affine" and len(known) > 6:
-        global_motion = _affine(field, covered, known, global_motion[0, 0])
-    return np.where(covered[..., None], field - global_motion, 0).astype(np.float32)
+    *frames, rows, columns, _ = field.shape
+    kept = (field != 0).any(axis=-1) if covered is None else covered
+    known_Fn = np.ones((*frames, rows, columns), bool) if covered is None else covered
+    known_Fn = known_Fn.reshape(-1, rows * columns)
+    moves_F2n = np.moveaxis(field.reshape(-1, rows * columns, 2), -1, 1).astype(np.float64)
+    global_F2n = _median(moves_F2n, known_Fn[:, None])[..., None]
+    if model == "affine":
+        affine_F2n = _affine(moves_F2n, known_Fn, global_F2n, (rows, columns))
+        global_F2n = np.where(known_Fn.sum(-1)[:, None, None] > _FEW, affine_F2n, global_F2n)
+    left = np.moveaxis(moves_F2n - global_F2n, 1, -1).reshape(field.shape)
+    return np.where(kept[..., None], left, 0).astype(np.float32)
 
 
 def _affine(
-    field: np.ndarray, covered: np.ndarray, known: np.ndarray, start: np.ndarray
+    moves_F2n: np.ndarray, known_Fn: np.ndarray, start_F21: np.ndarray, grid: tuple[int, int]
 ) -> np.ndarray:
-    """Return the affine motion of every cell (gh, gw, 2)."""
-    rows, columns = field.shape[:2]
-    y, x = np.mgrid[-1 : 1 : rows * 1j, -1 : 1 : columns * 1j]
-    everywhere = np.stack([np.ones_like(x), x, y], axis=-1)  # (gh, gw, 3)
-    places = everywhere[covered]
-    fitted = np.broadcast_to(start, known.shape)
-    parameters = np.zeros((3, 2))
+    """Return the affine motion of every cell, (F, 2, n)."""
+    y, x = np.mgrid[-1 : 1 : grid[0] * 1j, -1 : 1 : grid[1] * 1j]
+    places_3n = np.stack([np.ones_like(x), x, y]).reshape(3, -1)
+    squares_9n = (places_3n[:, None] * places_3n).reshape(9, -1)
+    fitted_F2n = np.broadcast_to(start_F21, moves_F2n.shape)
     for _ in range(_ROUNDS):
-        distance = np.linalg.norm(known - fitted, axis=1)
+        distance_Fn = np.hypot(*np.moveaxis(moves_F2n - fitted_F2n, 1, 0))
         # A floor of a quarter pixel: the grain of vectors is no outlier.
-        width = 4.685 * max(1.4826 * float(np.median(distance)), 0.25)
-        weight = np.clip(1 - (distance / width) ** 2, 0, None)  # the root of the biweight
-        parameters = np.linalg.lstsq(places * weight[:, None], known * weight[:, None], rcond=None)[
-            0
-        ]
-        fitted = places @ parameters
-    return everywhere @ parameters
+        width_F = 4.685 * np.maximum(1.4826 * _median(distance_Fn, known_Fn), 0.25)
+        weight_Fn = np.clip(1 - (distance_Fn / width_F[:, None]) ** 2, 0, None) ** 2 * known_Fn
+        normal_F33 = (weight_Fn @ squares_9n.T).reshape(-1, 3, 3) + _RIDGE * np.eye(3)
+        moment_F23 = (weight_Fn[:, None] * moves_F2n) @ places_3n.T
+        # The matrix is its own transpose.
+        fitted_F2n = np.linalg.solve(normal_F33, moment_F23.mT).mT @ places_3n
+    return fitted_F2n
+
+
+def _median(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Return the median along the last axis of the known values; 0 where none is."""
+    known = np.broadcast_to(known, values.shape)
+    count = known.sum(-1, keepdims=True)
+    ordered = np.sort(np.where(known, values, np.inf), axis=-1)
+    low = np.take_along_axis(ordered, np.maximum(count - 1, 0) // 2, -1)
+    high = np.take_along_axis(ordered, np.minimum(count // 2, values.shape[-1] - 1), -1)
+    return np.where(count > 0, (low + high) / 2, 0)[..., 0]

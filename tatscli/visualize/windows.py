@@ -1,22 +1,29 @@
 """A video of any length as successive windows, decoded once and one at a time.
 
-Shapes: T frames of a window, C channels, S side of the view, h and w token rows and columns.
+Shapes: T frames of a window, F source frames, C channels, y and x stored cells.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tatscli.data.motion import MotionField
-from tatscli.data.view import spatial_crop
+from tatscli.data.provide import motion_seen, refuse_missing
+from tatscli.data.tracks import reach, track
+from tatscli.data.view import View, spatial_crop
+from tatscli.errors import UsageError
+from tatscli.recipe.schema import Motion
 from tatscli.video.decode import StrPath
-from tatscli.video.frames import StoredFrame, read_frames
+from tatscli.video.frames import read_frames
 
 _MOTION_CELL = 16
+_CODEC = Motion()
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +37,7 @@ class Window:
         times: Their presentation times in seconds.
         held: How many frames are such repeats.
         video_TCHW: uint8, the centre crop that evaluation uses.
-        motion: Of this view, with a batch of one; a repeated frame has none.
+        motion: Of this view, with a batch of one; a repeated frame stands still.
     """
 
     number: int
@@ -41,19 +48,30 @@ class Window:
     motion: MotionField
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
+class _Seen(NamedTuple):
     """One frame as a window needs it."""
 
     frame: int
     time: float
+    view: View
     picture_CHW: Tensor
-    motion_hw2: Tensor
+
+
+class _Field(NamedTuple):
+    """The motion into a source frame, be it one of the window or between two."""
+
+    motion_yx2: np.ndarray
     valid: bool
 
 
 def read_windows(
-    path: StrPath, *, frames: int, stride: int, size: int, sites: tuple[int, int]
+    path: StrPath,
+    *,
+    frames: int,
+    stride: int,
+    size: int,
+    sites: tuple[int, int],
+    motion: Motion = _CODEC,
 ) -> Iterator[Window]:
     """Cover a video with windows of every `stride`-th frame, each following the last.
 
@@ -63,54 +81,83 @@ def read_windows(
         stride: Source frames from one frame of a window to the next.
         size: Side of the view: the picture's short side is scaled to it, the middle is cut out.
         sites: Token rows and columns that motion is averaged over.
+        motion: The recipe's `data.motion`: a window's motion is made as that of a training clip.
 
     Raises:
         DecodeError: The file does not open, holds no video, or not one frame of it decodes.
+        DataError: A window has no motion, and `motion` allows no fallback.
+        UsageError: `motion` is flow made elsewhere, which a file of its own does not have.
     """
+    if motion.source == "flow":
+        raise UsageError(
+            "`data.motion.source: flow` belongs to the videos of a store; a file has none",
+            "`data.motion.source=codec` takes the vectors of the file",
+        )
     seen: list[_Seen] = []
-    number = 0
+    fields: list[_Field] = []
+    number = first = 0  # `fields` begin with source frame `first`
+
+    def window() -> Window:
+        field_Fyx2 = np.stack([one.motion_yx2 for one in fields])
+        valid_F = np.array([one.valid for one in fields])
+        shown = seen + seen[-1:] * (frames - len(seen))
+        return Window(
+            number,
+            [one.frame for one in shown],
+            [one.time for one in shown],
+            frames - len(seen),
+            torch.stack([one.picture_CHW for one in shown]),
+            _motion(path, shown, field_Fyx2, valid_F, first, size // sites[0], motion),
+        )
+
     for index, frame in enumerate(read_frames(path, short_side=size, motion_cell=_MOTION_CELL)):
-        if index % (frames * stride) == 0:
-            seen = []
-        if index % stride == 0 and len(seen) < frames:
-            seen.append(_view(index, frame, size, sites))
-            if len(seen) == frames:
-                yield _window(number, seen, held=0)
-                number += 1
-    if 0 < len(seen) < frames:
-        still = replace(seen[-1], motion_hw2=torch.zeros_like(seen[-1].motion_hw2), valid=False)
-        held = frames - len(seen)
-        yield _window(number, seen + [still] * held, held=held)
+        fields.append(_Field(frame.motion, frame.valid))
+        if len(seen) == frames:  # and this is the frame after the last, which may fill a key frame
+            yield window()
+            number, seen = number + 1, []
+        if index % stride == 0:
+            if not seen:  # the way into the first frame began a stride ago
+                skip = max(index - stride + 1 - first, 0)
+                fields, first = fields[skip:], first + skip
+            view = spatial_crop(frame.height, frame.width, size, crop=0, crops=1)
+            picture_1CHW = torch.from_numpy(frame.rgb())[None].permute(0, 3, 1, 2)
+            seen.append(_Seen(index, frame.time, view, view.frames(picture_1CHW)[0]))
+    if seen:
+        yield window()
 
 
-def _view(index: int, frame: StoredFrame, size: int, sites: tuple[int, int]) -> _Seen:
-    view = spatial_crop(frame.height, frame.width, size, crop=0, crops=1)
-    picture_THWC = torch.from_numpy(frame.rgb())[None]
-    motion_T = torch.from_numpy(frame.motion.copy())[None]
-    return _Seen(
-        index,
-        frame.time,
-        view.frames(picture_THWC.permute(0, 3, 1, 2))[0],
-        view.motion(motion_T, cell=_MOTION_CELL, grid=sites)[0],
-        frame.valid,
-    )
-
-
-def _window(number: int, seen: list[_Seen], *, held: int) -> Window:
-    video_TCHW = torch.stack([one.picture_CHW for one in seen])
-    field_BThw2 = torch.stack([one.motion_hw2 for one in seen])[None]
-    valid_BT = torch.tensor([[one.valid for one in seen]])
-    return Window(
-        number,
-        [one.frame for one in seen],
-        [one.time for one in seen],
-        held,
+def _motion(
+    path: StrPath,
+    shown: list[_Seen],
+    field_Fyx2: np.ndarray,
+    valid_F: np.ndarray,
+    first: int,
+    patch: int,
+    motion: Motion,
+) -> MotionField:
+    """Make the motion of a window of the fields from `first` on, as `MotionSource` does."""
+    frames = [one.frame for one in shown]
+    found = None
+    if motion.source == "codec":
+        wanted = reach(frames, first + len(valid_F))
+        part = slice(wanted.start - first, wanted.stop - first)
+        found = track(
+            field_Fyx2[part],
+            valid_F[part],
+            frames,
+            wanted.start,
+            cell=_MOTION_CELL,
+            robust=motion.scaling == "robust",
+            camera=motion.camera,
+        )
+        refuse_missing(found, motion, str(path))
+    video_TCHW = torch.stack([one.picture_CHW for one in shown])
+    return motion_seen(
+        shown[0].view,
         video_TCHW,
-        MotionField(
-            field_BThw2,
-            field_BThw2.norm(dim=-1),
-            valid_BT,
-            ~valid_BT.any(dim=1),
-            video_TCHW.shape[-1] // field_BThw2.shape[3],
-        ),
+        found,
+        frames,
+        cell=_MOTION_CELL,
+        patch=patch,
+        fallback=motion.fallback,
     )

@@ -50,7 +50,14 @@ class FakeStore:
         self.broken = set(broken)
         self.read: Counter[tuple[int, int]] = Counter()
         self.rows = [
-            SimpleNamespace(id=f"videos/{row}.mp4", frames=length, label=label)
+            SimpleNamespace(
+                id=f"videos/{row}.mp4",
+                frames=length,
+                label=label,
+                height=size[0],
+                width=size[1],
+                motion="native",
+            )
             for row, (length, label) in enumerate(
                 zip(lengths, labels or range(len(lengths)), strict=True)
             )

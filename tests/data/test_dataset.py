@@ -65,10 +65,12 @@ def test_pretraining_item_holds_frames_their_own_motion_and_origin() -> None:
     assert sample.motion is not None
     assert sample.motion.field_BThw2.shape == (1, 4, 4, 4, 2)
     assert sample.motion.valid_BT[0].tolist() == [frame % 12 != 0 for frame in frames]
-    # The fake's motion is (row, frame) in stored pixels: y over x is the frame, up to the aspect.
+    # The fake's motion is (row, frame) in stored pixels, and two stored frames lead to each of the
+    # clip: y over x is their mean, up to the aspect. Each twelfth takes the next one's.
     speed = sample.motion.field_BThw2[0, :, 0, 0]
     ratio = (speed[:, 1] / speed[:, 0]).tolist()
-    expected = [frame / frames[0] for frame in frames]
+    known = [[step + (step % 12 == 0) for step in (frame - 1, frame)] for frame in frames]
+    expected = [sum(pair) / sum(known[0]) for pair in known]
     assert [value / ratio[0] for value in ratio] == pytest.approx(expected)
 
 

@@ -59,8 +59,9 @@ def test_motion_is_right_within_a_tenth_of_a_pixel_after_every_view(store: Store
             for sample in clips[epoch, position]:
                 rng = random_of("view", 0, epoch, row, sample.view)
                 view = corner_crop(144, 192, 64, scales=DATA.crop_scales, flip=0.5, rng=rng)
-                x = STEP[0] * 0.75 * 64 / view.crop_width * (-1 if view.flip else 1)
-                y = STEP[1] * 0.75 * 64 / view.crop_height
+                # Two stored frames from one of the clip to the next.
+                x = 2 * STEP[0] * 0.75 * 64 / view.crop_width * (-1 if view.flip else 1)
+                y = 2 * STEP[1] * 0.75 * 64 / view.crop_height
                 assert sample.motion is not None
                 # Content enters at the border of the picture, where no vector can be right.
                 inner = sample.motion.field_BThw2[sample.motion.valid_BT][:, 1:-1, 1:-1]

@@ -35,23 +35,28 @@ def fields(view: View, cell: int, frames: int = 2) -> Tensor:
 @given(views(), st.sampled_from([4, 16]), st.integers(1, 6), st.integers(1, 6))
 def test_uniform_motion_stays_exact_and_scales(view: View, cell: int, rows: int, cols: int) -> None:
     field = torch.tensor([3.0, -2.0]).expand(2, *cells(view, cell), 2)
-    got = view.motion(field, cell=cell, grid=(rows, cols))
+    got, speed = view.motion(field[None], cell=cell, grid=(rows, cols))
     sign = -1 if view.flip else 1
     expected = torch.tensor(
         [sign * 3 * view.size / view.crop_width, -2 * view.size / view.crop_height]
     )
     assert got.shape == (2, rows, cols, 2)
     torch.testing.assert_close(got, expected.expand_as(got), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(speed, got.norm(dim=-1), rtol=1e-5, atol=1e-5)
 
 
 @settings(max_examples=60, deadline=None)
 @given(views(), st.sampled_from([4, 16]), st.integers(1, 5), st.integers(1, 5))
 def test_motion_equals_the_mean_over_pixels(view: View, cell: int, rows: int, cols: int) -> None:
     """Spread the field over pixels, cut each token's exact area out of them pixel by pixel."""
-    field = fields(view, cell)
+    steps = torch.stack([fields(view, cell), 2 * fields(view, cell).flip(0)])
+    scale_y, scale_x = view.size / view.crop_height, view.size / view.crop_width
+    scaled = steps.double() * torch.tensor([scale_x, scale_y], dtype=torch.float64)
+    # What is averaged: x and y of the displacement, and the length of the way.
+    field = torch.cat([scaled.sum(0), scaled.norm(dim=-1).sum(0)[..., None]], dim=-1)
     pixels = field.repeat_interleave(cell, 1).repeat_interleave(cell, 2)
-    pixels = pixels[:, : view.height, : view.width].double()
-    expected = torch.zeros(2, rows, cols, 2, dtype=torch.float64)
+    pixels = pixels[:, : view.height, : view.width]
+    expected = torch.zeros(2, rows, cols, 3, dtype=torch.float64)
     for row in range(rows):
         for col in range(cols):
             total = 0.0
@@ -68,13 +73,12 @@ def test_motion_equals_the_mean_over_pixels(view: View, cell: int, rows: int, co
                         expected[:, row, col] += share * pixels[:, y, x]
                         total += share
             expected[:, row, col] /= total
-    expected[..., 0] *= view.size / view.crop_width
-    expected[..., 1] *= view.size / view.crop_height
     if view.flip:
         expected = expected.flip(2)
         expected[..., 0] *= -1
-    got = view.motion(field, cell=cell, grid=(rows, cols))
-    torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-4)
+    got, speed = view.motion(steps, cell=cell, grid=(rows, cols))
+    torch.testing.assert_close(got.double(), expected[..., :2], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(speed.double(), expected[..., 2], rtol=1e-4, atol=1e-4)
 
 
 @given(views())
@@ -92,8 +96,8 @@ def test_flip_commutes_with_the_view(view: View) -> None:
     field = fields(view, 1)
     turned = field.flip(2) * torch.tensor([-1.0, 1.0])
     torch.testing.assert_close(
-        flipped.motion(field, cell=1, grid=(3, 3)),
-        mirrored.motion(turned, cell=1, grid=(3, 3)),
+        flipped.motion(field[None], cell=1, grid=(3, 3)),
+        mirrored.motion(turned[None], cell=1, grid=(3, 3)),
         rtol=1e-4,
         atol=1e-4,
     )
@@ -128,7 +132,7 @@ def test_a_moving_picture_moves_as_its_field_says() -> None:
     view = View(64, 96, 8, 16, 32, 64, 32, flip=True)
     video = torch.cat([before, after]).expand(2, 3, 64, 96).clamp(0, 255).to(torch.uint8)
     field = torch.tensor([4.0, 0.0]).expand(2, 4, 6, 2)
-    motion = view.motion(field, cell=16, grid=(2, 2))[0, 0, 0]
+    motion = view.motion(field[None], cell=16, grid=(2, 2))[0][0, 0, 0]
     picture = view.frames(video).float()
     slope = (picture[0, 0, 16, 20] - picture[0, 0, 16, 10]) / 10
     shift = (picture[0, 0, 16, 15] - picture[1, 0, 16, 15]) / slope

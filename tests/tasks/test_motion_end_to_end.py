@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,39 +12,67 @@ import torch
 
 from tatscli.data.batch import collate
 from tatscli.data.dataset import PretrainClips
+from tatscli.data.sampling import train_indices
 from tatscli.recipe.schema import Data, Sampling
+from tatscli.seeding import random_of
 from tatscli.store.reader import Store
 from tests.clips import CLEAN_VECTORS, pan, render
 
+STEP = (3, -2)
 
-@pytest.mark.parametrize("flip", [0.0, 1.0])
-@pytest.mark.parametrize("short_side", [192, 128])
-def test_a_pan_arrives_at_the_masker_within_a_tenth_of_a_pixel(
-    tmp_path: Path, cli: Callable[..., Any], flip: float, short_side: int
-) -> None:
+
+@pytest.fixture(params=[192, 128])
+def store(tmp_path: Path, cli: Callable[..., Any], request: pytest.FixtureRequest) -> Store:
+    """A film of 36 frames with a key frame every ten, stored at its size or at two thirds."""
     render(
         tmp_path / "videos" / "pan.mp4",
-        pan((3, -2), frames=20, height=192, width=256),
-        options=CLEAN_VECTORS,
+        pan(STEP, frames=36, height=192, width=256),
+        options={**CLEAN_VECTORS, "g": "10", "sc_threshold": "0"},
     )
     outcome = cli(
-        "prepare", tmp_path / "videos", "--out", tmp_path / "store", "--short-side", short_side
+        "prepare", tmp_path / "videos", "--out", tmp_path / "store", "--short-side", request.param
     )
     assert outcome.code == 0, outcome.stderr
-    store = Store.open(tmp_path / "store")
-    data = Data(
-        store="", frames=8, size=112, sampling=Sampling(stride=2), flip=flip, crop_scales=[0.66]
-    )
+    return Store.open(tmp_path / "store")
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(stride=1),
+        Sampling(stride=2),
+        Sampling(stride=4),
+        Sampling(fps=10),
+        Sampling(mode="uniform"),
+    ],
+    ids=lambda sampling: sampling.mode if sampling.mode == "uniform" else repr(sampling),
+)
+def test_a_pan_arrives_at_the_masker_as_far_as_it_went(
+    store: Store, sampling: Sampling, flip: float
+) -> None:
+    """Within a twentieth of a pixel a stored frame, whichever frames are skipped between two."""
+    data = Data(store="", frames=8, size=112, sampling=sampling, flip=flip, crop_scales=[0.66])
     clips = PretrainClips(store, [0], data, patch=16, seed=1)
+    height = store.rows[0].height
+    zoom = 112 / int(height * 0.66) * height / 192  # pixels of the view per source pixel
     for epoch in range(4):
-        batch = collate(clips[epoch, 0])
-        assert batch.motion is not None
-        field, valid = batch.motion.field_BThw2[0], batch.motion.valid_BT[0]
-        assert valid.sum() >= 7  # all but the key frame
-        zoom = 112 / (short_side * 0.66) * short_side / 192  # pixels of the view per source pixel
-        wanted = torch.tensor([-3.0 if flip else 3.0, -2.0]) * zoom
-        # The border of the picture shows what comes in, which no vector can describe.
-        inner = field[valid][:, 2:-2, 2:-2]
-        assert (inner - wanted).abs().mean() < 0.05 * zoom
-        assert (inner.mean(dim=(0, 1, 2)) - wanted).abs().max() < 0.1 * zoom
-        assert ((inner - wanted).abs().amax(dim=-1) < 0.1 * zoom).float().mean() > 0.95
+        rng = random_of("frames", 1, epoch, 0)
+        frames = clips.indices(
+            0, sampling, lambda length, rng=rng: train_indices(length, sampling, 8, rng)
+        )
+        gaps = [after - before for before, after in pairwise(frames)]
+        motion = collate(clips[epoch, 0]).motion
+        assert motion is not None
+        assert motion.valid_BT[0].tolist() == [frame % 10 != 0 for frame in frames]
+        assert not motion.missing_B.any()
+        assert not motion.fallback_B.any()
+        for time, gap in enumerate([gaps[0], *gaps]):
+            wanted = torch.tensor([-STEP[0] if flip else STEP[0], STEP[1]]) * zoom * gap
+            # Near the border of the picture comes in what no vector can describe.
+            field, speed = motion.field_BThw2[0, time], motion.speed_BThw[0, time]
+            inner = field[2:-2, 2:-2]
+            assert (inner.mean(dim=(0, 1)) - wanted).abs().max() < 0.05 * gap * zoom
+            assert (inner - wanted).abs().max() < 0.25 * gap * zoom
+            length = wanted.norm()
+            assert (speed[2:-2, 2:-2] - length).abs().max() < 0.25 * gap * zoom

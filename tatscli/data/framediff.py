@@ -1,0 +1,46 @@
+"""How much the picture changes, for clips without vectors: saliency, but no direction.
+
+Shapes: T frames, C channels, H and W pixels of the view; h and w tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tatscli.data.tracks import gaps, nearest
+
+
+def frame_difference(
+    video_TCHW: Tensor, frames: Sequence[int], grid: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Return the mean of |x_t - x_t-1| over the pixels and channels of each token.
+
+    A frame that starts afresh, as the first, has the difference of the next; one that is held, 0.
+
+    Args:
+        video_TCHW: uint8 frames of the view.
+        frames: Their numbers in the video.
+        grid: Tokens along height and width.
+
+    Returns:
+        The change in grey levels, float32 (T, h, w), and whether it is known of that very frame,
+        bool (T).
+    """
+    T, C, H, W = video_TCHW.shape
+    h, w = grid
+    gap_T = gaps(frames)
+    follows_T = torch.diff(torch.as_tensor(list(frames)), prepend=torch.tensor([frames[0]])) > 0
+    change_Thw = torch.zeros(T, h, w)
+    if not follows_T.any():
+        return change_Thw, follows_T
+    before, after = video_TCHW[:-1], video_TCHW[1:]
+    # In bytes: the larger less the smaller.
+    apart = torch.maximum(before, after) - torch.minimum(before, after)
+    cubes = apart.reshape(T - 1, C, h, H // h, w, W // w)
+    change_Thw[1:] = cubes.float().mean((1, 3, 5))
+    change_Thw = change_Thw[torch.from_numpy(nearest(follows_T.numpy()))]
+    change_Thw[torch.from_numpy(gap_T == 0)] = 0
+    return change_Thw, follows_T

@@ -1,0 +1,172 @@
+"""From the motion of stored frames to that of a clip: filled, scaled, freed of the camera, chained.
+
+Motion is read as displacement of content from the stored frame before. The order is: fill, scale,
+take the camera out, chain. Filling and chaining are what `motion vectors` of key frames and skipped
+frames ask for and no paper spells out; the ways here are ours.
+
+Shapes: F stored frames, T frames of the clip, J steps back in time, y and x cells, n cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tatscli.video.camera import Camera, remove_camera
+
+_TOP = 0.95  # the percentile that stands for the scale of a frame
+
+
+@dataclass(frozen=True, slots=True)
+class Track:
+    """The motion into each frame of a clip, before any view of it.
+
+    Attributes:
+        steps_JTyx2: float32, the way that the content of a cell took since the clip frame before,
+            the last stored frame first, in stored pixels, x first. 0 beyond the frame before.
+        valid_T: bool; whether the motion into this very frame was known.
+        missing: Not one of the stored frames had motion.
+    """
+
+    steps_JTyx2: Tensor
+    valid_T: Tensor
+    missing: bool
+
+
+def gaps(frames: Sequence[int]) -> np.ndarray:
+    """Return how many stored frames each frame of a clip lies after the one before: int64 (T,).
+
+    A frame that is shown again has 0. One that starts afresh, the first of the clip or of a loop,
+    has the next distance in the clip, as if a frame went before; without one the last, or 1.
+    """
+    gap_T = np.diff(np.asarray(frames, np.int64), prepend=frames[0] + 1)
+    near_T = gap_T[nearest(gap_T > 0)]
+    return np.where(gap_T < 0, np.maximum(near_T, 1), gap_T)
+
+
+def reach(frames: Sequence[int], length: int) -> range:
+    """Return the stored frames whose motion a clip of a video of `length` frames needs.
+
+    They begin where its first frame's way does; the one after its last may fill a key frame.
+    """
+    first = int((np.asarray(frames) - gaps(frames)).min()) + 1
+    return range(max(0, first), min(length, max(frames) + 2))
+
+
+def track(
+    field_Fyx2: np.ndarray,
+    valid_F: np.ndarray,
+    frames: Sequence[int],
+    first: int,
+    *,
+    cell: int,
+    robust: bool = False,
+    camera: Camera = "none",
+) -> Track:
+    """Bring the motion of stored frames to the frames of a clip.
+
+    Args:
+        field_Fyx2: float32, displacement since the stored frame before, in stored pixels, x first.
+        valid_F: bool; whether it is known.
+        frames: Stored frames of the clip.
+        first: Which frame `field_Fyx2` begins with, after `reach`.
+        cell: Side of a cell in stored pixels.
+        robust: Bring the frames to one scale.
+        camera: Model of the camera's motion to take out.
+    """
+    gap_T = gaps(frames)
+    place_T = np.asarray(frames, np.int64) - first
+    valid_T = torch.from_numpy(valid_F[place_T] & (gap_T > 0))
+    if not valid_F.any():
+        return Track(torch.zeros(1, len(frames), *field_Fyx2.shape[1:]), valid_T, missing=True)
+    field_Fyx2 = field_Fyx2[nearest(valid_F)]
+    if robust:
+        field_Fyx2 = _one_scale(field_Fyx2)
+    field_Fyx2 = remove_camera(field_Fyx2, None, camera)
+    back_J1 = np.arange(gap_T.max(initial=1))[:, None]
+    steps_JTyx2 = chain(
+        torch.from_numpy(field_Fyx2),
+        # What lies before the video moves like its first frame.
+        torch.from_numpy(np.maximum(place_T - back_J1, 0)),
+        torch.from_numpy(back_J1 < gap_T),
+        cell=cell,
+    )
+    return Track(steps_JTyx2, valid_T, missing=False)
+
+
+def nearest(valid_F: np.ndarray) -> np.ndarray:
+    """Return for each frame the next valid one, itself included, or else the last before: int64.
+
+    The frame after a key frame tells best how content moved into it (P after I).
+    """
+    number_F, F = np.arange(len(valid_F)), len(valid_F)
+    next_F = np.minimum.accumulate(np.where(valid_F, number_F, F)[::-1])[::-1]
+    last_F = np.maximum.accumulate(np.where(valid_F, number_F, 0))
+    return np.where(next_F < F, next_F, last_F)
+
+
+def chain(field_Fyx2: Tensor, source_JT: Tensor, moving_JT: Tensor, *, cell: int) -> Tensor:
+    """Follow content back in time, frame by frame along its own path.
+
+    v_k(p) + v_k-1(p - v_k(p)) + ..., read between cells bilinearly; what comes from beyond the
+    border moves as the border does.
+
+    Args:
+        field_Fyx2: Displacement since the frame before, in stored pixels, x first.
+        source_JT: int64, the frame whose field is step j into clip frame t.
+        moving_JT: bool, whether that step belongs to the way; the others are 0.
+        cell: Side of a cell in stored pixels.
+
+    Returns:
+        The steps, (J, T, y, x, 2).
+    """
+    J, T = source_JT.shape
+    _, y, x, _ = field_Fyx2.shape
+    steps_JTyx2 = field_Fyx2.new_zeros(J, T, y, x, 2)
+    steps_JTyx2[0] = field_Fyx2[source_JT[0]]
+    if J > 1:
+        # `grid_sample` counts from -1 in the middle of the first cell to 1 in that of the last.
+        across = field_Fyx2.new_tensor((max(x - 1, 1), max(y - 1, 1))) / 2
+        rows, columns = torch.arange(y).float(), torch.arange(x).float()
+        at_Tyx2 = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1) / across - 1
+        field_F2yx = field_Fyx2.permute(0, 3, 1, 2).contiguous()
+    for j in range(1, J):
+        at_Tyx2 = at_Tyx2 - steps_JTyx2[j - 1] / (cell * across)
+        read_T2yx = functional.grid_sample(
+            field_F2yx[source_JT[j]],
+            at_Tyx2,
+            mode="bilinear",
+            padding_mode="border",
+            align_corners=True,
+        )
+        steps_JTyx2[j] = read_T2yx.permute(0, 2, 3, 1)
+    return steps_JTyx2.mul_(moving_JT[..., None, None, None])
+
+
+def _one_scale(field_Fyx2: np.ndarray) -> np.ndarray:
+    """Divide each frame by the 95th percentile of its moving cells, multiply by the clip's median.
+
+    Vectors that span unknown distances become comparable (the division is the note's on native
+    vectors; that the result is in pixels again is ours). A frame in which nothing moves stays.
+    """
+    speed_Fn = np.sort(np.linalg.norm(field_Fyx2, axis=-1).reshape(len(field_Fyx2), -1), axis=1)
+    moving_F = (speed_Fn > 0).sum(1)
+    if not moving_F.any():
+        return field_Fyx2
+    n = speed_Fn.shape[1]
+    # The percentile among the last `moving` of n, between its two neighbours as numpy's.
+    place_F = np.clip(n - moving_F + _TOP * (moving_F - 1), 0, n - 1)
+    low_F = np.floor(place_F).astype(np.int64)
+    share_F = place_F - low_F
+    frame_F = np.arange(len(speed_Fn))
+    high_F = np.minimum(low_F + 1, n - 1)
+    top_F = speed_Fn[frame_F, low_F] * (1 - share_F) + speed_Fn[frame_F, high_F] * share_F
+    scale_F = np.where(
+        moving_F > 0, np.median(top_F[moving_F > 0]) / np.where(top_F > 0, top_F, 1), 1
+    )
+    return field_Fyx2 * scale_F[:, None, None, None].astype(np.float32)
