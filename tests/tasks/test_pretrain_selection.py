@@ -1,0 +1,172 @@
+"""Pretraining with predict-selections, and with masks and selections that follow motion."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tatscli.console import Reporter
+from tatscli.data.batch import Batch
+from tatscli.errors import DataError, RecipeError
+from tatscli.nn.flops import block_macs
+from tatscli.nn.heads import DecoderHead
+from tatscli.recipe.load import LoadedRecipe
+from tatscli.tasks.build import build_system
+from tatscli.tasks.dry_run import plan_pretraining
+from tatscli.tasks.pretrain import pretrain, read_motion
+from tests.fields import motion_of
+
+Load = Callable[..., LoadedRecipe]
+
+TATS = "mask.base_lr=1e-2"  # the recipe's own mask
+TUBE = "mask={kind: tube, ratio: 0.75}"
+
+
+@pytest.fixture
+def predicted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Count the tokens that the head is asked for, in every step."""
+    counts: list[int] = []
+    forward = DecoderHead.forward
+
+    def counting(self: DecoderHead, *given: Any) -> Any:
+        counts.append(given[2].shape[1])
+        return forward(self, *given)
+
+    monkeypatch.setattr(DecoderHead, "forward", counting)
+    return counts
+
+
+def metrics(run: Path | str) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("mask", "predict", "tokens", "follows"),
+    [
+        (TATS, "predict={kind: all}", 48, False),
+        (TATS, "predict={kind: random}", 9, False),
+        (TATS, "predict={kind: flow, budget: 12}", 12, True),
+        (TATS, "predict={kind: everest}", 9, False),
+        (TUBE, "predict={kind: everest}", 9, False),
+        (TUBE, "predict={kind: uniform, every: 3}", 21, False),
+        ("mask={kind: frame, ratio: 0.75}", "predict={kind: running_cell}", 24, False),
+        ("mask={kind: motion_bins}", "predict={kind: all}", 52, True),
+        ("mask={kind: mgm}", "predict={kind: everest, budget: 5}", 5, True),
+        ("mask={kind: everest, ratio: 0.75, keep: 0.5}", "predict={kind: all}", 16, False),
+        ("mask={kind: everest, ratio: 0.75, keep: 0.5}", "predict={kind: flow}", 9, True),
+        ("mask={kind: adamae, ratio: 0.75, heads: 4}", "predict={kind: running_cell}", 24, False),
+        ("mask.rollouts=2", "predict={kind: uniform, every: 2, budget: 7}", 7, False),
+        ("mask.detach=false", "predict={kind: everest, budget: 1}", 1, False),
+    ],
+)
+def test_any_mask_trains_with_any_selection(
+    load: Load, reporter: Reporter, predicted: list[int], mask: str, predict: str, tokens: int,
+    follows: bool,
+) -> None:  # fmt: skip
+    loaded = load(mask, predict, "run.max_steps=2")
+    plan = plan_pretraining(loaded, Path("runs/tiny"))
+    assert plan["predicted"] == tokens
+    result = pretrain(loaded, reporter=reporter)
+    assert predicted == [tokens, tokens]
+    assert math.isfinite(result["loss"])
+    for line in metrics("runs/tiny"):
+        assert line.get("motion_missing") == (0 if follows else None)
+    assert "without motion" not in reporter.stderr.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (TATS, "predict={kind: flow}"),
+        ("mask={kind: motion_bins}", "predict={kind: everest}"),
+        ("mask={kind: everest, ratio: 0.75, keep: 0.5}", "predict={kind: running_cell}"),
+    ],
+    ids=["tats-flow", "motion_bins-everest", "everest-running_cell"],
+)
+def test_resuming_is_bit_equal(load: Load, reporter: Reporter, overrides: tuple[str, ...]) -> None:
+    few = (*overrides, "optim.epochs=2")
+    pretrain(load(*few), reporter=reporter, out="runs/straight")
+    pretrain(load(*few, "run.max_steps=2"), reporter=reporter, out="runs/halves")
+    pretrain(load(*few), reporter=reporter, out="runs/halves", resume=True)
+    assert len(metrics("runs/halves")) == 4
+    for path in Path("runs/straight/checkpoints/last").resolve().glob("*.safetensors"):
+        straight = load_file(path)
+        halves = load_file(Path("runs/halves/checkpoints/last") / path.name)
+        assert straight.keys() == halves.keys()
+        assert all(torch.equal(straight[name], halves[name]) for name in straight)
+
+
+def test_a_dry_run_counts_what_is_predicted(cli: Callable[..., Any]) -> None:
+    tube = "mask={kind: tube, ratio: 0.9}"
+
+    def plan(*words: str) -> dict[str, Any]:
+        return cli("pretrain", "ssv2", *words, "--dry-run", "--json").json()
+
+    full, part = plan(tube), plan(tube, "predict={kind: random}")
+    assert (full["predicted"], part["visible"], part["predicted"]) == (1408, 160, 235)
+    assert part["gflops_per_clip"].keys() == {"encoder", "head"}
+    assert part["gflops_per_clip"]["encoder"] == full["gflops_per_clip"]["encoder"]
+    head = 160 * 768 * 384 + 4 * block_macs(160 + 235, 384) + 235 * 384 * 1536
+    assert part["gflops_per_clip"]["head"] == pytest.approx(2 * head / 1e9)
+    looking = plan(tube, "predict={kind: everest}")["gflops_per_clip"]
+    assert looking["sampler"] == pytest.approx(2 * 1568 * 1536 * 768 / 1e9)
+    chosen = plan("mask={kind: everest}")
+    assert (chosen["visible"], chosen["predicted"]) == (156, 314)
+    assert chosen["gflops_per_clip"]["sampler"] == looking["sampler"]
+    tats = plan("mask={kind: tats}")["gflops_per_clip"]
+    both = plan("mask={kind: tats}", "predict={kind: everest}")["gflops_per_clip"]
+    assert both["sampler"] == tats["sampler"]  # embedded once for both
+    shown = cli("pretrain", "ssv2", tube, "predict={kind: random}", "--dry-run").stdout
+    assert "visible / predicted" in shown and "160 / 235" in shown
+
+
+def test_a_budget_that_cannot_be_met_is_told_before_anything_is_written(
+    load: Load, reporter: Reporter, cli: Callable[..., Any], recipe_file: Path
+) -> None:
+    with pytest.raises(RecipeError, match=r"`predict.budget: 49` .* at most 48 of 64 tokens"):
+        pretrain(load("predict={kind: random, budget: 49}"), reporter=reporter)
+    assert not Path("runs").exists()
+    outcome = cli("pretrain", recipe_file, "predict={kind: flow, budget: 60}", "--dry-run")
+    assert outcome.code == 2 and "`predict.budget: 60`" in outcome.stderr
+
+
+@pytest.mark.parametrize("key", ["mask={kind: mgm}", "predict={kind: flow}"])
+def test_what_follows_motion_says_so_where_clips_bring_none(load: Load, key: str) -> None:
+    loaded = load(key)
+    system = build_system(loaded.recipe)
+    none = torch.zeros(2, dtype=torch.int64)
+    batch = Batch(torch.zeros(2, 3, 8, 32, 32, dtype=torch.uint8), None, none, none, none)
+    kind = key.replace("={kind:", ".kind:").rstrip("}")
+    with pytest.raises(DataError, match=f"`{kind}` follows motion, but these clips come without"):
+        read_motion(system, loaded.recipe, batch)
+    still = load("mask={kind: tube}").recipe
+    assert read_motion(build_system(still), still, batch) is None
+    moving = replace(batch, motion=motion_of(torch.zeros(2, 8, 4, 4, 2)))
+    assert read_motion(system, loaded.recipe, moving) is moving.motion
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", [["mask={kind: motion_bins}"], ["predict={kind: flow}"]])
+def test_clips_without_motion_fall_back_and_are_counted(
+    load: Load, store: Path, tmp_path: Path, overrides: list[str]
+) -> None:
+    videos = store.parent / "videos0"
+    words = ["prepare", videos, "--out", tmp_path / "bare", "--motion", "none", "--workers", "1"]
+    subprocess.run([sys.executable, "-m", "tatscli", *words], check=True)
+    reporter = Reporter(stdout=io.StringIO(), stderr=io.StringIO())
+    bare = [f"data.store={tmp_path / 'bare'}", "run.max_steps=2"]
+    pretrain(load(*bare, *overrides), reporter=reporter)
+    assert [line["motion_missing"] for line in metrics("runs/tiny")] == [1, 1]
+    said = reporter.stderr.getvalue()  # type: ignore[attr-defined]
+    assert said.count("some clips come without motion: `data.motion.fallback: tube`") == 1
