@@ -76,9 +76,12 @@ def main() -> None:
     """Print one line a mask, one column a video."""
     out, videos = Path(sys.argv[1]), [Path(name) for name in sys.argv[2:]]
     for video in videos:
-        if not (out / video.stem).exists():
-            command = [sys.executable, "-m", "tatscli", "prepare", video, "--quiet"]
-            subprocess.run([*map(str, command), "--out", str(out / video.stem)], check=True)
+        store, alone = out / video.stem, out / f"{video.stem}-video"
+        if not store.exists():
+            alone.mkdir(parents=True)
+            (alone / video.name).symlink_to(video.resolve())
+            command = [sys.executable, "-m", "tatscli", "prepare", alone, "--out", store, "--quiet"]
+            subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
     print("| mask | " + " | ".join(f"`{video.name}`" for video in videos) + " |")
     print("|---" * (len(videos) + 1) + "|")
     for kind in MASKS:

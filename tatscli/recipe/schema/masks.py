@@ -70,7 +70,7 @@ class MgmMask(BlockMask):
 
     kind: Literal["mgm"]  # type: ignore[assignment]
     base: Literal["energy", "middle", "random"] = "energy"
-    """Slice in which the rectangles are placed: that with most motion energy, the middle, or any."""
+    """Slice the rectangles are placed in: that with most motion energy, the middle one, or any."""
     centre: Literal["sample", "centroid"] = "sample"
     """Draw centres from where it moves, or take the centroid of the motion."""
     pull: NonNegative = 1.0
