@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +14,10 @@ EPILOG = """Examples:
   tats visualize-masks clip.mp4
 
   tats visualize-masks clip.mp4 --mask random --ratio 0.75 --out clip.png
+
+  tats visualize-masks clip.mp4 --mask mgm
+
+  tats visualize-masks clip.mp4 --compare random,tube,mgm --out masks.png
 
   tats visualize-masks clip.mp4 --run runs/ssv2 --out clip.gif --windows 2
 
@@ -38,9 +42,19 @@ def visualize_masks(
     mask: Annotated[
         str | None, typer.Option("--mask", help="Kind of mask.", show_default="the run's, or tube")
     ] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            "--compare",
+            metavar="MASK,MASK,...",
+            help="Several kinds of masks over the same frames, a row each.",
+        ),
+    ] = None,
     ratio: Annotated[
         float | None,
-        typer.Option("--ratio", help="Share of tokens hidden.", show_default="the run's, or 0.9"),
+        typer.Option(
+            "--ratio", help="Share of tokens hidden.", show_default="the run's, or the mask's own"
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -109,29 +123,39 @@ def visualize_masks(
     verbose: Verbose = False,
 ) -> None:
     """Draw masks over a clip: probabilities, visible tokens, reconstruction, error, motion."""
+    from tatscli.errors import UsageError
+    from tatscli.tasks.compare_masks import compare_masks
     from tatscli.tasks.visualize_masks import Wishes
     from tatscli.tasks.visualize_masks import visualize_masks as draw
 
     say = reporter(json, quiet, verbose)
-    result = draw(
-        clip,
-        reporter=say,
-        run=run,
-        recipe=recipe,
-        wishes=Wishes(mask, ratio, size, frames, stride, patch, tubelet, temperature),
-        out=out,
-        seed=seed,
-        fps=fps,
-        windows=windows,
-        every=every,
-    )
-    slices, rows, columns = result["grid"]
-    count = len(result["windows"])
+    wishes = Wishes(mask, ratio, size, frames, stride, patch, tubelet, temperature)
+    where: dict[str, Any] = {
+        "reporter": say,
+        "run": run,
+        "recipe": recipe,
+        "wishes": wishes,
+        "out": out,
+        "seed": seed,
+        "fps": fps,
+        "windows": windows,
+    }
+    if compare is None:
+        result = draw(clip, every=every, **where)
+        names, count = f"{result['mask']} mask at {result['ratio']:g}", len(result["windows"])
+    else:
+        for option, value in (("--mask", mask), ("--every", every)):
+            if value is not None:
+                raise UsageError(f"`--compare` and `{option}` exclude each other")
+        result = compare_masks(clip, compare, **where)
+        names = f"masks {', '.join(one['mask'] for one in result['compare'])}"
+        count = len(result["compare"][0]["windows"])
     if "checkpoints" in result:
         steps = [str(one["step"]) for one in result["checkpoints"]]
         say.info(f"checkpoints of {run} shown: {', '.join(steps)}")
+    slices, rows, columns = result["grid"]
     say.info(
         f"wrote {result['out']}: {count} {'window' if count == 1 else 'windows'} of "
-        f"{slices} x {rows} x {columns} tokens, {result['mask']} mask at {result['ratio']:g}"
+        f"{slices} x {rows} x {columns} tokens, {names}"
     )
     say.result(result)

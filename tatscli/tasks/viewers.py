@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tatscli.engine.checkpoint import PREFIX, Checkpoint, find_checkpoint
 from tatscli.engine.device import choose_device
 from tatscli.engine.rng import random_at
-from tatscli.errors import UsageError
+from tatscli.errors import RecipeError, UsageError
 from tatscli.masking import MASKERS, build_masker
 from tatscli.masking.base import Masker
-from tatscli.nn.vit import build_encoder
+from tatscli.masking.learning.learned import LearnedMasker
+from tatscli.masking.selection import build_selection
+from tatscli.nn.vit import Encoder, build_encoder
 from tatscli.recipe.load import load_recipe, override_recipe
-from tatscli.recipe.schema import Data, Model, Recipe, Sampling, TubeMask
-from tatscli.tasks.build import load_system
+from tatscli.recipe.schema import Data, Model, Motion, Recipe, Sampling, TubeMask
+from tatscli.tasks.build import LoadedRun, System, load_system
 from tatscli.visualize.sight import Viewer
 
 DEFAULT = Recipe(
@@ -25,6 +28,9 @@ DEFAULT = Recipe(
 """What is shown without a run or recipe: VideoMAE's clip and its mask; no weights are involved."""
 
 STRIDE = 4  # where a recipe samples whole videos and names none
+_UNTRAINED_ENCODER = (
+    "patch embeddings are those of an untrained encoder; `--run` takes a trained one"
+)
 _TEMPERATURES = (0.001, 1000.0)  # beyond, logits over temperature leave float32 or say nothing
 
 
@@ -45,36 +51,147 @@ class Wishes:
     temperature: float | None = None
 
 
-def choose_viewer(
-    run: Path | None, recipe: str | None, wishes: Wishes
-) -> tuple[Viewer, Recipe, list[str]]:
-    """Settle what is looked at: the viewer, the recipe it follows, and what users must be told.
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What masks are looked at with: the clip's shape, an encoder, and a run if there is one.
+
+    Attributes:
+        recipe: With the wishes about the clip, before those about the mask.
+        encoder: Cuts videos into tokens.
+        run: The checkpoint and the system with its weights.
+        chosen: Whether a user chose the recipe, and with it its mask.
+    """
+
+    recipe: Recipe
+    encoder: Encoder
+    run: tuple[Path, LoadedRun, System] | None = None
+    chosen: bool = True
+
+    @property
+    def notes(self) -> list[str]:
+        """What users must be told of where it comes from."""
+        if self.run is None:
+            return []
+        path, loaded, _ = self.run
+        return [f"from {path}, step {loaded.checkpoint.step}"]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A mask to look at.
+
+    Attributes:
+        viewer: Mask and model.
+        recipe: What is followed.
+        notes: What users must be told.
+    """
+
+    viewer: Viewer
+    recipe: Recipe
+    notes: list[str]
+
+
+def choose_viewer(run: Path | None, recipe: str | None, wishes: Wishes) -> Choice:
+    """Settle what is looked at.
 
     Raises:
         UsageError: If run, recipe and wishes contradict each other, or there is no such mask.
         RecipeError: If the numbers do not make a valid recipe.
         CheckpointError: If the run cannot be used.
     """
+    if wishes.mask is not None and wishes.mask not in MASKERS:
+        raise UsageError(f"there is no mask `{wishes.mask}`: choose from {known_masks()}")
+    base = open_base(run, recipe, wishes)
+    choice = choose_mask(base, wishes, fresh=not base.chosen)
+    return replace(choice, notes=[*base.notes, *choice.notes])
+
+
+def open_base(run: Path | None, recipe: str | None, wishes: Wishes) -> Base:
+    """Settle clip and encoder.
+
+    Raises:
+        UsageError: If run, recipe and wishes contradict each other.
+        RecipeError: If the numbers do not make a valid recipe.
+        CheckpointError: If the run cannot be used.
+    """
     if run is not None and recipe is not None:
         raise UsageError("`--run` and `--recipe` exclude each other: a run has its own recipe")
-    if wishes.mask is not None and wishes.mask not in MASKERS:
-        known = ", ".join(f"`{name}`" for name in MASKERS)
-        raise UsageError(f"there is no mask `{wishes.mask}`: choose from {known}")
-    if run is not None:
-        return viewer_of_run(run, wishes)
-    loaded = load_recipe(recipe).recipe if recipe is not None else DEFAULT
-    settled = _apply(loaded, wishes, origin=recipe or "the command line")
     device, _ = choose_device("auto")
+    if run is not None:
+        _refuse_shape(wishes)
+        loaded, system = load_system(run, device=device)
+        settled = _apply(loaded.recipe, _clip_changes(wishes), origin=str(run))
+        return Base(settled, system.encoder, (run, loaded, system))
+    loaded_recipe = load_recipe(recipe).recipe if recipe is not None else DEFAULT
+    settled = _apply(loaded_recipe, _clip_changes(wishes), origin=recipe or "the command line")
     random_at(0)  # weights of an untrained encoder must not differ from call to call
     encoder = build_encoder(settled.model, settled.grid).to(device).eval()
-    masker = build_masker(settled.mask, grid=settled.grid, width=encoder.width).to(device).eval()
-    notes = _untrained(settled) if masker.temperature is not None else []
+    return Base(settled, encoder, chosen=recipe is not None)
+
+
+def choose_mask(base: Base, wishes: Wishes, *, fresh: bool) -> Choice:
+    """Settle the mask.
+
+    Args:
+        base: Clip and encoder.
+        wishes: About the mask.
+        fresh: A mask of another kind than the recipe's comes with its own defaults; otherwise it
+            takes over what both kinds know, as an override of a recipe does.
+
+    Raises:
+        UsageError: If the temperature cannot be used.
+        RecipeError: If the mask cannot do what is wished; the message names its kind.
+    """
+    kind = wishes.mask or base.recipe.mask.kind
+    origin = "the command line" if base.run is None else str(base.run[0])
+    changes: dict[str, Any] = {"mask.ratio": wishes.ratio}
+    if kind != base.recipe.mask.kind:
+        changes = {
+            "mask" if fresh else "mask.kind": f"{{kind: {kind}}}" if fresh else kind
+        } | changes
+    try:
+        settled = _apply(base.recipe, changes, origin=origin)
+        masker, notes = _masker_of(base, settled)
+        selection = build_selection(
+            settled.predict, grid=settled.grid, predicted=masker.predicted
+        ).eval()
+    except RecipeError as error:
+        raise RecipeError(f"the `{kind}` mask: {error.message}", error.hint) from error
     _set_temperature(masker, settled, wishes.temperature)
-    return Viewer(masker, encoder, settled.data.mean, settled.data.std), settled, notes
+    viewer = Viewer(masker, base.encoder, settled.data.mean, settled.data.std, selection=selection)
+    if base.run is None:
+        if viewer.needs_embeddings and masker.temperature is None:
+            notes.append(_UNTRAINED_ENCODER)
+        return Choice(viewer, settled, notes)
+    system = base.run[2]
+    viewer = replace(viewer, autoencoder=system.autoencoder, targets=tuple(system.targets))
+    return Choice(viewer, settled, notes)
 
 
-def viewer_of_run(run: Path, wishes: Wishes) -> tuple[Viewer, Recipe, list[str]]:
-    """Take everything from a run; only mask, ratio and stride may differ from it."""
+def _masker_of(base: Base, settled: Recipe) -> tuple[Masker, list[str]]:
+    """Build the mask, with the run's weights if it is the run's."""
+    trained = None if base.run is None else base.run[1].recipe.mask
+    if base.run is not None and settled.mask == trained:
+        return base.run[2].masker, []
+    random_at(0)
+    device = base.encoder.patch_embed.proj.weight.device
+    masker = build_masker(settled.mask, grid=settled.grid, width=base.encoder.width)
+    masker = masker.to(device).eval()
+    if base.run is not None and trained is not None and settled.mask.kind == trained.kind:
+        masker.load_state_dict(base.run[2].masker.state_dict())
+    elif masker.temperature is not None:
+        return masker, [
+            f"the `{settled.mask.kind}` mask is untrained, so every token is as likely as the next"
+        ]
+    return masker, []
+
+
+def _refuse_shape(wishes: Wishes) -> None:
+    """Find out that the wishes contradict a trained model.
+
+    Raises:
+        UsageError: If they name what it fixes.
+    """
     fixed = [
         f"`--{name}`"
         for name in ("size", "frames", "patch", "tubelet")
@@ -85,29 +202,10 @@ def viewer_of_run(run: Path, wishes: Wishes) -> tuple[Viewer, Recipe, list[str]]
             f"{', '.join(fixed)} cannot be chosen with `--run`: the model fixes what it sees",
             hint="`--mask`, `--ratio` and `--stride` may be",
         )
-    device, _ = choose_device("auto")
-    loaded, system = load_system(run, device=device)
-    settled = _apply(loaded.recipe, wishes, origin=str(run))
-    notes = [f"from {run}, step {loaded.checkpoint.step}"]
-    masker = system.masker
-    if settled.mask != loaded.recipe.mask:
-        masker = build_masker(settled.mask, grid=settled.grid, width=system.encoder.width)
-        if settled.mask.kind == loaded.recipe.mask.kind:
-            masker.load_state_dict(system.masker.state_dict())
-        elif masker.temperature is not None:
-            notes += _untrained(settled)
-        masker = masker.to(device).eval()
-    _set_temperature(masker, settled, wishes.temperature)
-    data, targets = settled.data, tuple(system.targets)
-    viewer = Viewer(masker, system.encoder, data.mean, data.std, system.autoencoder, targets)
-    return viewer, settled, notes
 
 
-def _apply(recipe: Recipe, wishes: Wishes, *, origin: str) -> Recipe:
-    """Change the recipe as wished; the recipe's own rules find what is wrong."""
-    keys = {
-        "mask.kind": wishes.mask,
-        "mask.ratio": wishes.ratio,
+def _clip_changes(wishes: Wishes) -> dict[str, Any]:
+    return {
         "data.size": wishes.size,
         "data.frames": wishes.frames,
         "data.sampling.mode": None if wishes.stride is None else "dense",
@@ -116,6 +214,10 @@ def _apply(recipe: Recipe, wishes: Wishes, *, origin: str) -> Recipe:
         "model.patch": wishes.patch,
         "model.tubelet": wishes.tubelet,
     }
+
+
+def _apply(recipe: Recipe, keys: dict[str, Any], *, origin: str) -> Recipe:
+    """Change the recipe where a value is given; its own rules find what is wrong."""
     changes = [f"{key}={value}" for key, value in keys.items() if value is not None]
     return override_recipe(recipe, changes, origin=Path(origin))
 
@@ -162,10 +264,22 @@ def _set_temperature(masker: Masker, recipe: Recipe, temperature: float | None) 
     masker.temperature = temperature
 
 
-def _untrained(recipe: Recipe) -> list[str]:
-    return [f"the `{recipe.mask.kind}` mask is untrained, so every token is as likely as the next"]
+def shown_motion(recipe: Recipe) -> Motion:
+    """Return where the motion shown comes from: flow belongs to videos of a store, not to files."""
+    motion = recipe.data.motion
+    if motion.source != "flow":
+        return motion
+    return motion.model_copy(update={"source": "codec", "path": None})
+
+
+def known_masks() -> str:
+    return ", ".join(f"`{name}`" for name in MASKERS)
+
+
+def learned_kinds() -> list[str]:
+    """Return the kinds of masks that have a policy, and with it a temperature."""
+    return [name for name, masker in MASKERS.items() if issubclass(masker, LearnedMasker)]
 
 
 def learned_masks() -> str:
-    learned = [name for name, masker in MASKERS.items() if masker.needs_embeddings]
-    return ", ".join(f"`{name}`" for name in learned)
+    return ", ".join(f"`{name}`" for name in learned_kinds())

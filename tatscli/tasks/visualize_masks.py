@@ -14,18 +14,19 @@ from tatscli.engine.checkpoint import Checkpoint
 from tatscli.errors import DecodeError, UsageError
 from tatscli.recipe.schema import Recipe
 from tatscli.tasks.build import open_checkpoint
+from tatscli.tasks.view_notes import clip_notes, left_out, limited_by, mask_notes
 from tatscli.tasks.viewers import (
     STRIDE,
     Wishes,
     choose_viewer,
     kept_checkpoints,
     learned_masks,
-    viewer_of_run,
+    shown_motion,
 )
 from tatscli.video.encode import SUFFIXES
 from tatscli.visualize.facts import facts_of, mean_insight
 from tatscli.visualize.growth import Stage, refuse_sheet, render_growth
-from tatscli.visualize.render import Page, is_sheet, render, windows_of
+from tatscli.visualize.render import Page, render, windows_of
 from tatscli.visualize.sight import Sight, Viewer
 from tatscli.visualize.windows import Window
 
@@ -72,7 +73,7 @@ def visualize_masks(
     Returns:
         `clip`, `out`, `mask`, `ratio`, `temperature`, `grid`, `fps`, `notes` and `windows`: the
         facts of each (`facts_of`). With `every`, `windows` is that of the last checkpoint, and
-        `checkpoints` tells `step`, `entropy`, `motion_share`, `motion_lift` and
+        `checkpoints` tells `step`, `entropy`, `motion_share`, `motion_lift`, `motion_hidden` and
         `visible_per_slice` of each, means over the windows.
 
     Raises:
@@ -80,11 +81,12 @@ def visualize_masks(
     """
     wishes = wishes or Wishes()
     out = out or Path(f"{clip.stem}.masks.mp4")
-    _refuse_out(clip, out)
+    refuse_out(clip, out)
     if every is not None and run is None:
         raise UsageError("`--every` needs `--run`: it shows the checkpoints of a training")
-    viewer, settled, notes = choose_viewer(run, recipe, wishes)
-    page = Page(_title(settled, wishes), settled.data.sampling.stride or STRIDE, fps, windows)
+    choice = choose_viewer(run, recipe, wishes)
+    viewer, settled = choice.viewer, choice.recipe
+    page = page_of(settled, _title(settled, wishes), fps=fps, windows=windows)
     try:
         if every is not None and run is not None:
             _refuse_growth(viewer, settled, run)
@@ -94,8 +96,10 @@ def visualize_masks(
             drawn = _draw(clip, out, viewer, page, seed, reporter)
     except DecodeError as error:
         raise DecodeError(f"`{clip}`: {error.message}", error.hint) from error
-    notes += _notes_of(drawn.seen, settled, limited=_limited(out, every) if windows is None else "")
-    notes += _left_out(viewer, settled, growth=every is not None)
+    limited = limited_by(out, every) if windows is None else ""
+    notes = choice.notes + clip_notes([window for window, _ in drawn.seen], settled, limited)
+    notes += mask_notes(choice, [window for window, _ in drawn.seen])
+    notes += left_out(viewer, settled, growth=every is not None)
     if drawn.checkpoints is not None and len(drawn.checkpoints) == 1:
         notes.append(
             "one checkpoint to show; `run.keep` keeps more of a training, `run.save_every` writes "
@@ -124,7 +128,7 @@ def _draw(
     seen: list[tuple[Window, Sight]] = []
 
     def watch(window: Window, sight: Sight) -> None:
-        seen.append(_without_pictures(window, sight))
+        seen.append(without_pictures(window, sight))
         reporter.detail(
             f"window {window.number + 1}: frames {window.frames}, "
             f"seconds {[round(time, 3) for time in window.times]}"
@@ -154,8 +158,8 @@ def _draw_growth(
         total=len(checkpoints), description="checkpoints", unit="checkpoint"
     ) as bar:
         for checkpoint in checkpoints:
-            then, _, _ = viewer_of_run(checkpoint.path, wishes)
-            policy = replace(then, autoencoder=None, targets=())
+            then = choose_viewer(checkpoint.path, None, wishes)
+            policy = replace(then.viewer, autoencoder=None, targets=())
             generator = torch.Generator().manual_seed(seed)
             sights = [policy.look(window, generator) for window in windows]
             stages.append(Stage(checkpoint.step, sights))
@@ -182,7 +186,7 @@ def _refuse_growth(viewer: Viewer, recipe: Recipe, run: Path) -> None:
     )
 
 
-def _refuse_out(clip: Path, out: Path) -> None:
+def refuse_out(clip: Path, out: Path) -> None:
     """Find out before any work that the picture cannot be written.
 
     Raises:
@@ -197,61 +201,18 @@ def _refuse_out(clip: Path, out: Path) -> None:
         raise UsageError(f"`{out}` is the clip itself", hint="name another file with `--out`")
 
 
+def page_of(recipe: Recipe, title: str, *, fps: float | None, windows: int | None) -> Page:
+    """Settle how the picture is made."""
+    stride = recipe.data.sampling.stride or STRIDE
+    return Page(title, stride, fps, windows, motion=shown_motion(recipe))
+
+
 def _title(recipe: Recipe, wishes: Wishes) -> str:
     title = f"{recipe.mask.kind} mask, ratio {recipe.mask.ratio:g}"
     return title if wishes.temperature is None else f"{title}, temperature {wishes.temperature:g}"
 
 
-def _left_out(viewer: Viewer, recipe: Recipe, *, growth: bool) -> list[str]:
-    """Name the rows there is nothing to show for."""
-    if growth:
-        return ["left out: reconstruction and error; `--every` shows the policy alone"]
-    rows = []
-    if viewer.masker.temperature is None:
-        rows.append(f"sampler probability (the `{recipe.mask.kind}` mask has no policy)")
-    if viewer.autoencoder is None:
-        rows.append("reconstruction and error (they need `--run`)")
-    elif viewer.pixel_target is None:
-        rows.append("reconstruction (the model predicts no pixels)")
-    return [f"left out: {', '.join(rows)}"] if rows else []
-
-
-def _notes_of(seen: list[tuple[Window, Sight]], recipe: Recipe, *, limited: str) -> list[str]:
-    """Say what the frames shown do not say of themselves.
-
-    Args:
-        seen: What is shown.
-        recipe: That was followed.
-        limited: What shows the first window only, unless told otherwise; empty where all are shown.
-    """
-    first, last = seen[0][0], seen[-1][0]
-    notes = []
-    if recipe.data.sampling.stride is None:
-        paces = "by the clock" if recipe.data.sampling.fps else "whole videos"
-        notes.append(
-            f"the recipe samples {paces}; shown are windows of every {STRIDE}th frame, "
-            "`--stride` chooses another step"
-        )
-    if last.held:
-        notes.append(
-            f"window {last.number + 1} is longer than the rest of the video: "
-            f"frame {last.frames[-1]} also fills its last {last.held} of {len(last.frames)} places"
-        )
-    if not any(bool(window.motion.valid_BT.any()) for window, _ in seen):
-        notes.append("no frame shown carries motion vectors: only key frames, or a codec without")
-    if limited and not first.held:
-        notes.append(f"{limited} shows the first window; `--windows` shows more")
-    return notes
-
-
-def _limited(out: Path, every: int | None) -> str:
-    """Return what shows only the first window of a clip by default, if anything."""
-    if every is not None:
-        return "`--every`"
-    return "a png" if is_sheet(out) else ""
-
-
-def _without_pictures(window: Window, sight: Sight) -> tuple[Window, Sight]:
+def without_pictures(window: Window, sight: Sight) -> tuple[Window, Sight]:
     """Drop what is large, so that a film of hours fits in memory."""
     empty = window.video_TCHW.new_empty(0)
     return replace(window, video_TCHW=empty), replace(sight, reconstruction_CTHW=None)

@@ -6,30 +6,30 @@ import numpy as np
 
 from tatscli.visualize.font import Colour, Picture
 
-GAIN = 4.0
-"""Length of an arrow, times that of its vector."""
+LONGEST = 3
+"""Sides of a token; longer arrows are cut to it so that neighbours stay readable."""
 
-_SHORTEST = 0.25  # pixels of movement; below it lies the noise of standing still
-_LONGEST = 1.6  # sides of a token; longer arrows are cut to it so that neighbours stay readable
+_SHORTEST = 1.5  # pixels of the picture; shorter ones are dots that point nowhere
 
 
 def draw_arrows(picture: Picture, motion_hw2: np.ndarray, *, zoom: int, colour: Colour) -> None:
-    """Draw the motion of each token from the middle of it.
+    """Draw the motion of each token: from where its content was to the middle of the token.
 
     Args:
         picture: (H, W, 3) uint8, the view enlarged `zoom` times; written in place.
-        motion_hw2: Displacement per frame in pixels of the view, x first.
+        motion_hw2: Displacement of the content in pixels of the view, x first.
         zoom: Picture pixels per pixel of the view.
         colour: Of shaft and head.
     """
     height, width = picture.shape[:2]
     rows, columns, _ = motion_hw2.shape
-    longest = _LONGEST * width / columns
-    for row, column in zip(*np.nonzero(np.hypot(*motion_hw2.T).T >= _SHORTEST), strict=True):
-        start = np.array([(column + 0.5) * width / columns, (row + 0.5) * height / rows])
-        step = motion_hw2[row, column] * GAIN * zoom
+    longest = LONGEST * width / columns
+    drawn_hw = np.hypot(*motion_hw2.T).T * zoom >= _SHORTEST
+    for row, column in zip(*np.nonzero(drawn_hw), strict=True):
+        end = np.array([(column + 0.5) * width / columns, (row + 0.5) * height / rows])
+        step = motion_hw2[row, column] * zoom
         step = step * min(1.0, longest / np.hypot(*step))
-        _arrow(picture, start, start + step, colour)
+        _arrow(picture, end - step, end, colour)
 
 
 def _arrow(picture: Picture, start: np.ndarray, end: np.ndarray, colour: Colour) -> None:

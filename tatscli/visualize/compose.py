@@ -69,6 +69,16 @@ def stack(pages: Sequence[Picture]) -> Picture:
     return np.concatenate(pages)
 
 
+def beside(pages: Sequence[Picture]) -> Picture:
+    """Put pages next to each other, the first being the highest."""
+    height = pages[0].shape[0]
+    filled = []
+    for page in pages:
+        paper = np.full((height - page.shape[0], page.shape[1], 3), _PAPER, np.uint8)
+        filled.append(np.concatenate([page, paper]))
+    return np.concatenate(filled, axis=1)
+
+
 def _line(page: Picture, x: int, y: int, text: str, width: int, colour: Colour) -> None:
     """Write one line, small if it is long, cut off if it is longer still."""
     scale = fitting_scale(text, width, largest=_TITLE)

@@ -17,6 +17,8 @@ from tatscli.masking.insight import mask_insight, visible_per_slice
 from tatscli.visualize.sight import Sight
 from tatscli.visualize.windows import Window
 
+_MOTION = ("motion_share", "motion_lift", "motion_hidden")
+
 
 def facts_of(window: Window, sight: Sight, grid: tuple[int, int, int]) -> dict[str, Any]:
     """Return what `--json` tells of a window.
@@ -43,17 +45,16 @@ def insight_of(window: Window, sight: Sight, grid: tuple[int, int, int]) -> dict
     """Return how the mask treats time and motion in this window.
 
     Returns:
-        `visible_per_slice`: counts. `motion_share` and `motion_lift`: see `mask_insight`; None
-        where nothing moves or no frame has vectors. `entropy` of the policy, 1 = uniform; None
-        without a policy.
+        `visible_per_slice`: counts. `motion_share`, `motion_lift` and `motion_hidden`: see
+        `mask_insight`; None where nothing moves or no motion is known. `entropy` of the policy,
+        1 = uniform; None without a policy.
     """
     plan = sight.plan
     found = mask_insight(plan, grid=grid, motion=window.motion)
     counts_BT = visible_per_slice(plan.visible_BK, grid[0], grid[1] * grid[2])
     return {
         "visible_per_slice": counts_BT[0].tolist(),
-        "motion_share": _rounded(found.get("motion_share")),
-        "motion_lift": _rounded(found.get("motion_lift")),
+        **{name: _rounded(found.get(name)) for name in _MOTION},
         "entropy": None if sight.score_N is None else _rounded(entropy(sight.score_N)),
     }
 
@@ -64,7 +65,7 @@ def mean_insight(
     """Return the numbers of `insight_of` as means over the windows that have them."""
     found = [insight_of(*both, grid) for both in zip(windows, sights, strict=True)]
     means: dict[str, Any] = {}
-    for name in ("entropy", "motion_share", "motion_lift"):
+    for name in ("entropy", *_MOTION):
         values = [one[name] for one in found if one[name] is not None]
         means[name] = _rounded(fmean(values)) if values else None
     slices = zip(*(one["visible_per_slice"] for one in found), strict=True)
@@ -78,13 +79,21 @@ def entropy(score_N: Tensor) -> float:
 
 
 def motion_words(insight: dict[str, Any]) -> list[str]:
-    """Say for a label how much the visible tokens move."""
+    """Say for a label how much the tokens shown and hidden move."""
     if insight["motion_share"] is None:
-        return ["no motion to compare with"]
+        return [hidden_words(insight)]
     return [
         f"motion share {insight['motion_share']:.2f}, chance 0.10",
         f"motion of visible tokens {insight['motion_lift']:.2f} x chance",
+        hidden_words(insight),
     ]
+
+
+def hidden_words(insight: dict[str, Any]) -> str:
+    """Say for a label how much the hidden tokens move."""
+    if insight["motion_hidden"] is None:
+        return "no motion to compare with"
+    return f"motion of hidden tokens {insight['motion_hidden']:.2f} x chance"
 
 
 def entropy_words(insight: dict[str, Any]) -> str:

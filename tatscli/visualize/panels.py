@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
 from tatscli.masking.plan import MaskPlan
-from tatscli.visualize.arrows import GAIN, draw_arrows
+from tatscli.visualize.arrows import LONGEST, draw_arrows
 from tatscli.visualize.facts import entropy_words, insight_of, motion_words
 from tatscli.visualize.font import draw_text, fitting_scale, text_width
 from tatscli.visualize.sight import Sight
@@ -22,8 +23,12 @@ from tatscli.visualize.windows import Window
 SMALLEST_PANEL = 192
 """Views are enlarged by a whole number until a panel has this side: captions need the room."""
 
-_HIDDEN = (104, 128)  # greys of the hatching over hidden tokens: no picture looks like it
+# Greys of the hatching over hidden tokens: no picture looks like it.
+_HIDDEN = (104, 128)
+_DROPPED = (40, 64)  # hidden and not predicted either
 _ARROW = (255, 214, 60)
+_BORROWED = (255, 240, 190)
+_OUTLINE = (90, 220, 255)
 # From low to high: dark violet, magenta, orange, pale yellow; brightness rises all the way.
 _HEAT = np.array(
     [(13, 8, 60), (90, 20, 120), (180, 45, 100), (236, 105, 50), (250, 180, 40), (252, 252, 180)]
@@ -60,7 +65,12 @@ class Row:
 
 
 def rows_of(
-    window: Window, sight: Sight, *, grid: tuple[int, int, int], statistics: bool
+    window: Window,
+    sight: Sight,
+    *,
+    grid: tuple[int, int, int],
+    statistics: bool,
+    outlined: bool = False,
 ) -> list[Row]:
     """Paint every row there is something to show for.
 
@@ -69,6 +79,7 @@ def rows_of(
         sight: What mask and model make of them.
         grid: Tokens along time, height and width.
         statistics: Whether the reconstruction borrows each patch's mean and deviation.
+        outlined: Whether to draw the border of what is hidden into the motion row.
     """
     insight = insight_of(window, sight, grid)
     video = panels_of(window.video_TCHW)
@@ -77,7 +88,8 @@ def rows_of(
         bounds = bounds_of(lift_of(sight.score_N))
         row = probability_row(video, sight.score_N, grid, bounds)
         rows.append(replace(row, notes=[*row.notes, entropy_words(insight)]))
-    rows.append(visible_row(video, sight.plan, grid))
+    shown = visible_row(video, sight.plan, grid)
+    rows.append(replace(shown, notes=[*shown.notes, *motion_words(insight)]))
     if sight.reconstruction_CTHW is not None:
         painted = sight.reconstruction_CTHW.transpose(0, 1).clamp(0, 1).mul(255).round()
         notes = ["predicted patches among the visible ones of the input"]
@@ -87,7 +99,7 @@ def rows_of(
     if sight.error_M is not None:
         rows.append(_error_row(video, sight.plan, sight.error_M, grid))
     motion = motion_row(video, window)
-    rows.append(replace(motion, notes=[*motion.notes, *motion_words(insight)]))
+    rows.append(outline(motion, sight.plan, grid) if outlined else motion)
     return rows
 
 
@@ -126,12 +138,21 @@ def bounds_of(value: Tensor) -> tuple[float, float]:
 
 
 def visible_row(video_TZZ3: np.ndarray, plan: MaskPlan, grid: tuple[int, int, int]) -> Row:
-    """Show the visible tokens, the others hatched grey."""
+    """Show the visible tokens; hidden ones are hatched grey, darker where none predicts them."""
     tokens = math.prod(grid)
-    hidden_TZZ = _spread(plan.hidden_BN(tokens)[0].cpu(), grid, video_TZZ3.shape[:3]).numpy()
-    shown_TZZ3 = np.where(hidden_TZZ[..., None], _hatching(video_TZZ3), video_TZZ3)
-    seen, guessed = plan.visible_BK.shape[1], plan.predict_BM.shape[1]
+    hidden_N = plan.hidden_BN(tokens)[0].cpu()
+    dropped_N = hidden_N.clone()
+    dropped_N[plan.predict_BM[0].cpu()] = False
+    hidden_TZZ1, dropped_TZZ1 = (
+        _spread(one_N, grid, video_TZZ3.shape[:3]).numpy()[..., None]
+        for one_N in (hidden_N, dropped_N)
+    )
+    hatched = np.where(dropped_TZZ1, _hatching(video_TZZ3, _DROPPED), _hatching(video_TZZ3))
+    shown_TZZ3 = np.where(hidden_TZZ1, hatched, video_TZZ3)
+    seen, guessed, dropped = plan.visible_BK.shape[1], plan.predict_BM.shape[1], dropped_N.sum()
     notes = [f"grey is hidden: {seen} of {tokens} tokens visible, {guessed} to predict"]
+    if dropped:
+        notes.append(f"dark is hidden and not predicted: {dropped}")
     return Row("visible tokens", notes, shown_TZZ3)
 
 
@@ -172,25 +193,61 @@ def _error_row(
 
 
 def motion_row(video_TZZ3: np.ndarray, window: Window) -> Row:
-    """Draw the codec's vectors over a dim grey picture."""
+    """Draw the motion that masks are given over dim grey pictures.
+
+    Where it has directions these are arrows, paler on frames that borrow them from a neighbour;
+    where it is only known how much changes, a heat map.
+    """
+    if not has_direction(window):
+        return _change_row(video_TZZ3, window.motion.speed_BThw[0])
+    field_Thw2 = window.motion.field_BThw2[0].numpy()
     panels = _dim(video_TZZ3)
     zoom = zoom_of(window.video_TCHW.shape[-1])
-    field_Thw2 = window.motion.field_BThw2[0].numpy()
     valid_T = window.motion.valid_BT[0].tolist()
     real = len(panels) - window.held
+    notes = [f"way since the frame before, to scale up to {LONGEST} tokens"]
     for place, panel in enumerate(panels):
-        if valid_T[place]:
+        if place >= real:
+            _centre(panel, "held frame")
+        elif valid_T[place]:
             draw_arrows(panel, field_Thw2[place], zoom=zoom, colour=_ARROW)
+        elif field_Thw2[place].any():
+            draw_arrows(panel, field_Thw2[place], zoom=zoom, colour=_BORROWED)
+            notes[1:] = ["pale: no vectors of its own, a neighbouring frame's"]
         else:
-            _centre(panel, "no vectors" if place < real else "held frame")
-    notes = [f"codec vectors, drawn {GAIN:g} x as long"]
+            _centre(panel, "no vectors")
     return Row("motion", notes, panels)
 
 
-def _hatching(video_TZZ3: np.ndarray) -> np.ndarray:
+def has_direction(window: Window) -> bool:
+    """Tell vectors, and stillness, from a mere amount of change."""
+    return bool(window.motion.field_BThw2.any() or not window.motion.speed_BThw.any())
+
+
+def outline(row: Row, plan: MaskPlan, grid: tuple[int, int, int]) -> Row:
+    """Draw the border of what is hidden into a row."""
+    panels = row.panels_TZZ3.copy()
+    hidden_TZZ = _spread(plan.hidden_BN(math.prod(grid))[0].cpu(), grid, panels.shape[:3]).numpy()
+    around_TZZ = np.pad(hidden_TZZ, ((0, 0), (2, 2), (2, 2)), mode="edge")
+    inner_TZZ = sliding_window_view(around_TZZ, (5, 5), axis=(1, 2)).all(axis=(-2, -1))
+    panels[hidden_TZZ & ~inner_TZZ] = _OUTLINE
+    return replace(row, notes=[*row.notes, "blue: border of what is hidden"], panels_TZZ3=panels)
+
+
+def _change_row(video_TZZ3: np.ndarray, speed_Thw: Tensor) -> Row:
+    """Lay how much each token changes over a grey picture."""
+    most = speed_Thw.max().item()
+    T, h, w = speed_Thw.shape
+    share_TZZ = _spread(speed_Thw / most, (T, h, w), video_TZZ3.shape[:3]).numpy()
+    notes = ["change of grey levels since the frame before; it has no direction"]
+    panels = heat(share_TZZ, over=video_TZZ3.mean(axis=-1))
+    return Row("motion", notes, panels, Scale("0", f"{most:.3g}"))
+
+
+def _hatching(video_TZZ3: np.ndarray, greys: tuple[int, int] = _HIDDEN) -> np.ndarray:
     """Return the pattern of hidden tokens: (Z, Z, 1)."""
     diagonal_ZZ = np.add.outer(*[np.arange(side) for side in video_TZZ3.shape[1:3]]) % 6 < 1
-    return np.where(diagonal_ZZ, *_HIDDEN).astype(np.uint8)[..., None]
+    return np.where(diagonal_ZZ, *greys).astype(np.uint8)[..., None]
 
 
 def _dim(video_TZZ3: np.ndarray) -> np.ndarray:

@@ -11,14 +11,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tatscli.recipe import schema
 from tatscli.targets.pixels import PixelTarget
 from tatscli.video.encode import write_video
-from tatscli.visualize.compose import compose, stack
+from tatscli.visualize.compose import beside, compose, stack
 from tatscli.visualize.font import Picture
 from tatscli.visualize.panels import Row, rows_of
 from tatscli.visualize.sight import Sight, Viewer
 from tatscli.visualize.windows import Window, read_windows
 
+_CODEC = schema.Motion()
 _FPS = (1.0, 30.0)  # frame rates a viewer can follow
 
 
@@ -31,26 +33,30 @@ class Page:
         stride: Source frames from one frame of a window to the next.
         fps: Frames per second of mp4 and gif; None follows the clip's own times.
         windows: How many windows to show; None means all, for a png the first.
+        tallest: How many rows of a film stand under each other; more begin another column.
+        motion: Where the motion comes from.
     """
 
     title: str
     stride: int
     fps: float | None = None
     windows: int | None = None
+    tallest: int = 6
+    motion: schema.Motion = _CODEC
 
 
 Watcher = Callable[[Window, Sight], None]
+Painter = Callable[[Window], list[Row]]
 
 
 def render(
     clip: Path, out: Path, viewer: Viewer, page: Page, *, seed: int, watch: Watcher
 ) -> float | None:
-    """Write the picture; its suffix says whether it moves.
+    """Write the picture of one mask; its suffix says whether it moves.
 
     Args:
         clip: A file FFmpeg can read.
-        out: `.mp4`, `.mkv`, `.mov` or `.gif`: one picture a frame; `.png`: a sheet with one column
-            a slice.
+        out: See `write_pages`.
         viewer: Mask and model.
         page: How the picture is made.
         seed: Of the masks.
@@ -61,29 +67,57 @@ def render(
 
     Raises:
         DecodeError: The clip cannot be read.
-        UsageError: The suffix of `out` is not one of those.
+        UsageError: The suffix of `out` is unknown.
     """
     generator = torch.Generator().manual_seed(seed)
+    borrowed = _borrows_statistics(viewer)
+
+    def paint(window: Window) -> list[Row]:
+        sight = viewer.look(window, generator)
+        watch(window, sight)
+        outlined = viewer.masker.needs_motion
+        return rows_of(
+            window, sight, grid=viewer.encoder.grid, statistics=borrowed, outlined=outlined
+        )
+
+    return write_pages(clip, out, viewer, page, paint)
+
+
+def write_pages(clip: Path, out: Path, viewer: Viewer, page: Page, paint: Painter) -> float | None:
+    """Paint one window after the other and write the picture.
+
+    Args:
+        clip: A file FFmpeg can read.
+        out: `.mp4`, `.mkv`, `.mov` or `.gif`: one picture a frame; `.png`: a sheet with one column
+            a slice.
+        viewer: Says what windows are like.
+        page: How the picture is made.
+        paint: Gives the rows of a window; called once for each, in order.
+
+    Returns:
+        The frame rate written, None for a png.
+    """
     grid, tubelet = viewer.encoder.grid, viewer.encoder.tubelet
     sheet = is_sheet(out)
     windows = windows_of(clip, viewer, page)
     first = next(windows)
     limit = page.windows or (1 if sheet else None)
-    borrowed = _borrows_statistics(viewer)
-
-    def painted() -> Iterator[tuple[Window, list[Row]]]:
-        for window in islice(chain([first], windows), limit):
-            sight = viewer.look(window, generator)
-            watch(window, sight)
-            yield window, rows_of(window, sight, grid=grid, statistics=borrowed)
-
+    painted = ((window, paint(window)) for window in islice(chain([first], windows), limit))
     if sheet:
         slices = range(0, grid[0] * tubelet, tubelet)
-        pages = [_page(clip, page, window, rows, list(slices)) for window, rows in painted()]
+        pages = [
+            compose(
+                header_of(clip, page, window),
+                [caption_of(window, place) for place in slices],
+                rows,
+                slices,
+            )
+            for window, rows in painted
+        ]
         write_video(out, [stack(pages)], fps=1)
         return None
     fps = page.fps or _natural_fps(first)
-    write_video(out, _frames(clip, page, painted()), fps=fps)
+    write_video(out, _frames(clip, page, painted), fps=fps)
     return fps
 
 
@@ -105,6 +139,7 @@ def windows_of(clip: Path, viewer: Viewer, page: Page) -> Iterator[Window]:
         stride=page.stride,
         size=encoder.grid[1] * encoder.patch,
         sites=encoder.grid[1:],
+        motion=page.motion,
     )
 
 
@@ -128,13 +163,15 @@ def _frames(
     clip: Path, page: Page, painted: Iterator[tuple[Window, list[Row]]]
 ) -> Iterator[Picture]:
     for window, rows in painted:
+        columns = -(-len(rows) // page.tallest)
+        high = -(-len(rows) // columns)
+        parts = [rows[start : start + high] for start in range(0, len(rows), high)]
+        head = header_of(clip, page, window)
+        heads = [head] + [[""] * len(head)] * (len(parts) - 1)
         for place in range(len(window.frames)):
-            yield _page(clip, page, window, rows, [place])
-
-
-def _page(clip: Path, page: Page, window: Window, rows: list[Row], columns: list[int]) -> Picture:
-    captions = [caption_of(window, place) for place in columns]
-    return compose(header_of(clip, page, window), captions, rows, columns)
+            caption = [caption_of(window, place)]
+            both = zip(heads, parts, strict=True)
+            yield beside([compose(lines, caption, part, [place]) for lines, part in both])
 
 
 def _natural_fps(window: Window) -> float:

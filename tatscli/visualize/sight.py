@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 from tatscli.data.normalize import standardize, to_unit
 from tatscli.masking.base import Masker
 from tatscli.masking.plan import MaskPlan, gather_tokens
+from tatscli.masking.selection.base import Selection
 from tatscli.nn.autoencoder import MaskedAutoencoder
 from tatscli.nn.vit import Encoder
 from tatscli.targets.base import Target
@@ -26,7 +27,7 @@ class Sight:
     """What is seen of a window, and what is guessed.
 
     Attributes:
-        plan: Of this clip alone (B = 1).
+        plan: Of this clip alone (B = 1), after the selection.
         score_N: Probability of each token to be shown, if the mask is learned.
         reconstruction_CTHW: float32 in about [0, 1], predicted tokens over the input; None without
             a model that predicts pixels.
@@ -51,6 +52,7 @@ class Viewer:
         std: Deviation of those.
         autoencoder: Trained; gives reconstruction and error.
         targets: What it predicts, in its order.
+        selection: Leaves some of the hidden tokens unpredicted, if the recipe says so.
     """
 
     masker: Masker
@@ -59,6 +61,17 @@ class Viewer:
     std: tuple[float, float, float]
     autoencoder: MaskedAutoencoder | None = None
     targets: tuple[Target, ...] = ()
+    selection: Selection | None = None
+
+    @property
+    def needs_embeddings(self) -> bool:
+        """Whether mask or selection reads the patch embeddings."""
+        return any(one.needs_embeddings for one in (self.masker, self.selection) if one is not None)
+
+    @property
+    def needs_motion(self) -> bool:
+        """Whether mask or selection reads the motion."""
+        return any(one.needs_motion for one in (self.masker, self.selection) if one is not None)
 
     @property
     def pixel_target(self) -> int | None:
@@ -72,9 +85,11 @@ class Viewer:
         device = self.encoder.patch_embed.proj.weight.device
         unit_BCTHW = to_unit(window.video_TCHW.transpose(0, 1)[None].to(device))
         cubes_BNP = self.encoder.cubes(standardize(unit_BCTHW, self.mean, self.std))
-        tokens_BND = self.encoder.embed(cubes_BNP) if self.masker.needs_embeddings else cubes_BNP
-        motion = window.motion.to(device) if self.masker.needs_motion else None
+        tokens_BND = self.encoder.embed(cubes_BNP) if self.needs_embeddings else cubes_BNP
+        motion = window.motion.to(device) if self.needs_motion else None
         plan = self.masker.plan(tokens_BND, motion=motion, generator=generator)
+        if self.selection is not None:
+            plan = self.selection.select(plan, tokens_BND, motion=motion, generator=generator)
         score_BN = self.masker.scores_BN(tokens_BND)
         score_N = None if score_BN is None else score_BN[0].float().cpu()
         if self.autoencoder is None:

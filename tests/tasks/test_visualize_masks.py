@@ -37,7 +37,8 @@ def test_a_run_shows_its_mask_its_guess_and_its_probabilities(run, clip, reporte
 
 def test_probabilities_and_guesses_are_those_of_the_trained_weights(run, clip):
     _, system = load_system(run)
-    viewer, _, notes = choose_viewer(run, None, Wishes())
+    choice = choose_viewer(run, None, Wishes())
+    viewer, notes = choice.viewer, choice.notes
     tokens_BND = torch.randn(2, 64, 128, generator=torch.Generator().manual_seed(0))
     assert torch.equal(viewer.masker.scores_BN(tokens_BND), system.masker.scores_BN(tokens_BND))
     assert len(viewer.masker.scores_BN(tokens_BND).unique()) > 1  # trained: not uniform
@@ -48,19 +49,22 @@ def test_probabilities_and_guesses_are_those_of_the_trained_weights(run, clip):
 
 def test_another_ratio_keeps_the_learned_policy_and_another_mask_the_model(run):
     tokens_BND = torch.randn(1, 64, 128)
-    own, _, _ = choose_viewer(run, None, Wishes())
-    tighter, recipe, _ = choose_viewer(run, None, Wishes(ratio=0.9))
-    assert recipe.mask.ratio == tighter.masker.ratio == 0.9
-    assert torch.equal(own.masker.scores_BN(tokens_BND), tighter.masker.scores_BN(tokens_BND))
-    tube, recipe, notes = choose_viewer(run, None, Wishes(mask="tube"))
-    assert recipe.mask.kind == "tube" and tube.masker.scores_BN(tokens_BND) is None
-    assert tube.pixel_target == 0 and len(notes) == 1
+    own = choose_viewer(run, None, Wishes()).viewer
+    tighter = choose_viewer(run, None, Wishes(ratio=0.9))
+    assert tighter.recipe.mask.ratio == tighter.viewer.masker.ratio == 0.9
+    assert torch.equal(
+        own.masker.scores_BN(tokens_BND), tighter.viewer.masker.scores_BN(tokens_BND)
+    )
+    tube = choose_viewer(run, None, Wishes(mask="tube"))
+    assert (tube.recipe.mask.kind, tube.recipe.mask.ratio) == ("tube", 0.75)
+    assert tube.viewer.masker.scores_BN(tokens_BND) is None
+    assert tube.viewer.pixel_target == 0 and len(tube.notes) == 1
 
 
 def test_what_the_model_fixes_cannot_be_chosen(run):
     with pytest.raises(UsageError, match="`--size`, `--patch` cannot be chosen with `--run`"):
         choose_viewer(run, None, Wishes(size=64, patch=16))
-    assert choose_viewer(run, None, Wishes(stride=3))[1].data.sampling.stride == 3
+    assert choose_viewer(run, None, Wishes(stride=3)).recipe.data.sampling.stride == 3
 
 
 def test_a_finetuned_run_has_no_mask_to_look_at(run, load, reporter):
@@ -229,8 +233,8 @@ def test_temperature_divides_the_logits(grown):
     tokens_BND = torch.randn(1, 64, 128, generator=torch.Generator().manual_seed(0))
 
     def scores(temperature):
-        viewer, _, _ = choose_viewer(grown, None, Wishes(temperature=temperature))
-        return viewer.masker.scores_BN(tokens_BND).double()
+        choice = choose_viewer(grown, None, Wishes(temperature=temperature))
+        return choice.viewer.masker.scores_BN(tokens_BND).double()
 
     plain = scores(None)
     assert torch.equal(plain, scores(1.0))

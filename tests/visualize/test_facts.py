@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tatscli.masking.plan import MaskPlan
-from tatscli.visualize.facts import entropy, facts_of, insight_of, mean_insight
+from tatscli.visualize.facts import entropy, facts_of, hidden_words, insight_of, mean_insight
 from tatscli.visualize.sight import Sight
 from tests.visualize.fakes import GRID, window
 
@@ -38,14 +38,24 @@ def test_motion_of_visible_tokens_against_chance():
     still_share = (3.2 - 2) / 30
     assert found["motion_share"] == pytest.approx((2 + 2 * still_share) / 4, abs=1e-4)
     assert found["motion_lift"] == pytest.approx((2 + 2) / 4 / (4 / 32))
+    assert found["motion_hidden"] == 0  # both that move are seen
     assert found["visible_per_slice"] == [3, 1]
     assert found["entropy"] is None
 
 
 def test_without_vectors_there_is_no_motion_to_speak_of():
     found = insight_of(still(), sight(torch.full((32,), 1 / 32)), GRID)
-    assert found["motion_share"] is None and found["motion_lift"] is None
+    for name in ("motion_share", "motion_lift", "motion_hidden"):
+        assert found[name] is None
+    assert hidden_words(found) == "no motion to compare with"
     assert found["entropy"] == 1
+
+
+def test_motion_of_hidden_tokens_counts_the_unpredicted_too():
+    plan = MaskPlan(torch.tensor([[0, 5]]), torch.tensor([[1, 2]]))
+    found = insight_of(window(), Sight(plan, None), GRID)
+    assert found["motion_hidden"] == pytest.approx((2 / 30) / (4 / 32), abs=1e-4)
+    assert hidden_words(found) == "motion of hidden tokens 0.53 x chance"
 
 
 def test_means_are_over_the_windows_that_have_a_number():
@@ -54,7 +64,7 @@ def test_means_are_over_the_windows_that_have_a_number():
     sights = [sight(torch.full((32,), 1 / 32)), sight(sure)]
     found = mean_insight([window(), still()], sights, GRID)
     assert found["entropy"] == 0.5
-    assert found["motion_lift"] == 8
+    assert found["motion_lift"] == 8 and found["motion_hidden"] == 0
     assert found["visible_per_slice"] == [3, 1]
     assert mean_insight([still()], sights[:1], GRID)["motion_share"] is None
 

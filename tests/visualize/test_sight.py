@@ -1,9 +1,19 @@
 """What is shown of a window: reproducible plans, probabilities, and reconstructions put right."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from tatscli.recipe.schema import RandomMask, TatsMask, TubeMask
+from tatscli.masking.selection import build_selection
+from tatscli.recipe.schema import (
+    PredictEverest,
+    PredictFlow,
+    PredictRandom,
+    RandomMask,
+    TatsMask,
+    TubeMask,
+)
 from tatscli.visualize.sight import Viewer
 from tests.visualize.fakes import GRID, MEAN, PATCH, STD, TUBELET, viewer, window
 
@@ -87,6 +97,36 @@ def test_the_error_sits_on_its_own_token():
         t, row, column = token // 16, token // 4 % 4, token % 4
         cube = target[:, 2 * t : 2 * t + 2, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
         assert error.item() == pytest.approx((cube - 0.25).square().mean().item(), rel=1e-4)
+
+
+def test_a_selection_leaves_the_visible_tokens_and_takes_from_the_others():
+    seen = window()
+    plain = viewer(RANDOM, seen=seen)
+    chosen = replace(
+        plain,
+        selection=build_selection(
+            PredictRandom(kind="random", budget=5), grid=GRID, predicted=plain.masker.predicted
+        ),
+    )
+    before, after = look(plain, seen), look(chosen, seen)
+    assert torch.equal(before.plan.visible_BK, after.plan.visible_BK)
+    assert set(after.plan.predict_BM[0].tolist()) < set(before.plan.predict_BM[0].tolist())
+    assert after.error_M.shape == (5,)
+
+
+@pytest.mark.parametrize("kind", ["flow", "everest"])
+def test_a_selection_gets_what_it_reads(kind):
+    """The mask reads neither motion nor embeddings; tokens 5 and 21 are all that moves."""
+    section = {"flow": PredictFlow, "everest": PredictEverest}[kind](kind=kind, budget=4, random=0)
+    plain = viewer(RANDOM)
+    selection = build_selection(section, grid=GRID, predicted=plain.masker.predicted)
+    one = replace(plain, selection=selection)
+    assert (one.needs_motion, one.needs_embeddings) == (kind == "flow", kind == "everest")
+    plan = look(one).plan
+    assert plan.predict_BM.shape == (1, 4)
+    if kind == "flow":
+        hidden = {5, 21} - set(plan.visible_BK[0].tolist())
+        assert hidden and hidden <= set(plan.predict_BM[0].tolist())
 
 
 def test_the_model_sees_standardised_colours():

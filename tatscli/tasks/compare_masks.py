@@ -1,0 +1,167 @@
+"""Comparing masks: several kinds over the same frames of one clip."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from tatscli.console import Reporter
+from tatscli.errors import DecodeError, UsageError
+from tatscli.masking import MASKERS
+from tatscli.tasks.view_notes import clip_notes, limited_by, mask_notes
+from tatscli.tasks.viewers import (
+    Base,
+    Choice,
+    Wishes,
+    choose_mask,
+    known_masks,
+    learned_kinds,
+    open_base,
+)
+from tatscli.tasks.visualize_masks import page_of, refuse_out, without_pictures
+from tatscli.visualize.compare import Candidate, render_comparison
+from tatscli.visualize.facts import facts_of
+from tatscli.visualize.sight import Sight
+from tatscli.visualize.windows import Window
+
+_TALLEST = 4  # rows of a film: a film of many masks becomes about as wide as it is high
+
+
+def compare_masks(
+    clip: Path,
+    kinds: str,
+    *,
+    reporter: Reporter,
+    run: Path | None = None,
+    recipe: str | None = None,
+    wishes: Wishes | None = None,
+    out: Path | None = None,
+    seed: int = 0,
+    fps: float | None = None,
+    windows: int | None = None,
+) -> dict[str, Any]:
+    """Draw what several masks hide of the same frames.
+
+    A mask of the kind of the recipe or run is theirs, the run's with its weights; every other comes
+    with the defaults of its kind.
+
+    Args:
+        clip: A video file.
+        kinds: Kinds of masks with commas between them, from top to bottom.
+        reporter: Speaks to the user.
+        run: Pretrained run or checkpoint.
+        recipe: A recipe to take the clip's shape from instead.
+        wishes: Changes of these; a ratio goes for all masks, a temperature for the learned ones.
+        out: The picture; by default `<clip's stem>.masks.mp4` in the current folder.
+        seed: Of every mask.
+        fps: Frames per second of a moving picture; None follows the clip.
+        windows: How many windows to show; None means all, for a png the first.
+
+    Returns:
+        `clip`, `out`, `grid`, `fps`, `notes`, and `compare`: for each mask `mask`, `ratio`,
+        `temperature`, `notes` and `windows`, as `visualize_masks` returns them.
+
+    Raises:
+        TatsError: If clip, run, kinds or wishes cannot be used.
+    """
+    wishes = wishes or Wishes()
+    out = out or Path(f"{clip.stem}.masks.mp4")
+    refuse_out(clip, out)
+    names = _split(kinds)
+    base = open_base(run, recipe, wishes)
+    choices = _choose(names, base, wishes)
+    settled = choices[0].recipe
+    page = page_of(settled, f"{len(choices)} masks compared", fps=fps, windows=windows)
+    page = replace(page, tallest=_TALLEST)
+    seen: list[Window] = []
+    facts: list[list[dict[str, Any]]] = [[] for _ in choices]
+
+    def watch(window: Window, sights: Sequence[Sight]) -> None:
+        for place, sight in enumerate(sights):
+            facts[place].append(facts_of(window, sight, settled.grid))
+        seen.append(without_pictures(window, sights[0])[0])
+        bar.update()
+
+    candidates = [Candidate(_label(choice, wishes), choice.viewer) for choice in choices]
+    try:
+        with reporter.progress(description="windows", unit="window") as bar:
+            rate = render_comparison(clip, out, candidates, page, seed=seed, watch=watch)
+    except DecodeError as error:
+        raise DecodeError(f"`{clip}`: {error.message}", error.hint) from error
+    notes = base.notes + clip_notes(seen, settled, limited_by(out) if windows is None else "")
+    if run is not None or any(choice.viewer.masker.temperature is not None for choice in choices):
+        notes.append(
+            "left out: sampler probability, reconstruction and error; `--compare` shows what is "
+            "visible alone"
+        )
+    own = [choice.notes + mask_notes(choice, seen) for choice in choices]
+    for note in chain(notes, *own):
+        reporter.info(note)
+    return {
+        "clip": str(clip),
+        "out": str(out),
+        "grid": list(settled.grid),
+        "fps": rate,
+        "notes": notes,
+        "compare": [
+            {
+                "mask": choice.recipe.mask.kind,
+                "ratio": choice.recipe.mask.ratio,
+                "temperature": choice.viewer.masker.temperature,
+                "notes": said,
+                "windows": shown,
+            }
+            for choice, said, shown in zip(choices, own, facts, strict=True)
+        ],
+    }
+
+
+def _split(kinds: str) -> list[str]:
+    """Read the list of kinds.
+
+    Raises:
+        UsageError: If it names none, an unknown one, or one twice.
+    """
+    names = [name.strip() for name in kinds.split(",")]
+    if not any(names):
+        raise UsageError(f"`--compare {kinds}` names no mask: choose from {known_masks()}")
+    for place, name in enumerate(names):
+        if name not in MASKERS:
+            raise UsageError(
+                f"there is no mask `{name}` to compare: choose from {known_masks()}",
+                hint="names with commas between them, such as `--compare random,tube,mgm`",
+            )
+        if name in names[:place]:
+            raise UsageError(
+                f"`--compare {kinds}` names `{name}` twice: each mask has one row",
+                hint=f"choose from {known_masks()}",
+            )
+    return names
+
+
+def _choose(names: list[str], base: Base, wishes: Wishes) -> list[Choice]:
+    """Settle every mask; they share an encoder and show nothing that a model makes of them.
+
+    Raises:
+        UsageError: If a temperature is wished and no mask has a policy, or it is out of range.
+        RecipeError: If a mask cannot do what is wished.
+    """
+    choices = []
+    learned = set(names) & set(learned_kinds())
+    for name in names:
+        tempered = name in learned or not learned
+        own = replace(wishes, mask=name, temperature=wishes.temperature if tempered else None)
+        choice = choose_mask(base, own, fresh=True)
+        bare = replace(choice.viewer, autoencoder=None, targets=())
+        choices.append(replace(choice, viewer=bare))
+    return choices
+
+
+def _label(choice: Choice, wishes: Wishes) -> str:
+    temperature = choice.viewer.masker.temperature
+    label = f"{choice.recipe.mask.kind} {choice.recipe.mask.ratio:g}"
+    wished = wishes.temperature is not None and temperature is not None
+    return f"{label}, T {temperature:g}" if wished else label

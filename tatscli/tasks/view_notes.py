@@ -1,0 +1,99 @@
+"""What a picture of masks does not say of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tatscli.recipe.schema import Recipe
+from tatscli.tasks.viewers import STRIDE, Choice, shown_motion
+from tatscli.visualize.render import is_sheet
+from tatscli.visualize.sight import Viewer
+from tatscli.visualize.windows import Window
+
+
+def clip_notes(windows: Sequence[Window], recipe: Recipe, limited: str) -> list[str]:
+    """Say what must be known of the frames and their motion.
+
+    Args:
+        windows: What is shown.
+        recipe: That was followed.
+        limited: What shows the first window only, unless told otherwise; empty where all are shown.
+    """
+    first, last = windows[0], windows[-1]
+    notes = []
+    if recipe.data.sampling.stride is None:
+        paces = "by the clock" if recipe.data.sampling.fps else "whole videos"
+        notes.append(
+            f"the recipe samples {paces}; shown are windows of every {STRIDE}th frame, "
+            "`--stride` chooses another step"
+        )
+    if last.held:
+        notes.append(
+            f"window {last.number + 1} is longer than the rest of the video: "
+            f"frame {last.frames[-1]} also fills its last {last.held} of {len(last.frames)} places"
+        )
+    motion = shown_motion(recipe)
+    if motion != recipe.data.motion:
+        notes.append("the recipe takes its motion from `data.motion.path`; shown are codec vectors")
+    if motion.camera != "none":
+        notes.append(f"motion without the camera's own (`data.motion.camera: {motion.camera}`)")
+    if all(window.motion.fallback_B.any() for window in windows):
+        notes.append("no motion vectors are known of any frame shown")
+    if limited and not first.held:
+        notes.append(f"{limited} shows the first window; `--windows` shows more")
+    return notes
+
+
+def mask_notes(choice: Choice, windows: Sequence[Window]) -> list[str]:
+    """Say what a mask that follows motion does where there is none."""
+    if not choice.viewer.needs_motion:
+        return []
+    kind = choice.recipe.mask.kind
+    missing = [one.number + 1 for one in windows if one.motion.missing_B.any()]
+    changes = [
+        one.number + 1
+        for one in windows
+        if one.motion.fallback_B.any() and not one.motion.missing_B.any()
+    ]
+    notes = []
+    if missing:
+        notes.append(
+            f"no motion is known of {_listed(missing)}: there the `{kind}` mask falls back to "
+            "`tube`"
+        )
+    if changes:
+        notes.append(
+            f"no motion vectors in {_listed(changes)}: there the `{kind}` mask falls back to "
+            "`framediff`, the change of grey levels"
+        )
+    return notes
+
+
+def left_out(viewer: Viewer, recipe: Recipe, *, growth: bool) -> list[str]:
+    """Name the rows there is nothing to show for."""
+    if growth:
+        return ["left out: reconstruction and error; `--every` shows the policy alone"]
+    rows = []
+    if viewer.masker.temperature is None:
+        rows.append(f"sampler probability (the `{recipe.mask.kind}` mask has no policy)")
+    if viewer.autoencoder is None:
+        rows.append("reconstruction and error (they need `--run`)")
+    elif viewer.pixel_target is None:
+        rows.append("reconstruction (the model predicts no pixels)")
+    return [f"left out: {', '.join(rows)}"] if rows else []
+
+
+def limited_by(out: Path, every: int | None = None) -> str:
+    """Return what shows only the first window of a clip by default, if anything."""
+    if every is not None:
+        return "`--every`"
+    return "a png" if is_sheet(out) else ""
+
+
+def _listed(numbers: list[int]) -> str:
+    """Name windows, a few of them one by one."""
+    if len(numbers) == 1:
+        return f"window {numbers[0]}"
+    shown = ", ".join(map(str, numbers[:3]))
+    return f"windows {shown}" if len(numbers) <= 3 else f"{len(numbers)} windows ({shown}, ...)"

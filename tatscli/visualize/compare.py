@@ -1,0 +1,84 @@
+"""Several masks over the same frames, one row each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from tatscli.visualize.facts import hidden_words, insight_of
+from tatscli.visualize.panels import Row, motion_row, panels_of, visible_row
+from tatscli.visualize.render import Page, write_pages
+from tatscli.visualize.sight import Sight, Viewer
+from tatscli.visualize.windows import Window
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One of the masks compared.
+
+    Attributes:
+        label: Names its row.
+        viewer: Of this mask; all candidates share an encoder.
+    """
+
+    label: str
+    viewer: Viewer
+
+
+Watcher = Callable[[Window, Sequence[Sight]], None]
+
+
+def render_comparison(
+    clip: Path,
+    out: Path,
+    candidates: Sequence[Candidate],
+    page: Page,
+    *,
+    seed: int,
+    watch: Watcher,
+) -> float | None:
+    """Write the picture: the input, the visible tokens of each mask, the motion.
+
+    Every mask draws from a generator of its own, all with the same seed, so that a row is what the
+    mask gives by itself.
+
+    Args:
+        clip: A file FFmpeg can read.
+        out: See `write_pages`.
+        candidates: What is compared, from top to bottom.
+        page: How the picture is made.
+        seed: Of the masks.
+        watch: Called with every window shown and its sights, in the candidates' order.
+
+    Returns:
+        The frame rate written, None for a png.
+
+    Raises:
+        DecodeError: The clip cannot be read.
+        UsageError: The suffix of `out` is unknown.
+    """
+    generators = [torch.Generator().manual_seed(seed) for _ in candidates]
+
+    def paint(window: Window) -> list[Row]:
+        sights = [
+            candidate.viewer.look(window, generator)
+            for candidate, generator in zip(candidates, generators, strict=True)
+        ]
+        watch(window, sights)
+        return _rows(window, candidates, sights)
+
+    return write_pages(clip, out, candidates[0].viewer, page, paint)
+
+
+def _rows(window: Window, candidates: Sequence[Candidate], sights: Sequence[Sight]) -> list[Row]:
+    video = panels_of(window.video_TCHW)
+    rows = [Row("input", [], video)]
+    for candidate, sight in zip(candidates, sights, strict=True):
+        grid = candidate.viewer.encoder.grid
+        row = visible_row(video, sight.plan, grid)
+        words = hidden_words(insight_of(window, sight, grid))
+        rows.append(replace(row, label=candidate.label, notes=[*row.notes, words]))
+    return [*rows, motion_row(video, window)]
