@@ -8,6 +8,7 @@ Shapes: B batch, N tokens (time-major), T slices, S sites of a slice, K visible.
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any, Self
 
 import torch
@@ -42,7 +43,7 @@ class MotionBinsMasker(Masker):
         self.upper = self.tokens // 2
         lower = self.tokens - self.upper
         least, most = max(0, self.visible - lower), min(self.upper, self.visible)
-        self.moving = min(max(round(share * self.visible), least), most)
+        self.moving = min(max(round(self.visible * Fraction(str(share))), least), most)
 
     @classmethod
     def from_recipe(

@@ -29,7 +29,7 @@ def test_exactly_the_share_of_the_visible_tokens_moves(
     masker = mask_of("motion_bins", grid, thousandths / 1000, share=share)
     motion = motion_on(grid, 3)
     plan = masker.plan(torch.empty(3, tokens, 0), motion=motion)
-    wanted = round(Fraction(share) * visible)
+    wanted = round(Fraction(str(share)) * visible)
     upper, lower = tokens // 2, tokens - tokens // 2
     wanted = min(wanted, upper)
     wanted = max(wanted, visible - lower)
