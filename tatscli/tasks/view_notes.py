@@ -46,27 +46,27 @@ def clip_notes(windows: Sequence[Window], recipe: Recipe, limited: str) -> list[
 
 
 def mask_notes(choice: Choice, windows: Sequence[Window]) -> list[str]:
-    """Say what a mask that follows motion does where there is none."""
-    if not choice.viewer.needs_motion:
-        return []
-    kind = choice.recipe.mask.kind
-    missing = [one.number + 1 for one in windows if one.motion.missing_B.any()]
-    changes = [
-        one.number + 1
-        for one in windows
-        if one.motion.fallback_B.any() and not one.motion.missing_B.any()
-    ]
+    """Say what a mask, and a selection, that follow motion do where there is none."""
+    viewer, recipe = choice.viewer, choice.recipe
+    parts = []
+    if viewer.masker.needs_motion:
+        parts.append((f"the `{recipe.mask.kind}` mask", "`tube`"))
+    if viewer.selection is not None and viewer.selection.needs_motion:
+        parts.append((f"`predict.kind: {recipe.predict.kind}`", "`random`"))
+    lost = [one for one in windows if one.motion.fallback_B.any()]
+    missing = [one.number + 1 for one in lost if one.motion.missing_B.any()]
+    changes = [one.number + 1 for one in lost if not one.motion.missing_B.any()]
     notes = []
-    if missing:
-        notes.append(
-            f"no motion is known of {_listed(missing)}: there the `{kind}` mask falls back to "
-            "`tube`"
-        )
-    if changes:
-        notes.append(
-            f"no motion vectors in {_listed(changes)}: there the `{kind}` mask falls back to "
-            "`framediff`, the change of grey levels"
-        )
+    for who, fallback in parts:
+        if missing:
+            notes.append(
+                f"no motion is known of {_listed(missing)}: there {who} falls back to {fallback}"
+            )
+        if changes:
+            notes.append(
+                f"no motion vectors in {_listed(changes)}: there {who} falls back to "
+                "`framediff`, the change of grey levels"
+            )
     return notes
 
 

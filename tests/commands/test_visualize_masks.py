@@ -57,6 +57,32 @@ def test_what_is_left_out_is_said(cli, clip):
     assert "left out: reconstruction and error (they need `--run`)" in tats.stderr
 
 
+def test_a_mask_comes_with_its_own_ratio(cli, clip):
+    for mask, ratio in (("mgm", 0.75), ("mgm_advect", 0.9), ("tats", 0.9)):
+        found = cli("visualize-masks", clip, *SMALL, "--mask", mask, "--json", "--quiet").json()
+        assert (found["mask"], found["ratio"]) == (mask, ratio)
+        assert found["windows"][0]["motion_hidden"] > 0
+
+
+@pytest.mark.parametrize("suffix", ["png", "mp4", "gif"])
+def test_masks_are_compared_in_one_picture(cli, clip, suffix):
+    done = cli(
+        "visualize-masks", clip, *SMALL, "--compare", "tube,mgm,simulated", "--out", f"a.{suffix}"
+    )
+    assert done.code == 0 and done.stdout == ""
+    assert f"wrote a.{suffix}" in done.stderr and "masks tube, mgm, simulated" in done.stderr
+
+
+def test_json_of_a_comparison_has_an_entry_a_mask(cli, clip):
+    found = cli("visualize-masks", clip, *SMALL, "--compare", "tube,mgm", "--json").json()
+    assert [one["mask"] for one in found["compare"]] == ["tube", "mgm"]
+    assert "windows" not in found and found["grid"] == [2, 4, 4]
+    for one in found["compare"]:
+        alone = cli("visualize-masks", clip, *SMALL, "--mask", one["mask"], "--json").json()
+        assert {"mask", "ratio", "temperature", "notes", "windows"} == one.keys()
+        assert one["windows"] == alone["windows"]
+
+
 def test_seeds_repeat_and_differ(cli, clip):
     plans = [
         cli("visualize-masks", clip, *SMALL, "--seed", seed, "--json").json()["windows"]
@@ -82,6 +108,11 @@ def test_a_recipe_gives_mask_and_shape(cli, clip):
         (["--run", "runs/none"], 2, "`--size`, `--frames`, `--patch` cannot be chosen"),
         (["--recipe", "smal"], 2, "no recipe `smal`"),
         (["--recipe", "small", "--run", "runs/none"], 2, "exclude each other"),
+        (["--compare", "tube", "--mask", "tube"], 2, "`--compare` and `--mask` exclude each"),
+        (["--compare", "tube", "--every", "1"], 2, "`--compare` and `--every` exclude each"),
+        (["--compare", ""], 2, "names no mask: choose from `random`, `tube`"),
+        (["--compare", "tube,mgn"], 2, "there is no mask `mgn` to compare: choose from"),
+        (["--compare", "tube,random", "--ratio", "0.99"], 2, "the `random` mask: `mask.ratio"),
         (["--every", "1"], 2, "`--every` needs `--run`"),
         (["--every", "0"], 2, "--every"),
         (["--every", "often"], 2, "--every"),
