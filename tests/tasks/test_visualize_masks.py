@@ -136,7 +136,13 @@ def test_every_checkpoint_is_seen_as_it_is_seen_alone(grown, clip, reporter, tmp
             out=tmp_path / "alone.png",
             seed=5,
         )["windows"][0]
-        for name in ("entropy", "motion_share", "motion_lift", "visible_per_slice"):
+        for name in (
+            "entropy",
+            "motion_share",
+            "motion_lift",
+            "motion_hidden",
+            "visible_per_slice",
+        ):
             assert one[name] == alone[name], name
     assert found["windows"][0]["visible"] == alone["visible"]
     assert found["checkpoints"][0]["entropy"] > found["checkpoints"][-1]["entropy"]
