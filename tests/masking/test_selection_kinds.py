@@ -75,6 +75,17 @@ def test_two_thirds_of_flow_move_most_and_the_rest_is_any() -> None:
     torch.testing.assert_close(share, expected, atol=0.02, rtol=0)
 
 
+def test_the_random_part_does_not_depend_on_who_of_equals_came_first() -> None:
+    grid = (1, 3, 5)
+    speed = torch.tensor([0.0] + [2.0] * 4 + [1.0] * 5 + [0.0] * 5).reshape(1, 1, 3, 5)
+    motion = motion_of(torch.zeros(20_000, 1, 3, 5, 2), speed_BThw=speed.expand(20_000, -1, -1, -1))
+    plan = hidden_but(grid, 20_000, 0)
+    share = select("flow", grid, plan, torch.empty(0), motion=motion, budget=6, random=2 / 3)
+    rest = 4 / 12  # two of the fastest four, then four of the other twelve
+    expected = torch.tensor([0.0] + [0.5 + 0.5 * rest] * 4 + [rest] * 10)
+    torch.testing.assert_close(share.float().mean(dim=0), expected, atol=0.015, rtol=0)
+
+
 def test_the_budget_of_lvmae_is_divided_two_to_one() -> None:
     for budget, salient in ((234, 156), (235, 157), (3, 2), (2, 1), (1, 1)):
         assert selection_of("flow", (8, 14, 14), 1408, budget=budget).salient == salient
