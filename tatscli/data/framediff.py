@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,15 +33,16 @@ def frame_difference(
     T, C, H, W = video_TCHW.shape
     h, w = grid
     gap_T = gaps(frames)
-    follows_T = torch.diff(torch.as_tensor(list(frames)), prepend=torch.tensor([frames[0]])) > 0
+    follows_T = np.diff(np.asarray(frames), prepend=frames[0]) > 0
     change_Thw = torch.zeros(T, h, w)
     if not follows_T.any():
-        return change_Thw, follows_T
+        return change_Thw, torch.from_numpy(follows_T)
     before, after = video_TCHW[:-1], video_TCHW[1:]
-    # In bytes: the larger less the smaller.
-    apart = torch.maximum(before, after) - torch.minimum(before, after)
-    cubes = apart.reshape(T - 1, C, h, H // h, w, W // w)
-    change_Thw[1:] = cubes.float().mean((1, 3, 5))
-    change_Thw = change_Thw[torch.from_numpy(nearest(follows_T.numpy()))]
+    # In bytes, the larger less the smaller; numpy adds them up several times as fast as torch.
+    apart = (torch.maximum(before, after) - torch.minimum(before, after)).numpy()
+    rows = np.add.reduce(apart.reshape(T - 1, C, h, H // h, W), axis=3, dtype=np.uint32)
+    total = rows.reshape(T - 1, C, h, w, W // w).sum((1, 4), dtype=np.float32)
+    change_Thw[1:] = torch.from_numpy(total) / (C * (H // h) * (W // w))
+    change_Thw = change_Thw[torch.from_numpy(nearest(follows_T))]
     change_Thw[torch.from_numpy(gap_T == 0)] = 0
-    return change_Thw, follows_T
+    return change_Thw, torch.from_numpy(follows_T)

@@ -141,7 +141,7 @@ def motion_seen(
         field_Thw2 = speed_Thw.new_zeros(*speed_Thw.shape, 2)
         missing = not valid_T.any()
     else:
-        field_Thw2, speed_Thw = view.motion(track.steps_JTyx2, cell=cell, grid=grid)
+        field_Thw2, speed_Thw = view.motion(track.steps_JT2yx, cell=cell, grid=grid)
         valid_T, missing = track.valid_T, track.missing
     return MotionField(
         field_Thw2[None],

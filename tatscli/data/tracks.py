@@ -27,13 +27,13 @@ class Track:
     """The motion into each frame of a clip, before any view of it.
 
     Attributes:
-        steps_JTyx2: float32, the way that the content of a cell took since the clip frame before,
+        steps_JT2yx: float32, the way that the content of a cell took since the clip frame before,
             the last stored frame first, in stored pixels, x first. 0 beyond the frame before.
         valid_T: bool; whether the motion into this very frame was known.
         missing: Not one of the stored frames had motion.
     """
 
-    steps_JTyx2: Tensor
+    steps_JT2yx: Tensor
     valid_T: Tensor
     missing: bool
 
@@ -44,7 +44,9 @@ def gaps(frames: Sequence[int]) -> np.ndarray:
     A frame that is shown again has 0. One that starts afresh, the first of the clip or of a loop,
     has the next distance in the clip, as if a frame went before; without one the last, or 1.
     """
-    gap_T = np.diff(np.asarray(frames, np.int64), prepend=frames[0] + 1)
+    number_T = np.array(frames, np.int64)
+    gap_T = np.full_like(number_T, -1)
+    np.subtract(number_T[1:], number_T[:-1], out=gap_T[1:])
     near_T = gap_T[nearest(gap_T > 0)]
     return np.where(gap_T < 0, np.maximum(near_T, 1), gap_T)
 
@@ -54,7 +56,7 @@ def reach(frames: Sequence[int], length: int) -> range:
 
     They begin where its first frame's way does; the one after its last may fill a key frame.
     """
-    first = int((np.asarray(frames) - gaps(frames)).min()) + 1
+    first = int((np.array(frames) - gaps(frames)).min()) + 1
     return range(max(0, first), min(length, max(frames) + 2))
 
 
@@ -83,20 +85,21 @@ def track(
     place_T = np.asarray(frames, np.int64) - first
     valid_T = torch.from_numpy(valid_F[place_T] & (gap_T > 0))
     if not valid_F.any():
-        return Track(torch.zeros(1, len(frames), *field_Fyx2.shape[1:]), valid_T, missing=True)
+        still_JT2yx = torch.zeros(1, len(frames), 2, *field_Fyx2.shape[1:3])
+        return Track(still_JT2yx, valid_T, missing=True)
     field_Fyx2 = field_Fyx2[nearest(valid_F)]
     if robust:
         field_Fyx2 = _one_scale(field_Fyx2)
     field_Fyx2 = remove_camera(field_Fyx2, None, camera)
     back_J1 = np.arange(gap_T.max(initial=1))[:, None]
-    steps_JTyx2 = chain(
-        torch.from_numpy(field_Fyx2),
+    steps_JT2yx = chain(
+        torch.from_numpy(field_Fyx2).permute(0, 3, 1, 2).contiguous(),
         # What lies before the video moves like its first frame.
         torch.from_numpy(np.maximum(place_T - back_J1, 0)),
         torch.from_numpy(back_J1 < gap_T),
         cell=cell,
     )
-    return Track(steps_JTyx2, valid_T, missing=False)
+    return Track(steps_JT2yx, valid_T, missing=False)
 
 
 def nearest(valid_F: np.ndarray) -> np.ndarray:
@@ -110,42 +113,40 @@ def nearest(valid_F: np.ndarray) -> np.ndarray:
     return np.where(next_F < F, next_F, last_F)
 
 
-def chain(field_Fyx2: Tensor, source_JT: Tensor, moving_JT: Tensor, *, cell: int) -> Tensor:
+def chain(field_F2yx: Tensor, source_JT: Tensor, moving_JT: Tensor, *, cell: int) -> Tensor:
     """Follow content back in time, frame by frame along its own path.
 
     v_k(p) + v_k-1(p - v_k(p)) + ..., read between cells bilinearly; what comes from beyond the
     border moves as the border does.
 
     Args:
-        field_Fyx2: Displacement since the frame before, in stored pixels, x first.
+        field_F2yx: Displacement since the frame before, in stored pixels, x first.
         source_JT: int64, the frame whose field is step j into clip frame t.
         moving_JT: bool, whether that step belongs to the way; the others are 0.
         cell: Side of a cell in stored pixels.
 
     Returns:
-        The steps, (J, T, y, x, 2).
+        The steps, (J, T, 2, y, x).
     """
     J, T = source_JT.shape
-    _, y, x, _ = field_Fyx2.shape
-    steps_JTyx2 = field_Fyx2.new_zeros(J, T, y, x, 2)
-    steps_JTyx2[0] = field_Fyx2[source_JT[0]]
-    if J > 1:
-        # `grid_sample` counts from -1 in the middle of the first cell to 1 in that of the last.
-        across = field_Fyx2.new_tensor((max(x - 1, 1), max(y - 1, 1))) / 2
-        rows, columns = torch.arange(y).float(), torch.arange(x).float()
-        at_Tyx2 = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1) / across - 1
-        field_F2yx = field_Fyx2.permute(0, 3, 1, 2).contiguous()
+    y, x = field_F2yx.shape[2:]
+    steps_JT2yx = field_F2yx.new_empty(J, T, 2, y, x)
+    torch.index_select(field_F2yx, 0, source_JT[0], out=steps_JT2yx[0])
+    # `grid_sample` counts from -1 in the middle of the first cell to 1 in that of the last.
+    unit_211 = torch.tensor([2 / max(x - 1, 1), 2 / max(y - 1, 1)])[:, None, None]
+    per_pixel_211 = unit_211 / cell
+    ends = torch.arange(x).float(), torch.arange(y).float()
+    at_T2yx = torch.stack(torch.meshgrid(*ends, indexing="xy")) * unit_211 - 1
     for j in range(1, J):
-        at_Tyx2 = at_Tyx2 - steps_JTyx2[j - 1] / (cell * across)
-        read_T2yx = functional.grid_sample(
+        at_T2yx = torch.addcmul(at_T2yx, steps_JT2yx[j - 1], per_pixel_211, value=-1)
+        steps_JT2yx[j] = functional.grid_sample(
             field_F2yx[source_JT[j]],
-            at_Tyx2,
+            at_T2yx.permute(0, 2, 3, 1),
             mode="bilinear",
             padding_mode="border",
             align_corners=True,
         )
-        steps_JTyx2[j] = read_T2yx.permute(0, 2, 3, 1)
-    return steps_JTyx2.mul_(moving_JT[..., None, None, None])
+    return steps_JT2yx if moving_JT.all() else steps_JT2yx.mul_(moving_JT[..., None, None, None])
 
 
 def _one_scale(field_Fyx2: np.ndarray) -> np.ndarray:
@@ -154,7 +155,8 @@ def _one_scale(field_Fyx2: np.ndarray) -> np.ndarray:
     Vectors that span unknown distances become comparable (the division is the note's on native
     vectors; that the result is in pixels again is ours). A frame in which nothing moves stays.
     """
-    speed_Fn = np.sort(np.linalg.norm(field_Fyx2, axis=-1).reshape(len(field_Fyx2), -1), axis=1)
+    speed_Fyx = np.sqrt(field_Fyx2[..., 0] ** 2 + field_Fyx2[..., 1] ** 2)
+    speed_Fn = np.sort(speed_Fyx.reshape(len(speed_Fyx), -1), axis=1)
     moving_F = (speed_Fn > 0).sum(1)
     if not moving_F.any():
         return field_Fyx2

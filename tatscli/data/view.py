@@ -72,7 +72,7 @@ class View:
         return cut.flip(-1) if self.flip else cut
 
     def motion(
-        self, steps_JTyx2: Tensor, *, cell: int, grid: tuple[int, int]
+        self, steps_JT2yx: Tensor, *, cell: int, grid: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
         """Average the motion under each token of the view.
 
@@ -81,7 +81,7 @@ class View:
         mirrored.
 
         Args:
-            steps_JTyx2: float32, the way of the content into each frame, step by step in stored
+            steps_JT2yx: float32, the way of the content into each frame, step by step in stored
                 pixels, x first; the last cell of each axis ends at the border of the picture.
             cell: Side of a cell in stored pixels.
             grid: Tokens along height and width of the view.
@@ -90,16 +90,14 @@ class View:
             The displacement, sum of the steps, float32 (T, h, w, 2), and the length of the way, sum
             of their lengths, float32 (T, h, w), both in pixels of the view.
         """
-        cells_y, cells_x = steps_JTyx2.shape[2:4]
+        cells_y, cells_x = steps_JT2yx.shape[3:]
         rows_hy = _overlap(self.top, self.crop_height, grid[0], cells_y, cell, self.height)
         columns_wx = _overlap(self.left, self.crop_width, grid[1], cells_x, cell, self.width)
-        scale_x = self.size / self.crop_width * (-1 if self.flip else 1)
-        scale_y = self.size / self.crop_height
-        scaled_JTyx2 = steps_JTyx2 * steps_JTyx2.new_tensor((scale_x, scale_y))
-        # Displacement and length side by side, channels first: two products pool them all.
-        all_3Tyx = torch.cat(
-            [scaled_JTyx2.sum(0).movedim(-1, 0), scaled_JTyx2.norm(dim=-1).sum(0)[None]]
-        )
+        x_JTyx = steps_JT2yx[:, :, 0] * (self.size / self.crop_width * (-1 if self.flip else 1))
+        y_JTyx = steps_JT2yx[:, :, 1] * (self.size / self.crop_height)
+        # Displacement and length side by side: two products pool them all.
+        length_JTyx = torch.hypot(x_JTyx, y_JTyx)
+        all_3Tyx = torch.stack([x_JTyx.sum(0), y_JTyx.sum(0), length_JTyx.sum(0)])
         pooled_3Thw = rows_hy @ all_3Tyx @ columns_wx.T
         if self.flip:
             pooled_3Thw = pooled_3Thw.flip(-1)

@@ -32,21 +32,25 @@ def remove_camera(field: np.ndarray, covered: np.ndarray | None, model: Camera) 
     """
     if model == "none":
         return field
-    *frames, rows, columns, _ = field.shape
-    kept = (field != 0).any(axis=-1) if covered is None else covered
-    known_Fn = np.ones((*frames, rows, columns), bool) if covered is None else covered
-    known_Fn = known_Fn.reshape(-1, rows * columns)
+    rows, columns = field.shape[-3:-1]
+    known_Fn = None if covered is None else covered.reshape(-1, rows * columns)
     moves_F2n = np.moveaxis(field.reshape(-1, rows * columns, 2), -1, 1).astype(np.float64)
-    global_F2n = _median(moves_F2n, known_Fn[:, None])[..., None]
+    global_F2n = _median(moves_F2n, None if known_Fn is None else known_Fn[:, None])[..., None]
     if model == "affine":
+        counts_Fn = np.ones((1, rows * columns), bool) if known_Fn is None else known_Fn
+        enough_F11 = counts_Fn.sum(-1)[:, None, None] > _FEW
         affine_F2n = _affine(moves_F2n, known_Fn, global_F2n, (rows, columns))
-        global_F2n = np.where(known_Fn.sum(-1)[:, None, None] > _FEW, affine_F2n, global_F2n)
+        global_F2n = np.where(enough_F11, affine_F2n, global_F2n)
+    kept = (field[..., 0] != 0) | (field[..., 1] != 0) if covered is None else covered
     left = np.moveaxis(moves_F2n - global_F2n, 1, -1).reshape(field.shape)
     return np.where(kept[..., None], left, 0).astype(np.float32)
 
 
 def _affine(
-    moves_F2n: np.ndarray, known_Fn: np.ndarray, start_F21: np.ndarray, grid: tuple[int, int]
+    moves_F2n: np.ndarray,
+    known_Fn: np.ndarray | None,
+    start_F21: np.ndarray,
+    grid: tuple[int, int],
 ) -> np.ndarray:
     """Return the affine motion of every cell, (F, 2, n)."""
     y, x = np.mgrid[-1 : 1 : grid[0] * 1j, -1 : 1 : grid[1] * 1j]
@@ -54,19 +58,23 @@ def _affine(
     squares_9n = (places_3n[:, None] * places_3n).reshape(9, -1)
     fitted_F2n = np.broadcast_to(start_F21, moves_F2n.shape)
     for _ in range(_ROUNDS):
-        distance_Fn = np.hypot(*np.moveaxis(moves_F2n - fitted_F2n, 1, 0))
+        apart_F2n = moves_F2n - fitted_F2n
+        distance_Fn = np.sqrt(apart_F2n[:, 0] ** 2 + apart_F2n[:, 1] ** 2)
         # A floor of a quarter pixel: the grain of vectors is no outlier.
         width_F = 4.685 * np.maximum(1.4826 * _median(distance_Fn, known_Fn), 0.25)
-        weight_Fn = np.clip(1 - (distance_Fn / width_F[:, None]) ** 2, 0, None) ** 2 * known_Fn
+        weight_Fn = np.clip(1 - (distance_Fn / width_F[:, None]) ** 2, 0, None) ** 2
+        if known_Fn is not None:
+            weight_Fn *= known_Fn
         normal_F33 = (weight_Fn @ squares_9n.T).reshape(-1, 3, 3) + _RIDGE * np.eye(3)
-        moment_F23 = (weight_Fn[:, None] * moves_F2n) @ places_3n.T
-        # The matrix is its own transpose.
-        fitted_F2n = np.linalg.solve(normal_F33, moment_F23.mT).mT @ places_3n
+        moment_F32 = ((weight_Fn[:, None] * moves_F2n) @ places_3n.T).mT
+        fitted_F2n = np.linalg.solve(normal_F33, moment_F32).mT @ places_3n
     return fitted_F2n
 
 
-def _median(values: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Return the median along the last axis of the known values; 0 where none is."""
+def _median(values: np.ndarray, known: np.ndarray | None) -> np.ndarray:
+    """Return the median along the last axis of the known values (None: all); 0 where none is."""
+    if known is None:
+        return np.median(values, axis=-1)
     known = np.broadcast_to(known, values.shape)
     count = known.sum(-1, keepdims=True)
     ordered = np.sort(np.where(known, values, np.inf), axis=-1)

@@ -35,7 +35,7 @@ def fields(view: View, cell: int, frames: int = 2) -> Tensor:
 @given(views(), st.sampled_from([4, 16]), st.integers(1, 6), st.integers(1, 6))
 def test_uniform_motion_stays_exact_and_scales(view: View, cell: int, rows: int, cols: int) -> None:
     field = torch.tensor([3.0, -2.0]).expand(2, *cells(view, cell), 2)
-    got, speed = view.motion(field[None], cell=cell, grid=(rows, cols))
+    got, speed = view.motion(field.movedim(-1, 1)[None], cell=cell, grid=(rows, cols))
     sign = -1 if view.flip else 1
     expected = torch.tensor(
         [sign * 3 * view.size / view.crop_width, -2 * view.size / view.crop_height]
@@ -76,7 +76,7 @@ def test_motion_equals_the_mean_over_pixels(view: View, cell: int, rows: int, co
     if view.flip:
         expected = expected.flip(2)
         expected[..., 0] *= -1
-    got, speed = view.motion(steps, cell=cell, grid=(rows, cols))
+    got, speed = view.motion(steps.movedim(-1, 2), cell=cell, grid=(rows, cols))
     torch.testing.assert_close(got.double(), expected[..., :2], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(speed.double(), expected[..., 2], rtol=1e-4, atol=1e-4)
 
@@ -96,8 +96,8 @@ def test_flip_commutes_with_the_view(view: View) -> None:
     field = fields(view, 1)
     turned = field.flip(2) * torch.tensor([-1.0, 1.0])
     torch.testing.assert_close(
-        flipped.motion(field[None], cell=1, grid=(3, 3)),
-        mirrored.motion(turned[None], cell=1, grid=(3, 3)),
+        flipped.motion(field.movedim(-1, 1)[None], cell=1, grid=(3, 3)),
+        mirrored.motion(turned.movedim(-1, 1)[None], cell=1, grid=(3, 3)),
         rtol=1e-4,
         atol=1e-4,
     )
@@ -132,7 +132,7 @@ def test_a_moving_picture_moves_as_its_field_says() -> None:
     view = View(64, 96, 8, 16, 32, 64, 32, flip=True)
     video = torch.cat([before, after]).expand(2, 3, 64, 96).clamp(0, 255).to(torch.uint8)
     field = torch.tensor([4.0, 0.0]).expand(2, 4, 6, 2)
-    motion = view.motion(field[None], cell=16, grid=(2, 2))[0][0, 0, 0]
+    motion = view.motion(field.movedim(-1, 1)[None], cell=16, grid=(2, 2))[0][0, 0, 0]
     picture = view.frames(video).float()
     slope = (picture[0, 0, 16, 20] - picture[0, 0, 16, 10]) / 10
     shift = (picture[0, 0, 16, 15] - picture[1, 0, 16, 15]) / slope

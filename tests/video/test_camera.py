@@ -80,3 +80,40 @@ def test_a_few_cells_fall_back_to_the_median():
     covered[0, :4] = True
     left = remove_camera(plane((3, 0, 0, 1, 0, 0)), covered, "affine")
     assert not left.any()
+
+
+@pytest.mark.parametrize("model", ["median", "affine"])
+def test_many_frames_at_once_are_each_their_own(model):
+    rng = np.random.default_rng(0)
+    fields = np.stack([with_object(plane(rng.uniform(-5, 5, 6)))[0] for _ in range(6)])
+    fields = fields.reshape(2, 3, *fields.shape[1:])
+    covered = rng.random(fields.shape[:-1]) < 0.8
+    covered[0, 0], covered[1, 2] = False, False
+    covered[0, 1, 3, :4] = True
+    fields[~covered] = 0
+    together = remove_camera(fields, covered, model)
+    assert together.shape == fields.shape
+    for index in np.ndindex(2, 3):
+        alone = remove_camera(fields[index], covered[index], model)
+        np.testing.assert_allclose(together[index], alone, atol=1e-5)
+    assert not together[0, 0].any()
+
+
+@pytest.mark.parametrize("model", ["median", "affine"])
+def test_where_the_holes_are_forgotten_zeros_count_and_stay(model):
+    field = plane((3, 0, 0, 1, 0, 0))
+    holes = np.zeros(SHAPE, bool)
+    holes[2:4, 3:9] = True
+    left = remove_camera(np.where(holes[..., None], 0, field), None, model)
+    np.testing.assert_allclose(left, 0, atol=1e-3)
+    assert (left[holes] == 0).all()
+    # Before a camera at rest the ground has no vectors at all, and what moves is not the camera.
+    alone, inside = with_object(np.zeros((*SHAPE, 2)))
+    np.testing.assert_allclose(remove_camera(alone, None, model)[inside], alone[inside], atol=0.01)
+
+
+def test_cells_on_one_line_leave_the_rest_open_but_fit():
+    covered = np.zeros(SHAPE, bool)
+    covered[4] = True
+    field = np.where(covered[..., None], plane((3, 2, 0, 1, 1, 0)), 0)
+    np.testing.assert_allclose(remove_camera(field, covered, "affine"), 0, atol=1e-3)
