@@ -1,17 +1,27 @@
 """Windows cover a video of any length, show the crop of evaluation, and hold one window at most."""
 
+import io
+from functools import partial
 from itertools import islice
 
 import numpy as np
 import pytest
 import torch
 
+from tatscli.console import Reporter
+from tatscli.data.provide import MotionSource
 from tatscli.data.sampling import eval_indices
-from tatscli.errors import DecodeError
-from tatscli.recipe.schema import Sampling
+from tatscli.data.view import spatial_crop
+from tatscli.errors import DataError, DecodeError, UsageError
+from tatscli.recipe.schema import Motion, Sampling
+from tatscli.store.pool import run_in_order
+from tatscli.store.prepare import prepare
+from tatscli.store.reader import Store
+from tatscli.store.schema import Settings
+from tatscli.store.sources import find_sources
 from tatscli.visualize import windows as module
 from tatscli.visualize.windows import read_windows
-from tests.clips import CLEAN_VECTORS, pan, render, static
+from tests.clips import CLEAN_VECTORS, moving_patch, pan, render, static
 
 
 @pytest.fixture
@@ -114,3 +124,49 @@ def test_a_file_that_is_no_video_says_so(tmp_path):
     path.write_bytes(bytes(range(256)) * 9)
     with pytest.raises(DecodeError):
         read(path)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize(
+    "motion", [Motion(), Motion(scaling="robust", camera="affine"), Motion(source="framediff")]
+)
+def test_a_window_has_the_motion_of_a_training_clip(tmp_path, stride, motion):
+    """Every window, held ones too, against the same frames drawn from a store."""
+    options = {**CLEAN_VECTORS, "g": "7", "sc_threshold": "0"}
+    path = render(
+        tmp_path / "v" / "patch.mp4",
+        moving_patch((3, 1), frames=23, height=96, side=32),
+        options=options,
+    )
+    out, reporter = tmp_path / "s", Reporter(stdout=io.StringIO(), stderr=io.StringIO())
+    run = partial(run_in_order, workers=1)
+    prepare(find_sources(path.parent), out, Settings(short_side=96), run=run, reporter=reporter)
+    source = MotionSource(Store.open(out), motion)
+    for window in read_windows(path, frames=4, stride=stride, size=96, sites=(6, 6), motion=motion):
+        view = spatial_crop(96, 256, 96, crop=0, crops=1)
+        found = source.track(0, window.frames)
+        wanted = source.seen(view, window.video_TCHW, found, window.frames, 16)
+        # The store keeps motion in half precision.
+        for name in ("field_BThw2", "speed_BThw"):
+            got, expected = getattr(window.motion, name), getattr(wanted, name)
+            assert torch.allclose(got, expected, atol=0.02), name
+        assert torch.equal(window.motion.valid_BT, wanted.valid_BT)
+        assert torch.equal(window.motion.missing_B, wanted.missing_B)
+        assert window.motion.patch == 16
+
+
+def test_flow_made_elsewhere_cannot_belong_to_a_lone_file(film):
+    stream = read_windows(
+        film(3), frames=2, stride=1, size=32, sites=(2, 2), motion=Motion(source="flow", path="x")
+    )
+    with pytest.raises(UsageError, match="source: flow"):
+        next(stream)
+
+
+def test_a_window_without_motion_takes_the_fallback_or_stops(tmp_path):
+    path = render(tmp_path / "one.mp4", static(frames=1))
+    options = {"frames": 2, "stride": 1, "size": 32, "sites": (2, 2)}
+    (window,) = read_windows(path, **options)
+    assert window.motion.missing_B.all()
+    with pytest.raises(DataError, match=r"one\.mp4` has no motion"):
+        list(read_windows(path, **options, motion=Motion(fallback="error")))
