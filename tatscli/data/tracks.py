@@ -1,8 +1,8 @@
 """From the motion of stored frames to that of a clip: filled, scaled, freed of the camera, chained.
 
-Motion is read as displacement of content from the stored frame before. The order is: fill, scale,
-take the camera out, chain. Filling and chaining are what `motion vectors` of key frames and skipped
-frames ask for and no paper spells out; the ways here are ours.
+Motion is displacement of content since the stored frame before. The order is: fill, scale, take
+the camera out, chain. No paper says how to treat key frames and skipped frames; these ways are ours
+(`docs/motion.md`).
 
 Shapes: F stored frames, T frames of the clip, J steps back in time, y and x cells, n cells.
 """
