@@ -32,7 +32,7 @@ def frame_difference(
     """
     T, C, H, W = video_TCHW.shape
     h, w = grid
-    gap_T = gaps(frames)
+    gap_T = np.array(gaps(frames))
     follows_T = np.diff(np.asarray(frames), prepend=frames[0]) > 0
     change_Thw = torch.zeros(T, h, w)
     if not follows_T.any():

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -38,17 +39,19 @@ class Track:
     missing: bool
 
 
-def gaps(frames: Sequence[int]) -> np.ndarray:
-    """Return how many stored frames each frame of a clip lies after the one before: int64 (T,).
+def gaps(frames: Sequence[int]) -> list[int]:
+    """Return how many stored frames each frame of a clip lies after the one before.
 
     A frame that is shown again has 0. One that starts afresh, the first of the clip or of a loop,
     has the next distance in the clip, as if a frame went before; without one the last, or 1.
     """
-    number_T = np.array(frames, np.int64)
-    gap_T = np.full_like(number_T, -1)
-    np.subtract(number_T[1:], number_T[:-1], out=gap_T[1:])
-    near_T = gap_T[nearest(gap_T > 0)]
-    return np.where(gap_T < 0, np.maximum(near_T, 1), gap_T)
+    steps = [-1, *(after - before for before, after in pairwise(frames))]
+    ahead = next((step for step in reversed(steps) if step > 0), 1)
+    found: list[int] = []
+    for step in reversed(steps):
+        ahead = step if step > 0 else ahead
+        found.append(ahead if step < 0 else step)
+    return found[::-1]
 
 
 def reach(frames: Sequence[int], length: int) -> range:
@@ -56,7 +59,7 @@ def reach(frames: Sequence[int], length: int) -> range:
 
     They begin where its first frame's way does; the one after its last may fill a key frame.
     """
-    first = int((np.array(frames) - gaps(frames)).min()) + 1
+    first = min(frame - gap for frame, gap in zip(frames, gaps(frames), strict=True)) + 1
     return range(max(0, first), min(length, max(frames) + 2))
 
 
@@ -81,8 +84,8 @@ def track(
         robust: Bring the frames to one scale.
         camera: Model of the camera's motion to take out.
     """
-    gap_T = gaps(frames)
-    place_T = np.asarray(frames, np.int64) - first
+    gap_T = np.array(gaps(frames))
+    place_T = np.array(frames) - first
     valid_T = torch.from_numpy(valid_F[place_T] & (gap_T > 0))
     if not valid_F.any():
         still_JT2yx = torch.zeros(1, len(frames), 2, *field_Fyx2.shape[1:3])
@@ -132,6 +135,8 @@ def chain(field_F2yx: Tensor, source_JT: Tensor, moving_JT: Tensor, *, cell: int
     y, x = field_F2yx.shape[2:]
     steps_JT2yx = field_F2yx.new_empty(J, T, 2, y, x)
     torch.index_select(field_F2yx, 0, source_JT[0], out=steps_JT2yx[0])
+    if J == 1:
+        return steps_JT2yx.mul_(moving_JT[..., None, None, None])
     # `grid_sample` counts from -1 in the middle of the first cell to 1 in that of the last.
     unit_211 = torch.tensor([2 / max(x - 1, 1), 2 / max(y - 1, 1)])[:, None, None]
     per_pixel_211 = unit_211 / cell

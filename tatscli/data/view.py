@@ -93,12 +93,16 @@ class View:
         cells_y, cells_x = steps_JT2yx.shape[3:]
         rows_hy = _overlap(self.top, self.crop_height, grid[0], cells_y, cell, self.height)
         columns_wx = _overlap(self.left, self.crop_width, grid[1], cells_x, cell, self.width)
-        x_JTyx = steps_JT2yx[:, :, 0] * (self.size / self.crop_width * (-1 if self.flip else 1))
-        y_JTyx = steps_JT2yx[:, :, 1] * (self.size / self.crop_height)
-        # Displacement and length side by side: two products pool them all.
-        length_JTyx = torch.hypot(x_JTyx, y_JTyx)
-        all_3Tyx = torch.stack([x_JTyx.sum(0), y_JTyx.sum(0), length_JTyx.sum(0)])
+        scale_x, scale_y = self.size / self.crop_width, self.size / self.crop_height
+        # Displacement and length side by side, so that two products pool them all; they are pooled
+        # in units of the view's x, and scaled after.
+        x_JTyx, y_JTyx = steps_JT2yx.unbind(2)
+        length_Tyx = torch.hypot(x_JTyx, y_JTyx * (scale_y / scale_x)).sum(0)
+        all_3Tyx = torch.stack([*steps_JT2yx.sum(0).unbind(1), length_Tyx])
         pooled_3Thw = rows_hy @ all_3Tyx @ columns_wx.T
+        sign = -1 if self.flip else 1
+        scales_3 = pooled_3Thw.new_tensor((sign * scale_x, scale_y, scale_x))
+        pooled_3Thw = pooled_3Thw * scales_3[:, None, None, None]
         if self.flip:
             pooled_3Thw = pooled_3Thw.flip(-1)
         return pooled_3Thw[:2].movedim(0, -1).contiguous(), pooled_3Thw[2]

@@ -86,7 +86,7 @@ def test_chaining_is_a_walk_back_along_the_path(
     ],
 )
 def test_gaps_by_hand(frames: list[int], expected: list[int]) -> None:
-    assert gaps(frames).tolist() == expected
+    assert gaps(frames) == expected
 
 
 def test_reach_begins_with_the_way_into_the_first_frame_and_ends_one_after_the_last() -> None:
