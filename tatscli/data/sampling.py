@@ -21,8 +21,7 @@ def train_indices(length: int, sampling: Sampling, frames: int, rng: random.Rand
     """Draw the frames of one training clip.
 
     Dense: a window of `frames x stride` source frames at a random start, read at the stride.
-        Uniform: a random frame
-    of each of `frames` equal segments.
+    Uniform: a random frame of each of `frames` equal segments.
 
     Args:
         length: Frames in the video; ticks of its clock if `sampling.fps` is set.
@@ -50,9 +49,8 @@ def eval_indices(length: int, sampling: Sampling, frames: int, segments: int) ->
     """Return the frames of the clips that score a video, the same at every call.
 
     Dense: `segments` windows, evenly spaced from the first frame the stride reaches to the last; a
-        single one lies in
-    the centre. Uniform: clip `p` takes the frame at `p / segments` of each segment; a single one
-    takes its middle.
+    single one lies in the centre. Uniform: clip `p` takes the frame at `p / segments` of each
+    segment; a single one takes its middle.
 
     Raises:
         DataError: If the video has no frames, or is too short under `short: error`.

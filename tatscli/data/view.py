@@ -114,10 +114,9 @@ def corner_crop(
     """Draw the view of pretraining, VideoMAE's multi-scale corner crop (its `transforms.py`).
 
     Height and width are each a scale of the short side, at most one step of the list apart; the
-    crop lies at one of 13
-    places: corners, centre, middles of the edges and of the quarters. Ours reaches the far edges
-        exactly, where
-    VideoMAE stays up to 3 pixels away, and sides that nearly match `size` are not rounded to it.
+    crop lies at one of 13 places: corners, centre, middles of the edges and of the quarters. Ours
+    reaches the far edges exactly, where VideoMAE stays up to 3 pixels away, and sides that nearly
+    match `size` are not rounded to it.
 
     Args:
         height: Height of the stored frame.
