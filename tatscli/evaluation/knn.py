@@ -1,6 +1,6 @@
 """Weighted nearest neighbours on frozen features (Wu et al. 2018, arXiv 1805.01978, section 3.4).
 
-Shapes: R queries, C queries at once, Q stored videos, D width, L classes.
+Shapes: R queries, C queries at once, Q stored videos, D width, K principal components, L classes.
 """
 
 from __future__ import annotations
@@ -48,3 +48,27 @@ def knn_scores(
         votes_CL = torch.zeros(len(query_CD), classes)
         votes.append(votes_CL.scatter_add_(1, label_Q[nearest.indices], weight))
     return torch.cat(votes)
+
+
+def whiten(stored_QD: Tensor, query_RD: Tensor, components: int) -> tuple[Tensor, Tensor]:
+    """Describe features by the stored ones' principal components, each of variance 1.
+
+    The cosine between plain features is that of what all videos share, where they share most. Ours:
+    Wu et al. compare features that were trained to be compared.
+
+    Args:
+        stored_QD: Features whose mean and components are taken.
+        query_RD: Other features, described in the same way.
+        components: How many; fewer, if the stored features have fewer.
+
+    Returns:
+        The stored features (Q, K) and the others (R, K), float32.
+    """
+    stored_QD, query_RD = stored_QD.double(), query_RD.double()
+    mean_D = stored_QD.mean(dim=0)
+    stored_QD, query_RD = stored_QD - mean_D, query_RD - mean_D
+    _, spread_K, axis_KD = torch.linalg.svd(stored_QD, full_matrices=False)
+    # Centred features have one component less than there are videos; the rest is rounding.
+    kept = min(components, int((spread_K > 1e-9 * spread_K[0]).sum()))
+    scale_DK = axis_KD[:kept].T * (len(stored_QD) ** 0.5 / spread_K[:kept])
+    return (stored_QD @ scale_DK).float(), (query_RD @ scale_DK).float()

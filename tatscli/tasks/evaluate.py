@@ -18,7 +18,7 @@ from tatscli.console import Reporter
 from tatscli.data.dataset import EvalViews
 from tatscli.engine.session import Session, session
 from tatscli.errors import CheckpointError, DataError, UsageError
-from tatscli.evaluation.knn import knn_scores
+from tatscli.evaluation.knn import knn_scores, whiten
 from tatscli.evaluation.scores import ViewScores, merge_views, summarise
 from tatscli.evaluation.views import score_views
 from tatscli.files import write_safely
@@ -33,15 +33,22 @@ Protocol = Literal["finetuned", "knn"]
 
 
 class PooledFeatures(nn.Module):
-    """The frozen encoder over all tokens, final norm, mean pool: (B, C, T, H, W) to (B, D)."""
+    """The frozen encoder over all tokens, final norm, means of groups of tokens, joined.
 
-    def __init__(self, encoder: Encoder) -> None:
+    Args:
+        encoder: The encoder.
+        groups: Runs of tokens that are averaged: 1, slices or tokens of a clip.
+    """
+
+    def __init__(self, encoder: Encoder, groups: int = 1) -> None:
         super().__init__()
         self.encoder = encoder
+        self.groups = groups
 
     def forward(self, video_BCTHW: Tensor) -> Tensor:
-        """Return one feature per clip."""
-        return self.encoder(self.encoder.embed(self.encoder.cubes(video_BCTHW))).mean(dim=1)
+        """Return one feature per clip: (B, groups x D)."""
+        tokens_BND = self.encoder(self.encoder.embed(self.encoder.cubes(video_BCTHW)))
+        return tokens_BND.unflatten(1, (self.groups, -1)).mean(dim=2).flatten(1)
 
 
 def evaluate(
@@ -144,7 +151,8 @@ def _knn(
     settings = recipe.evaluate.knn
     encoder = build_encoder(recipe.model, recipe.grid)
     load_encoder(encoder, run.checkpoint)
-    model = PooledFeatures(encoder).to(here.device)
+    groups = {"clip": 1, "slice": encoder.grid[0], "token": encoder.tokens}[settings.pool]
+    model = PooledFeatures(encoder, groups).to(here.device)
     _refuse_other_classes(store, names)
 
     def features(split: str, segments: int, crops: int) -> ViewScores:
@@ -162,9 +170,12 @@ def _knn(
 
     stored = features(settings.split, 1, 1)
     asked = features(recipe.evaluate.split, recipe.evaluate.segments, recipe.evaluate.crops)
+    stored_QD, asked_RD = stored.score_VL, asked.score_VL
+    if settings.whiten is not None:
+        stored_QD, asked_RD = whiten(stored_QD, asked_RD, settings.whiten)
     votes = knn_scores(
-        asked.score_VL,
-        stored.score_VL,
+        asked_RD,
+        stored_QD,
         stored.label_V,
         query_row_R=asked.row_V,
         stored_row_Q=stored.row_V,

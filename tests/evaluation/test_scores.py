@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tatscli.evaluation.knn import CHUNK, knn_scores
+from tatscli.evaluation.knn import CHUNK, knn_scores, whiten
 from tatscli.evaluation.scores import ViewScores, merge_views, summarise, top_accuracy
 
 
@@ -132,3 +132,30 @@ def test_many_queries_are_compared_in_chunks_with_the_same_result() -> None:
     whole = votes(slice(None))
     torch.testing.assert_close(whole[-10:], votes(slice(-10, None)))
     torch.testing.assert_close(whole[:5], votes(slice(0, 5)))
+
+
+def test_whitened_features_compare_by_the_inverse_covariance() -> None:
+    generator = torch.Generator().manual_seed(2)
+    mixing = torch.randn(5, 5, generator=generator, dtype=torch.float64)
+    offset = 100 * torch.randn(5, generator=generator, dtype=torch.float64)
+    stored, query = (
+        torch.randn(n, 5, generator=generator, dtype=torch.float64) @ mixing + offset
+        for n in (40, 3)
+    )
+    white_stored, white_query = whiten(stored, query, 5)
+    torch.testing.assert_close(white_stored.T @ white_stored / 40, torch.eye(5), rtol=0, atol=1e-5)
+    mean = stored.mean(dim=0)
+    precision = torch.linalg.inv((stored - mean).T @ (stored - mean) / 40)
+    expected = (query - mean) @ precision @ (stored - mean).T
+    torch.testing.assert_close(white_query @ white_stored.T, expected.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_whitening_keeps_the_widest_components_and_none_without_spread() -> None:
+    generator = torch.Generator().manual_seed(3)
+    stored = torch.randn(30, 4, generator=generator) * torch.tensor([1.0, 50.0, 0.0, 9.0])
+    first, _ = whiten(stored, stored, 1)
+    column = (stored[:, 1] - stored[:, 1].mean()) / stored[:, 1].std(correction=0)
+    assert abs(float(first[:, 0] @ column) / 30) > 0.99
+    assert whiten(stored, stored, 9)[0].shape == (30, 3)
+    few, many = stored[:3], torch.randn(2, 4, generator=generator)
+    assert [tuple(part.shape) for part in whiten(few, many, 9)] == [(3, 2), (2, 2)]

@@ -14,6 +14,7 @@ from tatscli.data.dataset import EvalViews
 from tatscli.data.normalize import standardize, to_unit
 from tatscli.engine.optim import build_optimizer
 from tatscli.errors import CheckpointError, DataError, UsageError
+from tatscli.evaluation.knn import knn_scores, whiten
 from tatscli.nn.classifier import Classifier
 from tatscli.nn.vit import build_encoder
 from tatscli.recipe.load import LoadedRecipe
@@ -117,6 +118,48 @@ def test_neighbours_need_no_classifier(reporter: Reporter, pretrained: Path) -> 
     assert (result["videos"], result["views"], result["protocol"]) == (6, 6, "knn")
     after = load_system(pretrained)[1].encoder.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(("pool", "groups"), [("clip", 1), ("slice", 4), ("token", 64)])
+def test_neighbours_see_the_means_of_runs_of_tokens(
+    load: Load,
+    reporter: Reporter,
+    pretrained: Path,
+    store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pool: str,
+    groups: int,
+) -> None:
+    seen: dict[str, torch.Tensor] = {}
+
+    def spy(query_RD: torch.Tensor, stored_QD: torch.Tensor, *args: Any, **kw: Any) -> torch.Tensor:
+        seen.update(asked=query_RD, stored=stored_QD)
+        return knn_scores(query_RD, stored_QD, *args, **kw)
+
+    monkeypatch.setattr("tatscli.tasks.evaluate.knn_scores", spy)
+    words = [f"evaluate.knn.pool={pool}"]
+    evaluate(pretrained, reporter=reporter, protocol="knn", overrides=words)
+    recipe, opened = load().recipe, Store.open(store)
+    encoder = load_system(pretrained)[1].encoder
+    for split, key in (("train", "stored"), ("val", "asked")):
+        views = EvalViews(opened, opened.part(split), recipe.data, sampling=recipe.data.sampling)
+        for place, feature in enumerate(seen[key]):
+            clip = standardize(
+                to_unit(views[place][0].video_CTHW[None]), recipe.data.mean, recipe.data.std
+            )
+            with torch.no_grad():
+                tokens = encoder(encoder.embed(encoder.cubes(clip)))[0]
+            run = len(tokens) // groups
+            by_hand = [sum(tokens[i * run : (i + 1) * run]) / run for i in range(groups)]
+            torch.testing.assert_close(feature, torch.cat(by_hand), rtol=1e-4, atol=1e-4)
+    plain = dict(seen)
+    evaluate(
+        pretrained, reporter=reporter, protocol="knn", overrides=[*words, "evaluate.knn.whiten=3"]
+    )
+    expected = whiten(plain["stored"], plain["asked"], 3)
+    for key, white in zip(("stored", "asked"), expected, strict=True):
+        assert seen[key].shape[1] == 3 < plain[key].shape[1]
+        torch.testing.assert_close(seen[key], white)
 
 
 def test_a_pretrained_run_cannot_be_evaluated_as_a_classifier(

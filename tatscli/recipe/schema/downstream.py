@@ -101,7 +101,14 @@ class Finetune(Section):
 
 
 class Knn(Section):
-    """Nearest neighbours on frozen, mean-pooled features."""
+    """Nearest neighbours on frozen features."""
+
+    pool: Literal["clip", "slice", "token"] = "clip"
+    """Tokens that are averaged: all of the clip, those of each slice, or none; what is left is
+    joined to one feature, so that `slice` keeps when, `token` also where."""
+    whiten: Count | None = None
+    """Principal components that are compared, each brought to the same variance; null compares
+    features as they are. For videos that differ by little of what they show."""
 
     split: str = "train"
     """Part of the store that holds the neighbours."""
