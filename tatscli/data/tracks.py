@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -137,11 +138,7 @@ def chain(field_F2yx: Tensor, source_JT: Tensor, moving_JT: Tensor, *, cell: int
     torch.index_select(field_F2yx, 0, source_JT[0], out=steps_JT2yx[0])
     if J == 1:
         return steps_JT2yx.mul_(moving_JT[..., None, None, None])
-    # `grid_sample` counts from -1 in the middle of the first cell to 1 in that of the last.
-    unit_211 = torch.tensor([2 / max(x - 1, 1), 2 / max(y - 1, 1)])[:, None, None]
-    per_pixel_211 = unit_211 / cell
-    ends = torch.arange(x).float(), torch.arange(y).float()
-    at_T2yx = torch.stack(torch.meshgrid(*ends, indexing="xy")) * unit_211 - 1
+    at_T2yx, per_pixel_211 = _sampling_grid(y, x, cell)
     for j in range(1, J):
         at_T2yx = torch.addcmul(at_T2yx, steps_JT2yx[j - 1], per_pixel_211, value=-1)
         steps_JT2yx[j] = functional.grid_sample(
@@ -152,6 +149,17 @@ def chain(field_F2yx: Tensor, source_JT: Tensor, moving_JT: Tensor, *, cell: int
             align_corners=True,
         )
     return steps_JT2yx if moving_JT.all() else steps_JT2yx.mul_(moving_JT[..., None, None, None])
+
+
+@lru_cache(maxsize=64)
+def _sampling_grid(y: int, x: int, cell: int) -> tuple[Tensor, Tensor]:
+    """Return the places of the cells as `grid_sample` counts them, (2, y, x), and its pixel.
+
+    It counts from -1 in the middle of the first cell to 1 in that of the last.
+    """
+    unit_211 = torch.tensor([2 / max(x - 1, 1), 2 / max(y - 1, 1)])[:, None, None]
+    ends = torch.arange(x).float(), torch.arange(y).float()
+    return torch.stack(torch.meshgrid(*ends, indexing="xy")) * unit_211 - 1, unit_211 / cell
 
 
 def _one_scale(field_Fyx2: np.ndarray) -> np.ndarray:

@@ -68,7 +68,7 @@ class MgmMasker(BlockMasker):
         length_2BRS1 = move_2BRS2.norm(dim=-1, keepdim=True) * exists_2BR[..., None, None]
         pull_2BRS2 = length_2BRS1 * move_2BRS2 * sign_2B11[..., None]
         weighted_2BRS3 = torch.cat([pull_2BRS2, length_2BRS1], dim=-1)
-        border_2 = -self.sites_S2[0]
+        corners_22 = self.sites_S2[0], self.sites_S2[-1]
         half_2BK12 = half_BK2.repeat(2, 1, 1)[:, :, None]
         path = [centre_BK2.repeat(2, 1, 1)]
         for away in range(slices - 1):
@@ -77,7 +77,7 @@ class MgmMasker(BlockMasker):
             inside_2BKS = (distance_2BKS2 <= half_2BK12).all(dim=-1).to(weighted_2BRS3.dtype)
             total_2BK3 = inside_2BKS @ weighted_2BRS3[:, away]
             mean_2BK2 = total_2BK3[..., :2] / total_2BK3[..., 2:].clamp(min=1e-9)
-            path.append((here_2BK2 + mean_2BK2).clamp(-border_2, border_2))
+            path.append((here_2BK2 + mean_2BK2).clamp(*corners_22))
         return by_slice(torch.stack(path, dim=1), base_B, slices)
 
 

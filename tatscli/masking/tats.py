@@ -1,8 +1,8 @@
 """`tats`: the sampler learned by PPO beside the autoencoder (Rai et al. 2025, arXiv 2505.08561).
 
 The paper publishes the idea: trajectory attention, an actor and a value branch, PPO, joint
-training from scratch. The numbers and the forks it leaves open are our choice; `docs/learned-masks.md`
-lists them with reasons, and each is a recipe key.
+training from scratch. The numbers and the forks it leaves open are our choice;
+`docs/learned-masks.md` lists them with reasons, and each is a recipe key.
 
 Shapes: B batch, N tokens, K visible, M predicted, A credited, D encoder width.
 """
