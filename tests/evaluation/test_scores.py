@@ -134,18 +134,22 @@ def test_many_queries_are_compared_in_chunks_with_the_same_result() -> None:
     torch.testing.assert_close(whole[:5], votes(slice(0, 5)))
 
 
-def test_whitened_features_compare_by_the_inverse_covariance() -> None:
+@pytest.mark.parametrize("videos", [40, 4])  # more and fewer than the width
+def test_whitened_features_compare_by_the_inverse_covariance(videos: int) -> None:
     generator = torch.Generator().manual_seed(2)
     mixing = torch.randn(5, 5, generator=generator, dtype=torch.float64)
     offset = 100 * torch.randn(5, generator=generator, dtype=torch.float64)
     stored, query = (
         torch.randn(n, 5, generator=generator, dtype=torch.float64) @ mixing + offset
-        for n in (40, 3)
+        for n in (videos, 3)
     )
     white_stored, white_query = whiten(stored, query, 5)
-    torch.testing.assert_close(white_stored.T @ white_stored / 40, torch.eye(5), rtol=0, atol=1e-5)
+    components = min(5, videos - 1)
+    torch.testing.assert_close(
+        white_stored.T @ white_stored / videos, torch.eye(components), rtol=0, atol=1e-5
+    )
     mean = stored.mean(dim=0)
-    precision = torch.linalg.inv((stored - mean).T @ (stored - mean) / 40)
+    precision = torch.linalg.pinv((stored - mean).T @ (stored - mean) / videos, rtol=1e-9)
     expected = (query - mean) @ precision @ (stored - mean).T
     torch.testing.assert_close(white_query @ white_stored.T, expected.float(), rtol=1e-4, atol=1e-4)
 
