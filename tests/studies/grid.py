@@ -5,9 +5,9 @@
 DATA holds `grid_digits` and `grid_verbs`. The mouth is cut out of both; every mask is trained with
 every seed for as many passes over the train parts of both, without labels. At each kept checkpoint
 frozen features are scored on the val parts: 20 nearest neighbours among mean-pooled features, the
-same among all tokens whitened, and a ridge classifier on those. At the end both tasks are
-fine-tuned. What is done already is not done again, so a study that was stopped continues. Prints
-the tables of `docs/results.md`.
+same among all tokens whitened, and a ridge classifier on those; the last also by five folds of all
+videos, which halves the error. At the end both tasks are fine-tuned. What is done already is not
+done again, so a study that was stopped continues. Prints the tables of `docs/results.md`.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ RECIPE = (
     *("run.keep=100", f"run.save_every={EVERY}"),
 )
 FINETUNE = (
-    *("finetune.optim.epochs=3", "finetune.optim.base_lr=3.2e-2", "finetune.head_scale=1"),
-    "finetune.augment.label_smoothing=0",
+    *("finetune.optim.epochs=4", "finetune.optim.base_lr=0.64", "finetune.optim.layer_decay=0.2"),
+    *("finetune.head_scale=1", "finetune.augment.label_smoothing=0"),
 )
 COMPONENTS = 256
 RIDGE = 0.1
@@ -148,14 +148,14 @@ def neighbours(stored: ViewScores, asked: ViewScores, stored_QD: Tensor, asked_R
     return float((votes.argmax(1) == asked.label_V).float().mean())
 
 
-def ridge(stored: ViewScores, asked: ViewScores, stored_QK: Tensor, asked_RK: Tensor) -> float:
+def ridge(label_Q: Tensor, label_R: Tensor, stored_QK: Tensor, asked_RK: Tensor) -> float:
     """Return the accuracy of least squares on one-hot labels with a little shrinkage."""
-    target_QL = F.one_hot(stored.label_V).float()
+    target_QL = F.one_hot(label_Q).float()
     middle_L = target_QL.mean(0)
     gram_KK = stored_QK.T @ stored_QK / len(stored_QK) + RIDGE * torch.eye(stored_QK.shape[1])
     weight_KL = torch.linalg.solve(gram_KK, stored_QK.T @ (target_QL - middle_L) / len(stored_QK))
     guess_R = (asked_RK @ weight_KL + middle_L).argmax(1)
-    return float((guess_R == asked.label_V).float().mean())
+    return float((guess_R == label_R).float().mean())
 
 
 def probe(checkpoint: Path | None, run: Path, stores: Path, width: int = 128) -> dict[str, float]:
@@ -169,7 +169,7 @@ def probe(checkpoint: Path | None, run: Path, stores: Path, width: int = 128) ->
         white = whiten(stored.score_VL, asked.score_VL, COMPONENTS)
         found[f"{task} knn"] = neighbours(stored, asked, *pooled)
         found[f"{task} white"] = neighbours(stored, asked, *white)
-        found[f"{task} ridge"] = ridge(stored, asked, *white)
+        found[f"{task} ridge"] = ridge(stored.label_V, asked.label_V, *white)
     return found
 
 
@@ -190,6 +190,40 @@ def pretrained(out: Path, mask: str, seed: int) -> dict[str, Any]:
     found = {"mask": mask, "seed": seed, "commit": commit(), "trained": trained, "curve": curve}
     result.write_text(json.dumps(found, indent=1))
     return found
+
+
+def folded(out: Path, mask: str, seed: int) -> dict[str, Any]:
+    """Score the checkpoints of one cell by folds, unless that was done before."""
+    torch.set_num_threads(1)
+    run = folder(out, mask, seed)
+    result = Path(f"{run}-folds.json")
+    if result.exists():
+        return json.loads(result.read_text())
+    steps = sorted((run / "checkpoints").glob("step-*"))
+    curve = []
+    for step in (None, *steps):
+        scores = {}
+        for task in TASKS:
+            parts = [features(step, run, out / "stores" / task, part) for part in ("train", "val")]
+            scores[task] = by_folds(*parts)
+        curve.append(scores)
+    found = {"mask": mask, "seed": seed, "commit": commit(), "curve": curve}
+    result.write_text(json.dumps(found, indent=1))
+    return found
+
+
+def by_folds(*parts: ViewScores) -> float:
+    """Return the accuracy of ridge classifiers, each trained on four fifths and asked the rest."""
+    label_V = torch.cat([part.label_V for part in parts])
+    token_VD = torch.cat([part.score_VL for part in parts])
+    order_V = torch.randperm(len(label_V), generator=torch.Generator().manual_seed(0))
+    fold_V = order_V % 5
+    right = 0.0
+    for fold in range(5):
+        rest, held = fold_V != fold, fold_V == fold
+        white = whiten(token_VD[rest], token_VD[held], COMPONENTS)
+        right += ridge(label_V[rest], label_V[held], *white) * int(held.sum())
+    return right / len(label_V)
 
 
 def finetuned(out: Path, mask: str, seed: int) -> dict[str, Any]:
@@ -236,6 +270,27 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
+def average(curve: Sequence[dict[str, float]], names: Sequence[str]) -> list[float]:
+    """Return the mean of some scores at every checkpoint."""
+    return [statistics.mean(scores[name] for name in names) for scores in curve]
+
+
+def print_curves(cells: dict[str, list[list[float]]]) -> None:
+    """Print means over seeds at every checkpoint, the last with its range, and the crossings."""
+    means = {
+        m: [statistics.mean(column) for column in zip(*c, strict=True)] for m, c in cells.items()
+    }
+    passes = [EVERY * place for place in range(len(next(iter(means.values()))))]
+    print(f"\n| mask | {' | '.join(f'pass {p}' for p in passes)} | reaches `tube` 0.75 | 0.9 |")
+    print(f"|---{'|---' * (len(passes) + 2)}|")
+    for mask, mean in means.items():
+        levels = [means[tube][-1] for tube in ("tube 0.75", "tube 0.9") if tube in means]
+        ends = [crossing(mean, level) for level in levels]
+        row = [f"{value:.3f}" for value in mean[:-1]]
+        row += [spread([curve[-1] for curve in cells[mask]]), *ends]
+        print(f"| `{mask}` | {' | '.join(row)} |")
+
+
 def report(out: Path) -> None:
     """Print the tables of what is done."""
     done = [json.loads(file.read_text()) for file in sorted(out.glob("*-[0-9].json"))]
@@ -244,28 +299,24 @@ def report(out: Path) -> None:
     cells = {mask: curves for mask, curves in cells.items() if curves}
     columns = [*product(TASKS, SCORES)]
 
-    print(f"| mask | seeds | {' | '.join(f'{task} {score}' for task, score in columns)} |")
-    print(f"|---{'|---' * (len(columns) + 1)}|")
+    names = [f"{task} {score}" for task, score in columns]
+    print(f"| mask | seeds | motion hidden | {' | '.join(names)} |")
+    print(f"|---{'|---' * (len(columns) + 2)}|")
     starts = [curves[0] for rows in cells.values() for curves in rows]
     for mask, ends in (("untrained", starts), *((m, [c[-1] for c in r]) for m, r in cells.items())):
         scores = [spread([end[f"{task} {score}"] for end in ends]) for task, score in columns]
-        count = len({json.dumps(end) for end in ends})
-        print(f"| `{mask}` | {count} | {' | '.join(scores)} |")
+        moves = [row["trained"]["motion_hidden"] for row in done if row["mask"] == mask]
+        hidden = f"{statistics.mean(moves):.2f}" if moves else ""
+        print(f"| `{mask}` | {len(moves) or len(SEEDS)} | {hidden} | {' | '.join(scores)} |")
 
-    means = {
-        mask: [
-            statistics.mean(curve[place][f"{task} ridge"] for curve in curves for task in TASKS)
-            for place in range(len(curves[0]))
-        ]
-        for mask, curves in cells.items()
-    }
-    passes = [EVERY * place for place in range(len(next(iter(means.values()))))]
-    print(f"\n| mask | {' | '.join(f'pass {p}' for p in passes)} | reaches `tube` 0.75 | 0.9 |")
-    print(f"|---{'|---' * (len(passes) + 2)}|")
-    for mask, mean in means.items():
-        levels = [means[tube][-1] for tube in ("tube 0.75", "tube 0.9") if tube in means]
-        ends = [crossing(mean, level) for level in levels]
-        print(f"| `{mask}` | {' | '.join([*(f'{value:.3f}' for value in mean), *ends])} |")
+    probes = [f"{task} ridge" for task in TASKS]
+    print_curves({m: [average(c, probes) for c in curves] for m, curves in cells.items()})
+    folds = [json.loads(file.read_text()) for file in sorted(out.glob("*-folds.json"))]
+    if folds:
+        rows = {m: [row["curve"] for row in folds if row["mask"] == m] for m in MASKS}
+        print_curves(
+            {m: [average(c, TASKS) for c in curves] for m, curves in rows.items() if curves}
+        )
 
     print(f"\n| mask | seeds | {' | '.join(f'{task} fine-tuned' for task in TASKS)} |")
     print("|---|---|---|---|")
@@ -283,16 +334,15 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--masks", nargs="*", choices=MASKS, default=list(MASKS))
-    parser.add_argument("--step", choices=("pretrain", "finetune", "report"))
+    parser.add_argument("--step", choices=("pretrain", "folds", "finetune", "report"))
     options = parser.parse_args()
     out: Path = options.out
     if not (out / "stores" / TASKS[-1]).exists():
         prepare(options.data, out)
     with ProcessPoolExecutor(options.jobs) as pool:
-        for step, stage, more in (
-            ("pretrain", pretrained, []),
-            ("finetune", finetuned, [SCRATCH]),
-        ):
+        stages = (("pretrain", pretrained), ("folds", folded), ("finetune", finetuned))
+        for step, stage in stages:
+            more = [SCRATCH] if step == "finetune" else []
             if options.step in (None, step):
                 cells = [(out, mask, seed) for seed in SEEDS for mask in (*more, *options.masks)]
                 list(pool.map(stage, *zip(*cells, strict=True)))
