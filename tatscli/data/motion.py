@@ -1,6 +1,6 @@
 """`MotionField`: the motion of a batch of clips, sampled onto the token grid of the view.
 
-Shapes: B batch, T frames, N tokens, h and w token rows and columns.
+Shapes: B batch, T frames, N tokens, S sites of a frame, h and w token rows and columns.
 """
 
 from __future__ import annotations
@@ -67,8 +67,7 @@ class MotionField:
         B, T, h, w = self.speed_BThw.shape
         return self.speed_BThw.reshape(B, slices, T // slices, h * w).mean(2).reshape(B, -1)
 
-    def displacement_BThw2(self, slices: int) -> Tensor:
-        """Return the displacement into each slice from the one before, in tokens: x first."""
-        B, T, h, w, _ = self.field_BThw2.shape
-        moves = self.field_BThw2.reshape(B, slices, T // slices, h, w, 2)
-        return moves.sum(2) / self.patch
+    @property
+    def moves_BTS2(self) -> Tensor:
+        """The displacement into each frame from the one before, in tokens, x first, by site."""
+        return self.field_BThw2.flatten(2, 3) / self.patch

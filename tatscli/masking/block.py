@@ -39,7 +39,8 @@ class BlockMasker(SliceMasker):
         self.config = config
         if config.blocks > self.sites:
             raise RecipeError(
-                f"`mask.blocks: {config.blocks}` is more than the {self.sites} sites of a slice"
+                f"`mask.blocks: {config.blocks}` is more than the {self.sites} sites of a slice",
+                hint="fewer rectangles, or larger clips",
             )
         self.register_buffer("sites_S2", site_positions(grid), persistent=False)
 

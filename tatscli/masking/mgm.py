@@ -1,9 +1,10 @@
 """`mgm`: rectangles that follow the content (MGM, Fan et al. 2023, arXiv 2308.12962).
 
 Published: codec motion vectors steer where the mask lies over time, at a ratio of 0.75. No code is
-public, so what follows is our design: base slice, shape, tracking and ranking.
+public, so what follows is our design: base frame, shape, tracking and ranking.
 
-Shapes: B batch, T slices, R steps away from the base slice, S sites of a slice, K rectangles.
+Shapes: B batch, N tokens, T slices, F frames, R steps away from the base frame, S sites of a slice,
+K rectangles.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import torch
 from torch import Generator, Tensor
 
 from tatscli.data.motion import MotionField
-from tatscli.masking.base_slice import base_slice_B, by_slice, steps_2BR
 from tatscli.masking.block import BlockMasker
 from tatscli.masking.draw import gumbel_top_k
+from tatscli.masking.tracking import base_frame_B, by_frame, steps_2BR
 
-STILL = 1e-6  # added to motion as a share of chance: where nothing moves, any site will do
+STILL = 0.05  # pixels; where all move less, a rectangle may lie anywhere
 NOISE = 1.0  # pixels; a clip whose fastest token moves less is not stretched to full range
 
 
@@ -30,37 +31,38 @@ class MgmMasker(BlockMasker):
     ) -> Tensor:
         """Rank by depth in the rectangles, with a little preference for what moves."""
         assert motion is not None
-        pull_BTS = self.config.pull * relative_speed_BTS(motion, self.grid[0])
+        speed_BN = motion.magnitude_BN(self.grid[0])
+        top_B1 = speed_BN.amax(dim=1, keepdim=True).clamp(min=NOISE)
+        pull_BTS = self.config.pull * (speed_BN / top_B1).view_as(noise_BTS)
         return super().rank_BTS(motion, noise_BTS, generator) + pull_BTS
 
     def centres_BTK2(
         self, half_BK2: Tensor, motion: MotionField | None, generator: Generator | None
     ) -> Tensor:
-        """Draw the places in the base slice and follow the motion from there."""
+        """Draw the places in the base frame and follow the motion from there."""
         assert motion is not None
-        B, slices = len(half_BK2), self.grid[0]
         # The square keeps the many tokens that tremble from outweighing the few that move.
-        energy_BTS = motion.magnitude_BN(slices).reshape(B, slices, self.sites).square()
-        base_B = base_slice_B(energy_BTS, self.config.base, generator)
-        energy_BS = energy_BTS[torch.arange(B, device=base_B.device), base_B]
-        weight_BS = energy_BS + STILL * energy_BS.amax(dim=1, keepdim=True) + 1e-12
+        energy_BFS = motion.speed_BThw.flatten(2).square()
+        base_B = base_frame_B(energy_BFS, self.config.base, generator)
+        energy_BS = energy_BFS[torch.arange(len(base_B), device=base_B.device), base_B]
+        weight_BS = energy_BS + STILL**2
         if self.config.centre == "sample":
             site_BK = gumbel_top_k(weight_BS.log(), self.config.blocks, generator)
             centre_BK2 = self.sites_S2[site_BK]
         else:
             share_BS = weight_BS / weight_BS.sum(dim=1, keepdim=True)
             centre_BK2 = (share_BS @ self.sites_S2)[:, None]
-        move_BTS2 = motion.displacement_BThw2(slices).reshape(B, slices, self.sites, 2)
-        return self._follow(centre_BK2, half_BK2, move_BTS2, base_B)
+        path_BFK2 = self._follow(centre_BK2, half_BK2, motion.moves_BTS2, base_B)
+        return path_BFK2.unflatten(1, (self.grid[0], -1)).mean(dim=2)
 
     def _follow(
-        self, centre_BK2: Tensor, half_BK2: Tensor, move_BTS2: Tensor, base_B: Tensor
+        self, centre_BK2: Tensor, half_BK2: Tensor, move_BFS2: Tensor, base_B: Tensor
     ) -> Tensor:
-        """Move centres by the magnitude-weighted mean of the motion inside: (B, T, K, 2)."""
-        B, slices = move_BTS2.shape[:2]
-        step_2BR, exists_2BR = steps_2BR(base_B, slices)
+        """Move centres by the magnitude-weighted mean of the motion inside: (B, F, K, 2)."""
+        B, frames = move_BFS2.shape[:2]
+        step_2BR, exists_2BR = steps_2BR(base_B, frames)
         clip_2B1 = torch.arange(B, device=base_B.device).repeat(2)[:, None]
-        move_2BRS2 = move_BTS2[clip_2B1, step_2BR]
+        move_2BRS2 = move_BFS2[clip_2B1, step_2BR]
         sign_2B11 = torch.ones_like(base_B).repeat(2)[:, None, None]
         sign_2B11[B:] = -1
         # Motion is known where content arrives. Forwards, what was inside is found by its origin.
@@ -71,18 +73,11 @@ class MgmMasker(BlockMasker):
         corners_22 = self.sites_S2[0], self.sites_S2[-1]
         half_2BK12 = half_BK2.repeat(2, 1, 1)[:, :, None]
         path = [centre_BK2.repeat(2, 1, 1)]
-        for away in range(slices - 1):
+        for away in range(frames - 1):
             here_2BK2 = path[-1]
             distance_2BKS2 = (origin_2BRS2[:, away, None] - here_2BK2[:, :, None]).abs()
             inside_2BKS = (distance_2BKS2 <= half_2BK12).all(dim=-1).to(weighted_2BRS3.dtype)
             total_2BK3 = inside_2BKS @ weighted_2BRS3[:, away]
             mean_2BK2 = total_2BK3[..., :2] / total_2BK3[..., 2:].clamp(min=1e-9)
             path.append((here_2BK2 + mean_2BK2).clamp(*corners_22))
-        return by_slice(torch.stack(path, dim=1), base_B, slices)
-
-
-def relative_speed_BTS(motion: MotionField, slices: int) -> Tensor:
-    """Return the speed of every token by that of the clip's fastest, in [0, 1]."""
-    speed_BN = motion.magnitude_BN(slices)
-    top_B1 = speed_BN.amax(dim=1, keepdim=True).clamp(min=NOISE)
-    return (speed_BN / top_B1).reshape(len(speed_BN), slices, -1)
+        return by_frame(torch.stack(path, dim=1), base_B)

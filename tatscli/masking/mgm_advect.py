@@ -5,8 +5,8 @@ flow: a map of Gaussians around the visible sites of the middle frame is warped 
 frame, what has no origin takes the map unwarped, and the highest sites are visible. Ours warps
 positions instead of the map, so nothing blurs, and works on tokens.
 
-Shapes: B batch, T slices, R steps away from the base slice, S sites of a slice, V visible sites, h
-and w token rows and columns.
+Shapes: B batch, T slices, F frames, R steps away from the base frame, S sites of a slice, V visible
+sites, h and w token rows and columns, X any.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 from tatscli.data.motion import MotionField
-from tatscli.masking.base_slice import base_slice_B, by_slice, steps_2BR
 from tatscli.masking.block import site_positions
 from tatscli.masking.slices import SliceMasker
+from tatscli.masking.tracking import base_frame_B, by_frame, steps_2BR
 
 SIGMA = 0.5  # of the Gaussians, in sites; ours
 
 
 class MgmAdvectMasker(SliceMasker):
-    """Ranks every token by where its content lies in the base slice's random mask."""
+    """Ranks every token by where its content lay in the base frame's random mask."""
 
     needs_motion = True
     sites_S2: Tensor
@@ -46,39 +46,46 @@ class MgmAdvectMasker(SliceMasker):
     def rank_BTS(
         self, motion: MotionField | None, noise_BTS: Tensor, generator: Generator | None
     ) -> Tensor:
-        """Rank by the emptiness of the map at the token's origin in the base slice."""
+        """Rank by the emptiness of the map where the token's content lay in the base frame."""
         assert motion is not None
-        B, slices = noise_BTS.shape[:2]
-        energy_BTS = motion.magnitude_BN(slices).reshape(B, slices, self.sites).square()
-        base_B = base_slice_B(energy_BTS, self.config.base, generator)
-        origin_BTS2 = self._origins(motion.displacement_BThw2(slices), base_B)
+        slices = self.grid[0]
+        energy_BFS = motion.speed_BThw.flatten(2).square()
+        base_B = base_frame_B(energy_BFS, self.config.base, generator)
+        origin_BFS2 = self._origins(motion.moves_BTS2, base_B)
         seen_BV = noise_BTS[:, 0].topk(self.sites - self.hidden, dim=1).indices
         centre_B1V2 = self.sites_S2[seen_BV][:, None]
-        square_BTSV = torch.cdist(origin_BTS2, centre_B1V2.expand(-1, slices, -1, -1)).square()
-        map_BTS = (square_BTSV / (-2 * SIGMA**2)).exp().sum(dim=-1)
-        return -map_BTS
+        # Not by way of a matrix product: in TF32 another mask would come of it.
+        distance_BFSV = torch.cdist(
+            origin_BFS2,
+            centre_B1V2.expand(-1, origin_BFS2.shape[1], -1, -1),
+            compute_mode="donot_use_mm_for_euclid_dist",
+        )
+        map_BFS = (distance_BFSV.square() / (-2 * SIGMA**2)).exp().sum(dim=-1)
+        return -map_BFS.unflatten(1, (slices, -1)).mean(dim=2)
 
-    def _origins(self, move_BThw2: Tensor, base_B: Tensor) -> Tensor:
-        """Trace every token back to the base slice: (B, T, S, 2)."""
-        B, slices, h, w, _ = move_BThw2.shape
-        step_2BR, exists_2BR = steps_2BR(base_B, slices)
+    def _origins(self, move_BFS2: Tensor, base_B: Tensor) -> Tensor:
+        """Trace every site of every frame back to the base frame: (B, F, S, 2)."""
+        B, frames = move_BFS2.shape[:2]
+        _, h, w = self.grid
+        move_BFhw2 = move_BFS2.unflatten(2, (h, w))
+        step_2BR, exists_2BR = steps_2BR(base_B, frames)
         clip_B1 = torch.arange(B, device=base_B.device)[:, None]
         site_hw2 = self.sites_S2.reshape(h, w, 2)
         # Towards the base: from where it came, or where it goes. The latter is told by the motion
         # at the place it goes to.
-        came_BRhw2 = -move_BThw2[clip_B1, step_2BR[:B]]
-        guess_BRhw2 = move_BThw2[clip_B1, step_2BR[B:]]
+        came_BRhw2 = -move_BFhw2[clip_B1, step_2BR[:B]]
+        guess_BRhw2 = move_BFhw2[clip_B1, step_2BR[B:]]
         goes_hw2 = self._sample(guess_BRhw2.flatten(0, 1), (site_hw2 + guess_BRhw2).flatten(0, 1))
         goes_BRhw2 = goes_hw2.reshape(guess_BRhw2.shape)
         back_2BRhw2 = torch.cat([came_BRhw2, goes_BRhw2]) * exists_2BR[..., None, None, None]
         origin = [site_hw2.expand(2 * B, -1, -1, -1)]
         edge_2 = 0.5 - self.sites_S2[0]
-        for away in range(slices - 1):
+        for away in range(frames - 1):
             place_2Bhw2 = site_hw2 + back_2BRhw2[:, away]
             offset_2Bhw2 = self._sample(origin[-1] - site_hw2, place_2Bhw2)
             outside_2Bhw1 = (place_2Bhw2.abs() > edge_2).any(dim=-1, keepdim=True)
             origin.append(torch.where(outside_2Bhw1, site_hw2, place_2Bhw2 + offset_2Bhw2))
-        return by_slice(torch.stack(origin, dim=1), base_B, slices).flatten(2, 3)
+        return by_frame(torch.stack(origin, dim=1), base_B).flatten(2, 3)
 
     def _sample(self, value_Xhw2: Tensor, place_Xhw2: Tensor) -> Tensor:
         """Read values between sites, bilinearly; beyond the border those of the border."""

@@ -10,12 +10,11 @@ from __future__ import annotations
 from torch import Generator, Tensor
 
 from tatscli.data.motion import MotionField
-from tatscli.masking.mgm import relative_speed_BTS
 from tatscli.masking.slices import SliceMasker
 
 
 class MgmTopkMasker(SliceMasker):
-    """Ranks the sites of a slice by speed; those that tie, as where nothing moves, by a tube."""
+    """Ranks the sites of a slice by speed; those that tie, as where nothing moves, as a tube."""
 
     needs_motion = True
 
@@ -24,4 +23,4 @@ class MgmTopkMasker(SliceMasker):
     ) -> Tensor:
         """Rank by speed."""
         assert motion is not None
-        return relative_speed_BTS(motion, self.grid[0]) + 1e-4 * noise_BTS
+        return motion.magnitude_BN(self.grid[0]).view_as(noise_BTS)

@@ -1,6 +1,6 @@
 """Which tokens matter: by how much their patch embedding changes, or by how far they move.
 
-Shapes: B batch, N tokens (time-major), M of them, D width, T slices, S sites of a slice.
+Shapes: B batch, N tokens (time-major), M of them, X any, D width, T slices, S sites of a slice.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ def embedding_change_BN(tokens_BND: Tensor, slices: int) -> Tensor:
         tokens_BND: Patch embeddings of whole clips, without positions.
         slices: Slices T of a clip.
     """
-    tokens_BTSD = tokens_BND.detach().unflatten(1, (slices, -1))
+    # Differences of nearly equal embeddings would not survive bf16.
+    tokens_BTSD = tokens_BND.detach().float().unflatten(1, (slices, -1))
     if slices == 1:
-        return torch.zeros_like(tokens_BTSD[:, 0, :, 0], dtype=torch.float32)
-    change_BTS = torch.linalg.vector_norm(
-        tokens_BTSD[:, 1:] - tokens_BTSD[:, :-1], dim=3, dtype=torch.float32
-    )
+        return torch.zeros_like(tokens_BTSD[:, 0, :, 0])
+    change_BTS = torch.linalg.vector_norm(tokens_BTSD[:, 1:] - tokens_BTSD[:, :-1], dim=3)
     return torch.cat([change_BTS[:, :1], change_BTS], dim=1).flatten(1)
 
 
@@ -45,9 +44,9 @@ def known_motion(motion: MotionField | None, what: str) -> MotionField:
     return motion
 
 
-def descending(score_BM: Tensor, noise_BM: Tensor) -> Tensor:
-    """Return the places of the scores from high to low, (B, M); noise decides between equals."""
+def descending(score_XM: Tensor, noise_XM: Tensor) -> Tensor:
+    """Return the places of the scores from high to low, (..., M); noise decides between equals."""
     # Stable sorts, the minor key first, give one order on every device.
-    by_noise_BM = noise_BM.argsort(dim=1, descending=True, stable=True)
-    by_score_BM = score_BM.gather(1, by_noise_BM).argsort(dim=1, descending=True, stable=True)
-    return by_noise_BM.gather(1, by_score_BM)
+    by_noise_XM = noise_XM.argsort(dim=-1, descending=True, stable=True)
+    by_score_XM = score_XM.gather(-1, by_noise_XM).argsort(dim=-1, descending=True, stable=True)
+    return by_noise_XM.gather(-1, by_score_XM)

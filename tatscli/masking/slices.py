@@ -13,6 +13,7 @@ from tatscli.errors import RecipeError
 from tatscli.masking.base import Masker
 from tatscli.masking.draw import share_count, uniform_scores
 from tatscli.masking.plan import MaskPlan
+from tatscli.masking.saliency import descending, known_motion
 
 
 class SliceMasker(Masker):
@@ -42,7 +43,7 @@ class SliceMasker(Masker):
 
         Args:
             motion: The clips' motion, if the mask needs it.
-            noise_BTS: Uniform in [0, 1), alike in all slices, to break ties.
+            noise_BTS: Uniform in [0, 1), alike in all slices; it decides between equals.
             generator: For further draws.
         """
         raise NotImplementedError
@@ -57,14 +58,15 @@ class SliceMasker(Masker):
         """Rank the sites of every slice and hide the first."""
         B, device = tokens_BND.shape[0], tokens_BND.device
         slices = self.grid[0]
+        if self.needs_motion:
+            motion = known_motion(motion, type(self).__name__)
         noise_B1S = uniform_scores((B, 1, self.sites), device, generator)
         noise_BTS = noise_B1S.expand(B, slices, self.sites)
         with torch.autocast(device.type, enabled=False):
             rank_BTS = self.rank_BTS(motion, noise_BTS, generator)
         if self.needs_motion and motion is not None:
-            rank_BTS = torch.where(motion.missing_B[:, None, None], noise_BTS, rank_BTS)
-        # A stable sort treats equal slices alike on every device.
-        order_BTS = rank_BTS.argsort(dim=2, descending=True, stable=True)
+            rank_BTS = rank_BTS.masked_fill(motion.missing_B[:, None, None], 0)
+        order_BTS = descending(rank_BTS, noise_BTS)
         first_T1 = torch.arange(slices, device=device)[:, None] * self.sites
         visible_BTS = order_BTS[:, :, self.hidden :] + first_T1
         return MaskPlan.from_visible(visible_BTS.flatten(1), self.tokens)

@@ -53,12 +53,10 @@ def patch_motion(
     return motion_of(field), where
 
 
-def loop_path(
-    masker: MgmMasker, motion: MotionField, half: Tensor, start: Tensor, base: list[int]
-) -> Tensor:
-    """Follow the motion clip by clip, slice by slice, token by token."""
-    T, h, w = masker.grid
-    move = motion.displacement_BThw2(T).tolist()
+def loop_path(motion: MotionField, half: Tensor, start: Tensor, base: list[int]) -> Tensor:
+    """Follow the motion clip by clip, frame by frame, token by token."""
+    _, T, h, w = motion.speed_BThw.shape
+    move = (motion.field_BThw2 / 16).tolist()
     B, K, _ = start.shape
     path = torch.zeros(B, T, K, 2)
     for b in range(B):
@@ -109,16 +107,13 @@ def test_rectangles_follow_as_loops_do(
     field = torch.randn(3, T * tubelet, h, w, 2) * 12
     field[torch.rand(3, T * tubelet, h, w) < 0.4] = 0
     motion = motion_of(field)
-    masker = mgm(grid, ratio=0.5, blocks=blocks, base="random")
-    # Sides that no token lies on exactly: rounding must not decide.
+    masker = mgm(grid, ratio=0.5, blocks=blocks)
     half = torch.rand(3, blocks, 2) * 2 + 0.26
-    state = torch.Generator().manual_seed(seed)
-    path = masker.centres_BTK2(half, motion, state)
-    base = torch.rand(3, T, generator=torch.Generator().manual_seed(seed)).argmax(1).tolist()
-    start = torch.stack([path[b, base[b]] for b in range(3)])
-    torch.testing.assert_close(
-        path, loop_path(masker, motion, half, start, base), atol=1e-4, rtol=1e-4
-    )
+    start = (torch.rand(3, blocks, 2) - 0.5) * torch.tensor([w - 1.0, h - 1.0])
+    base = torch.randint(T * tubelet, (3,))
+    path = masker._follow(start, half, motion.moves_BTS2, base)
+    wanted = loop_path(motion, half, start, base.tolist())
+    torch.testing.assert_close(path, wanted, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("ratio", [0.3, 0.5, 0.75])
@@ -158,6 +153,32 @@ def test_centres_are_drawn_in_proportion_to_the_energy_of_motion() -> None:
     assert at_first == pytest.approx(0.9, abs=0.02)  # 9 pixels to 3, squared
 
 
+@pytest.mark.parametrize(("side", "speed"), [(1, 1.0), (2, 0.5), (2, 1.0), (2, 2.0)])
+def test_small_fast_things_are_followed_at_their_speed(side: int, speed: float) -> None:
+    """`speed` tokens a frame, two frames a slice: content is at another token in each of them."""
+    field = torch.zeros(1, 12, 10, 24, 2)
+    for frame in range(12):
+        x = round(speed * frame)
+        field[0, frame, 4 : 4 + side, x : x + side, 0] = speed * 16
+    masker = mgm((6, 10, 24), ratio=0.1, base="middle", centre="centroid")
+    path = masker.centres_BTK2(torch.full((1, 1, 2), side / 2), motion_of(field), None)[0, :, 0]
+    torch.testing.assert_close(path[:, 0].diff(), torch.full((5,), 2 * speed))
+
+
+def test_the_middle_frame_is_the_middle_one() -> None:
+    field = torch.zeros(1, 12, 10, 12, 2)
+    field[0, 6, 2, 3, 0], field[0, [0, 5, 7, 11], 8, 9, 0] = 1e-3, 50.0
+    masker = mgm(base="middle", centre="centroid")
+    masker._follow = lambda centre, *_: centre[:, None].expand(-1, 12, -1, -1)  # type: ignore
+    centre = masker.centres_BTK2(torch.ones(1, 1, 2), motion_of(field * 1e4), None)[0, 0, 0]
+    torch.testing.assert_close(centre, torch.tensor([-2.5, -2.5]), atol=0.1, rtol=0)
+
+
+def test_one_centroid_is_not_several_places() -> None:
+    with pytest.raises(ValueError, match="`centre: centroid` is one place, and `blocks: 2` need"):
+        schema.MgmMask(kind="mgm", centre="centroid", blocks=2)
+
+
 def test_what_leaves_the_picture_keeps_the_rectangle_at_the_border() -> None:
     motion, _ = patch_motion(start=(6, 4), speed=(3.0, 0.0))
     path = mgm(base="energy", centre="centroid").centres_BTK2(
@@ -175,11 +196,25 @@ def test_a_still_clip_is_a_block_that_stands_anywhere() -> None:
     assert all(torch.equal(still[:, t], still[:, 0]) for t in range(GRID[0]))
 
 
-def test_tremor_below_a_pixel_does_not_shape_the_mask() -> None:
+def test_tremor_does_not_shape_the_mask() -> None:
     quiet = torch.zeros(1, *GRID, 2)
     quiet[..., 0] = torch.rand(GRID) * 0.01
     flat = hidden(mgm(ratio=0.3, centre="centroid"), motion_of(quiet), seed=5)
     assert (flat[:, 0] == flat[:, -1]).float().mean() > 0.97  # a few sites tie at the rim
+    lone = torch.zeros(2000, *GRID, 2)
+    lone[:, :, 0, 0, 0] = 0.02
+    still = hidden(mgm(ratio=0.1), motion_of(torch.zeros_like(lone)))
+    shaken = hidden(mgm(ratio=0.1), motion_of(lone))
+    more = (shaken.float() - still.float()).mean(dim=(0, 1))
+    assert more[0, 0] < 0.05
+
+
+def test_the_order_of_speeds_holds_beside_an_outlier() -> None:
+    field = torch.zeros(1, *GRID, 2)
+    field[..., 0] = torch.linspace(0, 0.04, 120).reshape(10, 12)
+    field[0, :, 0, 0, 0] = 512.0
+    found = hidden(topk(ratio=0.5), motion_of(field))[0].flatten(1)
+    assert found[:, 0].all() and found[:, 61:].all() and not found[:, 1:61].any()
 
 
 @pytest.mark.parametrize("make", [mgm, topk])

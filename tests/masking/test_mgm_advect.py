@@ -59,7 +59,7 @@ def test_content_is_traced_through_every_slice() -> None:
     field = torch.zeros(1, *GRID, 2)
     field[..., 0] = 12.0  # three quarters of a token
     one = masker(ratio=0.5, base="middle")
-    moves = motion_of(field).displacement_BThw2(GRID[0])
+    moves = motion_of(field).moves_BTS2
     origin = one._origins(moves, torch.tensor([2]))[0].reshape(*GRID, 2)
     for t in range(GRID[0]):
         torch.testing.assert_close(origin[t, 4, 4, 0], torch.tensor(-0.75 * (t - 2)))
@@ -75,7 +75,7 @@ def test_a_turning_field_is_followed_through_its_own_path() -> None:
     smooth = torch.nn.functional.interpolate(coarse, GRID[1:], mode="bicubic")
     field = torch.stack([smooth.permute(0, 2, 3, 1) * k for k in (1.0, -0.5, 0.8, 1.2, -1.0)], 1)
     one = masker(ratio=0.5, base="middle")
-    moves = motion_of(field).displacement_BThw2(GRID[0])
+    moves = motion_of(field).moves_BTS2
     origin = one._origins(moves, torch.tensor([2]))[0].reshape(*GRID, 2)
 
     def read(values: Tensor, x: float, y: float) -> list[float]:
@@ -90,9 +90,9 @@ def test_a_turning_field_is_followed_through_its_own_path() -> None:
     for x, y in [(0.0, 0.5), (1.0, -0.5), (-2.0, 1.5)]:
         # Forwards: slice 4 to 3 to 2, each against the motion that led there.
         place = [x, y]
-        u, v = read(moves[0, 4], *place)
+        u, v = read(moves[0, 4].unflatten(0, GRID[1:]), *place)
         place = [place[0] - u, place[1] - v]
-        u, v = read(moves[0, 3], *place)
+        u, v = read(moves[0, 3].unflatten(0, GRID[1:]), *place)
         place = [place[0] - u, place[1] - v]
         found = origin[4, int(y + 3.5), int(x + 4)]
         torch.testing.assert_close(found, torch.tensor(place), atol=0.05, rtol=0)
@@ -109,3 +109,23 @@ def test_a_patch_keeps_its_part_of_the_mask() -> None:
         base = shown[2, 3:5, 3:5]
         agree += [(shown[t, 3:5, t + 1 : t + 3] == base).float().mean().item() for t in (1, 3)]
     assert sum(agree) / len(agree) > 0.9  # by chance 0.52
+
+
+def test_the_middle_frame_keeps_the_random_mask() -> None:
+    torch.manual_seed(0)
+    still, moving = torch.zeros(20, *GRID, 2), torch.randn(20, *GRID, 2) * 8
+    one = masker(ratio=0.75)
+    tube, carried = visible(one, still), visible(one, moving)
+    assert torch.equal(tube[:, 2], carried[:, 2])
+    assert not torch.equal(tube[:, 1], carried[:, 1])
+
+
+def test_both_frames_of_a_tubelet_count() -> None:
+    field = torch.zeros(1, 10, *GRID[1:], 2)
+    field[..., 0] = 8.0  # half a token a frame
+    one = masker(ratio=0.75)
+    moves = motion_of(field).moves_BTS2
+    origin = one._origins(moves, torch.tensor([5]))[0].reshape(10, *GRID[1:], 2)
+    torch.testing.assert_close(
+        origin[:, 4, 4, 0], torch.tensor([-0.5 * (frame - 5) for frame in range(10)])
+    )

@@ -70,11 +70,20 @@ class MgmMask(BlockMask):
 
     kind: Literal["mgm"]  # type: ignore[assignment]
     base: Literal["energy", "middle", "random"] = "energy"
-    """Slice the rectangles are placed in: that with most motion energy, the middle one, or any."""
+    """Frame the rectangles are placed in: that with most motion energy, the middle one, or any."""
     centre: Literal["sample", "centroid"] = "sample"
     """Draw centres from where it moves, or take the centroid of the motion."""
     pull: NonNegative = 1.0
     """How many sites beyond the rim the token that moves most is still hidden."""
+
+    @model_validator(mode="after")
+    def _one_centroid(self) -> Self:
+        if self.centre == "centroid" and self.blocks > 1:
+            raise ValueError(
+                f"`centre: centroid` is one place, and `blocks: {self.blocks}` need several;"
+                " use `sample`"
+            )
+        return self
 
 
 class MgmTopkMask(Section):
@@ -93,7 +102,7 @@ class MgmAdvectMask(Section):
     ratio: Ratio = 0.9
     """Share of sites hidden in every slice; MGMAE's."""
     base: Literal["middle", "energy", "random"] = "middle"
-    """Slice in which the mask is drawn; MGMAE's is the middle one."""
+    """Frame in which the mask is drawn; MGMAE's is the middle one."""
 
 
 class EverestMask(Section):
