@@ -70,15 +70,70 @@ def dotted(keys: Keys) -> str:
     return ".".join(map(str, keys))
 
 
-def suggest(section: type[Section], parent: Keys, wrong: str) -> str:
-    """Say which key was meant: the nearest here, one of that name elsewhere, or all there are."""
+def unknown(section: type[Section], parent: Keys, wrong: str) -> str:
+    """Say that a section has no such key, and which was meant.
+
+    It may belong to another kind of the section; else it is the nearest here, one of that name
+    elsewhere, or any there is.
+    """
+    name = f"`{dotted((*parent, wrong))}`"
+    node = _node_at(parent)
+    kinds = node.by_name.items() if isinstance(node, Kinds) else ()
+    owners = [kind for kind, other in kinds if wrong in other.model_fields]
+    if owners:
+        return f"{name} belongs to `kind: {_either(owners)}, and this is `{kind_name(section)}`"
     fields = list(section.model_fields)
     near = get_close_matches(wrong, fields, n=1) or [field for field in fields if wrong in field]
     meant: list[Keys] = [(*parent, field) for field in near]
     meant = meant or [keys for keys in _all_keys(Recipe) if keys[-1] == wrong]
     if meant:
-        return "did you mean " + " or ".join(f"`{dotted(keys)}`" for keys in meant[:3]) + "?"
-    return "its keys are " + ", ".join(f"`{field}`" for field in fields)
+        maybe = " or ".join(f"`{dotted(keys)}`" for keys in meant[:3])
+        return f"{name} is unknown; did you mean {maybe}?"
+    return f"{name} is unknown; its section has {listed(section)}"
+
+
+def listed(section: type[Section]) -> str:
+    """List the keys of a section."""
+    return ", ".join(f"`{field}`" for field in section.model_fields)
+
+
+def kind_at(mapping: Any, keys: Keys) -> tuple[Keys, type[Section]] | None:
+    """The innermost section with a `kind` on the way to some keys of a recipe, and where it is."""
+    found = None
+    node: Node = Recipe
+    here = mapping
+    for place in range(len(keys) + 1):
+        section = chosen(node, here)
+        if isinstance(node, Kinds) and section is not None:
+            found = keys[:place], section
+        if place == len(keys):
+            break
+        key = keys[place]
+        node = node.item if isinstance(node, Items) else child(section, key) if section else None
+        try:
+            here = here[key]
+        except (LookupError, TypeError):  # not written, or a plain value where a section belongs
+            here = None
+    return found
+
+
+def _node_at(keys: Keys) -> Node:
+    """What lies at some keys, whatever the kinds on the way to them."""
+    nodes: list[Node] = [Recipe]
+    for key in keys:
+        below: list[Node] = []
+        for node in nodes:
+            sections = node.by_name.values() if isinstance(node, Kinds) else [node]
+            below += [child(one, key) for one in sections if isinstance(one, type)]
+            below += [node.item] if isinstance(node, Items) else []
+        nodes = [node for node in below if node is not None]
+    return nodes[0] if nodes else None
+
+
+def _either(names: list[str]) -> str:
+    """Write "a`, `b` or `c`", to follow an opening backtick."""
+    *most, last = names
+    return ("`, `".join(most) + "` or `" if most else "") + last + "`"
 
 
 def _all_keys(section: type[Section], parent: Keys = ()) -> Iterator[Keys]:

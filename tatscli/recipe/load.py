@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tatscli.errors import RecipeError
-from tatscli.recipe.keys import Keys
+from tatscli.recipe.keys import Keys, dotted, kind_at, kind_name, listed
 from tatscli.recipe.overrides import OverrideError, apply_override
 from tatscli.recipe.problems import explain
 from tatscli.recipe.schema import Recipe
@@ -75,14 +75,14 @@ def _merge(
         what = "empty" if document.value is None else "not a mapping of sections"
         raise RecipeError(f"`{path}` is {what}", hint="`tats recipes show ucf101` is an example")
     merged = _plain(document.value, path)
-    problems: list[str] = []
+    problems: list[tuple[Keys, str]] = []
     notes: list[str] = []
     overridden: set[Keys] = set()
     for override in overrides:
         try:
             keys, note = apply_override(merged, override)
         except OverrideError as error:
-            problems.append(str(error))
+            problems.append((error.keys, str(error)))
             continue
         overridden.add(keys)
         notes += [note] if note else []
@@ -135,30 +135,46 @@ def _validate(
     merged: dict[str, Any],
     document: Document,
     overridden: set[Keys],
-    problems: list[str],
+    problems: list[tuple[Keys, str]],
     path: Path,
 ) -> Recipe:
     """Build the typed recipe, or raise with all problems; those of the file first, by line."""
     recipe = None
     in_file = list(document.problems)
+    after = [sentence for _, sentence in problems]
+    places = [keys for keys, _ in problems]
     try:
         # As JSON, so that validation can be strict about types and still read lists as tuples.
         recipe = Recipe.model_validate_json(json.dumps(merged), strict=True)
     except ValidationError as error:
         for keys, sentence in explain(error.errors(include_url=False)):
+            places.append(keys)
             line = None if _starts(keys) & overridden else _line(document, keys)
             if line is None:
-                problems.append(sentence)
+                after.append(sentence)
             else:
                 in_file.append((line, sentence))
-    problems = [f"line {line}: {sentence}" for line, sentence in sorted(in_file)] + problems
-    if problems or recipe is None:
-        count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
+    said = [f"line {line}: {sentence}" for line, sentence in sorted(in_file)] + after
+    if said or recipe is None:
+        count = "a problem" if len(said) == 1 else f"{len(said)} problems"
         raise RecipeError(
-            f"recipe `{path}` has {count}\n" + "\n".join(f"  - {problem}" for problem in problems),
-            hint="`tats recipes show ucf101 --merged` shows every key",
+            f"recipe `{path}` has {count}\n" + "\n".join(f"  - {problem}" for problem in said),
+            hint=_keys_to_choose(merged, places),
         )
     return recipe
+
+
+def _keys_to_choose(merged: dict[str, Any], places: list[Keys]) -> str:
+    """Say what keys there are: those of the kinds that the problems are in, or a whole recipe."""
+    found = dict.fromkeys(kind_at(merged, keys) for keys in places)
+    hints = [
+        f"`{dotted(one[0])}` of `kind: {kind_name(one[1])}` has {listed(one[1])}"
+        for one in found
+        if one is not None
+    ]
+    if None in found or not hints:
+        hints.append("`tats recipes show ucf101 --merged` shows a whole recipe, defaults included")
+    return "; ".join(hints)
 
 
 def _line(document: Document, keys: Keys) -> int | None:

@@ -7,13 +7,22 @@ from typing import Any
 from pydantic import BaseModel
 
 from tatscli.errors import RecipeError
-from tatscli.recipe.keys import Items, Keys, Kinds, Node, child, chosen, dotted, suggest
+from tatscli.recipe.keys import Items, Keys, Kinds, Node, child, chosen, dotted, unknown
 from tatscli.recipe.schema import Recipe, Section
 from tatscli.recipe.text import parse_value
 
 
 class OverrideError(ValueError):
-    """One override cannot be applied."""
+    """One override cannot be applied.
+
+    Args:
+        message: Says why.
+        keys: The key that does not exist, where that is the reason.
+    """
+
+    def __init__(self, message: str, keys: Keys = ()) -> None:
+        super().__init__(message)
+        self.keys = keys
 
 
 def apply_override(mapping: dict[str, Any], override: str) -> tuple[Keys, str | None]:
@@ -102,7 +111,7 @@ def _section(here: Any, node: Node, keys: Keys, step: str) -> type[Section]:
     if section is None:
         raise OverrideError(f"`{where}.kind` must be chosen before `{where}.{step}` can be set")
     if step not in section.model_fields:
-        raise OverrideError(f"`{dotted((*keys, step))}` is unknown; {suggest(section, keys, step)}")
+        raise OverrideError(unknown(section, keys, step), (*keys, step))
     return section
 
 

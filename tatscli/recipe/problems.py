@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from tatscli.recipe.keys import Items, Keys, Kinds, Node, child, dotted, node_of, suggest
+from tatscli.recipe.keys import Items, Keys, Kinds, Node, child, dotted, node_of, unknown
 from tatscli.recipe.schema import Recipe, Section
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _describe(error: ErrorDetails, keys: Keys, owner: type[Section]) -> tuple[Ke
         case "value_error":
             return keys, "", (f"`{name}`: " if keys else "") + str(context["error"])
         case "extra_forbidden":
-            return keys, f"`{name}` is unknown; ", suggest(owner, keys[:-1], str(keys[-1]))
+            return keys, "", unknown(owner, keys[:-1], str(keys[-1]))
         case "missing" if isinstance(keys[-1], int):
             return keys[:-1], "", f"`{dotted(keys[:-1])}: {_show(value)}` has too few items"
         case "missing":

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tatscli.errors import Exit, RecipeError
+from tatscli.recipe.keys import node_of, unknown
 from tatscli.recipe.load import load_recipe
 from tatscli.recipe.schema import Mask
 from tests.recipe.kinds import listed
@@ -150,6 +151,83 @@ def test_all_problems_come_at_once_with_path_line_and_nearest_key(write):
 )
 def test_one_problem_in_words(write, text, expected):
     assert problems_of(write(text)) == [expected]
+
+
+SELECTIONS = "`random`, `uniform`, `running_cell`, `flow` or `everest`"
+
+
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [
+        ("{kind: block, pull: 1}", "`mask.pull` belongs to `kind: mgm`, and this is `block`"),
+        (
+            "{kind: tube, share: 1}",
+            "`mask.share` belongs to `kind: motion_bins`, and this is `tube`",
+        ),
+        (
+            "{kind: random, noise: 0}",
+            "`mask.noise` belongs to `kind: block`, `simulated` or `mgm`, and this is `random`",
+        ),
+        ("{kind: block, nois: 1}", "`mask.nois` is unknown; did you mean `mask.noise`?"),
+        ("{kind: tube, colour: 1}", "`mask.colour` is unknown; its section has `kind`, `ratio`"),
+    ],
+)
+def test_a_key_of_another_kind_says_whose_it_is(write, mask, expected):
+    path = write(f"data: {{store: x}}\nmask: {mask}\n")
+    assert problems_of(path) == [f"line 2: {expected}"]
+
+
+def test_no_key_is_its_own_correction(write):
+    """Whatever key of whatever kind lands in a section of another: the file or an override."""
+    sentence = f"`predict.budget` belongs to `kind: {SELECTIONS[1:]}, and this is `all`"
+    assert problems_of(write(MINIMAL), "predict.budget=3") == [sentence]
+    assert problems_of(write(MINIMAL + "predict: {kind: all, budget: 3}\n")) == [
+        f"line 3: {sentence}"
+    ]
+    kinds = node_of(Mask).by_name
+    for section in kinds.values():
+        for wrong in {field for other in kinds.values() for field in other.model_fields}:
+            if wrong not in section.model_fields:
+                assert unknown(section, ("mask",), wrong).count(f"`mask.{wrong}`") == 1
+
+
+def hint_of(path: Path, *overrides: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, overrides)
+    return caught.value.hint
+
+
+WHOLE = "`tats recipes show ucf101 --merged` shows a whole recipe, defaults included"
+BLOCK = "`mask` of `kind: block` has `kind`, `ratio`, `blocks`, `aspect`, `noise`"
+
+
+def test_the_hint_lists_the_keys_of_the_kind_that_is_wrong(write):
+    """They are in no recipe of another kind, so showing one would not help."""
+    block = write("data: {store: x}\nmask: {kind: block, nois: 1, ratio: 2}\n")
+    assert hint_of(block) == BLOCK  # two problems, said once
+    assert hint_of(block, "optim.epochs=0") == f"{BLOCK}; {WHOLE}"
+    assert hint_of(write(MINIMAL), "predict.kind=random", "predict.budgets=3") == (
+        "`predict` of `kind: random` has `kind`, `budget`"
+    )
+    assert hint_of(write(MINIMAL), "predict.budget=3") == "`predict` of `kind: all` has `kind`"
+    rectangles = "{kind: mgm, centre: centroid, blocks: 2}"
+    assert "`centre`" in hint_of(write(f"data: {{store: x}}\nmask: {rectangles}\n"))
+    pixels = "targets: [{kind: pixels}, {kind: pixels, norm: 3}]\n"
+    assert hint_of(write(MINIMAL + pixels)).startswith("`targets.1` of `kind: pixels` has `kind`,")
+
+
+@pytest.mark.parametrize(
+    ("text", "override"),
+    [
+        (MINIMAL, "optim.epochs=0"),
+        (MINIMAL, "optim"),
+        ("data: {store: x}\nmask: {kind: tubes}\n", ""),
+        ("data: {store: x}\nmask: 3\n", ""),
+        ("data: {store: x}\n", ""),
+    ],
+)
+def test_elsewhere_the_hint_shows_a_recipe(write, text, override):
+    assert hint_of(write(text), *filter(None, [override])) == WHOLE
 
 
 @pytest.mark.parametrize(
