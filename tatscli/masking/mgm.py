@@ -76,8 +76,8 @@ class MgmMasker(BlockMasker):
         for away in range(frames - 1):
             here_2BK2 = path[-1]
             distance_2BKS2 = (origin_2BRS2[:, away, None] - here_2BK2[:, :, None]).abs()
-            inside_2BKS = (distance_2BKS2 <= half_2BK12).all(dim=-1).to(weighted_2BRS3.dtype)
-            total_2BK3 = inside_2BKS @ weighted_2BRS3[:, away]
+            inside_2BKS1 = (distance_2BKS2 <= half_2BK12).all(dim=-1, keepdim=True)
+            total_2BK3 = (inside_2BKS1 * weighted_2BRS3[:, away, None]).sum(dim=2)
             mean_2BK2 = total_2BK3[..., :2] / total_2BK3[..., 2:].clamp(min=1e-9)
             path.append((here_2BK2 + mean_2BK2).clamp(*corners_22))
         return by_frame(torch.stack(path, dim=1), base_B)
