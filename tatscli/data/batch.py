@@ -1,6 +1,6 @@
 """`Batch`: what a training step is given, uint8 until the device.
 
-Shapes: B views, C channels, T frames, H and W pixels; h and w tokens.
+Shapes: B views, C channels, T frames, H and W pixels.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Clips of a store as torch datasets; an item is every view of one video, which is decoded once.
 
 All that a training item holds follows from (seed, epoch, row, repeat): not from the process, the
-worker or what was read before. Shapes: T frames, C channels, y and x stored motion cells, h and w
-tokens.
+worker or what was read before. Shapes: T frames, C channels, H and W pixels.
 """
 
 from __future__ import annotations
@@ -112,16 +111,25 @@ class PretrainClips(Clips):
         data: The recipe's `data`.
         patch: Height and width of a token in pixels.
         seed: Seed of every draw.
+        follows_motion: Whether mask or selection need the motion; else no clip is refused for
+            having none.
 
     Raises:
         DataError: If the motion's files cannot be read.
     """
 
     def __init__(
-        self, store: Store, rows: Sequence[int], data: Data, *, patch: int, seed: int
+        self,
+        store: Store,
+        rows: Sequence[int],
+        data: Data,
+        *,
+        patch: int,
+        seed: int,
+        follows_motion: bool = True,
     ) -> None:
         super().__init__(store, rows, data)
-        self.source = MotionSource(store, data.motion)
+        self.motion_source = MotionSource(store, data.motion, needed=follows_motion)
         self.patch = patch
         self.seed = seed
 
@@ -136,7 +144,7 @@ class PretrainClips(Clips):
             row, data.sampling, lambda n: train_indices(n, data.sampling, data.frames, draw)
         )
         video_TCHW = self.pictures(row, frames)
-        track = self.source.track(row, frames)
+        track = self.motion_source.track(row, frames)
         height, width = video_TCHW.shape[-2:]
         samples = []
         for repeat in range(data.repeats):
@@ -145,7 +153,9 @@ class PretrainClips(Clips):
                 height, width, data.size, scales=data.crop_scales, flip=data.flip, rng=rng
             )
             clip_TCHW = view.frames(video_TCHW)
-            motion = self.source.seen(view, clip_TCHW, track, frames, self.patch)
+            motion = self.motion_source.seen(
+                view, clip_TCHW, track, frames, self.patch, name=self.name(row)
+            )
             label = self.label(row)
             samples.append(Sample(clip_TCHW.transpose(0, 1), label, row, repeat, motion))
         return samples

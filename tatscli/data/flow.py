@@ -12,7 +12,10 @@ from safetensors import SafetensorError, safe_open
 from tatscli.errors import DataError
 
 _SUFFIX = "/motion"
+_KNOWN = "/valid"
 _FLOATS = ("F16", "F32", "F64")
+_FLAGS = ("BOOL", "U8")
+_LARGEST = float(np.finfo(np.float16).max)  # a store holds motion in half precision
 _OPEN_FILES = 512  # mapped at the same time in one process
 _HINT = (
     "for each video a tensor `<id>/motion` (frames, rows, columns, 2) of floats, x first, in stored"
@@ -24,8 +27,9 @@ class FlowFiles:
     """Fields of many videos. Picklable: every process opens the files it touches for itself.
 
     The tensor `<id>/motion` has the shape and the units of the store's; frame t holds how content
-    moved since frame t - 1. `<id>/valid` (frames,) bool or uint8 tells where that is known; without
-    it everywhere but in frame 0, into which nothing can have moved.
+    moved since frame t - 1. `<id>/valid` (frames,) bool or uint8, in the same file or another,
+    tells where that is known; without it everywhere but in frame 0, into which nothing can have
+    moved.
 
     Args:
         path: A .safetensors file or a folder of them; all headers are read once.
@@ -41,23 +45,45 @@ class FlowFiles:
         if not path.exists() or not files:
             lacking = "holds no .safetensors file" if path.exists() else "does not exist"
             raise DataError(f"`data.motion.path: {path}` {lacking}", _HINT)
-        self._home: dict[str, Path] = {}
-        self._valid: set[str] = set()
+        self._home: dict[str, Path] = {}  # of each tensor, of both kinds
         self._files: OrderedDict[Path, Any] = OrderedDict()
         for file in files:
-            names = list(self._open(file).keys())
+            names: list[str] = self._open(file).keys()
             for name in names:
-                if not name.endswith(_SUFFIX):
+                if not name.endswith((_SUFFIX, _KNOWN)):
                     continue
-                video = name.removesuffix(_SUFFIX)
-                if video in self._home:
-                    raise DataError(
-                        f"the motion of `{video}` is in both `{self._home[video]}` and `{file}`"
-                    )
-                self._home[video] = file
-            self._valid.update(set(names) & {f"{video}/valid" for video in self._home})
-        if not self._home:
+                if name in self._home:
+                    raise DataError(f"`{name}` is in both `{self._home[name]}` and `{file}`")
+                self._home[name] = file
+        if self.example is None:
             raise DataError(f"`data.motion.path: {path}` holds no tensor `<id>{_SUFFIX}`", _HINT)
+
+    def __contains__(self, video: str) -> bool:
+        return f"{video}{_SUFFIX}" in self._home
+
+    @property
+    def example(self) -> str | None:
+        """The id of one of the videos."""
+        names = (name for name in self._home if name.endswith(_SUFFIX))
+        return next((name.removesuffix(_SUFFIX) for name in names), None)
+
+    def check(self, video: str, shape: tuple[int, int, int, int]) -> bool:
+        """Look at the headers of a video's tensors, not at their values.
+
+        Args:
+            video: Its id in the store.
+            shape: Of the store's own field of the whole video: frames, rows, columns, 2.
+
+        Returns:
+            Whether its motion may be known: it is there, and not of a lone frame without flags.
+
+        Raises:
+            DataError: A tensor has another shape or type.
+        """
+        if video not in self:
+            return False
+        self._field(video, shape)
+        return self._flags(video, shape) is not None or shape[0] > 1
 
     def read(
         self, video: str, frames: range, shape: tuple[int, int, int, int]
@@ -73,26 +99,41 @@ class FlowFiles:
             The field (F, rows, columns, 2) float32 and its validity (F,) bool, as the store's.
 
         Raises:
-            DataError: The tensor has another shape or type, or values that are not finite.
+            DataError: The tensor has another shape or type, or values that are not finite or too
+                large for a store.
         """
-        count = len(frames)
-        file = self._home.get(video)
-        if file is None:
+        if video not in self:
+            count = len(frames)
             return np.zeros((count, *shape[1:]), np.float32), np.zeros(count, bool)
         part = slice(frames.start, frames.stop)
-        field = self._tensor(file, f"{video}{_SUFFIX}", shape, _FLOATS)[part].astype(np.float32)
-        if not np.isfinite(field).all():
-            raise DataError(f"`{video}{_SUFFIX}` of `{file}` holds values that are not finite")
-        if f"{video}/valid" in self._valid:
-            valid = self._tensor(file, f"{video}/valid", shape[:1], ("BOOL", "U8"))[part]
-            return field, valid.astype(bool)
-        return field, np.arange(frames.start, frames.stop) > 0
+        with np.errstate(over="ignore"):  # what overflows is refused below
+            field = self._field(video, shape)[part].astype(np.float32)
+        if not np.abs(field).max(initial=0) <= _LARGEST:  # nor is NaN
+            name = f"{video}{_SUFFIX}"
+            raise DataError(
+                f"`{name}` of `{self._home[name]}` holds values that are not finite or beyond"
+                f" {_LARGEST:.0f} pixels",
+                _HINT,
+            )
+        flags = self._flags(video, shape)
+        known = (
+            flags[part].astype(bool) if flags is not None else np.arange(part.start, part.stop) > 0
+        )
+        return field, known
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": OrderedDict()}
 
-    def _tensor(self, file: Path, name: str, shape: tuple[int, ...], kinds: tuple[str, ...]) -> Any:
+    def _field(self, video: str, shape: tuple[int, ...]) -> Any:
+        return self._tensor(f"{video}{_SUFFIX}", shape, _FLOATS)
+
+    def _flags(self, video: str, shape: tuple[int, ...]) -> Any | None:
+        name = f"{video}{_KNOWN}"
+        return self._tensor(name, shape[:1], _FLAGS) if name in self._home else None
+
+    def _tensor(self, name: str, shape: tuple[int, ...], kinds: tuple[str, ...]) -> Any:
         """Return a tensor as a slice: indexing it copies just those elements."""
+        file = self._home[name]
         try:
             tensor = self._open(file).get_slice(name)
         except SafetensorError as error:

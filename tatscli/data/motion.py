@@ -14,13 +14,14 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class MotionField:
-    """How content moves from each frame of a clip to the next one.
+    """How content moved into each frame of a clip since the frame before.
 
     Attributes:
         field_BThw2: float32, displacement of the content since the clip's previous frame, in pixels
             of the view, x first; 0 where unknown. For the first frame, as if there were one before.
         speed_BThw: float32, length of the way that content took, added up over the frames between;
-            in pixels of the view, or for `framediff` the change of grey levels.
+            in pixels of the view. From `framediff`, source or fallback, it is how much the picture
+            changed, in grey levels: every threshold in pixels then counts those.
         valid_BT: bool; whether the source knew the motion of this frame. Where it did not (key
             frames), field and speed are those of a neighbour.
         missing_B: bool; nothing is known of the whole clip, even after the fallback.

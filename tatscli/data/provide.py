@@ -1,6 +1,7 @@
 """Whose motion a clip gets: the recipe's `data.motion`, from its sources to `MotionField`.
 
-Shapes: T frames, C channels, H and W pixels, F stored frames, y and x stored cells.
+Shapes: T frames, C channels, H and W pixels of the view, h and w tokens; F stored frames, J steps
+back in time, y and x stored cells.
 """
 
 from __future__ import annotations
@@ -29,15 +30,42 @@ class MotionSource:
     Args:
         store: Where the videos are.
         motion: The recipe's `data.motion`.
+        needed: Whether anybody follows the motion; else no clip is refused for having none.
 
     Raises:
         DataError: If `motion.path` cannot be read.
     """
 
-    def __init__(self, store: Store, motion: Motion) -> None:
+    def __init__(self, store: Store, motion: Motion, *, needed: bool = True) -> None:
+        if motion.fallback == "error" and not needed:
+            motion = motion.model_copy(update={"fallback": "tube"})
         self.store = store
         self.motion = motion
         self._flow = FlowFiles(motion.path) if motion.path is not None else None
+
+    def unknown(self, rows: Sequence[int]) -> list[int]:
+        """Return the rows of which the source can know no motion, by manifest and headers alone.
+
+        Raises:
+            DataError: If there are some and the recipe allows no fallback, a tensor of the flow has
+                another shape or type, or the flow has none of the videos.
+        """
+        records = self.store.rows
+        if self._flow is not None and rows and all(records[r].id not in self._flow for r in rows):
+            raise DataError(
+                f"`data.motion.path: {self.motion.path}` has none of the {len(rows)} videos:"
+                f" it has `{self._flow.example}`, the store `{records[rows[0]].id}`",
+                "its tensors are named `<id>/motion`, each id as in the store's `manifest.jsonl`:"
+                " the path of the source in the prepared folder, with its suffix",
+            )
+        unknown = [row for row in rows if not self._may_know(row)]
+        if unknown and self.motion.fallback == "error":
+            raise DataError(
+                f"{len(unknown)} of {len(rows)} videos have no motion, first"
+                f" `{records[unknown[0]].id}`, and `data.motion.fallback: error`",
+                _hint(self.motion.source),
+            )
+        return unknown
 
     def track(self, row: int, frames: Sequence[int]) -> Track | None:
         """Read the motion of a clip; None where the source is the frames themselves.
@@ -64,9 +92,16 @@ class MotionSource:
         return found
 
     def seen(
-        self, view: View, video_TCHW: Tensor, track: Track | None, frames: Sequence[int], patch: int
+        self,
+        view: View,
+        video_TCHW: Tensor,
+        track: Track | None,
+        frames: Sequence[int],
+        patch: int,
+        *,
+        name: str | None = None,
     ) -> MotionField:
-        """Return the motion of one view of a clip."""
+        """Return the motion of one view of a clip, as `motion_seen`."""
         return motion_seen(
             view,
             video_TCHW,
@@ -75,7 +110,16 @@ class MotionSource:
             cell=self.store.motion_cell,
             patch=patch,
             fallback=self.motion.fallback,
+            name=name,
         )
+
+    def _may_know(self, row: int) -> bool:
+        record = self.store.rows[row]
+        if self.motion.source == "framediff":
+            return record.frames > 1
+        if self._flow is not None:
+            return self._flow.check(record.id, self._shape(row))
+        return record.motion != "none" and record.moving > 0
 
     def _read(self, row: int, frames: range) -> tuple[np.ndarray, np.ndarray]:
         record = self.store.rows[row]
@@ -84,8 +128,13 @@ class MotionSource:
                 return self.store.motion(row, frames)
             except UNREADABLE as error:
                 raise unreadable(record.id, error) from error
+        return self._flow.read(record.id, frames, self._shape(row))
+
+    def _shape(self, row: int) -> tuple[int, int, int, int]:
+        """Return the shape of the store's field of a video."""
+        record = self.store.rows[row]
         rows, columns = grid_size(record.width, record.height, self.store.motion_cell)
-        return self._flow.read(record.id, frames, (record.frames, rows, columns, 2))
+        return record.frames, rows, columns, 2
 
     def _robust(self, row: int) -> bool:
         """Whether the frames of a clip are brought to one scale."""
@@ -103,11 +152,24 @@ def refuse_missing(track: Track, motion: Motion, name: str) -> None:
         DataError: Which names the video.
     """
     if track.missing and motion.fallback == "error":
-        raise DataError(
-            f"`{name}` has no motion in the frames of a clip, and `data.motion.fallback: error`",
-            "`data.motion.fallback=tube` or `=framediff` goes on without; `tats prepare --motion"
-            " auto` makes vectors for files that have none",
-        )
+        raise _no_motion(name, motion.source)
+
+
+def _no_motion(name: str | None, source: str) -> DataError:
+    who = f"`{name}`" if name is not None else "a video"
+    return DataError(
+        f"{who} has no motion in the frames of a clip, and `data.motion.fallback: error`",
+        _hint(source),
+    )
+
+
+def _hint(source: str) -> str:
+    """Say what to do without motion."""
+    if source == "framediff":
+        return "one picture has no difference; `data.motion.fallback=tube` goes on without"
+    more = "; `tats prepare --motion auto` makes vectors for files that have none"
+    goes_on = "`data.motion.fallback=tube` or `=framediff` goes on without"
+    return goes_on + (more if source == "codec" else "")
 
 
 def motion_seen(
@@ -119,6 +181,7 @@ def motion_seen(
     cell: int,
     patch: int,
     fallback: str,
+    name: str | None = None,
 ) -> MotionField:
     """Bring the motion of a clip onto the tokens of a view.
 
@@ -130,9 +193,13 @@ def motion_seen(
         cell: Side of a cell of the track in stored pixels.
         patch: Height and width of a token.
         fallback: As `data.motion.fallback`, for a track without motion.
+        name: The video, for the error.
 
     Returns:
         A batch of one.
+
+    Raises:
+        DataError: If nothing is known of the motion and the fallback is `error`.
     """
     grid = (view.size // patch, view.size // patch)
     lost = track is not None and track.missing
@@ -143,6 +210,8 @@ def motion_seen(
     else:
         field_Thw2, speed_Thw = view.motion(track.steps_JT2yx, cell=cell, grid=grid)
         valid_T, missing = track.valid_T, track.missing
+    if missing and fallback == "error":
+        raise _no_motion(name, "framediff" if track is None else "codec")
     return MotionField(
         field_Thw2[None],
         speed_Thw[None],

@@ -144,7 +144,7 @@ class Reading:
             spent[part]["cpu"] += 1000 * (time.process_time() - cpu) / len(self.wanted)
             return result
 
-        source = self.clips.source
+        source = self.clips.motion_source
         for row, frames, view in self.wanted:
             pictures = timed("decode", self.clips.pictures, row, frames)
             video = timed("cut", view.frames, pictures)

@@ -57,6 +57,7 @@ class FakeStore:
                 height=size[0],
                 width=size[1],
                 motion="native",
+                moving=length - -(-length // 12),
             )
             for row, (length, label) in enumerate(
                 zip(lengths, labels or range(len(lengths)), strict=True)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import pickle
+import warnings
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from tatscli.data import flow
 from tatscli.data.flow import FlowFiles
 from tatscli.errors import DataError
 
@@ -78,7 +82,7 @@ def test_paths_without_flow_are_refused(tmp_path: Path) -> None:
 def test_the_same_video_twice_is_refused(tmp_path: Path) -> None:
     for name in ("one", "two"):
         save_file({"a/motion": noise()}, tmp_path / f"{name}.safetensors")
-    with pytest.raises(DataError, match=r"`a` is in both .*one.* and .*two"):
+    with pytest.raises(DataError, match=r"`a/motion` is in both .*one.* and .*two"):
         FlowFiles(tmp_path)
 
 
@@ -107,3 +111,104 @@ def test_a_wrong_tensor_is_named_with_what_it_is_and_should_be(tmp_path: Path) -
         files.read("nan", range(4), SHAPE)
     with pytest.raises(DataError, match=r"flags/valid.*\(3,\).*\(9,\)"):
         files.read("flags", range(4), SHAPE)
+
+
+@pytest.mark.parametrize("homes", [("a", "b"), ("b", "a"), ("a", "a")])
+def test_flags_may_lie_in_another_file_whatever_their_names(
+    tmp_path: Path, homes: tuple[str, str]
+) -> None:
+    valid = np.array([0, 1, 0, 1, 0, 1, 1, 1, 0], bool)
+    tensors = {"v/motion": noise(), "v/valid": valid}
+    for home in set(homes):
+        part = {name: t for (name, t), at in zip(tensors.items(), homes, strict=True) if at == home}
+        save_file(part | {f"{home}/motion": noise(1)}, tmp_path / f"{home}.safetensors")
+    files = FlowFiles(tmp_path)
+    field, known = files.read("v", range(9), SHAPE)
+    np.testing.assert_array_equal(field, noise())
+    assert known.tolist() == valid.tolist()
+    assert files.check("v", SHAPE)
+
+
+def test_many_files_are_each_opened_once_and_read_in_linear_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Work is counted as what is done with the names of the tensors."""
+    work: Counter[str] = Counter()
+
+    class Name(str):
+        def __hash__(self) -> int:
+            work["hash"] += 1
+            return super().__hash__()
+
+        def __format__(self, how: str) -> str:
+            work["format"] += 1
+            return super().__format__(how)
+
+        def removesuffix(self, end: str) -> str:
+            return Name(super().removesuffix(end))
+
+    opened: Counter[str] = Counter()
+
+    def fake(file: Path, **_: str) -> SimpleNamespace:
+        opened[file.name] += 1
+        return SimpleNamespace(keys=lambda: [Name(f"{file.stem}/motion")])
+
+    count = 1500
+    for number in range(count):
+        (tmp_path / f"{number}.safetensors").touch()
+    monkeypatch.setattr(flow, "safe_open", fake)
+    files = FlowFiles(tmp_path)
+    assert all(f"{number}" in files for number in range(count))
+    assert len(opened) == count
+    assert set(opened.values()) == {1}
+    assert sum(work.values()) < 20 * count
+
+
+def test_headers_are_checked_without_reading_values(tmp_path: Path) -> None:
+    broken = noise()
+    broken[0] = np.nan
+    tensors = {
+        "good/motion": noise(),
+        "nan/motion": broken,
+        "short/motion": noise()[:5],
+        "whole/motion": np.zeros(SHAPE, np.int32),
+        "flags/motion": noise(),
+        "flags/valid": np.ones(9, np.float32),
+        "lone/motion": noise()[:1],
+        "told/motion": noise()[:1],
+        "told/valid": np.ones(1, bool),
+    }
+    save_file(tensors, tmp_path / "flow.safetensors")
+    files = FlowFiles(tmp_path)
+    assert files.check("good", SHAPE)
+    assert files.check("nan", SHAPE)
+    assert not files.check("absent", SHAPE)
+    assert not files.check("lone", (1, 3, 4, 2))  # nothing moves into frame 0 unless it is told
+    assert files.check("told", (1, 3, 4, 2))
+    with pytest.raises(DataError, match=r"short/motion.*\(5, 3, 4, 2\).*\(9, 3, 4, 2\)"):
+        files.check("short", SHAPE)
+    with pytest.raises(DataError, match=r"whole/motion.*I32"):
+        files.check("whole", SHAPE)
+    with pytest.raises(DataError, match=r"flags/valid.*F32"):
+        files.check("flags", SHAPE)
+
+
+@pytest.mark.parametrize("value", [1e300, -1e300, 3e38, -65600.0, np.inf, np.nan])
+def test_what_a_store_cannot_hold_is_refused_without_a_warning(
+    tmp_path: Path, value: float
+) -> None:
+    field = noise(dtype=np.float64)
+    field[4, 1, 2, 1] = value
+    save_file({"v/motion": field}, tmp_path / "flow.safetensors")
+    files = FlowFiles(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(DataError, match=r"v/motion.*not finite or beyond 65504 pixels"):
+            files.read("v", range(9), SHAPE)
+        files.read("v", range(4), SHAPE)
+
+
+def test_the_largest_that_a_store_can_hold_is_taken(tmp_path: Path) -> None:
+    field = np.full(SHAPE, -65504.0, np.float16)
+    save_file({"v/motion": field}, tmp_path / "flow.safetensors")
+    assert (FlowFiles(tmp_path).read("v", range(9), SHAPE)[0] == -65504).all()

@@ -39,6 +39,8 @@ class Moving(FakeStore):
     ) -> None:
         super().__init__(lengths, **kwargs)
         self.without = set(without)
+        for row, record in enumerate(self.rows):
+            record.moving = int(self.whole(row)[1].sum())
 
     def whole(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         length = self.rows[row].frames
@@ -55,11 +57,13 @@ class Moving(FakeStore):
         return field[list(frames)], valid[list(frames)]
 
 
-def clips(store: FakeStore, **motion: Any) -> PretrainClips:
+def clips(store: FakeStore, *, follows: bool = True, **motion: Any) -> PretrainClips:
     data = Data(
         store="x", frames=4, size=32, sampling=Sampling(stride=3), flip=0.5, motion=Motion(**motion)
     )
-    return PretrainClips(store, range(len(store.rows)), data, patch=8, seed=0)
+    return PretrainClips(
+        store, range(len(store.rows)), data, patch=8, seed=0, follows_motion=follows
+    )
 
 
 def motion_of(dataset: PretrainClips, row: int, epoch: int = 0) -> MotionField:
@@ -211,8 +215,8 @@ def test_flow_reaches_loader_workers(tmp_path: Path) -> None:
         assert one.motion is not None
         assert other.motion is not None
         assert equal(one.motion, other.motion)
-    again = pickle.loads(pickle.dumps(dataset.source))
-    first, second = again.track(1, [1, 4, 7]), dataset.source.track(1, [1, 4, 7])
+    again = pickle.loads(pickle.dumps(dataset.motion_source))
+    first, second = again.track(1, [1, 4, 7]), dataset.motion_source.track(1, [1, 4, 7])
     assert torch.equal(first.steps_JT2yx, second.steps_JT2yx)
 
 
@@ -262,3 +266,79 @@ def test_the_camera_is_taken_out_at_load() -> None:
     assert moving.speed_BThw.min() > 3
     assert (still.speed_BThw < 1e-3).float().mean() > 0.4
     assert still.speed_BThw.max() > 6
+
+
+@pytest.mark.parametrize("fallback", ["tube", "framediff"])
+def test_what_cannot_be_known_is_known_before_a_clip_is_drawn(
+    tmp_path: Path, fallback: str
+) -> None:
+    store = Moving([30, 30, 1, 25], without=[1])
+    store.rows[3].motion = "none"
+    rows = range(4)
+
+    def unknown(**motion: Any) -> list[int]:
+        return clips(store, fallback=fallback, **motion).motion_source.unknown(rows)
+
+    assert unknown() == [1, 2, 3]
+    assert unknown(source="framediff") == [2]
+    path = str(save_flow(store, tmp_path, [0, 2], valid=False))
+    assert unknown(source="flow", path=path) == [1, 2, 3]
+    assert clips(store).motion_source.unknown([0]) == []
+    assert clips(store).motion_source.unknown([]) == []
+
+
+def test_what_cannot_be_known_is_an_error_if_the_recipe_says_so(tmp_path: Path) -> None:
+    store = Moving([30, 30, 1], without=[1])
+    path = str(save_flow(store, tmp_path, [0]))
+    for motion, count, first in (
+        ({}, 2, 1),
+        ({"source": "framediff"}, 1, 2),
+        ({"source": "flow", "path": path}, 2, 1),
+    ):
+        message = (
+            rf"^{count} of 3 videos have no motion, first `videos/{first}\.mp4`.*fallback: error"
+        )
+        with pytest.raises(DataError, match=message) as caught:
+            clips(store, fallback="error", **motion).motion_source.unknown([0, 1, 2])
+        assert caught.value.hint is not None
+        assert "data.motion.fallback=tube" in caught.value.hint
+        lenient = clips(store, follows=False, fallback="error", **motion).motion_source
+        assert len(lenient.unknown([0, 1, 2])) == count
+    assert clips(store, fallback="error").motion_source.unknown([0]) == []
+
+
+def test_flow_of_another_shape_is_found_out_before_a_clip_is_drawn(tmp_path: Path) -> None:
+    store = Moving([30, 30])
+    save_flow(store, tmp_path, [0])
+    save_file(
+        {"videos/1.mp4/motion": np.zeros((29, 3, 4, 2), np.float32)}, tmp_path / "a.safetensors"
+    )
+    source = clips(store, source="flow", path=str(tmp_path)).motion_source
+    with pytest.raises(DataError, match=r"videos/1\.mp4.*\(29, 3, 4, 2\).*\(30, 3, 4, 2\)"):
+        source.unknown([0, 1])
+
+
+def test_flow_of_other_ids_shows_both(tmp_path: Path) -> None:
+    save_file({"0/motion": np.zeros((30, 3, 4, 2), np.float32)}, tmp_path / "a.safetensors")
+    source = clips(Moving([30, 30]), source="flow", path=str(tmp_path)).motion_source
+    with pytest.raises(DataError, match=r"it has `0`, the store `videos/0\.mp4`") as caught:
+        source.unknown([0, 1])
+    assert caught.value.hint is not None
+    assert "manifest.jsonl" in caught.value.hint
+
+
+def test_nobody_is_refused_motion_that_nobody_follows() -> None:
+    store = Moving([30, 1], without=[0])
+    for motion, row in (({}, 0), ({"source": "framediff"}, 1)):
+        dataset = clips(store, follows=False, fallback="error", **motion)
+        assert equal(motion_of(dataset, row), motion_of(clips(store, **motion), row))
+        assert flags(motion_of(dataset, row)) == (True, True)
+
+
+def test_one_frame_without_a_difference_is_an_error_if_the_recipe_says_so() -> None:
+    dataset = clips(Moving([30, 1]), source="framediff", fallback="error")
+    assert flags(motion_of(dataset, 0)) == (False, False)
+    with pytest.raises(DataError, match=r"`videos/1\.mp4` has no motion") as caught:
+        dataset[0, 1]
+    assert caught.value.hint is not None
+    assert "prepare" not in caught.value.hint
