@@ -91,7 +91,8 @@ def compare_masks(
             rate = render_comparison(clip, out, candidates, page, seed=seed, watch=watch)
     except DecodeError as error:
         raise DecodeError(f"`{clip}`: {error.message}", error.hint) from error
-    notes = base.notes + clip_notes(seen, settled, limited_by(out) if windows is None else "")
+    limited = limited_by(out) if windows is None else ""
+    notes = base.notes + clip_notes(seen, settled, page, limited)
     if run is not None or any(choice.viewer.masker.temperature is not None for choice in choices):
         notes.append(
             "left out: sampler probability, reconstruction and error; `--compare` shows what is "
@@ -129,6 +130,12 @@ def _split(kinds: str) -> list[str]:
     if not any(names):
         raise UsageError(f"`--compare {kinds}` names no mask: choose from {known_masks()}")
     for place, name in enumerate(names):
+        if not name:
+            raise UsageError(
+                f"`--compare {kinds}` names no mask at place {place + 1}: "
+                f"choose from {known_masks()}",
+                hint="names with a comma between them, such as `--compare random,tube,mgm`",
+            )
         if name not in MASKERS:
             raise UsageError(
                 f"there is no mask `{name}` to compare: choose from {known_masks()}",

@@ -6,21 +6,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tatscli.recipe.schema import Recipe
-from tatscli.tasks.viewers import STRIDE, Choice, shown_motion
-from tatscli.visualize.render import is_sheet
+from tatscli.store.schema import Settings
+from tatscli.tasks.viewers import STRIDE, Choice
+from tatscli.visualize.render import Page, is_sheet
 from tatscli.visualize.sight import Viewer
-from tatscli.visualize.windows import Window
+from tatscli.visualize.windows import Window, one_scale
 
 
-def clip_notes(windows: Sequence[Window], recipe: Recipe, limited: str) -> list[str]:
+def clip_notes(windows: Sequence[Window], recipe: Recipe, page: Page, limited: str) -> list[str]:
     """Say what must be known of the frames and their motion.
 
     Args:
         windows: What is shown.
         recipe: That was followed.
+        page: Whose motion was read.
         limited: What shows the first window only, unless told otherwise; empty where all are shown.
     """
-    first, last = windows[0], windows[-1]
+    last = windows[-1]
     notes = []
     if recipe.data.sampling.stride is None:
         paces = "by the clock" if recipe.data.sampling.fps else "whole videos"
@@ -33,16 +35,33 @@ def clip_notes(windows: Sequence[Window], recipe: Recipe, limited: str) -> list[
             f"window {last.number + 1} is longer than the rest of the video: "
             f"frame {last.frames[-1]} also fills its last {last.held} of {len(last.frames)} places"
         )
-    motion = shown_motion(recipe)
+    motion = page.motion
     if motion != recipe.data.motion:
         notes.append("the recipe takes its motion from `data.motion.path`; shown are codec vectors")
     if motion.camera != "none":
         notes.append(f"motion without the camera's own (`data.motion.camera: {motion.camera}`)")
+    notes += _store_notes(recipe, page)
     if all(window.motion.fallback_B.any() for window in windows):
         notes.append("no motion vectors are known of any frame shown")
-    if limited and not first.held:
+    if limited and last.more:
         notes.append(f"{limited} shows the first window; `--windows` shows more")
     return notes
+
+
+def _store_notes(recipe: Recipe, page: Page) -> list[str]:
+    """Name the settings of the store that the picture follows, where they are not the defaults."""
+    usual, prepared = Settings(), page.prepared
+    options = {
+        "--motion": (prepared.motion, usual.motion),
+        "--motion-cell": (prepared.motion_cell, usual.motion_cell),
+        "--camera": (prepared.camera, usual.camera),
+    }
+    taken = [f"`{name} {value}`" for name, (value, default) in options.items() if value != default]
+    if not taken:
+        return []
+    note = f"motion as in the store `{recipe.data.store}`: {', '.join(taken)}"
+    scaled = page.motion.scaling == "auto" and one_scale(page.motion, prepared)
+    return [f"{note}, so frames are brought to one scale" if scaled else note]
 
 
 def mask_notes(choice: Choice, windows: Sequence[Window]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from tatscli.engine.checkpoint import PREFIX, Checkpoint, find_checkpoint
 from tatscli.engine.device import choose_device
 from tatscli.engine.rng import random_at
-from tatscli.errors import RecipeError, UsageError
+from tatscli.errors import DataError, RecipeError, UsageError
 from tatscli.masking import MASKERS, build_masker
 from tatscli.masking.base import Masker
 from tatscli.masking.learning.learned import LearnedMasker
@@ -17,6 +17,8 @@ from tatscli.masking.selection import build_selection
 from tatscli.nn.vit import Encoder, build_encoder
 from tatscli.recipe.load import load_recipe, override_recipe
 from tatscli.recipe.schema import Data, Model, Motion, Recipe, Sampling, TubeMask
+from tatscli.store.reader import Store
+from tatscli.store.schema import Settings
 from tatscli.tasks.build import LoadedRun, System, load_system
 from tatscli.visualize.sight import Viewer
 
@@ -270,6 +272,19 @@ def shown_motion(recipe: Recipe) -> Motion:
     if motion.source != "flow":
         return motion
     return motion.model_copy(update={"source": "codec", "path": None})
+
+
+def store_settings(recipe: Recipe) -> Settings:
+    """Return how the store of a recipe was prepared, as far as codec motion goes by it.
+
+    The defaults where there is no such store here, for a picture needs none.
+    """
+    if recipe.data.motion.source != "codec" or not recipe.data.store:
+        return Settings()
+    try:
+        return Store.open(recipe.data.store).settings
+    except (DataError, OSError):
+        return Settings()
 
 
 def known_masks() -> str:

@@ -22,6 +22,7 @@ from tatscli.tasks.viewers import (
     kept_checkpoints,
     learned_masks,
     shown_motion,
+    store_settings,
 )
 from tatscli.video.encode import SUFFIXES
 from tatscli.visualize.facts import facts_of, mean_insight
@@ -97,7 +98,7 @@ def visualize_masks(
     except DecodeError as error:
         raise DecodeError(f"`{clip}`: {error.message}", error.hint) from error
     limited = limited_by(out, every) if windows is None else ""
-    notes = choice.notes + clip_notes([window for window, _ in drawn.seen], settled, limited)
+    notes = choice.notes + clip_notes([window for window, _ in drawn.seen], settled, page, limited)
     notes += mask_notes(choice, [window for window, _ in drawn.seen])
     notes += left_out(viewer, settled, growth=every is not None)
     if drawn.checkpoints is not None and len(drawn.checkpoints) == 1:
@@ -204,7 +205,8 @@ def refuse_out(clip: Path, out: Path) -> None:
 def page_of(recipe: Recipe, title: str, *, fps: float | None, windows: int | None) -> Page:
     """Settle how the picture is made."""
     stride = recipe.data.sampling.stride or STRIDE
-    return Page(title, stride, fps, windows, motion=shown_motion(recipe))
+    motion, prepared = shown_motion(recipe), store_settings(recipe)
+    return Page(title, stride, fps, windows, motion=motion, prepared=prepared)
 
 
 def _title(recipe: Recipe, wishes: Wishes) -> str:

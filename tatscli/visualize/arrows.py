@@ -12,7 +12,7 @@ LONGEST = 3
 _SHORTEST = 1.5  # pixels of the picture; shorter ones are dots that point nowhere
 
 
-def draw_arrows(picture: Picture, motion_hw2: np.ndarray, *, zoom: int, colour: Colour) -> None:
+def draw_arrows(picture: Picture, motion_hw2: np.ndarray, *, zoom: int, colour: Colour) -> bool:
     """Draw the motion of each token: from where its content was to the middle of the token.
 
     Args:
@@ -20,6 +20,9 @@ def draw_arrows(picture: Picture, motion_hw2: np.ndarray, *, zoom: int, colour: 
         motion_hw2: Displacement of the content in pixels of the view, x first.
         zoom: Picture pixels per pixel of the view.
         colour: Of shaft and head.
+
+    Returns:
+        Whether there is any arrow: one too short to point anywhere is not drawn.
     """
     height, width = picture.shape[:2]
     rows, columns, _ = motion_hw2.shape
@@ -30,6 +33,7 @@ def draw_arrows(picture: Picture, motion_hw2: np.ndarray, *, zoom: int, colour: 
         step = motion_hw2[row, column] * zoom
         step = step * min(1.0, longest / np.hypot(*step))
         _arrow(picture, end - step, end, colour)
+    return bool(drawn_hw.any())
 
 
 def _arrow(picture: Picture, start: np.ndarray, end: np.ndarray, colour: Colour) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from tatscli.visualize.facts import hidden_words, insight_of
 from tatscli.visualize.panels import Row, motion_row, panels_of, visible_row
-from tatscli.visualize.render import Page, write_pages
+from tatscli.visualize.render import Page, frames_between, write_pages
 from tatscli.visualize.sight import Sight, Viewer
 from tatscli.visualize.windows import Window
 
@@ -60,6 +60,7 @@ def render_comparison(
         DecodeError: The clip cannot be read.
         UsageError: The suffix of `out` is unknown.
     """
+    every = frames_between(out, candidates[0].viewer)
     generators = [torch.Generator().manual_seed(seed) for _ in candidates]
 
     def paint(window: Window) -> list[Row]:
@@ -68,12 +69,14 @@ def render_comparison(
             for candidate, generator in zip(candidates, generators, strict=True)
         ]
         watch(window, sights)
-        return _rows(window, candidates, sights)
+        return _rows(window, candidates, sights, every)
 
     return write_pages(clip, out, candidates[0].viewer, page, paint)
 
 
-def _rows(window: Window, candidates: Sequence[Candidate], sights: Sequence[Sight]) -> list[Row]:
+def _rows(
+    window: Window, candidates: Sequence[Candidate], sights: Sequence[Sight], every: int
+) -> list[Row]:
     video = panels_of(window.video_TCHW)
     rows = [Row("input", [], video)]
     for candidate, sight in zip(candidates, sights, strict=True):
@@ -81,4 +84,4 @@ def _rows(window: Window, candidates: Sequence[Candidate], sights: Sequence[Sigh
         row = visible_row(video, sight.plan, grid)
         words = hidden_words(insight_of(window, sight, grid))
         rows.append(replace(row, label=candidate.label, notes=[*row.notes, words]))
-    return [*rows, motion_row(video, window)]
+    return [*rows, motion_row(video, window, every=every)]

@@ -135,7 +135,7 @@ class _Strips:
 
     def _frame_rows(self, window: Window) -> list[Row]:
         tubelet = len(window.frames) // self.grid[0]
-        motion = motion_row(panels_of(window.video_TCHW), window)
+        motion = motion_row(panels_of(window.video_TCHW), window, every=tubelet)
         return [
             Row("input", [], self._slices(window)),
             replace(motion, panels_TZZ3=motion.panels_TZZ3[::tubelet]),

@@ -71,6 +71,7 @@ def rows_of(
     grid: tuple[int, int, int],
     statistics: bool,
     outlined: bool = False,
+    every: int = 1,
 ) -> list[Row]:
     """Paint every row there is something to show for.
 
@@ -80,6 +81,7 @@ def rows_of(
         grid: Tokens along time, height and width.
         statistics: Whether the reconstruction borrows each patch's mean and deviation.
         outlined: Whether to draw the border of what is hidden into the motion row.
+        every: One frame of so many will be shown.
     """
     insight = insight_of(window, sight, grid)
     video = panels_of(window.video_TCHW)
@@ -98,7 +100,7 @@ def rows_of(
         rows.append(Row("reconstruction", notes, panels_of(painted.to(torch.uint8))))
     if sight.error_M is not None:
         rows.append(_error_row(video, sight.plan, sight.error_M, grid))
-    motion = motion_row(video, window)
+    motion = motion_row(video, window, every=every)
     rows.append(outline(motion, sight.plan, grid) if outlined else motion)
     return rows
 
@@ -192,11 +194,16 @@ def _error_row(
     return Row("error", notes, panels, Scale(f"{low:#.3g}", f"{high:#.3g}"))
 
 
-def motion_row(video_TZZ3: np.ndarray, window: Window) -> Row:
+def motion_row(video_TZZ3: np.ndarray, window: Window, *, every: int = 1) -> Row:
     """Draw the motion that masks are given over dim grey pictures.
 
     Where it has directions these are arrows, paler on frames that borrow them from a neighbour;
     where it is only known how much changes, a heat map.
+
+    Args:
+        video_TZZ3: The panels of the window.
+        window: The window.
+        every: One panel of so many will be shown; the notes are about these.
     """
     if not has_direction(window):
         return _change_row(video_TZZ3, window.motion.speed_BThw[0])
@@ -212,8 +219,9 @@ def motion_row(video_TZZ3: np.ndarray, window: Window) -> Row:
         elif valid_T[place]:
             draw_arrows(panel, field_Thw2[place], zoom=zoom, colour=_ARROW)
         elif field_Thw2[place].any():
-            draw_arrows(panel, field_Thw2[place], zoom=zoom, colour=_BORROWED)
-            notes[1:] = ["pale: no vectors of its own, a neighbouring frame's"]
+            pale = draw_arrows(panel, field_Thw2[place], zoom=zoom, colour=_BORROWED)
+            if pale and place % every == 0:
+                notes[1:] = ["pale: no vectors of its own, a neighbouring frame's"]
         else:
             _centre(panel, "no vectors")
     return Row("motion", notes, panels)

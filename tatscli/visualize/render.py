@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from tatscli.recipe import schema
+from tatscli.store.schema import Settings
 from tatscli.targets.pixels import PixelTarget
 from tatscli.video.encode import write_video
 from tatscli.visualize.compose import beside, compose, stack
@@ -21,6 +22,7 @@ from tatscli.visualize.sight import Sight, Viewer
 from tatscli.visualize.windows import Window, read_windows
 
 _CODEC = schema.Motion()
+_PREPARED = Settings()
 _FPS = (1.0, 30.0)  # frame rates a viewer can follow
 
 
@@ -35,6 +37,7 @@ class Page:
         windows: How many windows to show; None means all, for a png the first.
         tallest: How many rows of a film stand under each other; more begin another column.
         motion: Where the motion comes from.
+        prepared: How the store was made whose motion a model was trained with.
     """
 
     title: str
@@ -43,6 +46,7 @@ class Page:
     windows: int | None = None
     tallest: int = 6
     motion: schema.Motion = _CODEC
+    prepared: Settings = _PREPARED
 
 
 Watcher = Callable[[Window, Sight], None]
@@ -71,13 +75,18 @@ def render(
     """
     generator = torch.Generator().manual_seed(seed)
     borrowed = _borrows_statistics(viewer)
+    every = frames_between(out, viewer)
 
     def paint(window: Window) -> list[Row]:
         sight = viewer.look(window, generator)
         watch(window, sight)
-        outlined = viewer.masker.needs_motion
         return rows_of(
-            window, sight, grid=viewer.encoder.grid, statistics=borrowed, outlined=outlined
+            window,
+            sight,
+            grid=viewer.encoder.grid,
+            statistics=borrowed,
+            outlined=viewer.masker.needs_motion,
+            every=every,
         )
 
     return write_pages(clip, out, viewer, page, paint)
@@ -97,14 +106,13 @@ def write_pages(clip: Path, out: Path, viewer: Viewer, page: Page, paint: Painte
     Returns:
         The frame rate written, None for a png.
     """
-    grid, tubelet = viewer.encoder.grid, viewer.encoder.tubelet
     sheet = is_sheet(out)
     windows = windows_of(clip, viewer, page)
     first = next(windows)
     limit = page.windows or (1 if sheet else None)
     painted = ((window, paint(window)) for window in islice(chain([first], windows), limit))
     if sheet:
-        slices = range(0, grid[0] * tubelet, tubelet)
+        slices = range(0, len(first.frames), frames_between(out, viewer))
         pages = [
             compose(
                 header_of(clip, page, window),
@@ -126,6 +134,11 @@ def is_sheet(out: Path) -> bool:
     return out.suffix.lower() == ".png"
 
 
+def frames_between(out: Path, viewer: Viewer) -> int:
+    """Return how many frames lie from one that the picture shows to the next."""
+    return viewer.encoder.tubelet if is_sheet(out) else 1
+
+
 def windows_of(clip: Path, viewer: Viewer, page: Page) -> Iterator[Window]:
     """Read a clip as the windows a viewer's encoder takes.
 
@@ -140,6 +153,7 @@ def windows_of(clip: Path, viewer: Viewer, page: Page) -> Iterator[Window]:
         size=encoder.grid[1] * encoder.patch,
         sites=encoder.grid[1:],
         motion=page.motion,
+        prepared=page.prepared,
     )
 
 

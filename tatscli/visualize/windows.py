@@ -19,11 +19,12 @@ from tatscli.data.tracks import reach, track
 from tatscli.data.view import View, spatial_crop
 from tatscli.errors import UsageError
 from tatscli.recipe.schema import Motion
+from tatscli.store.schema import Settings
 from tatscli.video.decode import StrPath
 from tatscli.video.frames import read_frames
 
-_MOTION_CELL = 16
 _CODEC = Motion()
+_PREPARED = Settings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class Window:
         held: How many frames are such repeats.
         video_TCHW: uint8, the centre crop that evaluation uses.
         motion: Of this view, with a batch of one; a repeated frame stands still.
+        more: Whether another window follows.
     """
 
     number: int
@@ -46,6 +48,7 @@ class Window:
     held: int
     video_TCHW: Tensor
     motion: MotionField
+    more: bool = False
 
 
 class _Seen(NamedTuple):
@@ -72,6 +75,7 @@ def read_windows(
     size: int,
     sites: tuple[int, int],
     motion: Motion = _CODEC,
+    prepared: Settings = _PREPARED,
 ) -> Iterator[Window]:
     """Cover a video with windows of every `stride`-th frame, each following the last.
 
@@ -82,6 +86,7 @@ def read_windows(
         size: Side of the view: the picture's short side is scaled to it, the middle is cut out.
         sites: Token rows and columns that motion is averaged over.
         motion: The recipe's `data.motion`: a window's motion is made as that of a training clip.
+        prepared: Of the store trained on: whose vectors, on cells of which size, with what camera.
 
     Raises:
         DecodeError: The file does not open, holds no video, or not one frame of it decodes.
@@ -97,7 +102,7 @@ def read_windows(
     fields: list[_Field] = []
     number = first = 0  # `fields` begin with source frame `first`
 
-    def window() -> Window:
+    def window(*, more: bool) -> Window:
         field_Fyx2 = np.stack([one.motion_yx2 for one in fields])
         valid_F = np.array([one.valid for one in fields])
         shown = seen + seen[-1:] * (frames - len(seen))
@@ -107,15 +112,23 @@ def read_windows(
             [one.time for one in shown],
             frames - len(seen),
             torch.stack([one.picture_CHW for one in shown]),
-            _motion(path, shown, field_Fyx2, valid_F, first, size // sites[0], motion),
+            _motion(path, shown, field_Fyx2, valid_F, first, size // sites[0], motion, prepared),
+            more,
         )
 
-    for index, frame in enumerate(read_frames(path, short_side=size, motion_cell=_MOTION_CELL)):
-        fields.append(_Field(frame.motion, frame.valid))
-        if len(seen) == frames:  # and this is the frame after the last, which may fill a key frame
-            yield window()
-            number, seen = number + 1, []
+    stored = read_frames(
+        path,
+        short_side=size,
+        motion_cell=prepared.motion_cell,
+        motion=prepared.motion,
+        camera=prepared.camera,
+    )
+    for index, frame in enumerate(stored):
+        fields.append(_Field(frame.motion, frame.valid))  # the one after a window may fill its last
         if index % stride == 0:
+            if len(seen) == frames:
+                yield window(more=True)
+                number, seen = number + 1, []
             if not seen:  # the way into the first frame began a stride ago
                 skip = max(index - stride + 1 - first, 0)
                 fields, first = fields[skip:], first + skip
@@ -123,7 +136,7 @@ def read_windows(
             picture_1CHW = torch.from_numpy(frame.rgb())[None].permute(0, 3, 1, 2)
             seen.append(_Seen(index, frame.time, view, view.frames(picture_1CHW)[0]))
     if seen:
-        yield window()
+        yield window(more=False)
 
 
 def _motion(
@@ -134,6 +147,7 @@ def _motion(
     first: int,
     patch: int,
     motion: Motion,
+    prepared: Settings,
 ) -> MotionField:
     """Make the motion of a window of the fields from `first` on, as `MotionSource` does."""
     frames = [one.frame for one in shown]
@@ -146,8 +160,8 @@ def _motion(
             valid_F[part],
             frames,
             wanted.start,
-            cell=_MOTION_CELL,
-            robust=motion.scaling == "robust",
+            cell=prepared.motion_cell,
+            robust=one_scale(motion, prepared),
             camera=motion.camera,
         )
         refuse_missing(found, motion, str(path))
@@ -157,7 +171,14 @@ def _motion(
         video_TCHW,
         found,
         frames,
-        cell=_MOTION_CELL,
+        cell=prepared.motion_cell,
         patch=patch,
         fallback=motion.fallback,
     )
+
+
+def one_scale(motion: Motion, prepared: Settings) -> bool:
+    """Whether the frames of a clip are brought to one scale, as `MotionSource` decides."""
+    if motion.scaling == "auto":
+        return prepared.motion == "native"
+    return motion.scaling == "robust"

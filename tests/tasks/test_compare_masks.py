@@ -118,7 +118,14 @@ def test_an_empty_list_is_refused(compare, kinds):
         compare(kinds)
 
 
-@pytest.mark.parametrize(("kinds", "value"), [("tube,tub", "tub"), ("tube,,mgm", ""), ("a", "a")])
+@pytest.mark.parametrize(("kinds", "place"), [("tube,,mgm", 2), ("tube,mgm, ", 3), (",tub", 1)])
+def test_an_empty_entry_is_named_by_its_place(compare, kinds, place):
+    words = f"`--compare {kinds}` names no mask at place {place}: choose from `random`,"
+    with pytest.raises(UsageError, match=words):
+        compare(kinds)
+
+
+@pytest.mark.parametrize(("kinds", "value"), [("tube,tub", "tub"), ("a", "a")])
 def test_unknown_kinds_are_named_with_those_allowed(compare, kinds, value):
     with pytest.raises(UsageError, match=f"no mask `{value}` to compare: choose.* `mgm_topk`"):
         compare(kinds)

@@ -1,14 +1,22 @@
 """What is said of motion that is not there, and of whose motion is shown."""
 
+import shutil
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
+from tatscli.recipe.load import load_recipe
 from tatscli.recipe.schema import Motion
+from tatscli.store.pool import run_in_order
+from tatscli.store.prepare import prepare
+from tatscli.store.schema import Settings
+from tatscli.store.sources import find_sources
+from tatscli.tasks.compare_masks import compare_masks
 from tatscli.tasks.view_notes import clip_notes, mask_notes
-from tatscli.tasks.viewers import Wishes, choose_viewer
-from tatscli.tasks.visualize_masks import visualize_masks
+from tatscli.tasks.viewers import Wishes, choose_viewer, store_settings
+from tatscli.tasks.visualize_masks import page_of, visualize_masks
 from tests.clips import pan, render
 from tests.visualize.fakes import window
 
@@ -26,6 +34,10 @@ def choice(mask="mgm", **motion):
     made = choose_viewer(None, None, Wishes(mask, **SHAPE))
     data = made.recipe.data.model_copy(update={"motion": Motion(**motion)})
     return replace(made, recipe=made.recipe.model_copy(update={"data": data}))
+
+
+def notes_of(windows, recipe):
+    return clip_notes(windows, recipe, page_of(recipe, "title", fps=None, windows=None), "")
 
 
 def test_the_fallback_taken_is_named():
@@ -51,12 +63,99 @@ def test_a_selection_that_reads_motion_has_one(recipe_file):
 
 def test_motion_other_than_the_recipes_is_named():
     flow = choice(source="flow", path="flow.safetensors").recipe
-    assert any(
-        "`data.motion.path`; shown are codec" in note for note in clip_notes([seen()], flow, "")
-    )
+    assert any("`data.motion.path`; shown are codec" in note for note in notes_of([seen()], flow))
     median = choice(camera="median").recipe
-    assert any("camera: median" in note for note in clip_notes([seen()], median, ""))
-    assert clip_notes([seen()], choice().recipe, "") == []
+    assert any("camera: median" in note for note in notes_of([seen()], median))
+    assert notes_of([seen()], choice().recipe) == []
+
+
+def test_settings_of_the_store_are_named_where_they_are_not_the_defaults():
+    def told(scaling="auto", **prepared):
+        recipe = choice(scaling=scaling).recipe
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"store": "s"})})
+        page = replace(
+            page_of(recipe, "title", fps=None, windows=None), prepared=Settings(**prepared)
+        )
+        return clip_notes([seen()], recipe, page, "")
+
+    assert told() == told(short_side=64, quality=5) == []
+    as_in = "motion as in the store `s`: "
+    assert told(motion="none") == [f"{as_in}`--motion none`"]
+    assert told(motion_cell=8, camera="affine") == [f"{as_in}`--motion-cell 8`, `--camera affine`"]
+    native = f"{as_in}`--motion native`"
+    assert told(motion="native") == [f"{native}, so frames are brought to one scale"]
+    assert told("none", motion="native") == told("robust", motion="native") == [native]
+
+
+@pytest.fixture
+def prepare_as(tmp_path, reporter):
+    """Prepare one clip with other settings; a recipe of the mask `mgm` for that store."""
+
+    def make(extra="", **settings):
+        clip = render(tmp_path / "v" / "clip.mp4", pan((2, 0), frames=20, height=48, width=64))
+        store = tmp_path / "store"
+        run = partial(run_in_order, workers=1)
+        prepare(find_sources(clip.parent), store, Settings(**settings), run=run, reporter=reporter)
+        recipe = tmp_path / "mgm.yaml"
+        recipe.write_text(
+            f"data: {{store: {store}, frames: 4, size: 32, sampling: {{stride: 2}}{extra}}}\n"
+            "model: {size: nano, patch: 8}\nmask: {kind: mgm}\n"
+        )
+        return clip, recipe, store
+
+    return make
+
+
+def test_a_store_without_motion_gives_the_picture_its_fallback(prepare_as, reporter, tmp_path):
+    """As in the training: the vectors of the file are none of its business."""
+    clip, recipe, store = prepare_as(motion="none")
+    found = visualize_masks(clip, reporter=reporter, recipe=str(recipe), out=tmp_path / "out.png")
+    assert f"motion as in the store `{store}`: `--motion none`" in found["notes"]
+    assert any("`mgm` mask falls back to `tube`" in note for note in found["notes"])
+    assert found["windows"][0]["motion_hidden"] is None
+    both = compare_masks(
+        clip, "mgm,tube", reporter=reporter, recipe=str(recipe), out=tmp_path / "out.png"
+    )
+    assert any("`--motion none`" in note for note in both["notes"])
+    assert any("falls back to `tube`" in note for note in both["compare"][0]["notes"])
+
+
+def test_a_store_that_is_gone_is_not_missed(prepare_as, reporter, tmp_path):
+    clip, recipe, store = prepare_as(motion="none")
+    shutil.rmtree(store)
+    found = visualize_masks(clip, reporter=reporter, recipe=str(recipe), out=tmp_path / "out.png")
+    assert not any("store" in note for note in found["notes"])
+    assert found["windows"][0]["motion_hidden"] is not None
+
+
+def test_motion_that_is_not_the_stores_takes_nothing_over(prepare_as):
+    _, path, _ = prepare_as(motion="none", motion_cell=8)
+    recipe = load_recipe(path).recipe
+    assert store_settings(recipe) == Settings(motion="none", motion_cell=8)
+    for motion in (Motion(source="framediff"), Motion(source="flow", path="x.safetensors")):
+        data = recipe.data.model_copy(update={"motion": motion})
+        assert store_settings(recipe.model_copy(update={"data": data})) == Settings()
+
+
+def test_no_recipe_means_no_store_even_in_the_folder_of_one(prepare_as, monkeypatch):
+    monkeypatch.chdir(prepare_as(motion="none")[2])
+    assert store_settings(choice().recipe) == Settings()
+
+
+@pytest.mark.parametrize(("frames", "more"), [(5, False), (7, False), (8, False), (9, True)])
+def test_windows_not_shown_are_told_of_only_where_there_are_any(frames, more, reporter, tmp_path):
+    """Windows of 4 frames at stride 2 begin with frames 0 and 8: full, held, or one of two."""
+    clip = render(tmp_path / "clip.mp4", pan(frames=frames, height=48, width=64))
+    for windows in (None, 1):
+        found = visualize_masks(
+            clip,
+            reporter=reporter,
+            wishes=Wishes("tube", **SHAPE),
+            out=tmp_path / "out.png",
+            windows=windows,
+        )
+        told = any("shows the first window" in note for note in found["notes"])
+        assert told == (more and windows is None)
 
 
 @pytest.mark.parametrize("mask", ["mgm", "tube"])

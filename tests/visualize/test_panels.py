@@ -182,6 +182,21 @@ def test_borrowed_vectors_are_paler_and_a_note_says_so():
     assert not any("neighbouring frame" in note for note in row.notes)
 
 
+def test_the_note_about_pale_arrows_stands_where_one_is_seen():
+    def noted(seen, every):
+        found = rows_of(seen, sight(), grid=GRID, statistics=False, every=every)[-1]
+        return any("neighbouring frame" in note for note in found.notes)
+
+    third = window()
+    third.motion.valid_BT[:] = torch.tensor([[True, True, True, False]])
+    assert noted(window(), 2) and noted(third, 1) and noted(third, 3)
+    assert not noted(third, 2)  # frames 0 and 2 are shown, the last is not
+    short = window()
+    short.motion.field_BThw2.mul_(1.4 / ZOOM / 2)  # below 1.5 pixels of the panel
+    assert not noted(short, 1)
+    assert not pale(rows(short)["motion"].panels_TZZ3[0]).any()
+
+
 def test_frames_without_vectors_say_so():
     blank = window()
     blank.motion.field_BThw2[:, 0] = 0

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from tatscli.recipe.schema import RandomMask
+from tatscli.recipe.schema import MgmMask, RandomMask
+from tatscli.visualize import render as module
 from tatscli.visualize.render import Page, render
 from tatscli.visualize.sight import Viewer
 from tests.clips import pan
@@ -68,6 +69,40 @@ def test_a_png_is_a_sheet_with_one_column_a_slice(clip, tmp_path, random_viewer)
     draw(clip, tmp_path / "film.mp4", random_viewer)
     narrow = frames_of(tmp_path / "film.mp4")[0][0]
     assert one.shape[0] == narrow.shape[0] and 192 <= one.shape[1] - narrow.shape[1] < 200
+
+
+def test_only_a_mask_that_follows_motion_is_outlined_in_it(clip, tmp_path, random_viewer):
+    follows = viewer(MgmMask(kind="mgm"))
+    for name, one, outlined in (("mgm", follows, True), ("random", random_viewer, False)):
+        draw(clip, tmp_path / f"{name}.png", one)
+        (picture,), _ = frames_of(tmp_path / f"{name}.png")
+        blue = (picture == (90, 220, 255)).all(axis=-1)
+        assert blue.any() == outlined
+        assert not blue[: len(blue) // 2].any()  # motion is the last of three rows
+
+
+def test_a_sheet_has_no_note_about_frames_it_leaves_out(clip, tmp_path, monkeypatch):
+    """A film shows the arrows that a sheet of slices of two frames does not."""
+    told = {}
+
+    def spy(*args, **more):
+        told[out.suffix] = (found := rows_of(*args, **more))[-1].notes
+        return found
+
+    rows_of = module.rows_of
+    monkeypatch.setattr(module, "rows_of", spy)
+    windows_of = module.windows_of
+
+    def second_borrows(*args):
+        for window in windows_of(*args):
+            window.motion.valid_BT[:] = torch.tensor([[True, False, True, True]])
+            yield window
+
+    monkeypatch.setattr(module, "windows_of", second_borrows)
+    for out in (tmp_path / "film.mp4", tmp_path / "sheet.png"):
+        draw(clip, out, viewer(RandomMask(kind="random")), Page("title", 2, windows=1))
+    assert any("pale" in note for note in told[".mp4"])
+    assert not any("pale" in note for note in told[".png"])
 
 
 def test_the_same_seed_draws_the_same_file(clip, tmp_path, random_viewer):

@@ -57,6 +57,7 @@ def test_windows_follow_each_other_and_the_last_frame_fills_the_last(film, lengt
     assert [window.frames for window in found] == expected
     assert [window.held for window in found] == held
     assert [window.number for window in found] == list(range(len(found)))
+    assert [window.more for window in found] == [True] * (len(found) - 1) + [False]
 
 
 def test_pictures_and_times_are_those_of_the_frames_named(film):
@@ -111,12 +112,21 @@ def test_only_frames_of_one_window_are_alive(tmp_path, monkeypatch):
             drawn += 1
             yield frame
 
+    make_motion, held = module._motion, []
+
+    def measuring(path, shown, field_Fyx2, *more):
+        held.append(len(field_Fyx2))
+        return make_motion(path, shown, field_Fyx2, *more)
+
     monkeypatch.setattr(module, "read_frames", counting)
+    monkeypatch.setattr(module, "_motion", measuring)
     path = render(tmp_path / "long.mp4", static(frames=200, height=32, width=32))
     stream = read_windows(path, frames=4, stride=2, size=16, sites=(1, 1))
     for number, _ in enumerate(islice(stream, 20)):
-        assert drawn <= (number + 1) * 8
+        assert drawn <= (number + 1) * 8 + 1  # the first frame of the next window
     stream.close()
+    # A window of 8 frames, the stride into it, and that frame of the next one.
+    assert len(held) == 20 and max(held) <= 8 + 2
 
 
 def test_a_file_that_is_no_video_says_so(tmp_path):
@@ -132,6 +142,23 @@ def test_a_file_that_is_no_video_says_so(tmp_path):
 )
 def test_a_window_has_the_motion_of_a_training_clip(tmp_path, stride, motion):
     """Every window, held ones too, against the same frames drawn from a store."""
+    check_against_a_store(tmp_path, stride, motion, Settings(short_side=96))
+
+
+@pytest.mark.parametrize("scaling", ["auto", "none"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(short_side=96, motion="native", motion_cell=8, camera="median"),
+        Settings(short_side=96, motion="reencode", motion_cell=24),
+        Settings(short_side=96, motion="none"),
+    ],
+)
+def test_a_window_has_the_motion_of_the_store_trained_on(tmp_path, settings, scaling):
+    check_against_a_store(tmp_path, 2, Motion(scaling=scaling), settings)
+
+
+def check_against_a_store(tmp_path, stride, motion, settings):
     options = {**CLEAN_VECTORS, "g": "7", "sc_threshold": "0"}
     path = render(
         tmp_path / "v" / "patch.mp4",
@@ -140,9 +167,12 @@ def test_a_window_has_the_motion_of_a_training_clip(tmp_path, stride, motion):
     )
     out, reporter = tmp_path / "s", Reporter(stdout=io.StringIO(), stderr=io.StringIO())
     run = partial(run_in_order, workers=1)
-    prepare(find_sources(path.parent), out, Settings(short_side=96), run=run, reporter=reporter)
+    prepare(find_sources(path.parent), out, settings, run=run, reporter=reporter)
     source = MotionSource(Store.open(out), motion)
-    for window in read_windows(path, frames=4, stride=stride, size=96, sites=(6, 6), motion=motion):
+    stream = read_windows(
+        path, frames=4, stride=stride, size=96, sites=(6, 6), motion=motion, prepared=settings
+    )
+    for window in stream:
         view = spatial_crop(96, 256, 96, crop=0, crops=1)
         found = source.track(0, window.frames)
         wanted = source.seen(view, window.video_TCHW, found, window.frames, 16)
@@ -152,6 +182,7 @@ def test_a_window_has_the_motion_of_a_training_clip(tmp_path, stride, motion):
             assert torch.allclose(got, expected, atol=0.02), name
         assert torch.equal(window.motion.valid_BT, wanted.valid_BT)
         assert torch.equal(window.motion.missing_B, wanted.missing_B)
+        assert torch.equal(window.motion.fallback_B, wanted.fallback_B)
         assert window.motion.patch == 16
 
 
