@@ -158,21 +158,28 @@ def test_a_window_has_the_motion_of_the_store_trained_on(tmp_path, settings, sca
     check_against_a_store(tmp_path, 2, Motion(scaling=scaling), settings)
 
 
-def check_against_a_store(tmp_path, stride, motion, settings):
+def test_a_window_is_freed_of_the_camera_as_the_store_trained_on(tmp_path):
+    settings = Settings(short_side=96, camera="median")
+    pictures = pan((4, 0), frames=10, height=96, width=256)
+    seen = check_against_a_store(tmp_path, 2, Motion(), settings, pictures)
+    assert all(window.motion.speed_BThw.median() < 0.5 for window in seen)  # not 8
+
+
+def check_against_a_store(tmp_path, stride, motion, settings, pictures=None):
+    """Compare every window of a clip, and return them."""
     options = {**CLEAN_VECTORS, "g": "7", "sc_threshold": "0"}
-    path = render(
-        tmp_path / "v" / "patch.mp4",
-        moving_patch((3, 1), frames=23, height=96, side=32),
-        options=options,
-    )
+    pictures = pictures or moving_patch((3, 1), frames=23, height=96, side=32)
+    path = render(tmp_path / "v" / "patch.mp4", pictures, options=options)
     out, reporter = tmp_path / "s", Reporter(stdout=io.StringIO(), stderr=io.StringIO())
     run = partial(run_in_order, workers=1)
     prepare(find_sources(path.parent), out, settings, run=run, reporter=reporter)
     source = MotionSource(Store.open(out), motion)
-    stream = read_windows(
-        path, frames=4, stride=stride, size=96, sites=(6, 6), motion=motion, prepared=settings
+    seen = list(
+        read_windows(
+            path, frames=4, stride=stride, size=96, sites=(6, 6), motion=motion, prepared=settings
+        )
     )
-    for window in stream:
+    for window in seen:
         view = spatial_crop(96, 256, 96, crop=0, crops=1)
         found = source.track(0, window.frames)
         wanted = source.seen(view, window.video_TCHW, found, window.frames, 16)
@@ -184,6 +191,7 @@ def check_against_a_store(tmp_path, stride, motion, settings):
         assert torch.equal(window.motion.missing_B, wanted.missing_B)
         assert torch.equal(window.motion.fallback_B, wanted.fallback_B)
         assert window.motion.patch == 16
+    return seen
 
 
 def test_flow_made_elsewhere_cannot_belong_to_a_lone_file(film):
