@@ -15,7 +15,7 @@ from torch import Tensor
 from tatscli.data.flow import FlowFiles
 from tatscli.data.framediff import frame_difference
 from tatscli.data.motion import MotionField
-from tatscli.data.tracks import Track, reach, track
+from tatscli.data.tracks import Track, pieces, track
 from tatscli.data.unreadable import UNREADABLE, unreadable
 from tatscli.data.view import View
 from tatscli.errors import DataError
@@ -77,13 +77,14 @@ class MotionSource:
         """
         if self.motion.source == "framediff":
             return None
-        wanted = reach(frames, self.store.rows[row].frames)
-        field_Fyx2, valid_F = self._read(row, wanted)
+        wanted = pieces(frames, self.store.rows[row].frames)
+        parts = [self._read(row, piece) for piece in wanted]
+        fields, valid = zip(*parts, strict=True)
         found = track(
-            field_Fyx2,
-            valid_F,
+            np.concatenate(fields) if len(parts) > 1 else fields[0],
+            np.concatenate(valid),
             frames,
-            wanted.start,
+            wanted,
             cell=self.store.motion_cell,
             robust=self._robust(row),
             camera=self.motion.camera,

@@ -1,8 +1,8 @@
 """From the motion of stored frames to that of a clip: filled, scaled, freed of the camera, chained.
 
-Motion is displacement of content since the stored frame before. The order is: fill, scale, take
-the camera out, chain. No paper says how to treat key frames and skipped frames; these ways are ours
-(`docs/motion.md`).
+Motion is displacement of content since the stored frame before. The order is: fill, keep what is
+used, scale, take the camera out, chain. No paper says how to treat key frames and skipped frames;
+these ways are ours (`docs/motion.md`).
 
 Shapes: F stored frames, T frames of the clip, J steps back in time, y and x cells, n cells.
 """
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from operator import sub
 
 import numpy as np
 import torch
@@ -22,6 +23,10 @@ from torch.nn import functional
 from tatscli.video.camera import Camera, remove_camera
 
 _TOP = 0.95  # the percentile that stands for the scale of a frame
+# Stored frames that content is followed back: two seconds at 30 a second, after which errors have
+# added up and most of it is out of sight. Without a limit a clip that spans a long video (`mode:
+# uniform`) would take gigabytes.
+FURTHEST = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +35,10 @@ class Track:
 
     Attributes:
         steps_JT2yx: float32, the way that the content of a cell took since the clip frame before,
-            the last stored frame first, in stored pixels, x first. 0 beyond the frame before.
+            or its last `FURTHEST` steps, the last stored frame first, in stored pixels, x first. 0
+            beyond the frame before.
         valid_T: bool; whether the motion into this very frame was known.
-        missing: Not one of the stored frames had motion.
+        missing: Not one of the stored frames that were read had motion.
     """
 
     steps_JT2yx: Tensor
@@ -44,9 +50,12 @@ def gaps(frames: Sequence[int]) -> list[int]:
     """Return how many stored frames each frame of a clip lies after the one before.
 
     A frame that is shown again has 0. One that starts afresh, the first of the clip or of a loop,
-    has the next distance in the clip, as if a frame went before; without one the last, or 1.
+    has the next distance in the clip, as if a frame went before; without one the last, or 1. Of a
+    clip that shows one picture again and again every frame has 0.
     """
     steps = [-1, *(after - before for before, after in pairwise(frames))]
+    if len(steps) > 1 and not any(steps[1:]):
+        return [0] * len(steps)
     ahead = next((step for step in reversed(steps) if step > 0), 1)
     found: list[int] = []
     for step in reversed(steps):
@@ -56,19 +65,37 @@ def gaps(frames: Sequence[int]) -> list[int]:
 
 
 def reach(frames: Sequence[int], length: int) -> range:
+    """Return where the stored frames begin and end that `pieces` names."""
+    parts = pieces(frames, length)
+    return range(parts[0].start, parts[-1].stop)
+
+
+def pieces(frames: Sequence[int], length: int) -> list[range]:
     """Return the stored frames whose motion a clip of a video of `length` frames needs.
 
-    They begin where its first frame's way does; the one after its last may fill a key frame.
+    For each frame of the clip the way into it; the frame after it may fill a key frame. They are in
+    ascending order, and one range where the frames lie close.
     """
-    first = min(frame - gap for frame, gap in zip(frames, gaps(frames), strict=True)) + 1
-    return range(max(0, first), min(length, max(frames) + 2))
+    back = gaps(frames)
+    if max(back) <= FURTHEST:
+        first = min(map(sub, frames, back)) + 1 if any(back) else min(frames)
+        return [range(max(0, first), min(length, max(frames) + 2))]
+    found: list[range] = []
+    ways = sorted((f + 1 - min(gap, FURTHEST), f) for f, gap in zip(frames, back, strict=True))
+    for first, frame in ways:
+        first, after = max(0, first), min(length, frame + 2)
+        if found and first <= found[-1].stop:
+            last = found.pop()
+            first, after = last.start, max(after, last.stop)
+        found.append(range(first, after))
+    return found
 
 
 def track(
     field_Fyx2: np.ndarray,
     valid_F: np.ndarray,
     frames: Sequence[int],
-    first: int,
+    stored: int | Sequence[range],
     *,
     cell: int,
     robust: bool = False,
@@ -80,27 +107,39 @@ def track(
         field_Fyx2: float32, displacement since the stored frame before, in stored pixels, x first.
         valid_F: bool; whether it is known.
         frames: Stored frames of the clip.
-        first: Which frame `field_Fyx2` begins with, after `reach`.
+        stored: Which frames `field_Fyx2` holds: after `reach` the first of successive ones, or all
+            `pieces`.
         cell: Side of a cell in stored pixels.
         robust: Bring the frames to one scale.
         camera: Model of the camera's motion to take out.
     """
-    gap_T = np.array(gaps(frames))
-    place_T = np.array(frames) - first
-    valid_T = torch.from_numpy(valid_F[place_T] & (gap_T > 0))
-    if not valid_F.any():
-        still_JT2yx = torch.zeros(1, len(frames), 2, *field_Fyx2.shape[1:3])
-        return Track(still_JT2yx, valid_T, missing=True)
-    field_Fyx2 = field_Fyx2[nearest(valid_F)]
-    if robust:
-        field_Fyx2 = _one_scale(field_Fyx2)
-    field_Fyx2 = remove_camera(field_Fyx2, None, camera)
+    if isinstance(stored, int):
+        stored = [range(stored, stored + len(valid_F))]
+    first = stored[0].start
+    gap_T = np.minimum(gaps(frames), FURTHEST)
     back_J1 = np.arange(gap_T.max(initial=1))[:, None]
+    moving_JT = back_J1 < gap_T
+    # What lies before the video moves like its first frame.
+    place_JT = np.maximum(np.array(frames) - back_J1, first) - first
+    if len(stored) > 1:
+        place_JT = np.searchsorted(np.concatenate(stored) - first, place_JT)
+    valid_T = torch.from_numpy(valid_F[place_JT[0]] & moving_JT[0])
+    if not valid_F.any() or not moving_JT.any():
+        still_JT2yx = torch.zeros(1, len(frames), 2, *field_Fyx2.shape[1:3])
+        return Track(still_JT2yx, valid_T, missing=not valid_F.any())
+    source_JT = nearest(valid_F)[place_JT]
+    if robust or camera != "none":
+        used_F = np.zeros(len(valid_F), bool)
+        used_F[source_JT[moving_JT]] = True
+        source_JT = np.maximum(used_F.cumsum() - 1, 0)[source_JT]  # any, where it is not moving
+        field_Fyx2 = field_Fyx2[used_F]
+        if robust:
+            field_Fyx2 = _one_scale(field_Fyx2)
+        field_Fyx2 = remove_camera(field_Fyx2, None, camera)
     steps_JT2yx = chain(
         torch.from_numpy(field_Fyx2).permute(0, 3, 1, 2).contiguous(),
-        # What lies before the video moves like its first frame.
-        torch.from_numpy(np.maximum(place_T - back_J1, 0)),
-        torch.from_numpy(back_J1 < gap_T),
+        torch.from_numpy(source_JT),
+        torch.from_numpy(moving_JT),
         cell=cell,
     )
     return Track(steps_JT2yx, valid_T, missing=False)

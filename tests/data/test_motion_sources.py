@@ -17,6 +17,7 @@ from tatscli.data.dataset import PretrainClips
 from tatscli.data.framediff import frame_difference
 from tatscli.data.loader import training_batches
 from tatscli.data.motion import MotionField
+from tatscli.data.tracks import FURTHEST, track
 from tatscli.errors import DataError, DecodeError
 from tatscli.recipe.derive import derive_schedule
 from tatscli.recipe.schema import Data, Motion, Optim, Sampling
@@ -342,3 +343,36 @@ def test_one_frame_without_a_difference_is_an_error_if_the_recipe_says_so() -> N
         dataset[0, 1]
     assert caught.value.hint is not None
     assert "prepare" not in caught.value.hint
+
+
+@pytest.mark.parametrize("source", ["codec", "flow"])
+def test_of_a_long_video_no_more_is_read_than_is_followed(
+    tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Moving([3000])
+    motion = (
+        {"source": "flow", "path": str(save_flow(store, tmp_path, [0]))} if source == "flow" else {}
+    )
+    made = clips(store, **motion).motion_source
+    frames, read = [700, 1400, 2100, 2990], []
+    original = made._read
+
+    def counting(row: int, part: range) -> tuple[np.ndarray, np.ndarray]:
+        read.extend(part)
+        return original(row, part)
+
+    monkeypatch.setattr(made, "_read", counting)
+    found = made.track(0, frames)
+    assert found is not None
+    assert read == [n for frame in frames for n in range(frame - FURTHEST + 1, frame + 2)]
+    field, valid = store.whole(0)
+    whole = track(field, valid, frames, 0, cell=16)
+    assert torch.equal(found.steps_JT2yx, whole.steps_JT2yx)
+    assert torch.equal(found.valid_T, whole.valid_T)
+
+
+def test_a_clip_of_one_picture_stands_still() -> None:
+    found = clips(Moving([30])).motion_source.track(0, [7, 7, 7, 7])
+    assert found is not None
+    assert not found.missing
+    assert not found.steps_JT2yx.any()

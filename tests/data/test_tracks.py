@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tatscli.data.tracks import gaps, nearest, reach, track
+from tatscli.data import tracks
+from tatscli.data.tracks import FURTHEST, gaps, nearest, pieces, reach, track
 
 CELL = 8
 
@@ -77,7 +80,9 @@ def test_chaining_is_a_walk_back_along_the_path(
         ([4, 6, 8], [2, 2, 2]),
         ([4, 5, 9], [1, 1, 4]),
         ([3], [1]),
-        ([3, 3, 3], [1, 0, 0]),  # held
+        ([2, 3, 3, 3], [1, 1, 0, 0]),  # held
+        ([3, 3, 3], [0, 0, 0]),  # one picture, which stands still
+        ([0, 0], [0, 0]),
         ([1, 1, 2, 2], [1, 0, 1, 0]),
         ([2, 2, 6], [4, 0, 4]),
         ([0, 2, 4, 1, 3], [2, 2, 2, 2, 2]),  # a loop
@@ -94,6 +99,96 @@ def test_reach_begins_with_the_way_into_the_first_frame_and_ends_one_after_the_l
     assert reach([10, 11, 12], 13) == range(10, 13)  # the video ends
     assert reach([2, 6], 40) == range(8)  # and begins
     assert reach([4, 8, 1], 9) == range(9)
+    assert reach([3, 3], 9) == range(3, 5)
+
+
+@given(
+    st.lists(st.integers(0, 999), min_size=1, max_size=8), st.integers(1, 60), st.integers(0, 120)
+)
+def test_pieces_are_the_frames_of_each_way_and_the_ones_after(
+    drawn: list[int], more: int, stride: int
+) -> None:
+    length = max(drawn) + more
+    for frames in (drawn, sorted(drawn), list(range(0, length, stride + 1))):
+        found = pieces(frames, length)
+        numbers = [number for piece in found for number in piece]
+        assert numbers == sorted(set(numbers))
+        needed = set()
+        for frame, gap in zip(frames, gaps(frames), strict=True):
+            first = frame if gap == 0 else frame + 1 - min(gap, FURTHEST)
+            needed |= set(range(max(first, 0), min(frame + 2, length)))
+        assert needed <= set(numbers)
+        assert reach(frames, length) == range(numbers[0], numbers[-1] + 1)
+        if max(gaps(frames)) > FURTHEST:
+            assert needed == set(numbers)
+        else:
+            assert len(found) == 1
+
+
+@pytest.mark.parametrize("fits", [{}, {"robust": True, "camera": "affine"}])
+def test_content_is_followed_no_further_than_the_limit(fits: dict[str, Any]) -> None:
+    frames, length = [30, 230, 300, 310, 310, 470], 500
+    field = noise(length, 3, 4) / 20  # small, so that errors do not grow along the way
+    valid = known(length, 0, 230, 290, 291, 292, 470)
+    filled = field[nearest(valid)]
+    field[~valid] = 0
+    wanted = pieces(frames, length)
+    kept = np.concatenate(wanted)
+    assert len(kept) < 300
+    found = track(field[kept], valid[kept], frames, wanted, cell=CELL, **fits)
+    assert found.steps_JT2yx.shape[0] == FURTHEST
+    assert found.valid_T.tolist() == [True, False, True, True, False, False]
+    if fits:  # the same as of these frames alone, prepared one by one
+        ways = [
+            range(f, f - min(gap, FURTHEST), -1)
+            for f, gap in zip(frames, gaps(frames), strict=True)
+        ]
+        used = sorted({int(nearest(valid)[max(n, 0)]) for way in ways for n in way})
+        tops = np.percentile(np.linalg.norm(field[used], axis=-1).reshape(len(used), -1), 95, 1)
+        scaled = field[used] * (np.median(tops) / tops)[:, None, None, None]
+        ready = tracks.remove_camera(scaled.astype(np.float32), None, "affine")
+        filled = ready[np.searchsorted(used, nearest(valid)).clip(max=len(used) - 1)]
+    for time, (frame, gap) in enumerate(zip(frames, gaps(frames), strict=True)):
+        steps = min(gap, FURTHEST)
+        got = found.steps_JT2yx[:, time].numpy()
+        assert not got[steps:].any()
+        for row in range(3):
+            for column in range(4):
+                path = path_of(filled, frame, steps, row, column)
+                path = np.reshape(path, (steps, 2))
+                np.testing.assert_allclose(got[:steps, :, row, column], path, atol=5e-3)
+
+
+def test_a_long_video_takes_no_more_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted: list[int] = []
+
+    def counting(field: np.ndarray, *given: Any) -> np.ndarray:
+        fitted.append(len(field))
+        return field
+
+    monkeypatch.setattr(tracks, "remove_camera", counting)
+    frames, length = list(range(300, 9000, 580)), 9000
+    wanted = pieces(frames, length)
+    assert sum(map(len, wanted)) == len(frames) * (FURTHEST + 1)
+    kept = np.concatenate(wanted)
+    found = track(
+        noise(len(kept), 2, 2), np.ones(len(kept), bool), frames, wanted, cell=CELL, camera="affine"
+    )
+    assert fitted == [len(frames) * FURTHEST]
+    assert found.steps_JT2yx.shape == (FURTHEST, len(frames), 2, 2, 2)
+
+
+def test_the_frame_after_the_last_counts_only_where_it_fills() -> None:
+    field = noise(6)
+    other = field.copy()
+    other[5] *= 100
+    for last_known in (True, False):
+        valid = known(6) if last_known else known(6, 4)
+        one, two = (
+            track(values, valid, [1, 2, 3, 4], 0, cell=CELL, robust=True).steps_JT2yx
+            for values in (field, other)
+        )
+        assert torch.equal(one, two) == last_known
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=12))
@@ -133,6 +228,10 @@ def test_held_frames_stand_still_and_a_loop_starts_afresh() -> None:
     held = track(field, known(6), [2, 4, 4, 4], 0, cell=CELL)
     assert not held.steps_JT2yx[:, 2:].any()
     assert held.valid_T.tolist() == [True, True, False, False]
+    still = track(field, known(6), [3, 3, 3], 0, cell=CELL)
+    assert not still.missing
+    assert not still.steps_JT2yx.any()
+    assert not still.valid_T.any()
     looped = track(field, known(6), [1, 3, 5, 1], 0, cell=CELL)
     torch.testing.assert_close(looped.steps_JT2yx[:, 3], looped.steps_JT2yx[:, 0])
     assert looped.steps_JT2yx[:, 3].any()
