@@ -72,15 +72,14 @@ class MotionSource:
 
         Raises:
             DecodeError: If the store cannot be read.
-            DataError: If there is none and the recipe allows no fallback, or the file of the flow
-                is wrong.
+            DataError: If the file of the flow is wrong.
         """
         if self.motion.source == "framediff":
             return None
         wanted = pieces(frames, self.store.rows[row].frames)
         parts = [self._read(row, piece) for piece in wanted]
         fields, valid = zip(*parts, strict=True)
-        found = track(
+        return track(
             np.concatenate(fields) if len(parts) > 1 else fields[0],
             np.concatenate(valid),
             frames,
@@ -89,8 +88,6 @@ class MotionSource:
             robust=self._robust(row),
             camera=self.motion.camera,
         )
-        refuse_missing(found, self.motion, self.store.rows[row].id)
-        return found
 
     def seen(
         self,
@@ -100,7 +97,7 @@ class MotionSource:
         frames: Sequence[int],
         patch: int,
         *,
-        name: str | None = None,
+        name: str,
     ) -> MotionField:
         """Return the motion of one view of a clip, as `motion_seen`."""
         return motion_seen(
@@ -146,24 +143,6 @@ class MotionSource:
         return as_they_are and self._flow is None and self.store.rows[row].motion == "native"
 
 
-def refuse_missing(track: Track, motion: Motion, name: str) -> None:
-    """Stop where a clip has no motion and the recipe wants no fallback.
-
-    Raises:
-        DataError: Which names the video.
-    """
-    if track.missing and motion.fallback == "error":
-        raise _no_motion(name, motion.source)
-
-
-def _no_motion(name: str | None, source: str) -> DataError:
-    who = f"`{name}`" if name is not None else "a video"
-    return DataError(
-        f"{who} has no motion in the frames of a clip, and `data.motion.fallback: error`",
-        _hint(source),
-    )
-
-
 def _hint(source: str) -> str:
     """Say what to do without motion."""
     if source == "framediff":
@@ -182,7 +161,7 @@ def motion_seen(
     cell: int,
     patch: int,
     fallback: str,
-    name: str | None = None,
+    name: str,
 ) -> MotionField:
     """Bring the motion of a clip onto the tokens of a view.
 
@@ -212,7 +191,10 @@ def motion_seen(
         field_Thw2, speed_Thw = view.motion(track.steps_JT2yx, cell=cell, grid=grid)
         valid_T, missing = track.valid_T, track.missing
     if missing and fallback == "error":
-        raise _no_motion(name, "framediff" if track is None else "codec")
+        raise DataError(
+            f"`{name}` has no motion in the frames of a clip, and `data.motion.fallback: error`",
+            _hint("framediff" if track is None else "codec"),
+        )
     return MotionField(
         field_Thw2[None],
         speed_Thw[None],

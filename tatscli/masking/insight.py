@@ -28,6 +28,7 @@ def mask_insight(
             out.
 
     Returns:
+        `motion_missing`: share of the clips whose source knew no motion.
         `visible_slice_min` and `visible_slice_max`: visible tokens of the emptiest and fullest
         slice, and `visible_slice_0` ... of each, means over clips.
         `motion_share`: share of the visible tokens in the tenth of the clip that moves most; 0.1
@@ -46,6 +47,7 @@ def mask_insight(
         numbers[f"visible_slice_{number}"] = count
     if motion is not None:
         motion = motion.to(plan.visible_BK.device)
+        numbers["motion_missing"] = motion.fallback_B.float().mean()
         magnitude_BN = motion.magnitude_BN(slices)
         moving_B = (magnitude_BN.amax(dim=1) > 0) & ~motion.missing_B
         if moving_B.any():

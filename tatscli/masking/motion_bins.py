@@ -67,9 +67,10 @@ class MotionBinsMasker(Masker):
         motion = known_motion(motion, "mask.kind: motion_bins")
         B, device, slices = tokens_BND.shape[0], tokens_BND.device, self.grid[0]
         sites_BS = uniform_scores((B, self.tokens // slices), device, generator)
-        sites_BN = sites_BS.repeat(1, slices)
-        order_BN = descending(motion.magnitude_BN(slices), sites_BN)
         noise_BN = uniform_scores((B, self.tokens), device, generator)
+        # Site by site in random order; of the site that is cut in two, slices at random.
+        tubes_BN = sites_BS.argsort(dim=1).argsort(dim=1).repeat(1, slices) + noise_BN
+        order_BN = descending(motion.magnitude_BN(slices), tubes_BN)
         bins_BK = torch.cat(
             [
                 drawn(order_BN[:, : self.upper], noise_BN, self.moving),
@@ -77,7 +78,7 @@ class MotionBinsMasker(Masker):
             ],
             dim=1,
         )
-        tube_BK = sites_BN.argsort(dim=1, stable=True)[:, : self.visible]
+        tube_BK = tubes_BN.argsort(dim=1, stable=True)[:, : self.visible]
         visible_BK = torch.where(motion.missing_B[:, None], tube_BK, bins_BK)
         return MaskPlan.from_visible(visible_BK, self.tokens)
 

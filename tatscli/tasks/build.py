@@ -48,6 +48,11 @@ class System:
         """Whether mask or selection reads the patch embeddings of all tokens."""
         return self.masker.needs_embeddings or self.selection.needs_embeddings
 
+    @property
+    def follows_motion(self) -> bool:
+        """Whether mask or selection reads the clips' motion."""
+        return self.masker.needs_motion or self.selection.needs_motion
+
     def to(self, device: torch.device | str) -> System:
         """Move every part to a device."""
         for part in (self.autoencoder, self.masker, self.selection, *self.targets):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from tatscli.console import Reporter
+from tatscli.data.provide import MotionSource
 from tatscli.engine.distributed import world_size
 from tatscli.errors import DataError
 from tatscli.recipe.derive import Schedule, derive_batch, derive_schedule
@@ -49,7 +50,12 @@ def plan_pretraining(loaded: LoadedRecipe, run: Path) -> dict[str, Any]:
         # Mask or selection looks at every token of the clip, embedded once more without gradient.
         looked_at = system.encoder.macs(0, embedded=system.encoder.tokens)
         macs["sampler"] = system.masker.macs() + looked_at
-    videos, store_note = _count_videos(recipe.data.store, recipe.data.split)
+    store, rows, store_note = _open(recipe.data.store, recipe.data.split)
+    videos = len(rows) if store else None
+    without_motion = None
+    if store is not None and system.follows_motion:
+        source = MotionSource(store, recipe.data.motion, needed=True)
+        without_motion = len(source.unknown(rows))
     return {
         "stage": "pretrain",
         "recipe": loaded.name,
@@ -61,6 +67,7 @@ def plan_pretraining(loaded: LoadedRecipe, run: Path) -> dict[str, Any]:
         "parameters": parameters,
         "gflops_per_clip": {name: 2 * value / 1e9 for name, value in macs.items()},
         "optimizer_gb": sum(parameters.values()) * ADAM_BYTES / 1e9,
+        "videos_without_motion": without_motion,
         **_optimisation(recipe.optim, videos, recipe.data.repeats, store_note),
     }
 
@@ -72,7 +79,7 @@ def plan_finetuning(loaded: LoadedRecipe, run: Path) -> dict[str, Any]:
         RecipeError: If the total batch cannot be divided.
     """
     recipe, settings = loaded.recipe, loaded.recipe.finetune
-    videos, store_note = _count_videos(recipe.data.store, settings.split)
+    store, rows, store_note = _open(recipe.data.store, settings.split)
     with torch.device("meta"):
         model = build_classifier(recipe, classes=2)
     encoder = count(model.encoder)
@@ -85,7 +92,7 @@ def plan_finetuning(loaded: LoadedRecipe, run: Path) -> dict[str, Any]:
         "parameters": {"encoder": encoder},
         "gflops_per_clip": {"encoder": 2 * model.encoder.macs(model.encoder.tokens) / 1e9},
         "optimizer_gb": encoder * ADAM_BYTES / 1e9,
-        **_optimisation(settings.optim, videos, settings.repeats, store_note),
+        **_optimisation(settings.optim, len(rows) if store else None, settings.repeats, store_note),
     }
 
 
@@ -107,6 +114,8 @@ def show_plan(plan: dict[str, Any], reporter: Reporter) -> None:
     ]
     rows.append(("weights, gradients, AdamW", f"{plan['optimizer_gb']:.2f} GB on each device"))
     rows.append(("videos", plan["store_note"]))
+    if plan.get("videos_without_motion"):
+        rows.append(("videos without motion", str(plan["videos_without_motion"])))
     if plan["schedule"] is None:
         rows += [
             *batch_rows(plan["total_batch"], *plan["batch"], world=world_size()),
@@ -125,13 +134,14 @@ def count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _count_videos(path: str, split: str | None) -> tuple[int | None, str]:
-    """Count a part of a store; a dry run does without one."""
+def _open(path: str, split: str | None) -> tuple[Store | None, list[int], str]:
+    """Open a part of a store; a dry run does without one."""
     try:
-        count = len(Store.open(path).part(split))
+        store = Store.open(path)
+        rows = store.part(split)
     except DataError as error:
-        return None, f"unknown: {error.message}"
-    return count, f"{count} in `{path}`" + (f", split `{split}`" if split else "")
+        return None, [], f"unknown: {error.message}"
+    return store, rows, f"{len(rows)} in `{path}`" + (f", split `{split}`" if split else "")
 
 
 def _optimisation(

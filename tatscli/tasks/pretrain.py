@@ -15,7 +15,6 @@ from torch import Generator, Tensor
 from tatscli.console import Reporter
 from tatscli.data.batch import Batch
 from tatscli.data.dataset import PretrainClips
-from tatscli.data.motion import MotionField
 from tatscli.data.normalize import standardize, to_unit
 from tatscli.engine.checkpoint import find_checkpoint
 from tatscli.engine.loop import Training, train
@@ -23,7 +22,6 @@ from tatscli.engine.optim import build_optimizer
 from tatscli.engine.session import session
 from tatscli.masking.insight import mask_insight
 from tatscli.masking.plan import gather_tokens
-from tatscli.masking.saliency import known_motion
 from tatscli.recipe.derive import derive_schedule
 from tatscli.recipe.load import LoadedRecipe
 from tatscli.recipe.schema import Recipe
@@ -83,8 +81,18 @@ def pretrain(
             here.reporter.detail(f"{name}: {value}")
         system.to(here.device)
         clips = PretrainClips(
-            store, rows, recipe.data, patch=recipe.model.patch, seed=recipe.run.seed
+            store,
+            rows,
+            recipe.data,
+            patch=recipe.model.patch,
+            seed=recipe.run.seed,
+            follows_motion=system.follows_motion,
         )
+        if system.follows_motion:
+            unknown = len(clips.motion_source.unknown(rows))  # on all ranks: it may refuse
+            if unknown and here.world.main:
+                notice = motion_notice(system, recipe, unknown=unknown, videos=len(rows))
+                here.reporter.warn(notice)
         forward, synced = here.wrap(system.autoencoder, recipe.run)
         encoder, masker, selection = system.encoder, system.masker, system.selection
 
@@ -94,9 +102,8 @@ def pretrain(
             cubes_BNP = encoder.cubes(standardize(unit_BCTHW, recipe.data.mean, recipe.data.std))
             with torch.set_grad_enabled(masker.reaches_encoder):
                 state = encoder.embed(cubes_BNP) if system.needs_embeddings else cubes_BNP
-            motion = read_motion(system, recipe, batch)
-            plan = masker.plan(state, motion=motion, generator=generator)
-            plan = selection.select(plan, state, motion=motion, generator=generator)
+            plan = masker.plan(state, motion=batch.motion, generator=generator)
+            plan = selection.select(plan, state, motion=batch.motion, generator=generator)
             predictions = forward(cubes_BNP, plan.visible_BK, plan.predict_BM)
             error_BM = torch.zeros_like(plan.predict_BM, dtype=torch.float32)
             for prediction_BMC, target in zip(predictions, system.targets, strict=True):
@@ -104,10 +111,6 @@ def pretrain(
                 error_BM = error_BM + target.weight * target.error(prediction_BMC, target_BMC)
             metrics = masker.learn(plan, error_BM.detach())
             metrics |= mask_insight(plan, grid=recipe.grid, motion=batch.motion)
-            if motion is not None:
-                metrics["motion_missing"] = missing = motion.fallback_B.float().mean().item()
-                if missing:
-                    here.reporter.warn(missing_notice(recipe), once=True)
             for notice in masker.notices():
                 here.reporter.warn(notice, once=True)
             loss = error_BM.mean()
@@ -143,25 +146,16 @@ def pretrain(
     return {"run": str(folder), "checkpoint": str(last), **result}
 
 
-def read_motion(system: System, recipe: Recipe, batch: Batch) -> MotionField | None:
-    """Return the motion of a batch if mask or selection follows it.
-
-    Raises:
-        DataError: If the clips come without any.
-    """
+def motion_notice(system: System, recipe: Recipe, *, unknown: int, videos: int) -> str:
+    """Say what stands in for the motion of videos that have none."""
+    fallback = recipe.data.motion.fallback
+    stand_ins = []
     if system.masker.needs_motion:
-        return known_motion(batch.motion, f"mask.kind: {recipe.mask.kind}")
+        stand_ins.append(f"`mask.kind: {recipe.mask.kind}` falls back to `{fallback}`")
     if system.selection.needs_motion:
-        return known_motion(batch.motion, f"predict.kind: {recipe.predict.kind}")
-    return None
-
-
-def missing_notice(recipe: Recipe) -> str:
-    """Say what happens to clips whose source knows no motion."""
-    return (
-        f"some clips come without motion: `data.motion.fallback: {recipe.data.motion.fallback}` "
-        "stands in, and `motion_missing` in metrics.jsonl is their share"
-    )
+        chance = "any tokens" if fallback == "tube" else f"`{fallback}`"
+        stand_ins.append(f"`predict.kind: {recipe.predict.kind}` falls back to {chance}")
+    return f"{unknown} of {videos} videos have no motion: there {' and '.join(stand_ins)}"
 
 
 def pretrain_folder(loaded: LoadedRecipe, out: Path | str | None = None) -> Path:

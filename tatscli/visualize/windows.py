@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tatscli.data.motion import MotionField
-from tatscli.data.provide import motion_seen, refuse_missing
+from tatscli.data.provide import motion_seen
 from tatscli.data.tracks import reach, track
 from tatscli.data.view import View, spatial_crop
 from tatscli.errors import UsageError
@@ -164,7 +164,6 @@ def _motion(
             robust=one_scale(motion, prepared),
             camera=motion.camera,
         )
-        refuse_missing(found, motion, str(path))
     video_TCHW = torch.stack([one.picture_CHW for one in shown])
     return motion_seen(
         shown[0].view,
@@ -174,6 +173,7 @@ def _motion(
         cell=prepared.motion_cell,
         patch=patch,
         fallback=motion.fallback,
+        name=str(path),
     )
 
 

@@ -33,6 +33,7 @@ def test_numbers_by_hand() -> None:
     numbers = mask_insight(plan([3, 12, 15, 0]), grid=GRID, motion=motion(speed))
     assert numbers == pytest.approx(
         {
+            "motion_missing": 0,
             "visible_slice_min": 2,
             "visible_slice_max": 2,
             "visible_slice_0": 2,
@@ -54,7 +55,9 @@ def test_clips_without_motion_do_not_count() -> None:
     assert not {"motion_share", "motion_lift", "motion_hidden"} & set(still)
     unknown = motion(speed)
     unknown.missing_B.fill_(True)
-    assert "motion_share" not in mask_insight(plan([3], [4]), grid=GRID, motion=unknown)
+    unknown.fallback_B.copy_(torch.tensor([True, False]))
+    numbers = mask_insight(plan([3], [4]), grid=GRID, motion=unknown)
+    assert "motion_share" not in numbers and numbers["motion_missing"] == 0.5
     assert "motion_share" not in mask_insight(plan([3], [4]), grid=GRID)
 
 

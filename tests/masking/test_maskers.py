@@ -7,7 +7,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tatscli.errors import RecipeError
+from tatscli.errors import DataError, RecipeError
 from tatscli.masking import MASKERS
 from tests.masking.kinds import MASKS, mask_of, motion_on, seeded, tokens_on
 
@@ -134,3 +134,26 @@ def test_one_seed_gives_one_plan_on_every_device(kind: str) -> None:
     there = masker.cuda().plan(tokens.cuda(), motion=motion.to("cuda"), generator=seeded(3))
     assert torch.equal(here.visible_BK, there.visible_BK.cpu())
     assert torch.equal(here.predict_BM, there.predict_BM.cpu())
+
+
+@pytest.mark.parametrize("kind", sorted(set(MASKS) - {"adamae", "tats"}))
+def test_autocast_changes_no_plan(kind: str) -> None:
+    """Scores of many sites lie closer together than bf16 tells apart."""
+    grid = (4, 12, 12)
+    masker, tokens, motion = mask_of(kind, grid, 0.4), tokens_on(grid, 32), motion_on(grid, 32)
+    motion.field_BThw2.add_(7.3)  # noise alone would take rectangles nowhere
+    plain = masker.plan(tokens, motion=motion, generator=seeded())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = masker.plan(tokens, motion=motion, generator=seeded())
+    assert torch.equal(plain.visible_BK, cast.visible_BK)
+    assert torch.equal(plain.predict_BM, cast.predict_BM)
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_masks_that_follow_motion_say_so_where_there_is_none(kind: str) -> None:
+    masker = mask_of(kind, (2, 3, 3), 0.5)
+    if masker.needs_motion:
+        with pytest.raises(DataError, match="follows motion, but these clips come without any"):
+            masker.plan(tokens_on((2, 3, 3), 2))
+    else:
+        masker.plan(tokens_on((2, 3, 3), 2))

@@ -8,7 +8,6 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,12 @@ import torch
 from safetensors.torch import load_file
 
 from tatscli.console import Reporter
-from tatscli.data.batch import Batch
 from tatscli.errors import DataError, RecipeError
 from tatscli.nn.flops import block_macs
 from tatscli.nn.heads import DecoderHead
 from tatscli.recipe.load import LoadedRecipe
-from tatscli.tasks.build import build_system
 from tatscli.tasks.dry_run import plan_pretraining
-from tatscli.tasks.pretrain import pretrain, read_motion
-from tests.fields import motion_of
+from tatscli.tasks.pretrain import pretrain
 
 Load = Callable[..., LoadedRecipe]
 
@@ -81,7 +77,7 @@ def test_any_mask_trains_with_any_selection(
     assert predicted == [tokens, tokens]
     assert math.isfinite(result["loss"])
     for line in metrics("runs/tiny"):
-        assert line.get("motion_missing") == (0 if follows else None)
+        assert line["motion_missing"] == 0
     assert "without motion" not in reporter.stderr.getvalue()  # type: ignore[attr-defined]
 
 
@@ -141,21 +137,6 @@ def test_a_budget_that_cannot_be_met_is_told_before_anything_is_written(
     assert outcome.code == 2 and "`predict.budget: 60`" in outcome.stderr
 
 
-@pytest.mark.parametrize("key", ["mask={kind: mgm}", "predict={kind: flow}"])
-def test_what_follows_motion_says_so_where_clips_bring_none(load: Load, key: str) -> None:
-    loaded = load(key)
-    system = build_system(loaded.recipe)
-    none = torch.zeros(2, dtype=torch.int64)
-    batch = Batch(torch.zeros(2, 3, 8, 32, 32, dtype=torch.uint8), None, none, none, none)
-    kind = key.replace("={kind:", ".kind:").rstrip("}")
-    with pytest.raises(DataError, match=f"`{kind}` follows motion, but these clips come without"):
-        read_motion(system, loaded.recipe, batch)
-    still = load("mask={kind: tube}").recipe
-    assert read_motion(build_system(still), still, batch) is None
-    moving = replace(batch, motion=motion_of(torch.zeros(2, 8, 4, 4, 2)))
-    assert read_motion(system, loaded.recipe, moving) is moving.motion
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides", [["mask={kind: motion_bins}"], ["predict={kind: flow}"]])
 def test_clips_without_motion_fall_back_and_are_counted(
@@ -166,7 +147,21 @@ def test_clips_without_motion_fall_back_and_are_counted(
     subprocess.run([sys.executable, "-m", "tatscli", *words], check=True)
     reporter = Reporter(stdout=io.StringIO(), stderr=io.StringIO())
     bare = [f"data.store={tmp_path / 'bare'}", "run.max_steps=2"]
-    pretrain(load(*bare, *overrides), reporter=reporter)
+    planned = plan_pretraining(load(*bare, *overrides), tmp_path / "run")
+    assert planned["videos_without_motion"] == planned["videos"] == 2
+    strict = load(*bare, *overrides, "data.motion.fallback=error")
+    for refuse in (
+        lambda: plan_pretraining(strict, tmp_path),
+        lambda: pretrain(strict, reporter=reporter),
+    ):
+        with pytest.raises(DataError, match=r"2 of 2 videos have no motion, first `.*\.mp4`"):
+            refuse()
+    pretrain(
+        load(*bare, "mask={kind: tube}", "data.motion.fallback=error"),
+        reporter=reporter,
+        overwrite=True,
+    )
+    pretrain(load(*bare, *overrides), reporter=reporter, overwrite=True)
     assert [line["motion_missing"] for line in metrics("runs/tiny")] == [1, 1]
     said = reporter.stderr.getvalue()  # type: ignore[attr-defined]
-    assert said.count("some clips come without motion: `data.motion.fallback: tube`") == 1
+    assert said.count("2 of 2 videos have no motion: there ") == 1

@@ -182,7 +182,7 @@ def check_against_a_store(tmp_path, stride, motion, settings, pictures=None):
     for window in seen:
         view = spatial_crop(96, 256, 96, crop=0, crops=1)
         found = source.track(0, window.frames)
-        wanted = source.seen(view, window.video_TCHW, found, window.frames, 16)
+        wanted = source.seen(view, window.video_TCHW, found, window.frames, 16, name="a")
         # The store keeps motion in half precision.
         for name in ("field_BThw2", "speed_BThw"):
             got, expected = getattr(window.motion, name), getattr(wanted, name)

@@ -53,7 +53,8 @@ class Motion(Section):
     """`robust` brings the frames of a clip to one scale. `auto` does where codec vectors were taken
     as they are (`tats prepare --motion native`) and may span several frames."""
     fallback: Literal["tube", "framediff", "error"] = "tube"
-    """A clip without motion: a tube mask of the same ratio, `framediff`, or stop."""
+    """A clip without motion: a tube mask of the same ratio (a selection takes any tokens),
+    `framediff`, or stop."""
 
     @model_validator(mode="after")
     def _flow_has_a_path(self) -> Self:

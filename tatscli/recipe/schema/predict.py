@@ -34,7 +34,7 @@ class PredictUniform(Section):
 
 
 class PredictRunningCell(Section):
-    """Half of each cell of 2 x 2 sites, the other half in the next slice (VideoMAE V2)."""
+    """Half of each cell of 2 x 2 sites, which runs on by one place a slice (VideoMAE V2)."""
 
     kind: Literal["running_cell"]
     budget: Count | None = None
