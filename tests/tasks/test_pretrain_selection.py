@@ -148,13 +148,13 @@ def test_clips_without_motion_fall_back_and_are_counted(
     reporter = Reporter(stdout=io.StringIO(), stderr=io.StringIO())
     bare = [f"data.store={tmp_path / 'bare'}", "run.max_steps=2"]
     planned = plan_pretraining(load(*bare, *overrides), tmp_path / "run")
-    assert planned["videos_without_motion"] == planned["videos"] == 2
+    assert planned["videos_without_motion"] == planned["videos"] == 12
     strict = load(*bare, *overrides, "data.motion.fallback=error")
     for refuse in (
         lambda: plan_pretraining(strict, tmp_path),
         lambda: pretrain(strict, reporter=reporter),
     ):
-        with pytest.raises(DataError, match=r"2 of 2 videos have no motion, first `.*\.mp4`"):
+        with pytest.raises(DataError, match=r"12 of 12 videos have no motion, first `.*\.mp4`"):
             refuse()
     pretrain(
         load(*bare, "mask={kind: tube}", "data.motion.fallback=error"),
@@ -164,4 +164,4 @@ def test_clips_without_motion_fall_back_and_are_counted(
     pretrain(load(*bare, *overrides), reporter=reporter, overwrite=True)
     assert [line["motion_missing"] for line in metrics("runs/tiny")] == [1, 1]
     said = reporter.stderr.getvalue()  # type: ignore[attr-defined]
-    assert said.count("2 of 2 videos have no motion: there ") == 1
+    assert said.count("12 of 12 videos have no motion: there ") == 1
