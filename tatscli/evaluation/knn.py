@@ -74,7 +74,8 @@ def whiten(stored_QD: Tensor, query_RD: Tensor, components: int) -> tuple[Tensor
     )
     # Centred features have one component less than there are videos; the rest is rounding.
     kept = min(components, int((spread_K > 1e-12 * spread_K[-1]).sum()))
-    spread_K, axis_K = spread_K[-kept:].flip(0), axis_K[:, -kept:].flip(1)
+    first = len(spread_K) - kept
+    spread_K, axis_K = spread_K[first:].flip(0), axis_K[:, first:].flip(1)
     axis_DK = stored_QD.T @ axis_K / spread_K.sqrt() if wide else axis_K
     scale_DK = axis_DK * (len(stored_QD) / spread_K).sqrt()
     return (stored_QD @ scale_DK).float(), (query_RD @ scale_DK).float()

@@ -14,7 +14,9 @@ from tatscli.data.motion import MotionField
 from tatscli.masking import block as block_file
 from tatscli.masking import slices as slices_file
 from tatscli.masking.mgm import MgmMasker
+from tatscli.masking.mgm_advect import MgmAdvectMasker
 from tatscli.masking.mgm_topk import MgmTopkMasker
+from tatscli.masking.motion_bins import MotionBinsMasker
 from tatscli.recipe import schema
 from tests.fields import motion_of
 
@@ -27,6 +29,14 @@ def mgm(grid: tuple[int, int, int] = GRID, **settings: Any) -> MgmMasker:
 
 def topk(grid: tuple[int, int, int] = GRID, ratio: float = 0.75) -> MgmTopkMasker:
     return MgmTopkMasker(grid, ratio)
+
+
+def advect(ratio: float) -> MgmAdvectMasker:
+    return MgmAdvectMasker(GRID, schema.MgmAdvectMask(kind="mgm_advect", ratio=ratio))
+
+
+def bins(ratio: float) -> MotionBinsMasker:
+    return MotionBinsMasker(GRID, ratio, share=0.5)
 
 
 def hidden(masker: Any, motion: MotionField, seed: int = 0) -> Tensor:
@@ -250,7 +260,7 @@ class Draws:
 
     def uniform(self, shape: tuple[int, ...], device: object, generator: object) -> Tensor:
         noise = torch.rand(shape, generator=self.generator)
-        return self.mirror(noise) if shape[-1] == GRID[1] * GRID[2] else noise
+        return self.mirror(noise) if shape[-1] % (GRID[1] * GRID[2]) == 0 else noise
 
     def gumbel(self, log_p_BN: Tensor, count: int, generator: object) -> Tensor:
         noise = torch.rand(log_p_BN.shape, generator=self.generator)
@@ -259,10 +269,10 @@ class Draws:
     def mirror(self, noise: Tensor) -> Tensor:
         if not self.mirrored:
             return noise
-        return noise.reshape(*noise.shape[:-1], *GRID[1:]).flip(-1).flatten(-2)
+        return noise.reshape(-1, *GRID[1:]).flip(-1).reshape(noise.shape)
 
 
-@pytest.mark.parametrize("make", [mgm, topk])
+@pytest.mark.parametrize("make", [mgm, topk, advect, bins])
 def test_a_mirrored_view_has_the_mirrored_mask(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(1)
     field = torch.randn(40, 12, 10, 12, 2) * 10
@@ -273,6 +283,7 @@ def test_a_mirrored_view_has_the_mirrored_mask(make: Any, monkeypatch: pytest.Mo
         draws = Draws(mirrored=mirrored)
         monkeypatch.setattr(slices_file, "uniform_scores", draws.uniform)
         monkeypatch.setattr(block_file, "uniform_scores", draws.uniform)
+        monkeypatch.setattr("tatscli.masking.motion_bins.uniform_scores", draws.uniform)
         monkeypatch.setattr("tatscli.masking.mgm.gumbel_top_k", draws.gumbel)
         masks.append(hidden(make(ratio=0.6), motion))
     assert (masks[0] == masks[1].flip(-1)).float().mean() > 0.999  # but for rounding of sums
