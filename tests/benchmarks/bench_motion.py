@@ -145,11 +145,12 @@ class Reading:
             return result
 
         source = self.clips.motion_source
+        seen = partial(source.seen, patch=PATCH, name="a clip")
         for row, frames, view in self.wanted:
             pictures = timed("decode", self.clips.pictures, row, frames)
             video = timed("cut", view.frames, pictures)
             track = timed("track", source.track, row, frames)
-            timed("view", source.seen, view, video, track, frames, PATCH)
+            timed("view", seen, view, video, track, frames)
         for row, frames, _ in self.wanted:
             self.clips.pictures(row, frames)  # so that the field finds the caches as `track` does
             timed("field", source.store.motion, row, reach(frames, self.lengths[row]))
