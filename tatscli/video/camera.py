@@ -8,7 +8,8 @@ import numpy as np
 
 Camera = Literal["none", "median", "affine"]
 
-_ROUNDS = 10  # of reweighting; the fit stands still long before
+_ROUNDS = 10  # of reweighting, at most
+_SETTLED = 0.01  # pixels; a fit that moves no cell by more has been found
 _FEW = 6  # cells that are too few for six parameters
 _RIDGE = 1e-9  # keeps the equations solvable where all cells lie on one line
 
@@ -67,7 +68,9 @@ def _affine(
             weight_Fn *= known_Fn
         normal_F33 = (weight_Fn @ squares_9n.T).reshape(-1, 3, 3) + _RIDGE * np.eye(3)
         moment_F32 = ((weight_Fn[:, None] * moves_F2n) @ places_3n.T).mT
-        fitted_F2n = np.linalg.solve(normal_F33, moment_F32).mT @ places_3n
+        before_F2n, fitted_F2n = fitted_F2n, np.linalg.solve(normal_F33, moment_F32).mT @ places_3n
+        if np.abs(fitted_F2n - before_F2n).max(initial=0) < _SETTLED:
+            break
     return fitted_F2n
 
 
