@@ -52,6 +52,7 @@ MASKS = {
     "mgm": "kind: mgm, ratio: 0.75",
     "mgm_topk": "kind: mgm_topk, ratio: 0.75",
     "mgm_advect": "kind: mgm_advect, ratio: 0.75",
+    "random": "kind: random, ratio: 0.75",
 }
 SEEDS = (0, 1, 2)
 SCRATCH = "scratch"
