@@ -21,6 +21,7 @@ from tatscli.data.view import View
 from tatscli.errors import DataError
 from tatscli.recipe.schema import Motion
 from tatscli.store.reader import Store
+from tatscli.store.schema import Settings
 from tatscli.video.field import grid_size
 
 
@@ -85,7 +86,7 @@ class MotionSource:
             frames,
             wanted,
             cell=self.store.motion_cell,
-            robust=self._robust(row),
+            robust=one_scale(self.motion, self.store.settings, self.store.rows[row].motion),
             camera=self.motion.camera,
         )
 
@@ -134,13 +135,15 @@ class MotionSource:
         rows, columns = grid_size(record.width, record.height, self.store.motion_cell)
         return record.frames, rows, columns, 2
 
-    def _robust(self, row: int) -> bool:
-        """Whether the frames of a clip are brought to one scale."""
-        if self.motion.scaling != "auto":
-            return self.motion.scaling == "robust"
-        # `--motion auto` takes vectors as they are only where each spans one frame.
-        as_they_are = self.store.settings.motion == "native"
-        return as_they_are and self._flow is None and self.store.rows[row].motion == "native"
+
+def one_scale(motion: Motion, prepared: Settings, origin: str = "native") -> bool:
+    """Whether the frames of a clip are brought to one scale; `origin` is that of its vectors.
+
+    `--motion auto` takes vectors as they are only where each spans one frame.
+    """
+    if motion.scaling == "auto":
+        return motion.source == "codec" and prepared.motion == origin == "native"
+    return motion.scaling == "robust"
 
 
 def _hint(source: str) -> str:

@@ -74,12 +74,6 @@ def pretrain(
         system = build_system(recipe, lr_scale=schedule.batch_per_device * schedule.world / 256)
         if init is not None and not resume:
             here.reporter.info(start_from(system, init))
-        checkpoint = begin_run(
-            here, folder, loaded, schedule, store, resume=resume, overwrite=overwrite
-        )
-        for name, value in schedule_rows(schedule):
-            here.reporter.detail(f"{name}: {value}")
-        system.to(here.device)
         clips = PretrainClips(
             store,
             rows,
@@ -93,6 +87,13 @@ def pretrain(
             if unknown and here.world.main:
                 notice = motion_notice(system, recipe, unknown=unknown, videos=len(rows))
                 here.reporter.warn(notice)
+        # Only now: what the clips cannot give must not cost a run that `overwrite` replaces.
+        checkpoint = begin_run(
+            here, folder, loaded, schedule, store, resume=resume, overwrite=overwrite
+        )
+        for name, value in schedule_rows(schedule):
+            here.reporter.detail(f"{name}: {value}")
+        system.to(here.device)
         forward, synced = here.wrap(system.autoencoder, recipe.run)
         encoder, masker, selection = system.encoder, system.masker, system.selection
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from tatscli.data.provide import one_scale
 from tatscli.recipe.schema import Recipe
 from tatscli.store.schema import Settings
 from tatscli.tasks.viewers import STRIDE, Choice
 from tatscli.visualize.render import Page, is_sheet
 from tatscli.visualize.sight import Viewer
-from tatscli.visualize.windows import Window, one_scale
+from tatscli.visualize.windows import Window
 
 
 def clip_notes(windows: Sequence[Window], recipe: Recipe, page: Page, limited: str) -> list[str]:

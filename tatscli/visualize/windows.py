@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tatscli.data.motion import MotionField
-from tatscli.data.provide import motion_seen
+from tatscli.data.provide import motion_seen, one_scale
 from tatscli.data.tracks import reach, track
 from tatscli.data.view import View, spatial_crop
 from tatscli.errors import UsageError
@@ -175,10 +175,3 @@ def _motion(
         fallback=motion.fallback,
         name=str(path),
     )
-
-
-def one_scale(motion: Motion, prepared: Settings) -> bool:
-    """Whether the frames of a clip are brought to one scale, as `MotionSource` decides."""
-    if motion.scaling == "auto":
-        return prepared.motion == "native"
-    return motion.scaling == "robust"

@@ -156,6 +156,7 @@ def test_clips_without_motion_fall_back_and_are_counted(
     ):
         with pytest.raises(DataError, match=r"12 of 12 videos have no motion, first `.*\.mp4`"):
             refuse()
+    assert not Path("runs/tiny").exists()
     pretrain(
         load(*bare, "mask={kind: tube}", "data.motion.fallback=error"),
         reporter=reporter,
