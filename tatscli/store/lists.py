@@ -105,7 +105,8 @@ def _list(rows: Sequence[Row], class_names: Sequence[str], root: str | None, by:
 def _check(text: str, written: Sequence[tuple[str, str]], by: str) -> None:
     """Read a list back: names are odder than any rule for them."""
     try:
-        lines, _ = parse_lines(text, "list")
+        # A file is read with universal newlines, so a lone carriage return ends a line as well.
+        lines, _ = parse_lines(io.StringIO(text, newline=None).read(), "list")
         read = [(line.path, line.label) for line in lines]
     except DataError:
         read = []

@@ -126,6 +126,7 @@ NAMES = st.one_of(
 @example(names=["a,b.mp4", "c.mp4"], labels=[0] * 5, separator=" ")
 @example(names=["path"], labels=[0] * 5, separator=" ")
 @example(names=["a.mp4 0 -1"], labels=[None] * 5, separator=",")
+@example(names=[",\r0"], labels=[0] * 5, separator=",")
 def test_what_is_written_is_read_back(tmp_path_factory, names, labels, separator):
     """Or refused: never misread."""
     folder = tmp_path_factory.mktemp("lists")
