@@ -8,14 +8,18 @@ import torch
 from torch import Tensor
 
 
-def to_unit(video_BCTHW: Tensor) -> Tensor:
-    """Turn uint8 pixels into float32 in [0, 1]."""
-    return video_BCTHW.to(torch.float32).div_(255)
+def to_unit(pixels: Tensor) -> Tensor:
+    """Turn uint8 pixels of any shape into float32 in [0, 1]."""
+    return pixels.to(torch.float32).div_(255)
 
 
-def standardize(unit_BCTHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Subtract the mean and divide by the deviation of each colour; both are in [0, 1]."""
-    shape = (-1, 1, 1, 1)
-    mean_C111 = unit_BCTHW.new_tensor(mean).view(shape)
-    std_C111 = unit_BCTHW.new_tensor(std).view(shape)
-    return (unit_BCTHW - mean_C111) / std_C111
+def standardized(video_BCTHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Turn a uint8 video into float32, minus the mean and divided by the deviation of each colour.
+
+    Mean and deviation are those of values in [0, 1].
+    """
+    unit_BCTHW = to_unit(video_BCTHW)
+    # Colour by colour with plain numbers: a tensor made of them would wait for the device.
+    for colour_BTHW, level, spread in zip(unit_BCTHW.unbind(1), mean, std, strict=True):
+        colour_BTHW.sub_(level).div_(spread)
+    return unit_BCTHW

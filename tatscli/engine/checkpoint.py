@@ -20,10 +20,12 @@ from typing import Any
 
 from torch import Tensor
 
+from tatscli.engine.part import Part
 from tatscli.errors import CheckpointError
 from tatscli.files import publish, sync
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)  # 1 kept no copy of a sampler's last good state
 PREFIX = "step-"
 
 
@@ -49,8 +51,12 @@ class Checkpoint:
         """Optimiser steps done."""
         return int(self.meta["step"])
 
+    def has(self, part: str) -> bool:
+        """Whether there is a file of a part."""
+        return (self.path / f"{part}.safetensors").is_file()
+
     def tensors(self, part: str) -> dict[str, Tensor]:
-        """Read `model`, `masker` or `optimizer`.
+        """Read a part: `model`, `masker`, `optimizer` ...
 
         Raises:
             CheckpointError: If the file is missing or damaged.
@@ -118,6 +124,26 @@ def save_checkpoint(
     return final
 
 
+def restore_part(name: str, part: Part, checkpoint: Checkpoint) -> None:
+    """Put back what a part kept in a checkpoint; parts that keep nothing have no file.
+
+    Raises:
+        CheckpointError: If it does not fit, or the file is missing or damaged.
+    """
+    if not part.tensors() and not checkpoint.has(name):
+        return
+    tensors = checkpoint.tensors(name)
+    try:
+        part.load(tensors)
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise CheckpointError(
+            f"`{checkpoint.path / name}.safetensors` does not fit the recipe as this version of "
+            f"tats reads it: {reason}",
+            hint="continue the run with the version that began it, or start anew with `--init`",
+        ) from error
+
+
 def find_checkpoint(path: Path, *, prefer: str = "last") -> Checkpoint:
     """Return the checkpoint that `path` means: a checkpoint folder, or a run's `prefer`, else its
     last.
@@ -128,10 +154,10 @@ def find_checkpoint(path: Path, *, prefer: str = "last") -> Checkpoint:
     for candidate in (path, path / "checkpoints" / prefer):
         if (candidate / "meta.json").is_file():
             meta = json.loads((candidate / "meta.json").read_text(encoding="utf-8"))
-            if meta.get("format") != FORMAT:
+            if meta.get("format") not in READABLE:
                 raise CheckpointError(
                     f"`{candidate}` has checkpoint format `{meta.get('format')}`; "
-                    f"this version reads {FORMAT}",
+                    f"this version reads {' and '.join(map(str, READABLE))}",
                     hint="install the version of tats that wrote it: see `run.json`",
                 )
             return Checkpoint(candidate.resolve(), meta)

@@ -51,3 +51,10 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
         return nullcontext()
     # A weight cast without gradient (maskers look at embeddings so) must not be reused with one.
     return torch.autocast(device.type, dtype=dtype, cache_enabled=False)
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context that autocast does not reach into; on a device without it, nothing."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)

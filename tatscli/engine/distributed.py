@@ -6,13 +6,14 @@ Nobody passes a rank: under `torchrun` the environment says who we are.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -65,7 +66,7 @@ def joined(device_type: str) -> Iterator[World]:
 
 def alone() -> bool:
     """Whether there is no process group."""
-    return not dist.is_initialized()
+    return not (dist.is_available() and dist.is_initialized())
 
 
 def wait() -> None:
@@ -91,3 +92,22 @@ def gathered(values: list[T]) -> list[T]:
     parts: list[list[T]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(parts, values)
     return [value for part in parts for value in part]
+
+
+def mean(value: Tensor) -> Tensor:
+    """Return the mean of a tensor over all processes; the tensor itself where there is one."""
+    if alone():
+        return value
+    total = value.clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
+def average_(tensors: Sequence[Tensor]) -> None:
+    """Replace tensors by their means over all processes, in one transfer."""
+    if alone():
+        return
+    means = mean(torch.cat([tensor.flatten() for tensor in tensors]))
+    parts = means.split([tensor.numel() for tensor in tensors])
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor.copy_(part.view_as(tensor))

@@ -1,17 +1,18 @@
 """The one training loop: accumulation, precision, schedule, logging, checkpoints, signals.
 
-It knows nothing of video: a task hands it a model, a function from a batch to a loss, and an
-endless iterator of micro-batches that starts at the step where training starts.
+It knows nothing of video: a task hands it learners, a function from a batch to a loss, and an
+endless iterator of micro-batches that starts at the step where training starts. Between two log
+lines it waits for nothing on the device.
 """
 
 from __future__ import annotations
 
-import json
+import gc
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -21,15 +22,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tatscli.console import Reporter
 from tatscli.engine import distributed
-from tatscli.engine.checkpoint import Checkpoint, save_checkpoint
+from tatscli.engine.bad_steps import BadSteps
+from tatscli.engine.checkpoint import Checkpoint, restore_part, save_checkpoint
 from tatscli.engine.device import autocast
+from tatscli.engine.learner import Learner
 from tatscli.engine.metrics import Averages, MetricsLog
-from tatscli.engine.optim import load_optimizer_tensors, optimizer_tensors, set_lr
+from tatscli.engine.part import Lesson, Part
 from tatscli.engine.rng import random_at
-from tatscli.engine.schedule import lr_at
 from tatscli.engine.signals import StopRequest, stop_requests
-from tatscli.errors import DataError, Exit, Stopped, TatsError
-from tatscli.files import write_safely
+from tatscli.errors import DataError, Exit, Stopped
 from tatscli.recipe.derive import Schedule
 from tatscli.recipe.schema import Run
 
@@ -49,7 +50,7 @@ class MicroBatch(Protocol):
         """Return the batch on a device."""
 
 
-StepFunction = Callable[[Any, torch.Generator, int], tuple[Tensor, dict[str, float]]]
+StepFunction = Callable[[Any, torch.Generator], Lesson]
 
 
 @dataclass(slots=True)
@@ -57,13 +58,15 @@ class Training:
     """Everything the loop needs, and where it stands.
 
     Attributes:
-        model: What is optimised; saved as `model.safetensors`.
-        step: Maps (batch, generator, optimiser step) to the loss and metrics of a micro-batch.
-        optimizer: Over the parameters of `model`.
-        schedule: Steps, accumulation and learning rates.
+        model: What is trained; put in training mode, scored and saved.
+        step: Maps a batch and a generator to loss and metrics of a micro-batch; a metric `loss`
+            is logged in place of the loss.
+        learners: What is updated, by name; the first is the model's own, whose gradient must stay
+            finite.
+        parts: What a checkpoint keeps, by the stem of its file, and what is told of every step.
+        schedule: Steps and accumulation.
         batches: Maps the first optimiser step to an endless iterator of micro-batches.
         run: The recipe's `run` section.
-        clip_grad: Largest gradient norm, if any.
         folder: The run folder.
         meta: What every checkpoint's `meta.json` says.
         world: This process among its peers.
@@ -73,18 +76,18 @@ class Training:
         synced: The DistributedDataParallel wrapper that `step` calls, if any.
         score: Scores the model after a pass, higher is better, with metrics; None when it is not
             yet time.
-        extra_tensors: Further files of a checkpoint, by stem.
+        check: Looks at the averages of every log line, and raises if they show a fault.
         done: Optimiser steps done.
         best: Best score so far.
     """
 
     model: nn.Module
     step: StepFunction
-    optimizer: torch.optim.Optimizer
+    learners: Mapping[str, Learner]
+    parts: Mapping[str, Part]
     schedule: Schedule
     batches: Callable[[int], Iterator[MicroBatch]]
     run: Run
-    clip_grad: float | None
     folder: Path
     meta: dict[str, Any]
     world: distributed.World
@@ -93,17 +96,21 @@ class Training:
     reporter: Reporter
     synced: DistributedDataParallel | None = None
     score: Callable[[int], tuple[float, dict[str, float]] | None] | None = None
-    extra_tensors: Callable[[], dict[str, dict[str, Tensor]]] = dict
+    check: Callable[[dict[str, float]], None] | None = None
     done: int = 0
     best: float | None = None
-    bad_in_a_row: int = field(default=0, init=False)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint of this very training."""
-        self.model.load_state_dict(checkpoint.tensors("model"))
-        load_optimizer_tensors(self.optimizer, self.model, checkpoint.tensors("optimizer"))
+        for name, part in self.parts.items():
+            restore_part(name, part, checkpoint)
         self.done = checkpoint.step
         self.best = checkpoint.meta.get("best_score")
+
+    @property
+    def last(self) -> int:
+        """The optimiser step to stop after."""
+        return min(self.schedule.total_steps, self.run.max_steps or self.schedule.total_steps)
 
 
 def train(training: Training) -> dict[str, Any]:
@@ -116,8 +123,7 @@ def train(training: Training) -> dict[str, Any]:
         Stopped: After SIGINT or SIGTERM, with a checkpoint saved.
         TatsError: If loss or gradients are not finite for `run.max_bad_steps` steps in a row.
     """
-    schedule, run = training.schedule, training.run
-    last = min(schedule.total_steps, run.max_steps or schedule.total_steps)
+    schedule, run, last = training.schedule, training.run, training.last
     save_steps = max(1, round(run.save_every * schedule.steps_per_epoch))
     log = (
         MetricsLog(training.folder / "metrics.jsonl", step=training.done)
@@ -125,16 +131,18 @@ def train(training: Training) -> dict[str, Any]:
         else None
     )
     averages, means = Averages(), dict[str, float]()
+    main = next(iter(training.learners.values()))
+    bad_steps = BadSteps(main, run, training.folder, training.world.rank)
     started, first = time.perf_counter(), training.done
     batches = training.batches(training.done)
     bar = training.reporter.progress(
         total=last, initial=training.done, description="steps", unit="step"
     )
     training.model.train()
-    with stop_requests() as request, bar:
+    with stop_requests() as request, bar, _settled_garbage() as settle:
         while training.done < last:
             try:
-                averages.add(_optimise(training, batches))
+                bad_steps.remember(optimise(training, batches, averages))
             except DataError:
                 # A signal to the whole job ends the loader's workers too: save what is done.
                 if not request.exit_code:
@@ -150,10 +158,15 @@ def train(training: Training) -> dict[str, Any]:
             if done % run.log_every == 0 or done == last or stop:
                 means = averages.read()
                 bar.set_postfix(loss=f"{means.get('loss', math.nan):.4f}", refresh=False)
+                if training.check is not None:
+                    training.check(means)
                 _log(training, log, means, started)
+                bad_steps.check(done, training.reporter)
             better = done % schedule.steps_per_epoch == 0 and _score(training, log, means)
             if better or done % save_steps == 0 or done == last or stop:
                 _save(training, best=better)
+            if done - first == 1:
+                settle()
             if done - first == 50:
                 _estimate(training, last, (time.perf_counter() - started) / 50)
             if stop:
@@ -168,59 +181,67 @@ def train(training: Training) -> dict[str, Any]:
     return result
 
 
-def _optimise(training: Training, batches: Iterator[MicroBatch]) -> dict[str, float]:
-    """Take one optimiser step and return its metrics."""
-    schedule, parts = training.schedule, training.schedule.accumulation
-    lr = lr_at(training.done, schedule)
-    set_lr(training.optimizer, lr)
-    began, waited, totals, rows = time.perf_counter(), 0.0, Averages(), list[int]()
+def optimise(training: Training, batches: Iterator[MicroBatch], averages: Averages) -> list[int]:
+    """Take one optimiser step, add up its metrics, and return where its samples came from."""
+    parts = training.schedule.accumulation
+    rates = {name: learner.begin(training.done) for name, learner in training.learners.items()}
+    began, waited, rows = time.perf_counter(), 0.0, list[int]()
     for part in range(parts):
         asked = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - asked
         rows += batch.row_B.tolist()
-        batch = batch.to(training.device)
+        averages.add({"replaced": float(batch.replaced)})
         generator = random_at(training.run.seed, training.done, part, training.world.rank)
         # Gradients cross the network once a step, with the last micro-batch.
         hold = training.synced.no_sync() if training.synced and part < parts - 1 else nullcontext()
         with hold:
             with autocast(training.device, training.dtype):
-                loss, metrics = training.step(batch, generator, training.done)
-            (loss / parts).backward()
-        totals.add({"loss": float(loss.detach()), "replaced": float(batch.replaced), **metrics})
-    norm = nn.utils.clip_grad_norm_(training.model.parameters(), training.clip_grad or math.inf)
-    # DDP has averaged the gradients, so every rank sees the same norm and decides alike.
-    if math.isfinite(float(norm)):
-        training.optimizer.step()
-        training.bad_in_a_row = 0
-    else:
-        _refuse_step(training, rows)
-    training.optimizer.zero_grad(set_to_none=True)
-    return {
-        **totals.read(),
-        "lr": lr,
-        "grad_norm": float(norm),
-        "data_seconds": waited,
-        "step_seconds": time.perf_counter() - began - waited,
-    }
+                lesson = training.step(batch.to(training.device), generator)
+            assert lesson.loss is not None
+            (lesson.loss / parts).backward()
+        averages.add({"loss": lesson.loss, **lesson.metrics})
+        _tell(training, lesson)
+    for name, learner in training.learners.items():
+        norm = learner.update()
+        if norm is not None:
+            averages.add({f"{_prefix(training, name)}grad_norm": norm})
+    for one in training.parts.values():
+        lesson = one.after_step(training.done + 1, training.schedule.total_steps)
+        averages.add(lesson.metrics)
+        _tell(training, lesson)
+    averages.add({f"{_prefix(training, name)}lr": rate for name, rate in rates.items()})
+    worked = time.perf_counter() - began - waited
+    averages.add({"data_seconds": waited, "step_seconds": worked})
+    return rows
 
 
-def _refuse_step(training: Training, rows: list[int]) -> None:
-    """Skip an update that is not finite; stop when that happens too often in a row."""
-    training.bad_in_a_row += 1
-    training.reporter.warn(
-        f"step {training.done}: the gradient is not finite, so the weights stay as they are"
-    )
-    if training.bad_in_a_row < training.run.max_bad_steps:
-        return
-    facts = {"step": training.done, "seed": training.run.seed, "rows": rows}
-    path = training.folder / f"bad-batch-rank{training.world.rank}.json"
-    write_safely(path, json.dumps(facts) + "\n")
-    raise TatsError(
-        f"loss or gradient not finite for {training.bad_in_a_row} steps in a row, "
-        f"at step {training.done}; the manifest rows of the batch are in `{path}`",
-        hint="lower `optim.base_lr`, set `optim.clip_grad=1`, or try `run.precision=fp32`",
-    )
+def _tell(training: Training, lesson: Lesson) -> None:
+    for notice in lesson.notices:
+        training.reporter.warn(notice, once=True)
+
+
+def _prefix(training: Training, name: str) -> str:
+    """Return what the metrics of a learner begin with: nothing for the model's own."""
+    return "" if name == next(iter(training.learners)) else f"{name}_"
+
+
+@contextmanager
+def _settled_garbage() -> Iterator[Callable[[], None]]:
+    """Spare the collector what lives as long as the training: models, data sets, torch itself.
+
+    Yields:
+        What to call once all of that is there.
+    """
+
+    def settle() -> None:
+        gc.collect()
+        gc.freeze()
+
+    try:
+        yield settle
+    finally:
+        gc.unfreeze()
 
 
 def _stopped(training: Training, last: int, code: int) -> Stopped:
@@ -278,14 +299,11 @@ def _score(training: Training, log: MetricsLog | None, means: dict[str, float]) 
 
 def _save(training: Training, *, best: bool) -> None:
     if training.world.main:
+        tensors = {name: part.tensors() for name, part in training.parts.items()}
         save_checkpoint(
             training.folder,
             step=training.done,
-            tensors={
-                "model": training.model.state_dict(),
-                "optimizer": optimizer_tensors(training.optimizer, training.model),
-                **training.extra_tensors(),
-            },
+            tensors={name: named for name, named in tensors.items() if named},
             meta={**training.meta, "best_score": training.best},
             keep=training.run.keep,
             best=best,

@@ -7,6 +7,9 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from tatscli.console import without_nan
 from tatscli.files import write_safely
 
@@ -32,26 +35,37 @@ class MetricsLog:
 
 
 class Averages:
-    """Means of named numbers since the last reading; a number may be missing in some steps."""
+    """Means of named numbers since the last reading; a number may be missing in some steps.
+
+    Tensors stay on their device until `read`, which fetches all of them in one transfer.
+    """
 
     def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._counts: dict[str, int] = {}
+        self._numbers: list[tuple[str, float]] = []
+        self._names: list[str] = []
+        self._tensors: list[Tensor] = []
 
-    def add(self, values: dict[str, float]) -> None:
-        """Take one step's numbers, but for those that are not finite."""
-        for key, value in values.items():
-            if not math.isfinite(value):
-                continue
-            self._sums[key] = self._sums.get(key, 0.0) + value
-            self._counts[key] = self._counts.get(key, 0) + 1
+    def add(self, values: Mapping[str, Tensor | float]) -> None:
+        """Take numbers, but for those that are not finite."""
+        scalars = {name: one for name, one in values.items() if isinstance(one, Tensor)}
+        self._numbers += [
+            (name, one) for name, one in values.items() if not isinstance(one, Tensor)
+        ]
+        if scalars:
+            self._names += scalars
+            self._tensors.append(torch.stack([one.detach().float() for one in scalars.values()]))
 
     def read(self) -> dict[str, float]:
-        """Return the means and start again."""
-        means = {key: total / self._counts[key] for key, total in self._sums.items()}
-        self._sums.clear()
-        self._counts.clear()
-        return means
+        """Return the means and start again; this waits for the device."""
+        fetched = torch.cat(self._tensors).tolist() if self._tensors else []
+        named = [*zip(self._names, fetched, strict=True), *self._numbers]
+        for kept in (self._names, self._tensors, self._numbers):
+            kept.clear()
+        finite: dict[str, list[float]] = {}
+        for name, value in named:
+            if math.isfinite(value):
+                finite.setdefault(name, []).append(value)
+        return {name: sum(values) / len(values) for name, values in finite.items()}
 
 
 def _step(line: str) -> float:

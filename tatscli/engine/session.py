@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import nn
@@ -36,17 +35,23 @@ class Session:
     reporter: Reporter
     reasons: dict[str, str]
 
-    def wrap(self, model: nn.Module, run: Run) -> tuple[nn.Module, DistributedDataParallel | None]:
-        """Return what to call instead of `model` (compiled, synchronised), and the DDP wrapper if
-        any."""
-        call = model
+    def wrap(self, model: nn.Module, run: Run) -> DistributedDataParallel | None:
+        """Compile the blocks of a model in place where the recipe says so, and return the wrapper
+        that averages its gradients over processes, if there are several."""
         if run.compile:
-            call = cast(nn.Module, torch.compile(model))
+            compile_blocks(model)
         if self.world.size == 1:
-            return call, None
+            return None
         devices = [self.device.index] if self.device.type == "cuda" else None
-        synced = DistributedDataParallel(call, device_ids=devices, gradient_as_bucket_view=True)
-        return synced, synced
+        return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Compile every block of a model's stacks: the same code for all, so it is compiled once."""
+    for name, stack in model.named_modules():
+        if isinstance(stack, nn.ModuleList) and name.rsplit(".", 1)[-1] == "blocks":
+            for block in stack:
+                block.compile()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tatscli.data.dataset import EvalViews
 from tatscli.data.loader import evaluation_batches, worker_count
-from tatscli.data.normalize import standardize, to_unit
+from tatscli.data.normalize import standardized
 from tatscli.engine import distributed
 from tatscli.engine.device import autocast
 from tatscli.engine.session import Session
@@ -53,9 +53,10 @@ def score_views(
     bar = here.reporter.progress(batches, total=steps, description=description, unit="batch")
     with torch.inference_mode():
         for batch in bar:
-            unit = to_unit(batch.video_BCTHW.to(here.device, non_blocking=True))
+            video_BCTHW = batch.video_BCTHW.to(here.device, non_blocking=True)
+            video_BCTHW = standardized(video_BCTHW, recipe.data.mean, recipe.data.std)
             with autocast(here.device, here.dtype):
-                result = model(standardize(unit, recipe.data.mean, recipe.data.std))
+                result = model(video_BCTHW)
             rows.append(batch.row_B.cpu())
             labels.append(batch.label_B.cpu())
             outputs.append(finish(result.float()).cpu())

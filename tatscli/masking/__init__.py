@@ -33,8 +33,6 @@ MASKERS: dict[str, type[Masker]] = {
 }
 
 
-def build_masker(
-    config: schema.Mask, *, grid: tuple[int, int, int], width: int, lr_scale: float = 1.0
-) -> Masker:
-    """Build the mask a recipe asks for; `width` is that of the tokens `plan` will be given."""
-    return MASKERS[config.kind].from_recipe(config, grid=grid, width=width, lr_scale=lr_scale)
+def build_masker(config: schema.Mask, *, grid: tuple[int, int, int], width: int) -> Masker:
+    """Build the mask a recipe asks for; `width` is that of the patch embeddings."""
+    return MASKERS[config.kind](config, grid=grid, width=width)

@@ -2,7 +2,8 @@
 
 One attention block over the patch embeddings, a linear layer, a softmax over all tokens of the
 clip. Its loss is the mean over hidden tokens of -log p times the error, weighted by 1e-4; there is
-no baseline, no ratio and no entropy term. The gradient also reaches the patch embedding.
+no baseline, no ratio and no entropy term. It is an ordinary part of the training's loss, so its
+gradient also reaches the patch embedding.
 
 Ours: the actor starts at zero, so that the first masks are random, and the sampler has an
 optimiser of its own with the autoencoder's settings, instead of a place in the common one.
@@ -14,12 +15,12 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
+from tatscli.engine.part import Lesson
 from tatscli.errors import RecipeError
 from tatscli.masking.learning import ppo
-from tatscli.masking.learning.learned import LearnedMasker, read_metrics
+from tatscli.masking.learning.learned import LearnedMasker
 from tatscli.masking.learning.policy import Policy
 from tatscli.masking.plan import MaskPlan
 from tatscli.recipe import schema
@@ -67,17 +68,16 @@ class AdamaeMasker(LearnedMasker):
             final_norm=False,
         )
 
-    @torch.enable_grad()
-    def learn(self, plan: MaskPlan, error_BM: Tensor) -> dict[str, float]:
-        """Update the sampler from the errors of the last plan's predicted tokens.
+    def learn(self, plan: MaskPlan, error_BM: Tensor) -> Lesson:
+        """Return the weighted sampling loss of the last plan.
 
         Args:
             plan: What the last `plan` returned, or one that predicts fewer of its hidden tokens.
-            error_BM: Error of each token of `plan.predict_BM`; detached here.
+            error_BM: Error of each token of `plan.predict_BM`, without gradient.
 
         Returns:
-            `sampling_loss` (unweighted), `entropy` (1 = uniform), `reward`, `sampler_grad_norm`,
-            `updates`, `skipped` because something was not finite, `restored` after a collapse.
+            The loss, and the metrics `sampling_loss` (unweighted), `entropy` (1 = uniform) and
+            `reward`.
 
         Raises:
             RuntimeError: If no plan was made in training mode since the last call.
@@ -88,15 +88,7 @@ class AdamaeMasker(LearnedMasker):
         reward_BM = error_BM.detach().float()
         log_p_BN = rollout.output.log_p_BN
         loss = sampling_loss(log_p_BN, plan.predict_BM, reward_BM)
-        norm = self._step(self.config.weight * loss)
-        self._collect_token_gradient(rollout)
         entropy = ppo.entropy(log_p_BN.detach()).mean() / math.log(self.tokens)
-        metrics = {
-            "sampling_loss": loss,
-            "entropy": entropy,
-            "reward": reward_BM.mean(),
-            "sampler_grad_norm": norm,
-        }
-        done = float(norm.isfinite())
-        counts = {"updates": done, "skipped": 1 - done, "restored": self._watch(entropy)}
-        return read_metrics(metrics) | counts
+        self.guard.hear(entropy)
+        metrics = {"sampling_loss": loss, "entropy": entropy, "reward": reward_BM.mean()}
+        return Lesson(metrics, loss=self.config.weight * loss)

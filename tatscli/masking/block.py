@@ -10,12 +10,12 @@ of the picture, x first, so that mirroring changes a sign only.
 from __future__ import annotations
 
 import math
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from tatscli.data.motion import MotionField
+from tatscli.data.clip import Clip
 from tatscli.errors import RecipeError
 from tatscli.masking.draw import gumbel_top_k, uniform_scores
 from tatscli.masking.slices import SliceMasker
@@ -24,19 +24,14 @@ from tatscli.masking.slices import SliceMasker
 class BlockMasker(SliceMasker):
     """Hides the sites nearest to rectangles that stand still.
 
-    Args:
-        grid: Tokens along time, height and width.
-        config: The recipe's `mask` section.
-
     Raises:
         RecipeError: If nothing is hidden, or there are more rectangles than sites.
     """
 
     sites_S2: Tensor
 
-    def __init__(self, grid: tuple[int, int, int], config: Any) -> None:
-        super().__init__(grid, config.ratio)
-        self.config = config
+    def __init__(self, config: Any, *, grid: tuple[int, int, int], width: int) -> None:
+        super().__init__(config, grid=grid, width=width)
         if config.blocks > self.sites:
             raise RecipeError(
                 f"`mask.blocks: {config.blocks}` is more than the {self.sites} sites of a slice",
@@ -44,20 +39,11 @@ class BlockMasker(SliceMasker):
             )
         self.register_buffer("sites_S2", site_positions(grid), persistent=False)
 
-    @classmethod
-    def from_recipe(
-        cls, config: Any, *, grid: tuple[int, int, int], width: int, lr_scale: float = 1.0
-    ) -> Self:
-        """Build from the recipe's `mask` section."""
-        return cls(grid, config)
-
-    def rank_BTS(
-        self, motion: MotionField | None, noise_BTS: Tensor, generator: Generator | None
-    ) -> Tensor:
+    def rank_BTS(self, clip: Clip, noise_BTS: Tensor, generator: Generator | None) -> Tensor:
         """Rank by the signed distance to the nearest rim, positive inside."""
         B = len(noise_BTS)
         half_BK2 = self.draw_halves_BK2(B, noise_BTS.device, generator)
-        centre_BTK2 = self.centres_BTK2(half_BK2, motion, generator)
+        centre_BTK2 = self.centres_BTK2(half_BK2, clip, generator)
         away_BTKS2 = (self.sites_S2 - centre_BTK2[:, :, :, None]).abs() - half_BK2[:, None, :, None]
         depth_BTS = -away_BTKS2.amax(dim=-1).amin(dim=2)
         return depth_BTS + self.config.noise * noise_BTS
@@ -73,9 +59,7 @@ class BlockMasker(SliceMasker):
         width_BK = (area * aspect_BK).sqrt().clamp(min(area / rows, columns), columns)
         return torch.stack([width_BK, area / width_BK], dim=-1) / 2
 
-    def centres_BTK2(
-        self, half_BK2: Tensor, motion: MotionField | None, generator: Generator | None
-    ) -> Tensor:
+    def centres_BTK2(self, half_BK2: Tensor, clip: Clip, generator: Generator | None) -> Tensor:
         """Place the rectangles in every slice: here on any sites, the same in all slices."""
         B, slices = len(half_BK2), self.grid[0]
         even_BS = half_BK2.new_zeros(B, self.sites)

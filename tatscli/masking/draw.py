@@ -41,7 +41,7 @@ def uniform_scores(
 ) -> Tensor:
     """Draw float32 in [0, 1) where the generator lives: one seed, one plan on every device."""
     home = device if generator is None else generator.device
-    return torch.rand(shape, generator=generator, device=home).to(device)
+    return sent(torch.rand(shape, generator=generator, device=home), device)
 
 
 def gumbel_top_k(log_p_BN: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
@@ -52,5 +52,12 @@ def gumbel_top_k(log_p_BN: Tensor, count: int, generator: torch.Generator | None
     """
     home = log_p_BN.device if generator is None else generator.device
     noise = torch.empty(log_p_BN.shape, device=home).exponential_(generator=generator)
-    gumbel_BN = -noise.log().to(log_p_BN.device)
+    gumbel_BN = sent(-noise.log(), log_p_BN.device)
     return (log_p_BN.float() + gumbel_BN).topk(count, dim=1).indices
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy to a device without waiting for it, which takes pinned memory on the way to a GPU."""
+    if device.type == "cuda" and tensor.device.type == "cpu" and torch.cuda.is_available():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

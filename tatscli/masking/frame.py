@@ -5,10 +5,12 @@ Shapes: B batch, N tokens, T slices, S sites of a slice, K visible.
 
 from __future__ import annotations
 
-import torch
-from torch import Generator, Tensor
+from typing import Any
 
-from tatscli.data.motion import MotionField
+import torch
+from torch import Generator
+
+from tatscli.data.clip import Clip
 from tatscli.errors import RecipeError
 from tatscli.masking.base import Masker
 from tatscli.masking.draw import share_count, uniform_scores
@@ -22,27 +24,21 @@ class FrameMasker(Masker):
         RecipeError: If the ratio is too small to hide a single slice.
     """
 
-    def __init__(self, grid: tuple[int, int, int], ratio: float) -> None:
-        super().__init__(grid, ratio)
+    def __init__(self, config: Any, *, grid: tuple[int, int, int], width: int) -> None:
+        super().__init__(config, grid=grid, width=width)
         self.slices, self.sites = grid[0], grid[1] * grid[2]
-        hidden = share_count(self.slices, ratio)
+        hidden = share_count(self.slices, config.ratio)
         if not hidden:
             hint = f"use a ratio of at least {1 / self.slices:.4g}, or longer clips"
             raise RecipeError(
-                f"`mask.ratio: {ratio}` hides none of {self.slices} slices",
+                f"`mask.ratio: {config.ratio}` hides none of {self.slices} slices",
                 hint="clips of a single slice cannot be hidden whole" if grid[0] == 1 else hint,
             )
         self.visible = (self.slices - hidden) * self.sites
 
-    def plan(
-        self,
-        tokens_BND: Tensor,
-        *,
-        motion: MotionField | None = None,
-        generator: Generator | None = None,
-    ) -> MaskPlan:
+    def plan(self, clip: Clip, generator: Generator | None = None) -> MaskPlan:
         """Draw the slices to show of each clip."""
-        B, device = tokens_BND.shape[0], tokens_BND.device
+        B, device = len(clip), clip.device
         scores_BT = uniform_scores((B, self.slices), device, generator)
         # A stable sort makes the same choice on every device.
         order_BT = scores_BT.argsort(dim=1, descending=True, stable=True)

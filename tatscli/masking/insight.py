@@ -18,14 +18,14 @@ DECILE = 0.1
 
 def mask_insight(
     plan: MaskPlan, *, grid: tuple[int, int, int], motion: MotionField | None = None
-) -> dict[str, float]:
-    """Describe the visible and the hidden tokens of a batch.
+) -> dict[str, Tensor]:
+    """Describe the visible and the hidden tokens of a batch in scalars, without reading them back.
 
     Args:
         plan: Says which are visible; all others are hidden.
         grid: Tokens along time, height and width.
-        motion: The clips' motion; without it, or where no clip moves, the motion numbers are left
-            out.
+        motion: The clips' motion; without it the motion numbers are left out, and where no clip
+            moves they are NaN.
 
     Returns:
         `motion_missing`: share of the clips whose source knew no motion.
@@ -40,28 +40,32 @@ def mask_insight(
     slices, sites = grid[0], grid[1] * grid[2]
     counts_BT = visible_per_slice(plan.visible_BK, slices, sites).float()
     numbers = {
-        "visible_slice_min": counts_BT.min(dim=1).values.mean(),
-        "visible_slice_max": counts_BT.max(dim=1).values.mean(),
+        "visible_slice_min": counts_BT.amin(dim=1).mean(),
+        "visible_slice_max": counts_BT.amax(dim=1).mean(),
     }
-    for number, count in enumerate(counts_BT.mean(dim=0)):
+    for number, count in enumerate(counts_BT.mean(dim=0).unbind()):
         numbers[f"visible_slice_{number}"] = count
-    if motion is not None:
-        motion = motion.to(plan.visible_BK.device)
-        numbers["motion_missing"] = motion.fallback_B.float().mean()
-        magnitude_BN = motion.magnitude_BN(slices)
-        moving_B = (magnitude_BN.amax(dim=1) > 0) & ~motion.missing_B
-        if moving_B.any():
-            magnitude_BN, visible_BK = magnitude_BN[moving_B], plan.visible_BK[moving_B]
-            decile_BN = top_share(magnitude_BN, DECILE)
-            numbers["motion_share"] = decile_BN.gather(1, visible_BK).mean()
-            mean_B = magnitude_BN.mean(dim=1)
-            lift_B = magnitude_BN.gather(1, visible_BK).mean(dim=1) / mean_B
-            numbers["motion_lift"] = lift_B.mean()
-            hidden_BN = torch.ones_like(magnitude_BN).scatter(1, visible_BK, 0)
-            unseen_B = (magnitude_BN * hidden_BN).sum(dim=1) / hidden_BN.sum(dim=1)
-            numbers["motion_hidden"] = (unseen_B / mean_B).mean()
-    values = torch.stack([value.float() for value in numbers.values()]).tolist()
-    return dict(zip(numbers, values, strict=True))
+    if motion is None:
+        return numbers
+    motion = motion.to(plan.visible_BK.device)
+    numbers["motion_missing"] = motion.fallback_B.float().mean()
+    magnitude_BN = motion.magnitude_BN(slices)
+    total_B = magnitude_BN.sum(dim=1)
+    mean_B = total_B / magnitude_BN.shape[1]
+    seen_BK = magnitude_BN.gather(1, plan.visible_BK)
+    hidden = magnitude_BN.shape[1] - seen_BK.shape[1]
+    unseen_B = (total_B - seen_BK.sum(dim=1)) / hidden
+    by_clip_3B = torch.stack(
+        [
+            top_share(magnitude_BN, DECILE).gather(1, plan.visible_BK).mean(dim=1),
+            seen_BK.mean(dim=1) / mean_B,
+            unseen_B / mean_B,
+        ]
+    )
+    moving_B = (magnitude_BN.amax(dim=1) > 0) & ~motion.missing_B
+    sums_3 = torch.where(moving_B, by_clip_3B, 0.0).sum(dim=1)
+    names = ("motion_share", "motion_lift", "motion_hidden")
+    return numbers | dict(zip(names, (sums_3 / moving_B.sum()).unbind(), strict=True))
 
 
 def visible_per_slice(visible_BK: Tensor, slices: int, sites: int) -> Tensor:

@@ -12,9 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from tatscli.data.motion import MotionField
+from tatscli.data.clip import Clip
 from tatscli.masking.block import BlockMasker
 from tatscli.masking.draw import gumbel_top_k
+from tatscli.masking.saliency import known_motion
 from tatscli.masking.tracking import base_frame_B, by_frame, steps_2BR
 
 STILL = 0.05  # pixels; where all move less, a rectangle may lie anywhere
@@ -26,21 +27,16 @@ class MgmMasker(BlockMasker):
 
     needs_motion = True
 
-    def rank_BTS(
-        self, motion: MotionField | None, noise_BTS: Tensor, generator: Generator | None
-    ) -> Tensor:
+    def rank_BTS(self, clip: Clip, noise_BTS: Tensor, generator: Generator | None) -> Tensor:
         """Rank by depth in the rectangles, with a little preference for what moves."""
-        assert motion is not None
-        speed_BN = motion.magnitude_BN(self.grid[0])
+        speed_BN = known_motion(clip, "mask.kind: mgm").magnitude_BN(self.grid[0])
         top_B1 = speed_BN.amax(dim=1, keepdim=True).clamp(min=NOISE)
         pull_BTS = self.config.pull * (speed_BN / top_B1).view_as(noise_BTS)
-        return super().rank_BTS(motion, noise_BTS, generator) + pull_BTS
+        return super().rank_BTS(clip, noise_BTS, generator) + pull_BTS
 
-    def centres_BTK2(
-        self, half_BK2: Tensor, motion: MotionField | None, generator: Generator | None
-    ) -> Tensor:
+    def centres_BTK2(self, half_BK2: Tensor, clip: Clip, generator: Generator | None) -> Tensor:
         """Draw the places in the base frame and follow the motion from there."""
-        assert motion is not None
+        motion = known_motion(clip, "mask.kind: mgm")
         # The square keeps the many tokens that tremble from outweighing the few that move.
         energy_BFS = motion.speed_BThw.flatten(2).square()
         base_B = base_frame_B(energy_BFS, self.config.base, generator)

@@ -11,14 +11,15 @@ sites, h and w token rows and columns, X any.
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from tatscli.data.motion import MotionField
+from tatscli.data.clip import Clip
 from tatscli.masking.block import site_positions
+from tatscli.masking.saliency import known_motion
 from tatscli.masking.slices import SliceMasker
 from tatscli.masking.tracking import base_frame_B, by_frame, steps_2BR
 
@@ -31,23 +32,13 @@ class MgmAdvectMasker(SliceMasker):
     needs_motion = True
     sites_S2: Tensor
 
-    def __init__(self, grid: tuple[int, int, int], config: Any) -> None:
-        super().__init__(grid, config.ratio)
-        self.config = config
+    def __init__(self, config: Any, *, grid: tuple[int, int, int], width: int) -> None:
+        super().__init__(config, grid=grid, width=width)
         self.register_buffer("sites_S2", site_positions(grid), persistent=False)
 
-    @classmethod
-    def from_recipe(
-        cls, config: Any, *, grid: tuple[int, int, int], width: int, lr_scale: float = 1.0
-    ) -> Self:
-        """Build from the recipe's `mask` section."""
-        return cls(grid, config)
-
-    def rank_BTS(
-        self, motion: MotionField | None, noise_BTS: Tensor, generator: Generator | None
-    ) -> Tensor:
+    def rank_BTS(self, clip: Clip, noise_BTS: Tensor, generator: Generator | None) -> Tensor:
         """Rank by the emptiness of the map where the token's content lay in the base frame."""
-        assert motion is not None
+        motion = known_motion(clip, "mask.kind: mgm_advect")
         slices = self.grid[0]
         energy_BFS = motion.speed_BThw.flatten(2).square()
         base_B = base_frame_B(energy_BFS, self.config.base, generator)
@@ -90,7 +81,7 @@ class MgmAdvectMasker(SliceMasker):
     def _sample(self, value_Xhw2: Tensor, place_Xhw2: Tensor) -> Tensor:
         """Read values between sites, bilinearly; beyond the border those of the border."""
         # Torch's places run from -1 to 1 between the outer borders of the picture.
-        size_2 = place_Xhw2.new_tensor((self.grid[2] / 2, self.grid[1] / 2))
+        size_2 = 0.5 - self.sites_S2[0]
         read_X2hw = functional.grid_sample(
             value_Xhw2.permute(0, 3, 1, 2).float(),
             (place_Xhw2 / size_2).float(),

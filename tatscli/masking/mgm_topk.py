@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from torch import Generator, Tensor
 
-from tatscli.data.motion import MotionField
+from tatscli.data.clip import Clip
+from tatscli.masking.saliency import known_motion
 from tatscli.masking.slices import SliceMasker
 
 
@@ -18,9 +19,8 @@ class MgmTopkMasker(SliceMasker):
 
     needs_motion = True
 
-    def rank_BTS(
-        self, motion: MotionField | None, noise_BTS: Tensor, generator: Generator | None
-    ) -> Tensor:
+    def rank_BTS(self, clip: Clip, noise_BTS: Tensor, generator: Generator | None) -> Tensor:
         """Rank by speed."""
-        assert motion is not None
-        return motion.magnitude_BN(self.grid[0]).view_as(noise_BTS)
+        return (
+            known_motion(clip, "mask.kind: mgm_topk").magnitude_BN(self.grid[0]).view_as(noise_BTS)
+        )

@@ -9,12 +9,12 @@ Shapes: B batch, N tokens (time-major), T slices, S sites of a slice, K visible.
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from tatscli.data.motion import MotionField
+from tatscli.data.clip import Clip
 from tatscli.masking.base import Masker
 from tatscli.masking.draw import uniform_scores, visible_count
 from tatscli.masking.plan import MaskPlan
@@ -26,46 +26,28 @@ class MotionBinsMasker(Masker):
 
     Within a half, tokens are drawn at random. Which half tokens of equal speed belong to is
     decided by site, alike in all slices, so that a still clip is divided into two sets of tubes.
-    A clip without motion is masked as a tube as far as the exact count allows.
-
-    Args:
-        grid: Tokens along time, height and width.
-        ratio: Share of tokens to hide.
-        share: Share of the visible tokens from the moving half. Where a half is too small for its
-            share, it is shown whole.
+    A clip without motion is masked as a tube as far as the exact count allows. Where a half is too
+    small for its share, it is shown whole.
     """
 
     needs_motion = True
 
-    def __init__(self, grid: tuple[int, int, int], ratio: float, share: float) -> None:
-        super().__init__(grid, ratio)
-        self.visible = visible_count(self.tokens, ratio)
+    def __init__(self, config: Any, *, grid: tuple[int, int, int], width: int) -> None:
+        super().__init__(config, grid=grid, width=width)
+        self.visible = visible_count(self.tokens, config.ratio)
         self.upper = self.tokens // 2
         lower = self.tokens - self.upper
         least, most = max(0, self.visible - lower), min(self.upper, self.visible)
-        self.moving = min(max(round(self.visible * Fraction(str(share))), least), most)
+        self.moving = min(max(round(self.visible * Fraction(str(config.share))), least), most)
 
-    @classmethod
-    def from_recipe(
-        cls, config: Any, *, grid: tuple[int, int, int], width: int, lr_scale: float = 1.0
-    ) -> Self:
-        """Build from the recipe's `mask` section."""
-        return cls(grid, config.ratio, config.share)
-
-    def plan(
-        self,
-        tokens_BND: Tensor,
-        *,
-        motion: MotionField | None = None,
-        generator: Generator | None = None,
-    ) -> MaskPlan:
+    def plan(self, clip: Clip, generator: Generator | None = None) -> MaskPlan:
         """Divide each clip by speed and draw from both halves.
 
         Raises:
             DataError: If there is no motion.
         """
-        motion = known_motion(motion, "mask.kind: motion_bins")
-        B, device, slices = tokens_BND.shape[0], tokens_BND.device, self.grid[0]
+        motion = known_motion(clip, "mask.kind: motion_bins")
+        B, device, slices = len(clip), clip.device, self.grid[0]
         sites_BS = uniform_scores((B, self.tokens // slices), device, generator)
         noise_BN = uniform_scores((B, self.tokens), device, generator)
         # Site by site in random order; of the site that is cut in two, slices at random.

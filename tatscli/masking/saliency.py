@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tatscli.data.clip import Clip
 from tatscli.data.motion import MotionField
 from tatscli.errors import DataError
 
@@ -30,18 +31,18 @@ def embedding_change_BN(tokens_BND: Tensor, slices: int) -> Tensor:
     return torch.cat([change_BTS[:, :1], change_BTS], dim=1).flatten(1)
 
 
-def known_motion(motion: MotionField | None, what: str) -> MotionField:
-    """Return the motion that `what`, a key of the recipe and its value, cannot do without.
+def known_motion(clip: Clip, what: str) -> MotionField:
+    """Return the clips' motion, which `what`, a key of the recipe and its value, cannot do without.
 
     Raises:
         DataError: If there is none.
     """
-    if motion is None:
+    if clip.motion is None:
         raise DataError(
             f"`{what}` follows motion, but these clips come without any",
             hint="clips of a store made by `tats prepare` bring theirs",
         )
-    return motion
+    return clip.motion
 
 
 def descending(score_XM: Tensor, noise_XM: Tensor) -> Tensor:

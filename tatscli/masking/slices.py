@@ -5,10 +5,13 @@ Shapes: B batch, N tokens, T slices, S sites of a slice.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Generator, Tensor
 
-from tatscli.data.motion import MotionField
+from tatscli.data.clip import Clip
+from tatscli.engine.device import full_precision
 from tatscli.errors import RecipeError
 from tatscli.masking.base import Masker
 from tatscli.masking.draw import share_count, uniform_scores
@@ -25,47 +28,39 @@ class SliceMasker(Masker):
         RecipeError: If the ratio is too small to hide a single site.
     """
 
-    def __init__(self, grid: tuple[int, int, int], ratio: float) -> None:
-        super().__init__(grid, ratio)
+    def __init__(self, config: Any, *, grid: tuple[int, int, int], width: int) -> None:
+        super().__init__(config, grid=grid, width=width)
         self.sites = grid[1] * grid[2]
-        self.hidden = share_count(self.sites, ratio)
+        self.hidden = share_count(self.sites, config.ratio)
         if not self.hidden:
             raise RecipeError(
-                f"`mask.ratio: {ratio}` hides none of {self.sites} sites",
+                f"`mask.ratio: {config.ratio}` hides none of {self.sites} sites",
                 hint=f"use a ratio of at least {1 / self.sites:.4g}, or larger clips",
             )
         self.visible = grid[0] * (self.sites - self.hidden)
 
-    def rank_BTS(
-        self, motion: MotionField | None, noise_BTS: Tensor, generator: Generator | None
-    ) -> Tensor:
+    def rank_BTS(self, clip: Clip, noise_BTS: Tensor, generator: Generator | None) -> Tensor:
         """Score the sites of every slice: the highest are hidden.
 
         Args:
-            motion: The clips' motion, if the mask needs it.
+            clip: The clips, with their motion if the mask needs it.
             noise_BTS: Uniform in [0, 1), alike in all slices; it decides between equals.
             generator: For further draws.
         """
         raise NotImplementedError
 
-    def plan(
-        self,
-        tokens_BND: Tensor,
-        *,
-        motion: MotionField | None = None,
-        generator: Generator | None = None,
-    ) -> MaskPlan:
+    def plan(self, clip: Clip, generator: Generator | None = None) -> MaskPlan:
         """Rank the sites of every slice and hide the first."""
-        B, device = tokens_BND.shape[0], tokens_BND.device
-        slices = self.grid[0]
-        if self.needs_motion:
-            motion = known_motion(motion, type(self).__name__)
+        B, device, slices = len(clip), clip.device, self.grid[0]
         noise_B1S = uniform_scores((B, 1, self.sites), device, generator)
         noise_BTS = noise_B1S.expand(B, slices, self.sites)
-        with torch.autocast(device.type, enabled=False):
-            rank_BTS = self.rank_BTS(motion, noise_BTS, generator)
-        if self.needs_motion and motion is not None:
-            rank_BTS = rank_BTS.masked_fill(motion.missing_B[:, None, None], 0)
+        with full_precision(device):
+            rank_BTS = self.rank_BTS(clip, noise_BTS, generator)
+        if self.needs_motion:
+            missing_B11 = known_motion(clip, f"mask.kind: {self.config.kind}").missing_B[
+                :, None, None
+            ]
+            rank_BTS = rank_BTS.masked_fill(missing_B11, 0)
         order_BTS = descending(rank_BTS, noise_BTS)
         first_T1 = torch.arange(slices, device=device)[:, None] * self.sites
         visible_BTS = order_BTS[:, :, self.hidden :] + first_T1

@@ -16,9 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tatscli.engine import distributed
+from tatscli.engine.device import full_precision
+from tatscli.engine.learner import Learner
+from tatscli.engine.part import Lesson, under
 from tatscli.masking.learning import ppo
 from tatscli.masking.learning.credit import credited_log_prob
-from tatscli.masking.learning.learned import LearnedMasker, mean_over_ranks, read_metrics
+from tatscli.masking.learning.learned import LearnedMasker
 from tatscli.masking.learning.policy import Policy, PolicyOutput
 from tatscli.masking.learning.reward import RunningReward
 from tatscli.masking.plan import MaskPlan
@@ -57,15 +61,8 @@ class TatsMasker(LearnedMasker):
     config: schema.TatsMask
     log_entropy: Tensor
 
-    def __init__(
-        self,
-        config: schema.TatsMask,
-        *,
-        grid: tuple[int, int, int],
-        width: int,
-        lr_scale: float = 1.0,
-    ) -> None:
-        super().__init__(config, grid=grid, width=width, lr_scale=lr_scale)
+    def __init__(self, config: Any, *, grid: tuple[int, int, int], width: int) -> None:
+        super().__init__(config, grid=grid, width=width)
         self.reward = RunningReward()
         self.keeps_graph = config.rollouts == 1
         self.register_buffer("log_entropy", torch.tensor(math.log(max(config.entropy, 1e-6))))
@@ -85,20 +82,20 @@ class TatsMasker(LearnedMasker):
             by_slice=config.quota,
         )
 
-    @torch.enable_grad()
-    def learn(self, plan: MaskPlan, error_BM: Tensor) -> dict[str, float]:
-        """Update actor and critic by PPO from the errors of the last plan's predicted tokens.
+    def learn(self, plan: MaskPlan, error_BM: Tensor) -> Lesson:
+        """Judge the last plan by its errors, and return the loss of a first update.
+
+        Where batches are collected first (`rollouts`), or passed over several times (`epochs`),
+        the other updates follow in `after_step`.
 
         Args:
             plan: What the last `plan` returned, or one that predicts fewer of its hidden tokens.
-            error_BM: Error of each token of `plan.predict_BM`; detached here.
+            error_BM: Error of each token of `plan.predict_BM`, without gradient.
 
         Returns:
-            `policy_loss`, `value_loss`, `entropy` (1 = uniform), `entropy_weight`, `kl` and
-            `clip_fraction` against the policy drawn from, all before the last update made;
-            `explained_variance` of the critic at the rollout; `reward`; `sampler_grad_norm` before
-            clipping; `updates` made, `skipped` because something was not finite, and `restored`
-            after a collapse. Numbers that are not finite, or that no update has made, are left out.
+            The loss, unless batches are collected, and metrics: `policy_loss`, `value_loss`,
+            `entropy` (1 = uniform), `entropy_weight`, `kl` and `clip_fraction` against the policy
+            drawn from; `explained_variance` of the critic; `reward`.
 
         Raises:
             RuntimeError: If no plan was made in training mode since the last call.
@@ -121,51 +118,70 @@ class TatsMasker(LearnedMasker):
             spread_B = self.reward.spread.expand_as(reward_B)
             advantage_B1 = ppo.bounded((baseline_B - reward_B) / spread_B)[:, None]
             advantage_BA = advantage_B1.expand(-1, rollout.order_BK.shape[1])
-        self._waiting.append(
-            Experience(
-                rollout.tokens_BND,
-                rollout.order_BK,
-                plan.predict_BM,
-                rollout.old_log_p_BN,
-                advantage_BA,
-                reward_B,
-            )
+        batch = Experience(
+            rollout.tokens_BND,
+            rollout.order_BK,
+            plan.predict_BM,
+            rollout.old_log_p_BN,
+            advantage_BA,
+            reward_B,
         )
-        if len(self._waiting) < self.config.rollouts:
-            return read_metrics(metrics) | {"updates": 0.0}
-        waiting, self._waiting = self._waiting, []
-        terms, counts = self._update(waiting, rollout.output)
-        self._collect_token_gradient(rollout)
-        counts["restored"] = self._watch(terms["entropy"]) if terms else 0.0
-        return read_metrics(metrics | terms) | counts
+        if not self.keeps_graph or self.config.epochs > 1:
+            self._waiting.append(batch)
+        if rollout.output is None:
+            return Lesson(metrics)
+        with full_precision(reward_B.device):
+            loss, terms = self._loss(rollout.output, batch)
+        self._steer_entropy(terms["entropy"])
+        self.guard.hear(terms["entropy"])
+        return Lesson(metrics | terms, loss=loss)
 
-    def _update(
-        self, batches: list[Experience], output: PolicyOutput | None
-    ) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Pass over the batches `epochs` times, an update each, until the policy is too far off."""
-        terms: dict[str, Tensor] = {}
-        counts = {"updates": 0.0, "skipped": 0.0}
-        for epoch in range(self.config.epochs):
-            for batch in batches:
-                if output is None:
-                    with self._precision:
-                        output = self.policy(batch.tokens_BND.detach())
-                    kl = ppo.kl_divergence(batch.old_log_p_BN, output.log_p_BN.detach()).mean()
-                    # The first pass over a single batch is on-policy by construction.
-                    stale = epoch > 0 or len(batches) > 1
-                    if stale and not mean_over_ranks(kl).item() <= self.config.max_kl:
-                        return terms, counts
-                with torch.autocast(batch.reward_B.device.type, enabled=False):
-                    loss, terms = self._loss(output, batch)
-                    norm = self._step(loss)
-                output = None
-                terms["sampler_grad_norm"] = norm
-                if not norm.isfinite():
-                    counts["skipped"] += 1.0
-                    return terms, counts
-                counts["updates"] += 1.0
-                self._steer_entropy(terms["entropy"])
-        return terms, counts
+    def after_step(self, done: int, total: int) -> Lesson:
+        """Make the updates that are still to be made of the batches at hand, and look at the guard.
+
+        Returns:
+            Beside `restored`, those of the updates made here: `updates`, and the terms of `learn`
+            as they were before the last of them.
+        """
+        metrics: dict[str, Tensor | float] = {}
+        if self.learner is not None and len(self._waiting) >= self.config.rollouts:
+            waiting, self._waiting = self._waiting, []
+            passes = self.config.epochs - (1 if self.keeps_graph else 0)
+            metrics |= self._pass_over(waiting, passes, self.learner)
+        lesson = super().after_step(done, total)
+        return lesson._replace(metrics={**metrics, **lesson.metrics})
+
+    def _pass_over(
+        self, batches: list[Experience], passes: int, learner: Learner
+    ) -> dict[str, Tensor]:
+        """Pass over batches, an update each, until the policy is too far from the one drawn from.
+
+        Whether it is stays on the device: what comes after is computed and left out.
+        """
+        made = torch.zeros((), device=batches[0].reward_B.device)
+        over = torch.zeros_like(made, dtype=torch.bool)
+        nothing = torch.full_like(made, torch.nan)
+        last: dict[str, Tensor] = {}
+        for number, batch in enumerate(batches * passes):
+            with self._precision:
+                output = self.policy(batch.tokens_BND)
+            with full_precision(made.device):
+                loss, terms = self._loss(output, batch)
+            # The first pass over a single batch is on-policy by construction.
+            if number or self.keeps_graph or len(batches) > 1:
+                over = over | ~(distributed.mean(terms["kl"]) <= self.config.max_kl)
+            norm = learner.learn(loss, skip=over)
+            over = over | ~norm.isfinite()
+            made = made + ~over
+            self._steer_entropy(terms["entropy"], skip=over)
+            terms["sampler_grad_norm"] = norm
+            last = {
+                name: torch.where(over, last.get(name, nothing), value.detach())
+                for name, value in terms.items()
+            }
+        if not self.keeps_graph:
+            self.guard.hear(last["entropy"])
+        return last | {"updates": made}
 
     def _loss(self, output: PolicyOutput, batch: Experience) -> tuple[Tensor, dict[str, Tensor]]:
         """Return policy loss + value error - entropy, and the terms as metrics."""
@@ -189,7 +205,7 @@ class TatsMasker(LearnedMasker):
             policy = -(new_BA * batch.advantage_BA).mean()
         entropy = ppo.entropy(output.log_p_BN).mean()
         share = entropy.detach() / math.log(self.tokens)
-        weight = torch.as_tensor(config.entropy)
+        weight: Tensor | float = config.entropy
         if config.entropy_target is not None:
             miss = config.entropy_target - share
             weight = (self.log_entropy + STEER * miss).clamp(-10, 10).exp()
@@ -200,7 +216,7 @@ class TatsMasker(LearnedMasker):
             "kl": ppo.kl_divergence(batch.old_log_p_BN, output.log_p_BN.detach()).mean(),
             "clip_fraction": ppo.clip_fraction(ratio_BA.detach(), config.clip),
         }
-        if config.entropy_target is not None:
+        if isinstance(weight, Tensor):
             terms["entropy_weight"] = weight
         if output.value_B is not None:
             aim_B = self.reward.standardise(batch.reward_B)
@@ -208,18 +224,19 @@ class TatsMasker(LearnedMasker):
             loss = loss + config.value * terms["value_loss"]
         return loss, terms
 
-    def _steer_entropy(self, entropy: Tensor) -> None:
+    def _steer_entropy(self, entropy: Tensor, skip: Tensor | None = None) -> None:
         """Raise the entropy's weight while the policy is sharper than wished, else lower it."""
         target = self.config.entropy_target
-        if target is not None:
-            miss = target - mean_over_ranks(entropy)
-            self.log_entropy.add_(DUAL_RATE * miss).clamp_(-7, 7)
+        if target is None:
+            return
+        moved = self.log_entropy + DUAL_RATE * (target - distributed.mean(entropy))
+        unsure = ~moved.isfinite() if skip is None else skip | ~moved.isfinite()
+        self.log_entropy.copy_(torch.where(unsure, self.log_entropy, moved.clamp(-7, 7)))
 
     def _remember(self, reward_B: Tensor) -> None:
         """Take a batch's rewards into the running moments, alike on every rank, if finite."""
-        moments = mean_over_ranks(torch.stack([reward_B.mean(), reward_B.square().mean()]))
-        if moments.isfinite().all():
-            self.reward.update(moments[0], moments[1])
+        moments = distributed.mean(torch.stack([reward_B.mean(), reward_B.square().mean()]))
+        self.reward.update(moments[0], moments[1])
 
     def _remedy(self) -> str:
         if self.config.entropy_target is not None:
@@ -228,22 +245,23 @@ class TatsMasker(LearnedMasker):
             f"raise `mask.entropy`, now {self.config.entropy:g}, or set `mask.entropy_target: 0.9`"
         )
 
-    def training_state(self) -> dict[str, Any]:
-        """Return the optimiser's state and the batches that wait for an update."""
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what every learned mask keeps, and the batches that wait for an update."""
         waiting = {
             f"waiting/{number}/{name}": getattr(batch, name)
             for number, batch in enumerate(self._waiting)
             for name in Experience.__slots__
         }
-        return super().training_state() | waiting
+        return super().tensors() | waiting
 
-    def load_training_state(self, state: dict[str, Any]) -> None:
-        """Restore what `training_state` returned."""
-        own = {key: value for key, value in state.items() if not key.startswith("waiting/")}
-        super().load_training_state(own)
-        device = next(self.policy.parameters()).device
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what `tensors` returned."""
+        # The first format kept the batches among the optimiser's moments.
+        tensors = {key.replace("training/waiting/", "waiting/"): tensors[key] for key in tensors}
+        super().load(tensors)
+        device = self.log_entropy.device
         batches: dict[int, dict[str, Tensor]] = {}
-        for key in state.keys() - own.keys():
-            _, number, name = key.split("/")
-            batches.setdefault(int(number), {})[name] = state[key].to(device)
+        for key, value in under("waiting/", tensors).items():
+            number, name = key.split("/")
+            batches.setdefault(int(number), {})[name] = value.to(device)
         self._waiting = [Experience(**batches[number]) for number in sorted(batches)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Generator, Tensor
 
-from tatscli.data.motion import MotionField
+from tatscli.data.clip import Clip
 from tatscli.masking.slices import SliceMasker
 
 
@@ -15,8 +15,6 @@ class TubeMasker(SliceMasker):
         RecipeError: If the ratio is too small to hide a single site.
     """
 
-    def rank_BTS(
-        self, motion: MotionField | None, noise_BTS: Tensor, generator: Generator | None
-    ) -> Tensor:
+    def rank_BTS(self, clip: Clip, noise_BTS: Tensor, generator: Generator | None) -> Tensor:
         """Rank by chance, alike in all slices."""
         return -noise_BTS

@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tatscli.nn.flops import block_macs
 from tatscli.nn.vit import NORM_EPS
 
 
@@ -50,7 +49,3 @@ class SamplerBlock(nn.Module):
         tokens_BND = tokens_BND + self.dropout(self.proj(mixed_BND))
         inner = self.dropout(F.gelu(self.fc1(self.norm2(tokens_BND))))
         return tokens_BND + self.dropout(self.fc2(inner))
-
-    def macs(self, tokens: int) -> int:
-        """Count multiply-accumulates per clip of `tokens` tokens."""
-        return block_macs(tokens, self.width)

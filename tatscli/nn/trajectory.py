@@ -25,7 +25,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tatscli.nn.flops import trajectory_macs
 from tatscli.nn.vit import NORM_EPS, Mlp
 
 KEPT_SLICES = 16
@@ -184,8 +183,3 @@ class TrajectoryBlock(nn.Module):
         """Return the transformed tokens: (B, N, D)."""
         tokens_BND = tokens_BND + self.attn(self.norm1(tokens_BND))
         return tokens_BND + self.mlp(self.norm2(tokens_BND))
-
-    def macs(self, tokens: int) -> int:
-        """Count multiply-accumulates per clip of `tokens` tokens."""
-        width = self.norm1.normalized_shape[0]
-        return trajectory_macs(tokens, width, self.attn.num_heads, self.attn.slices)

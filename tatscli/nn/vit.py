@@ -11,20 +11,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tatscli.nn.flops import block_macs
+from tatscli.data.clip import cut
 from tatscli.recipe import schema
 
 NORM_EPS = 1e-6
 
-SIZES: dict[str, tuple[int, int, int]] = {
-    "nano": (128, 6, 4),
-    "tiny": (192, 12, 3),
-    "small": (384, 12, 6),
-    "base": (768, 12, 12),
-    "large": (1024, 24, 16),
-    "huge": (1280, 32, 16),
+SIZES: dict[str, tuple[int, int, int, int]] = {
+    "nano": (128, 6, 4, 512),
+    "tiny": (192, 12, 3, 768),
+    "small": (384, 12, 6, 1536),
+    "base": (768, 12, 12, 3072),
+    "large": (1024, 24, 16, 4096),
+    "huge": (1280, 32, 16, 5120),
+    "giant": (1408, 40, 16, 6144),
 }
-"""Width, depth and heads by name; small to huge are published, nano and tiny are not."""
+"""Width, depth, heads and inner width of the MLP by name; small to giant are published (giant is
+the ViT-g of VideoMAE V2, with patches of 14 pixels), nano and tiny are not."""
 
 
 def sine_cosine_table(positions: int, width: int) -> Tensor:
@@ -62,7 +64,9 @@ class PatchEmbed(nn.Module):
 
     def forward(self, cubes_BKP: Tensor) -> Tensor:
         """Embed the given cubes: (B, K, D)."""
-        return F.linear(cubes_BKP, self.proj.weight.flatten(1), self.proj.bias)
+        # The weight lies as (c, t, y, x), the values of a cube as (t, y, x, c).
+        weight_DP = self.proj.weight.permute(0, 2, 3, 4, 1).flatten(1)
+        return F.linear(cubes_BKP, weight_DP, self.proj.bias)
 
 
 class Attention(nn.Module):
@@ -89,12 +93,13 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU between them, four times as wide inside."""
+    """Two linear layers with a GELU between them; None is four times as wide inside."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, inner: int | None = None) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
+        inner = inner or 4 * width
+        self.fc1 = nn.Linear(width, inner)
+        self.fc2 = nn.Linear(inner, width)
 
     def forward(self, tokens_BKD: Tensor) -> Tensor:
         """Map each token on its own: (B, K, D)."""
@@ -118,14 +123,16 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block; `mlp` is the inner width of its MLP, by default four widths."""
 
-    def __init__(self, width: int, heads: int, *, drop_path: float = 0.0) -> None:
+    def __init__(
+        self, width: int, heads: int, *, mlp: int | None = None, drop_path: float = 0.0
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
         self.attn = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.mlp = Mlp(width)
+        self.mlp = Mlp(width, mlp)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, tokens_BKD: Tensor) -> Tensor:
@@ -154,6 +161,7 @@ class Encoder(nn.Module):
         grid: Tokens along time, height and width.
         tubelet: Frames in a token.
         patch: Height and width of a token in pixels.
+        mlp: Inner width of the MLPs; None is four widths.
         drop_path: Stochastic depth of the last block; it rises linearly from 0 at the first.
         checkpointing: Trade time for memory in the backward pass.
     """
@@ -169,6 +177,7 @@ class Encoder(nn.Module):
         grid: tuple[int, int, int],
         tubelet: int,
         patch: int,
+        mlp: int | None = None,
         drop_path: float = 0.0,
         checkpointing: bool = False,
     ) -> None:
@@ -179,32 +188,25 @@ class Encoder(nn.Module):
         self.grid = grid
         self.tubelet = tubelet
         self.patch = patch
+        self.mlp = mlp or 4 * width
         self.checkpointing = checkpointing
         self.tokens = grid[0] * grid[1] * grid[2]
         self.patch_embed = PatchEmbed(width, tubelet, patch)
         self.blocks = nn.ModuleList(
-            Block(width, heads, drop_path=drop_path * i / max(1, depth - 1)) for i in range(depth)
+            Block(width, heads, mlp=mlp, drop_path=drop_path * i / max(1, depth - 1))
+            for i in range(depth)
         )
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.register_buffer("position_ND", sine_cosine_table(self.tokens, width), persistent=False)
         initialize(self)
 
     def cubes(self, video_BCTHW: Tensor) -> Tensor:
-        """Cut a video into each token's raw pixels, (B, N, P), in Conv3d's order (c, t, y, x).
+        """Cut a standardised video into the pixels of its tokens: (B, N, P).
 
         Raises:
             ValueError: If the video does not fill the grid.
         """
-        (t, h, w), tubelet, patch = self.grid, self.tubelet, self.patch
-        B = video_BCTHW.shape[0]
-        if video_BCTHW.shape[1:] != (3, t * tubelet, h * patch, w * patch):
-            needed = f"(B, 3, {t * tubelet}, {h * patch}, {w * patch})"
-            raise ValueError(
-                f"a video of shape {tuple(video_BCTHW.shape)} does not fill a grid of "
-                f"{t} x {h} x {w} tokens, which needs {needed}"
-            )
-        parts = video_BCTHW.reshape(B, 3, t, tubelet, h, patch, w, patch)
-        return parts.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(B, self.tokens, -1)
+        return cut(video_BCTHW, self.grid, self.tubelet, self.patch)
 
     def embed(self, cubes_BKP: Tensor) -> Tensor:
         """Embed raw cubes, any subset of a clip's, without position: (B, K, D)."""
@@ -223,18 +225,12 @@ class Encoder(nn.Module):
         """Return the normalised latents of the given tokens: (B, K, D)."""
         return self.norm(self.features(tokens_BKD, index_BK))
 
-    def macs(self, visible: int, *, embedded: int | None = None) -> int:
-        """Count multiply-accumulates per clip; None embeds the visible tokens only."""
-        pixels = self.patch_embed.proj.weight[0].numel()
-        embedding = (visible if embedded is None else embedded) * pixels * self.width
-        return embedding + self.depth * block_macs(visible, self.width)
-
 
 def build_encoder(
     model: schema.Model, grid: tuple[int, int, int], *, drop_path: float | None = None
 ) -> Encoder:
     """Build the encoder a recipe asks for; `drop_path`, if given, replaces the recipe's."""
-    width, depth, heads = SIZES[model.size]
+    width, depth, heads, mlp = model_size(model)
     return Encoder(
         width=width,
         depth=depth,
@@ -242,6 +238,15 @@ def build_encoder(
         grid=grid,
         tubelet=model.tubelet,
         patch=model.patch,
+        mlp=mlp,
         drop_path=model.drop_path if drop_path is None else drop_path,
         checkpointing=model.checkpointing,
     )
+
+
+def model_size(model: schema.Model) -> tuple[int, int, int, int]:
+    """Return width, depth, heads and inner MLP width, by name or as spelled out."""
+    if model.size is not None:
+        return SIZES[model.size]
+    assert model.width is not None and model.depth is not None and model.heads is not None
+    return model.width, model.depth, model.heads, model.mlp or 4 * model.width

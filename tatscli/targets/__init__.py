@@ -1,16 +1,17 @@
-"""Targets: what hidden tokens are compared with. A new one is a file and a line here."""
+"""Targets: what hidden tokens are compared with. A new one is a file, its recipe section and a line
+here."""
 
 from __future__ import annotations
 
+from tatscli.data.clip import ClipForm
 from tatscli.recipe import schema
 from tatscli.targets.base import Target
+from tatscli.targets.difference import DifferenceTarget
 from tatscli.targets.pixels import PixelTarget
 
-TARGETS: dict[str, type[PixelTarget]] = {"pixels": PixelTarget}
+TARGETS: dict[str, type[Target]] = {"pixels": PixelTarget, "difference": DifferenceTarget}
 
 
-def build_target(
-    config: schema.Target, *, grid: tuple[int, int, int], tubelet: int, patch: int
-) -> Target:
+def build_target(config: schema.Target, *, form: ClipForm) -> Target:
     """Build the target a recipe asks for."""
-    return TARGETS[config.kind](config, grid=grid, tubelet=tubelet, patch=patch)
+    return TARGETS[config.kind](config, form=form)

@@ -93,7 +93,9 @@ def compare_masks(
         raise DecodeError(f"`{clip}`: {error.message}", error.hint) from error
     limited = limited_by(out) if windows is None else ""
     notes = base.notes + clip_notes(seen, settled, page, limited)
-    if run is not None or any(choice.viewer.masker.temperature is not None for choice in choices):
+    if run is not None or any(
+        choice.viewer.system.masker.temperature is not None for choice in choices
+    ):
         notes.append(
             "left out: sampler probability, reconstruction and error; `--compare` shows what is "
             "visible alone"
@@ -111,7 +113,7 @@ def compare_masks(
             {
                 "mask": choice.recipe.mask.kind,
                 "ratio": choice.recipe.mask.ratio,
-                "temperature": choice.viewer.masker.temperature,
+                "temperature": choice.viewer.system.masker.temperature,
                 "notes": said,
                 "windows": shown,
             }
@@ -162,13 +164,12 @@ def _choose(names: list[str], base: Base, wishes: Wishes) -> list[Choice]:
         tempered = name in learned or not learned
         own = replace(wishes, mask=name, temperature=wishes.temperature if tempered else None)
         choice = choose_mask(base, own, fresh=True)
-        bare = replace(choice.viewer, autoencoder=None, targets=())
-        choices.append(replace(choice, viewer=bare))
+        choices.append(replace(choice, viewer=replace(choice.viewer, trained=False)))
     return choices
 
 
 def _label(choice: Choice, wishes: Wishes) -> str:
-    temperature = choice.viewer.masker.temperature
+    temperature = choice.viewer.system.masker.temperature
     label = f"{choice.recipe.mask.kind} {choice.recipe.mask.ratio:g}"
     wished = wishes.temperature is not None and temperature is not None
     return f"{label}, T {temperature:g}" if wished else label

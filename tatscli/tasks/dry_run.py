@@ -19,7 +19,7 @@ from tatscli.recipe.derive import Schedule, derive_batch, derive_schedule
 from tatscli.recipe.load import LoadedRecipe
 from tatscli.recipe.schema import Optim
 from tatscli.store.reader import Store
-from tatscli.tasks.build import build_system
+from tatscli.system.cost import count_flops, count_parameters, system_cost
 from tatscli.tasks.finetune import build_classifier
 from tatscli.tasks.training import batch_rows, schedule_rows
 
@@ -33,23 +33,12 @@ def plan_pretraining(loaded: LoadedRecipe, run: Path) -> dict[str, Any]:
         RecipeError: If the total batch cannot be divided.
     """
     recipe = loaded.recipe
-    with torch.device("meta"):
-        system = build_system(recipe)
-    visible = system.masker.visible
-    predicted = system.selection.budget
-    macs = {
-        "encoder": system.encoder.macs(visible),
-        "head": system.autoencoder.head.macs(visible, predicted),
-    }
+    system, flops = system_cost(recipe)
     parameters = {
-        "encoder": count(system.encoder),
-        "head": count(system.autoencoder.head),
-        "sampler": count(system.masker),
+        "encoder": count_parameters(system.encoder),
+        "head": count_parameters(system.autoencoder.head),
+        "sampler": count_parameters(system.masker),
     }
-    if system.needs_embeddings:
-        # Mask or selection looks at every token of the clip, embedded once more without gradient.
-        looked_at = system.encoder.macs(0, embedded=system.encoder.tokens)
-        macs["sampler"] = system.masker.macs() + looked_at
     store, rows, store_note = _open(recipe.data.store, recipe.data.split)
     videos = len(rows) if store else None
     without_motion = None
@@ -62,10 +51,10 @@ def plan_pretraining(loaded: LoadedRecipe, run: Path) -> dict[str, Any]:
         "run": str(run),
         "grid": list(recipe.grid),
         "tokens": system.encoder.tokens,
-        "visible": visible,
-        "predicted": predicted,
+        "visible": system.masker.visible,
+        "predicted": system.selection.budget,
         "parameters": parameters,
-        "gflops_per_clip": {name: 2 * value / 1e9 for name, value in macs.items()},
+        "gflops_per_clip": {name: value / 1e9 for name, value in flops.items()},
         "optimizer_gb": sum(parameters.values()) * ADAM_BYTES / 1e9,
         "videos_without_motion": without_motion,
         **_optimisation(recipe.optim, videos, recipe.data.repeats, store_note),
@@ -82,7 +71,10 @@ def plan_finetuning(loaded: LoadedRecipe, run: Path) -> dict[str, Any]:
     store, rows, store_note = _open(recipe.data.store, settings.split)
     with torch.device("meta"):
         model = build_classifier(recipe, classes=2)
-    encoder = count(model.encoder)
+        height, width = (side * recipe.model.patch for side in recipe.grid[1:])
+        video_BCTHW = torch.zeros(1, 3, recipe.data.frames, height, width)
+        flops = count_flops(lambda: model(video_BCTHW))
+    encoder = count_parameters(model.encoder)
     return {
         "stage": "finetune",
         "recipe": loaded.name,
@@ -90,7 +82,7 @@ def plan_finetuning(loaded: LoadedRecipe, run: Path) -> dict[str, Any]:
         "grid": list(recipe.grid),
         "tokens": model.encoder.tokens,
         "parameters": {"encoder": encoder},
-        "gflops_per_clip": {"encoder": 2 * model.encoder.macs(model.encoder.tokens) / 1e9},
+        "gflops_per_clip": {"encoder": flops / 1e9},
         "optimizer_gb": encoder * ADAM_BYTES / 1e9,
         **_optimisation(settings.optim, len(rows) if store else None, settings.repeats, store_note),
     }
@@ -127,11 +119,6 @@ def show_plan(plan: dict[str, Any], reporter: Reporter) -> None:
         rows += schedule_rows(Schedule(**plan["schedule"]))
     reporter.table(f"{plan['stage']} {plan['recipe']}", ["what", "value"], rows)
     reporter.result(plan)
-
-
-def count(module: torch.nn.Module) -> int:
-    """Count a module's parameters."""
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _open(path: str, split: str | None) -> tuple[Store | None, list[int], str]:

@@ -26,7 +26,7 @@ from tatscli.nn.vit import Encoder, build_encoder
 from tatscli.recipe.load import override_recipe
 from tatscli.recipe.schema import Recipe, Sampling
 from tatscli.store.reader import Store
-from tatscli.tasks.build import LoadedRun, copy_weights, load_encoder, open_checkpoint
+from tatscli.system.load import LoadedRun, copy_weights, load_encoder, open_checkpoint
 from tatscli.tasks.finetune import build_classifier, labelled
 
 Protocol = Literal["finetuned", "knn"]

@@ -8,29 +8,31 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import Generator, Tensor
+from torch import Generator
 
 from tatscli.console import Reporter
 from tatscli.data.augment import Mix
 from tatscli.data.batch import Batch
 from tatscli.data.dataset import EvalViews, FinetuneClips
-from tatscli.data.normalize import standardize, to_unit
-from tatscli.engine.checkpoint import find_checkpoint
-from tatscli.engine.loop import Training, train
+from tatscli.data.normalize import standardized
+from tatscli.engine.checkpoint import Checkpoint, find_checkpoint
+from tatscli.engine.learner import Learner
 from tatscli.engine.optim import build_optimizer
-from tatscli.engine.session import session
+from tatscli.engine.part import Lesson
+from tatscli.engine.schedule import lr_at
+from tatscli.engine.session import Session
 from tatscli.errors import DataError, UsageError
 from tatscli.evaluation.scores import merge_views, top_accuracy
 from tatscli.evaluation.views import score_views
 from tatscli.nn.classifier import Classifier
 from tatscli.nn.vit import build_encoder
-from tatscli.recipe.derive import derive_schedule
+from tatscli.recipe.derive import Schedule
 from tatscli.recipe.load import LoadedRecipe
 from tatscli.recipe.schema import Recipe
 from tatscli.store.reader import Store
-from tatscli.tasks.build import load_encoder
+from tatscli.system.load import load_encoder
 from tatscli.tasks.pretrain import pretrain_folder
-from tatscli.tasks.training import begin_run, checkpoint_meta, data_stream, schedule_rows
+from tatscli.tasks.training import Stage, run_training
 
 
 def finetune(
@@ -59,90 +61,94 @@ def finetune(
     Raises:
         TatsError: If store, labels, recipe, run folder or weights cannot be used.
     """
-    recipe = loaded.recipe
-    settings = recipe.finetune
     folder = Path(out) if out else finetune_folder(loaded, scratch=init is None)
-    store = Store.open(recipe.data.store)
-    rows = labelled(store, settings.split)
-    val_rows = labelled(store, settings.val_split) if settings.val_split else []
-    with session(recipe.run, reporter) as here:
-        schedule = derive_schedule(
-            settings.optim, videos=len(rows), repeats=settings.repeats, world=here.world.size
-        )
-        model = build_classifier(recipe, classes=len(store.class_names))
-        origin = None
-        if init is not None and not resume:
-            start = find_checkpoint(Path(init))
-            count = load_encoder(model.encoder, start)
+    stage = Finetuning(loaded, Store.open(loaded.recipe.data.store), init)
+    return run_training(stage, folder, reporter=reporter, resume=resume, overwrite=overwrite)
+
+
+class Finetuning(Stage):
+    """A classifier of labelled videos.
+
+    Args:
+        loaded: The merged recipe.
+        store: The data.
+        init: Run or checkpoint whose encoder to start from; None starts from scratch.
+    """
+
+    kind = "finetuned"
+    model: Classifier
+
+    def __init__(self, loaded: LoadedRecipe, store: Store, init: Path | str | None) -> None:
+        self.settings = settings = loaded.recipe.finetune
+        rows = labelled(store, settings.split)
+        super().__init__(loaded, store, rows, settings.optim, repeats=settings.repeats)
+        self.val_rows = labelled(store, settings.val_split) if settings.val_split else []
+        self.init = init
+        self.origin: str | None = None
+
+    def build(self, here: Session, *, resume: bool) -> None:
+        """Build the classifier, and the views it is trained and scored on.
+
+        Raises:
+            TatsError: If weights do not fit.
+        """
+        recipe, settings, store = self.recipe, self.settings, self.store
+        self.model = build_classifier(recipe, classes=len(store.class_names))
+        if self.init is not None and not resume:
+            start = find_checkpoint(Path(self.init))
+            count = load_encoder(self.model.encoder, start)
             here.reporter.info(f"the encoder starts from `{start.path}` ({count} tensors)")
-            origin = str(start.path)
+            self.origin = str(start.path)
         elif not resume:
             here.reporter.info("the encoder starts from scratch")
-        checkpoint = begin_run(
-            here, folder, loaded, schedule, store, resume=resume, overwrite=overwrite
+        self.clips = FinetuneClips(store, self.rows, recipe.data, settings, seed=recipe.run.seed)
+        self.val_views = EvalViews(
+            store, self.val_rows, recipe.data, sampling=settings.sampling or recipe.data.sampling
         )
-        if checkpoint is not None:
-            origin = checkpoint.meta["init"]
-        for name, value in schedule_rows(schedule):
-            here.reporter.detail(f"{name}: {value}")
-        model.to(here.device)
-        clips = FinetuneClips(store, rows, recipe.data, settings, seed=recipe.run.seed)
-        val_views = EvalViews(
-            store, val_rows, recipe.data, sampling=settings.sampling or recipe.data.sampling
+        self.mix = Mix(settings.augment, classes=len(store.class_names))
+
+    def learners(self, schedule: Schedule) -> dict[str, Learner]:
+        """Return the classifier's, with a learning rate that decays layer by layer."""
+        optimizer = build_optimizer(
+            self.model,
+            self.settings.optim,
+            layer_of=self.model.layer_of,
+            layers=self.model.layers,
+            layer_decay=self.settings.optim.layer_decay,
         )
-        mix = Mix(settings.augment, classes=len(store.class_names))
-        forward, synced = here.wrap(model, recipe.run)
-
-        def step(batch: Batch, generator: Generator, done: int) -> tuple[Tensor, dict[str, float]]:
-            video_BCTHW = standardize(to_unit(batch.video_BCTHW), recipe.data.mean, recipe.data.std)
-            video_BCTHW, target_BL = mix(video_BCTHW, batch.label_B, generator=generator)
-            logits_BL = forward(video_BCTHW).float()
-            loss = -(target_BL * logits_BL.log_softmax(dim=-1)).sum(dim=-1).mean()
-            return loss, {}
-
-        def score(epoch: int) -> tuple[float, dict[str, float]] | None:
-            last = epoch == settings.optim.epochs
-            if settings.val_split is None or (epoch % settings.val_every and not last):
-                return None
-            scored = score_views(model, val_views, recipe, here)
-            top1 = top_accuracy(merge_views(scored), 1)
-            return top1, {"val_top1": top1}
-
-        training = Training(
-            model=model,
-            step=step,
-            optimizer=build_optimizer(
-                model,
-                settings.optim,
-                layer_of=model.layer_of,
-                layers=model.layers,
-                layer_decay=settings.optim.layer_decay,
-            ),
-            schedule=schedule,
-            batches=data_stream(clips, schedule, recipe, store, here),
-            run=recipe.run,
-            clip_grad=settings.optim.clip_grad,
-            folder=folder,
-            meta=checkpoint_meta(
-                "finetuned",
-                loaded,
-                store,
-                class_names=store.class_names,
-                init=origin,
-            ),
-            world=here.world,
-            device=here.device,
-            dtype=here.dtype,
-            reporter=here.reporter,
-            synced=synced,
-            score=score,
+        clip_grad = self.settings.optim.clip_grad
+        learner = Learner(
+            self.model, optimizer, lr=lambda step: lr_at(step, schedule), clip_grad=clip_grad
         )
-        if checkpoint is not None:
-            training.restore(checkpoint)
-            here.reporter.info(f"resuming after step {training.done} of {schedule.total_steps}")
-        result = train(training)
-    last = find_checkpoint(folder).path if here.world.main else folder
-    return {"run": str(folder), "checkpoint": str(last), **result}
+        return {"classifier": learner}
+
+    def facts(self, resumed: Checkpoint | None) -> dict[str, Any]:
+        """Name the classes, and the weights it all began with."""
+        origin = self.origin if resumed is None else resumed.meta["init"]
+        return {"class_names": self.store.class_names, "init": origin}
+
+    def step(self, batch: Batch, generator: Generator) -> Lesson:
+        """Mix, classify, compare."""
+        data = self.recipe.data
+        video_BCTHW = standardized(batch.video_BCTHW, data.mean, data.std)
+        video_BCTHW, target_BL = self.mix(video_BCTHW, batch.label_B, generator=generator)
+        logits_BL = self.network(video_BCTHW).float()
+        loss = -(target_BL * logits_BL.log_softmax(dim=-1)).sum(dim=-1).mean()
+        return Lesson(loss=loss)
+
+    def score(self, epoch: int, here: Session) -> tuple[float, dict[str, float]] | None:
+        """Return top-1 on the validation split, after every so many passes and the last."""
+        settings, last = self.settings, epoch == self.settings.optim.epochs
+        if settings.val_split is None or (epoch % settings.val_every and not last):
+            return None
+        scored = score_views(self.model, self.val_views, self.recipe, here)
+        top1 = top_accuracy(merge_views(scored), 1)
+        return top1, {"val_top1": top1}
+
+    def work(self) -> float:
+        """Count six operations for each weight and token."""
+        weights = sum(parameter.numel() for parameter in self.model.parameters())
+        return 6.0 * self.model.encoder.tokens * weights
 
 
 def finetune_folder(

@@ -1,8 +1,5 @@
 """Pretraining: mask, encode what is seen, predict what is hidden or some of it, and let the masker
-learn from the error.
-
-Shapes: B batch, C channels, T frames, N tokens, P raw pixels of a token, K visible, M predicted.
-"""
+learn from the error."""
 
 from __future__ import annotations
 
@@ -10,31 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from tatscli.console import Reporter
 from tatscli.data.batch import Batch
 from tatscli.data.dataset import PretrainClips
-from tatscli.data.normalize import standardize, to_unit
-from tatscli.engine.checkpoint import find_checkpoint
-from tatscli.engine.loop import Training, train
+from tatscli.engine.checkpoint import Checkpoint, find_checkpoint
+from tatscli.engine.learner import Learner
 from tatscli.engine.optim import build_optimizer
-from tatscli.engine.session import session
+from tatscli.engine.part import Lesson, Part, under
+from tatscli.engine.schedule import lr_at
+from tatscli.engine.session import Session
 from tatscli.masking.insight import mask_insight
-from tatscli.masking.plan import gather_tokens
-from tatscli.recipe.derive import derive_schedule
+from tatscli.recipe.derive import Schedule
 from tatscli.recipe.load import LoadedRecipe
 from tatscli.recipe.schema import Recipe
 from tatscli.store.reader import Store
-from tatscli.tasks.build import (
-    System,
-    build_system,
-    copy_weights,
-    load_encoder,
-    masker_tensors,
-    restore_masker,
-)
-from tatscli.tasks.training import begin_run, checkpoint_meta, data_stream, schedule_rows
+from tatscli.system.cost import count_parameters
+from tatscli.system.load import copy_weights, load_encoder
+from tatscli.system.system import System, build_system
+from tatscli.tasks.training import Stage, run_training
 
 
 def pretrain(
@@ -62,89 +54,121 @@ def pretrain(
     Raises:
         TatsError: If store, recipe, run folder or weights cannot be used.
     """
-    recipe = loaded.recipe
     folder = pretrain_folder(loaded, out)
-    store = Store.open(recipe.data.store)
-    rows = store.part(recipe.data.split)
-    with session(recipe.run, reporter) as here:
-        schedule = derive_schedule(
-            recipe.optim, videos=len(rows), repeats=recipe.data.repeats, world=here.world.size
-        )
-        # The sampler updates once per micro-batch: its rate counts the videos in it on all devices.
-        system = build_system(recipe, lr_scale=schedule.batch_per_device * schedule.world / 256)
-        if init is not None and not resume:
-            here.reporter.info(start_from(system, init))
-        clips = PretrainClips(
-            store,
-            rows,
+    stage = Pretraining(loaded, Store.open(loaded.recipe.data.store), init)
+    return run_training(stage, folder, reporter=reporter, resume=resume, overwrite=overwrite)
+
+
+class Pretraining(Stage):
+    """A masked autoencoder, and a sampler where the mask learns.
+
+    Args:
+        loaded: The merged recipe.
+        store: The data.
+        init: Run or checkpoint whose weights to start from.
+    """
+
+    kind = "pretrained"
+
+    def __init__(self, loaded: LoadedRecipe, store: Store, init: Path | str | None) -> None:
+        data = loaded.recipe.data
+        rows = store.part(data.split)
+        super().__init__(loaded, store, rows, loaded.recipe.optim, repeats=data.repeats)
+        self.init = init
+
+    def build(self, here: Session, *, resume: bool) -> None:
+        """Build the system, and the clips with their motion.
+
+        Raises:
+            TatsError: If weights do not fit, or the clips cannot give what the mask needs.
+        """
+        recipe = self.recipe
+        self.system = build_system(recipe)
+        self.model = self.system.autoencoder
+        if self.init is not None and not resume:
+            here.reporter.info(start_from(self.system, self.init))
+        self.clips = clips = PretrainClips(
+            self.store,
+            self.rows,
             recipe.data,
             patch=recipe.model.patch,
             seed=recipe.run.seed,
-            follows_motion=system.follows_motion,
+            follows_motion=self.system.follows_motion,
         )
-        if system.follows_motion:
-            unknown = len(clips.motion_source.unknown(rows))  # on all ranks: it may refuse
+        if self.system.follows_motion:
+            unknown = len(clips.motion_source.unknown(self.rows))  # on all ranks: it may refuse
             if unknown and here.world.main:
-                notice = motion_notice(system, recipe, unknown=unknown, videos=len(rows))
+                notice = motion_notice(self.system, recipe, unknown=unknown, videos=len(self.rows))
                 here.reporter.warn(notice)
-        # Only now: what the clips cannot give must not cost a run that `overwrite` replaces.
-        checkpoint = begin_run(
-            here, folder, loaded, schedule, store, resume=resume, overwrite=overwrite
-        )
-        for name, value in schedule_rows(schedule):
-            here.reporter.detail(f"{name}: {value}")
-        system.to(here.device)
-        forward, synced = here.wrap(system.autoencoder, recipe.run)
-        encoder, masker, selection = system.encoder, system.masker, system.selection
 
-        def step(batch: Batch, generator: Generator, done: int) -> tuple[Tensor, dict[str, float]]:
-            masker.schedule(done, schedule.total_steps)
-            unit_BCTHW = to_unit(batch.video_BCTHW)
-            cubes_BNP = encoder.cubes(standardize(unit_BCTHW, recipe.data.mean, recipe.data.std))
-            with torch.set_grad_enabled(masker.reaches_encoder):
-                state = encoder.embed(cubes_BNP) if system.needs_embeddings else cubes_BNP
-            plan = masker.plan(state, motion=batch.motion, generator=generator)
-            plan = selection.select(plan, state, motion=batch.motion, generator=generator)
-            predictions = forward(cubes_BNP, plan.visible_BK, plan.predict_BM)
-            error_BM = torch.zeros_like(plan.predict_BM, dtype=torch.float32)
-            for prediction_BMC, target in zip(predictions, system.targets, strict=True):
-                target_BMC = gather_tokens(target.of(unit_BCTHW), plan.predict_BM)
-                error_BM = error_BM + target.weight * target.error(prediction_BMC, target_BMC)
-            metrics = masker.learn(plan, error_BM.detach())
-            metrics |= mask_insight(plan, grid=recipe.grid, motion=batch.motion)
-            for notice in masker.notices():
-                here.reporter.warn(notice, once=True)
-            loss = error_BM.mean()
-            if masker.token_gradient_BND is not None:
-                # Adds the gradient of the sampler's loss to the patch embedding, and 0 to the loss.
-                pull = (state * masker.token_gradient_BND).sum()
-                loss = loss + pull - pull.detach()
-            return loss, metrics
+    def to(self, device: torch.device) -> None:
+        """Move the system to a device, ready to train."""
+        self.system.to(device).train()
 
-        training = Training(
-            model=system.autoencoder,
-            step=step,
-            optimizer=build_optimizer(system.autoencoder, recipe.optim),
-            schedule=schedule,
-            batches=data_stream(clips, schedule, recipe, store, here),
-            run=recipe.run,
-            clip_grad=recipe.optim.clip_grad,
-            folder=folder,
-            meta=checkpoint_meta("pretrained", loaded, store),
-            world=here.world,
-            device=here.device,
-            dtype=here.dtype,
-            reporter=here.reporter,
-            synced=synced,
-            extra_tensors=lambda: masker_tensors(masker),
+    def learners(self, schedule: Schedule) -> dict[str, Learner]:
+        """Return the autoencoder's, and the masker's."""
+        main = Learner(
+            self.model,
+            build_optimizer(self.model, self.optim),
+            lr=lambda step: lr_at(step, schedule),
+            clip_grad=self.optim.clip_grad,
         )
-        if checkpoint is not None:
-            training.restore(checkpoint)
-            restore_masker(masker, checkpoint)
-            here.reporter.info(f"resuming after step {training.done} of {schedule.total_steps}")
-        result = train(training)
-    last = find_checkpoint(folder).path if here.world.main else folder
-    return {"run": str(folder), "checkpoint": str(last), **result}
+        return {"autoencoder": main} | self.system.masker.learners(schedule)
+
+    def parts(self, learners: dict[str, Learner]) -> dict[str, Part]:
+        """Return model, optimiser and masker."""
+        return super().parts(learners) | {"masker": self.system.masker}
+
+    def facts(self, resumed: Checkpoint | None) -> dict[str, Any]:
+        """Name the frozen networks, of which a checkpoint has no copy."""
+        frozen = [one.facts for one in self.system.frozen()]
+        return {"frozen": frozen} if frozen else {}
+
+    def step(self, batch: Batch, generator: Generator) -> Lesson:
+        """Take `step`, with the autoencoder as it is wrapped."""
+        return step(self.system.called(self.network), batch, generator)
+
+    def check(self, means: dict[str, float]) -> None:
+        """Find out that a mask or selection has broken the rules of `MaskPlan`.
+
+        Raises:
+            RuntimeError: If so; it is a bug.
+        """
+        if means.pop("plan_faults", 0.0):
+            raise RuntimeError(
+                f"`mask.kind: {self.recipe.mask.kind}` with `predict.kind: "
+                f"{self.recipe.predict.kind}` made plans whose tokens are not ascending, disjoint "
+                "and within the clip"
+            )
+
+    def work(self) -> float:
+        """Count six operations for each weight and token."""
+        system, seen = self.system, self.system.masker.visible
+        head_tokens = seen + system.selection.budget
+        encoder = seen * count_parameters(system.encoder)
+        head = head_tokens * count_parameters(system.autoencoder.head)
+        sampler = system.encoder.tokens * count_parameters(system.masker)
+        return 6.0 * (encoder + head + sampler)
+
+
+def step(system: System, batch: Batch, generator: Generator) -> Lesson:
+    """Mask, predict, compare; teach the masker, whose loss joins the autoencoder's."""
+    clip = system.clip(
+        batch.video_BCTHW, motion=batch.motion, label_B=batch.label_B, row_B=batch.row_B
+    )
+    found = system.errors(clip, generator)
+    lesson = system.masker.learn(found.plan, found.error_BM.detach())
+    metrics = {
+        "loss": found.loss,  # without the masker's own, which is no error of the autoencoder
+        **found.metrics,
+        **lesson.metrics,
+        **mask_insight(found.plan, grid=system.form.grid, motion=batch.motion),
+        "plan_faults": found.plan.faulty_B(system.form.tokens).float().mean(),
+    }
+    if lesson.loss is None:
+        return Lesson(metrics, lesson.notices, found.loss)
+    metrics[f"loss/{system.masker.config.kind}"] = lesson.loss
+    return Lesson(metrics, lesson.notices, found.loss + lesson.loss)
 
 
 def motion_notice(system: System, recipe: Recipe, *, unknown: int, videos: int) -> str:
@@ -165,22 +189,31 @@ def pretrain_folder(loaded: LoadedRecipe, out: Path | str | None = None) -> Path
 
 
 def start_from(system: System, init: Path | str) -> str:
-    """Take the weights of another run (not its optimiser, step or sampler) and say what was taken.
+    """Take the weights of another run, of all parts that fit, and say which were taken.
 
     Raises:
-        CheckpointError: If they do not fit.
+        CheckpointError: If not even the encoder's fit.
     """
     checkpoint = find_checkpoint(Path(init))
-    if checkpoint.kind == "pretrained" and fits(system, checkpoint.tensors("model")):
-        copy_weights(system.autoencoder, checkpoint.tensors("model"), checkpoint)
-        return f"encoder and head start from `{checkpoint.path}`"
-    count = load_encoder(system.encoder, checkpoint)
-    return f"the encoder starts from `{checkpoint.path}` ({count} tensors), the head from scratch"
+    if not (
+        checkpoint.kind == "pretrained" and fits(system.autoencoder, checkpoint.tensors("model"))
+    ):
+        copied = load_encoder(system.encoder, checkpoint)
+        return (
+            f"the encoder starts from `{checkpoint.path}` ({copied} tensors), the head from scratch"
+        )
+    copy_weights(system.autoencoder, checkpoint.tensors("model"), checkpoint)
+    taken = ["encoder", "head"]
+    if checkpoint.has("masker"):
+        weights = under("weights/", checkpoint.tensors("masker"))
+        if weights and fits(system.masker, weights):
+            copy_weights(system.masker, weights, checkpoint)
+            taken.append("sampler")
+    return f"{', '.join(taken[:-1])} and {taken[-1]} start from `{checkpoint.path}`"
 
 
-def fits(system: System, tensors: dict[str, Tensor]) -> bool:
-    """Whether tensors have the names and shapes of the whole autoencoder."""
-    wanted = system.autoencoder.state_dict()
-    return {name: value.shape for name, value in wanted.items()} == {
+def fits(module: nn.Module, tensors: dict[str, Tensor]) -> bool:
+    """Whether tensors have the names and shapes of a whole module."""
+    return {name: value.shape for name, value in module.state_dict().items()} == {
         name: value.shape for name, value in tensors.items()
     }

@@ -1,32 +1,167 @@
-"""What every training shares: its run folder, resuming, its data stream, and what a checkpoint
-says."""
+"""What every training shares: its run folder, resuming, its data, and the way through the loop.
+
+A stage says what it trains; `run_training` does the rest.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from torch import Generator, nn
 
 from tatscli import __version__
+from tatscli.console import Reporter
 from tatscli.data.batch import Batch
 from tatscli.data.dataset import Clips
 from tatscli.data.loader import training_batches, worker_count
 from tatscli.engine import distributed
 from tatscli.engine.checkpoint import Checkpoint, find_checkpoint
+from tatscli.engine.learner import Learner
+from tatscli.engine.loop import Training, train
+from tatscli.engine.part import Lesson, Part, Weights
 from tatscli.engine.run import describe_run, open_run, write_run_json
-from tatscli.engine.session import Session
+from tatscli.engine.session import Session, session
+from tatscli.engine.threads import use_threads
 from tatscli.errors import CheckpointError, UsageError
 from tatscli.files import write_safely
-from tatscli.recipe.derive import Schedule
-from tatscli.recipe.load import LoadedRecipe, dump_recipe, load_recipe
-from tatscli.recipe.schema import Recipe
+from tatscli.recipe.derive import Schedule, derive_schedule
+from tatscli.recipe.load import LoadedRecipe, load_recipe
+from tatscli.recipe.schema import Optim, Recipe
+from tatscli.recipe.text import dump_recipe
 from tatscli.store.reader import Store
 
 FREE_TO_CHANGE = ("run.", "evaluate.", "data.workers", "data.max_bad_share", "data.store")
 """Keys that may change on resuming. The store may move: its fingerprint is compared."""
+
+
+class Stage:
+    """One kind of training: what is built, what a step is, what is kept.
+
+    Args:
+        loaded: The merged recipe.
+        store: The data.
+        rows: Rows of the store to train on.
+        optim: The section that says how.
+        repeats: Views drawn from each video of a batch.
+
+    Attributes:
+        kind: What its checkpoints are called.
+        model: What is trained; `build` sets it.
+        clips: What it is trained on; `build` sets it.
+        network: What `step` calls: the model, or what averages it over processes.
+    """
+
+    kind: ClassVar[str]
+    model: nn.Module
+    clips: Clips
+    network: nn.Module
+
+    def __init__(
+        self, loaded: LoadedRecipe, store: Store, rows: list[int], optim: Optim, *, repeats: int
+    ) -> None:
+        self.loaded = loaded
+        self.recipe: Recipe = loaded.recipe
+        self.store = store
+        self.rows = rows
+        self.optim = optim
+        self.repeats = repeats
+
+    def build(self, here: Session, *, resume: bool) -> None:
+        """Build model and clips, and refuse what cannot be trained, before anything is written."""
+        raise NotImplementedError
+
+    def learners(self, schedule: Schedule) -> dict[str, Learner]:
+        """Return what learns, by name, the model's own first; everything is on its device now."""
+        raise NotImplementedError
+
+    def step(self, batch: Batch, generator: Generator) -> Lesson:
+        """Return the loss of a micro-batch and its metrics."""
+        raise NotImplementedError
+
+    def parts(self, learners: dict[str, Learner]) -> dict[str, Part]:
+        """Return what a checkpoint keeps, by file."""
+        main = next(iter(learners.values()))
+        return {"model": Weights(self.model), "optimizer": main}
+
+    def facts(self, resumed: Checkpoint | None) -> dict[str, Any]:
+        """Return what checkpoints say beside the usual."""
+        return {}
+
+    def work(self) -> float:
+        """Estimate the floating-point operations of a step on one video."""
+        raise NotImplementedError
+
+    def score(self, epoch: int, here: Session) -> tuple[float, dict[str, float]] | None:
+        """Score the model after a pass, higher is better, with metrics; None if there is none."""
+        return None
+
+    def check(self, means: dict[str, float]) -> None:
+        """Look at the averages of a log line, and raise if they show a fault."""
+
+    def to(self, device: torch.device) -> None:
+        """Move everything to a device."""
+        self.model.to(device)
+
+
+def run_training(
+    stage: Stage, folder: Path, *, reporter: Reporter, resume: bool, overwrite: bool
+) -> dict[str, Any]:
+    """Train a stage into a run folder, from the start or on from its last checkpoint.
+
+    Returns:
+        `run`, `checkpoint`, `steps`, `seconds`, and the last averages.
+
+    Raises:
+        UsageError: If the folder is in use, or the recipe to resume differs from the run's.
+        CheckpointError: If there is nothing to resume.
+    """
+    loaded, recipe, store = stage.loaded, stage.recipe, stage.store
+    with session(recipe.run, reporter) as here:
+        schedule = derive_schedule(
+            stage.optim, videos=len(stage.rows), repeats=stage.repeats, world=here.world.size
+        )
+        stage.build(here, resume=resume)
+        # Only now: what cannot be trained must not cost a run that `overwrite` replaces.
+        checkpoint = begin_run(
+            here, folder, loaded, schedule, store, resume=resume, overwrite=overwrite
+        )
+        for name, value in schedule_rows(schedule):
+            here.reporter.detail(f"{name}: {value}")
+        stage.to(here.device)
+        synced = here.wrap(stage.model, recipe.run)
+        stage.network = synced or stage.model
+        learners = stage.learners(schedule)
+        views = schedule.batch_per_device * schedule.repeats
+        training = Training(
+            model=stage.model,
+            step=stage.step,
+            learners=learners,
+            parts=stage.parts(learners),
+            schedule=schedule,
+            batches=data_stream(stage.clips, schedule, recipe, store, here),
+            run=recipe.run,
+            folder=folder,
+            meta=checkpoint_meta(stage.kind, loaded, store, **stage.facts(checkpoint)),
+            world=here.world,
+            device=here.device,
+            dtype=here.dtype,
+            reporter=here.reporter,
+            synced=synced,
+            score=lambda epoch: stage.score(epoch, here),
+            check=stage.check,
+        )
+        if checkpoint is not None:
+            training.restore(checkpoint)
+            here.reporter.info(f"resuming after step {training.done} of {schedule.total_steps}")
+        with use_threads(recipe.run.threads, views * stage.work(), here.device) as reason:
+            here.reporter.detail(f"threads: {reason}")
+            result = train(training)
+    last = find_checkpoint(folder).path if here.world.main else folder
+    return {"run": str(folder), "checkpoint": str(last), **result}
 
 
 def begin_run(

@@ -67,11 +67,11 @@ def _store_notes(recipe: Recipe, page: Page) -> list[str]:
 
 def mask_notes(choice: Choice, windows: Sequence[Window]) -> list[str]:
     """Say what a mask, and a selection, that follow motion do where there is none."""
-    viewer, recipe = choice.viewer, choice.recipe
+    system, recipe = choice.viewer.system, choice.recipe
     parts = []
-    if viewer.masker.needs_motion:
+    if system.masker.needs_motion:
         parts.append((f"the `{recipe.mask.kind}` mask", "`tube`"))
-    if viewer.selection is not None and viewer.selection.needs_motion:
+    if system.selection.needs_motion:
         parts.append((f"`predict.kind: {recipe.predict.kind}`", "`random`"))
     lost = [one for one in windows if one.motion.fallback_B.any()]
     missing = [one.number + 1 for one in lost if one.motion.missing_B.any()]
@@ -95,9 +95,9 @@ def left_out(viewer: Viewer, recipe: Recipe, *, growth: bool) -> list[str]:
     if growth:
         return ["left out: reconstruction and error; `--every` shows the policy alone"]
     rows = []
-    if viewer.masker.temperature is None:
+    if viewer.system.masker.temperature is None:
         rows.append(f"sampler probability (the `{recipe.mask.kind}` mask has no policy)")
-    if viewer.autoencoder is None:
+    if not viewer.trained:
         rows.append("reconstruction and error (they need `--run`)")
     elif viewer.pixel_target is None:
         rows.append("reconstruction (the model predicts no pixels)")

@@ -14,12 +14,12 @@ from tatscli.masking import MASKERS, build_masker
 from tatscli.masking.base import Masker
 from tatscli.masking.learning.learned import LearnedMasker
 from tatscli.masking.selection import build_selection
-from tatscli.nn.vit import Encoder, build_encoder
 from tatscli.recipe.load import load_recipe, override_recipe
 from tatscli.recipe.schema import Data, Model, Motion, Recipe, Sampling, TubeMask
 from tatscli.store.reader import Store
 from tatscli.store.schema import Settings
-from tatscli.tasks.build import LoadedRun, System, load_system
+from tatscli.system.load import LoadedRun, load_system
+from tatscli.system.system import System, build_system
 from tatscli.visualize.sight import Viewer
 
 DEFAULT = Recipe(
@@ -55,17 +55,15 @@ class Wishes:
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """What masks are looked at with: the clip's shape, an encoder, and a run if there is one.
+    """What masks are looked at with: the clip's shape, and a run if there is one.
 
     Attributes:
         recipe: With the wishes about the clip, before those about the mask.
-        encoder: Cuts videos into tokens.
         run: The checkpoint and the system with its weights.
         chosen: Whether a user chose the recipe, and with it its mask.
     """
 
     recipe: Recipe
-    encoder: Encoder
     run: tuple[Path, LoadedRun, System] | None = None
     chosen: bool = True
 
@@ -109,7 +107,7 @@ def choose_viewer(run: Path | None, recipe: str | None, wishes: Wishes) -> Choic
 
 
 def open_base(run: Path | None, recipe: str | None, wishes: Wishes) -> Base:
-    """Settle clip and encoder.
+    """Settle the clip, and the run if there is one.
 
     Raises:
         UsageError: If run, recipe and wishes contradict each other.
@@ -118,17 +116,14 @@ def open_base(run: Path | None, recipe: str | None, wishes: Wishes) -> Base:
     """
     if run is not None and recipe is not None:
         raise UsageError("`--run` and `--recipe` exclude each other: a run has its own recipe")
-    device, _ = choose_device("auto")
     if run is not None:
         _refuse_shape(wishes)
-        loaded, system = load_system(run, device=device)
+        loaded, system = load_system(run, device=choose_device("auto")[0])
         settled = _apply(loaded.recipe, _clip_changes(wishes), origin=str(run))
-        return Base(settled, system.encoder, (run, loaded, system))
+        return Base(settled, (run, loaded, system))
     loaded_recipe = load_recipe(recipe).recipe if recipe is not None else DEFAULT
     settled = _apply(loaded_recipe, _clip_changes(wishes), origin=recipe or "the command line")
-    random_at(0)  # weights of an untrained encoder must not differ from call to call
-    encoder = build_encoder(settled.model, settled.grid).to(device).eval()
-    return Base(settled, encoder, chosen=recipe is not None)
+    return Base(settled, chosen=recipe is not None)
 
 
 def choose_mask(base: Base, wishes: Wishes, *, fresh: bool) -> Choice:
@@ -153,39 +148,42 @@ def choose_mask(base: Base, wishes: Wishes, *, fresh: bool) -> Choice:
         } | changes
     try:
         settled = _apply(base.recipe, changes, origin=origin)
-        masker, notes = _masker_of(base, settled)
-        selection = build_selection(
-            settled.predict, grid=settled.grid, predicted=masker.predicted
-        ).eval()
+        system, notes = _system_of(base, settled)
     except RecipeError as error:
         raise RecipeError(f"the `{kind}` mask: {error.message}", error.hint) from error
-    _set_temperature(masker, settled, wishes.temperature)
-    viewer = Viewer(masker, base.encoder, settled.data.mean, settled.data.std, selection=selection)
+    _set_temperature(system.masker, settled, wishes.temperature)
+    return Choice(Viewer(system, trained=base.run is not None), settled, notes)
+
+
+def _system_of(base: Base, settled: Recipe) -> tuple[System, list[str]]:
+    """Build the system with the settled mask, around the run's model if there is one.
+
+    Returns:
+        The system, and what users must be told of what is not trained in it.
+    """
+    random_at(0)  # weights that nothing trained must not differ from call to call
     if base.run is None:
-        if viewer.needs_embeddings and masker.temperature is None:
-            notes.append(_UNTRAINED_ENCODER)
-        return Choice(viewer, settled, notes)
-    system = base.run[2]
-    viewer = replace(viewer, autoencoder=system.autoencoder, targets=tuple(system.targets))
-    return Choice(viewer, settled, notes)
+        system = build_system(settled).to(choose_device("auto")[0]).eval()
+        if system.needs_embeddings and system.masker.temperature is None:
+            return system, [_UNTRAINED_ENCODER]
+        return system, _untrained_policy(system.masker, settled)
+    _, loaded, trained = base.run
+    if (settled.mask, settled.predict) == (loaded.recipe.mask, loaded.recipe.predict):
+        return trained, []
+    width = trained.encoder.width
+    masker = build_masker(settled.mask, grid=settled.grid, width=width)
+    selection = build_selection(settled.predict, grid=settled.grid, predicted=masker.predicted)
+    system = replace(trained, masker=masker, selection=selection).to(trained.device).eval()
+    if settled.mask.kind != loaded.recipe.mask.kind:
+        return system, _untrained_policy(masker, settled)
+    masker.load_state_dict(trained.masker.state_dict())
+    return system, []
 
 
-def _masker_of(base: Base, settled: Recipe) -> tuple[Masker, list[str]]:
-    """Build the mask, with the run's weights if it is the run's."""
-    trained = None if base.run is None else base.run[1].recipe.mask
-    if base.run is not None and settled.mask == trained:
-        return base.run[2].masker, []
-    random_at(0)
-    device = base.encoder.patch_embed.proj.weight.device
-    masker = build_masker(settled.mask, grid=settled.grid, width=base.encoder.width)
-    masker = masker.to(device).eval()
-    if base.run is not None and trained is not None and settled.mask.kind == trained.kind:
-        masker.load_state_dict(base.run[2].masker.state_dict())
-    elif masker.temperature is not None:
-        return masker, [
-            f"the `{settled.mask.kind}` mask is untrained, so every token is as likely as the next"
-        ]
-    return masker, []
+def _untrained_policy(masker: Masker, settled: Recipe) -> list[str]:
+    if masker.temperature is None:
+        return []
+    return [f"the `{settled.mask.kind}` mask is untrained, so every token is as likely as the next"]
 
 
 def _refuse_shape(wishes: Wishes) -> None:

@@ -13,7 +13,7 @@ from tatscli.console import Reporter
 from tatscli.engine.checkpoint import Checkpoint
 from tatscli.errors import DecodeError, UsageError
 from tatscli.recipe.schema import Recipe
-from tatscli.tasks.build import open_checkpoint
+from tatscli.system.load import open_checkpoint
 from tatscli.tasks.view_notes import clip_notes, left_out, limited_by, mask_notes
 from tatscli.tasks.viewers import (
     STRIDE,
@@ -113,7 +113,7 @@ def visualize_masks(
         "out": str(out),
         "mask": settled.mask.kind,
         "ratio": settled.mask.ratio,
-        "temperature": viewer.masker.temperature,
+        "temperature": viewer.system.masker.temperature,
         "grid": list(settled.grid),
         "fps": drawn.fps,
         "notes": notes,
@@ -160,12 +160,12 @@ def _draw_growth(
     ) as bar:
         for checkpoint in checkpoints:
             then = choose_viewer(checkpoint.path, None, wishes)
-            policy = replace(then.viewer, autoencoder=None, targets=())
+            policy = replace(then.viewer, trained=False)
             generator = torch.Generator().manual_seed(seed)
             sights = [policy.look(window, generator) for window in windows]
             stages.append(Stage(checkpoint.step, sights))
             bar.update()
-    grid = viewer.encoder.grid
+    grid = viewer.system.form.grid
     rate = render_growth(clip, out, windows, stages, page, grid)
     numbers = [{"step": stage.step} | mean_insight(windows, stage.sights, grid) for stage in stages]
     return _Drawn(list(zip(windows, stages[-1].sights, strict=True)), rate, numbers)
@@ -178,7 +178,7 @@ def _refuse_growth(viewer: Viewer, recipe: Recipe, run: Path) -> None:
         UsageError: If the mask looked at has no policy that the run trained.
     """
     trained = open_checkpoint(run).recipe.mask.kind
-    if trained == recipe.mask.kind and viewer.masker.temperature is not None:
+    if trained == recipe.mask.kind and viewer.system.masker.temperature is not None:
         return
     raise UsageError(
         f"`--every` shows how a policy grew, and `{run}` trained none for the "

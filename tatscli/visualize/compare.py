@@ -80,7 +80,7 @@ def _rows(
     video = panels_of(window.video_TCHW)
     rows = [Row("input", [], video)]
     for candidate, sight in zip(candidates, sights, strict=True):
-        grid = candidate.viewer.encoder.grid
+        grid = candidate.viewer.system.form.grid
         row = visible_row(video, sight.plan, grid)
         words = hidden_words(insight_of(window, sight, grid))
         rows.append(replace(row, label=candidate.label, notes=[*row.notes, words]))

@@ -50,7 +50,11 @@ def insight_of(window: Window, sight: Sight, grid: tuple[int, int, int]) -> dict
         1 = uniform; None without a policy.
     """
     plan = sight.plan
-    found = mask_insight(plan, grid=grid, motion=window.motion)
+    found = {
+        name: value
+        for name, tensor in mask_insight(plan, grid=grid, motion=window.motion).items()
+        if math.isfinite(value := tensor.item())
+    }
     counts_BT = visible_per_slice(plan.visible_BK, grid[0], grid[1] * grid[2])
     return {
         "visible_per_slice": counts_BT[0].tolist(),

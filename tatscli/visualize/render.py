@@ -13,7 +13,6 @@ import torch
 
 from tatscli.recipe import schema
 from tatscli.store.schema import Settings
-from tatscli.targets.pixels import PixelTarget
 from tatscli.video.encode import write_video
 from tatscli.visualize.compose import beside, compose, stack
 from tatscli.visualize.font import Picture
@@ -83,9 +82,9 @@ def render(
         return rows_of(
             window,
             sight,
-            grid=viewer.encoder.grid,
+            grid=viewer.system.form.grid,
             statistics=borrowed,
-            outlined=viewer.masker.needs_motion,
+            outlined=viewer.system.masker.needs_motion,
             every=every,
         )
 
@@ -136,7 +135,7 @@ def is_sheet(out: Path) -> bool:
 
 def frames_between(out: Path, viewer: Viewer) -> int:
     """Return how many frames lie from one that the picture shows to the next."""
-    return viewer.encoder.tubelet if is_sheet(out) else 1
+    return viewer.system.form.tubelet if is_sheet(out) else 1
 
 
 def windows_of(clip: Path, viewer: Viewer, page: Page) -> Iterator[Window]:
@@ -145,13 +144,13 @@ def windows_of(clip: Path, viewer: Viewer, page: Page) -> Iterator[Window]:
     Raises:
         DecodeError: The clip cannot be read.
     """
-    encoder = viewer.encoder
+    form = viewer.system.form
     return read_windows(
         clip,
-        frames=encoder.grid[0] * encoder.tubelet,
+        frames=form.grid[0] * form.tubelet,
         stride=page.stride,
-        size=encoder.grid[1] * encoder.patch,
-        sites=encoder.grid[1:],
+        size=form.grid[1] * form.patch,
+        sites=form.grid[1:],
         motion=page.motion,
         prepared=page.prepared,
     )
@@ -196,6 +195,5 @@ def _natural_fps(window: Window) -> float:
 
 
 def _borrows_statistics(viewer: Viewer) -> bool:
-    place = viewer.pixel_target
-    target = viewer.targets[place] if place is not None else None
-    return isinstance(target, PixelTarget) and target.normalize
+    name = viewer.pixel_target
+    return name is not None and viewer.system.targets[name].config.normalize

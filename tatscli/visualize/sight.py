@@ -1,23 +1,18 @@
 """What a mask, and a model if there is one, make of a window.
 
-Shapes: B = 1, C channels, T frames, N tokens, K visible, M predicted, P raw pixels of a token.
+Shapes: B = 1, C channels, T frames, N tokens, M predicted, P values of a cube.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
-from tatscli.data.normalize import standardize, to_unit
-from tatscli.masking.base import Masker
-from tatscli.masking.plan import MaskPlan, gather_tokens
-from tatscli.masking.selection.base import Selection
-from tatscli.nn.autoencoder import MaskedAutoencoder
-from tatscli.nn.vit import Encoder
-from tatscli.targets.base import Target
+from tatscli.data.clip import Clip
+from tatscli.masking.plan import MaskPlan
+from tatscli.system.system import Errors, System
 from tatscli.targets.pixels import PixelTarget
 from tatscli.visualize.windows import Window
 
@@ -43,88 +38,58 @@ class Sight:
 
 @dataclass(frozen=True, slots=True)
 class Viewer:
-    """A mask to look at, with whatever it needs.
+    """A system to look at.
 
     Attributes:
-        masker: Chooses the plans.
-        encoder: Cuts videos into tokens; its embeddings are used where the masker reads them.
-        mean: Of the colours the encoder was trained on.
-        std: Deviation of those.
-        autoencoder: Trained; gives reconstruction and error.
-        targets: What it predicts, in its order.
-        selection: Leaves some of the hidden tokens unpredicted, if the recipe says so.
+        system: Its mask and selection make the plans.
+        trained: Whether the model in it has learned something: only then are reconstruction and
+            error shown.
     """
 
-    masker: Masker
-    encoder: Encoder
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    autoencoder: MaskedAutoencoder | None = None
-    targets: tuple[Target, ...] = ()
-    selection: Selection | None = None
+    system: System
+    trained: bool = False
 
     @property
-    def needs_embeddings(self) -> bool:
-        """Whether mask or selection reads the patch embeddings."""
-        return any(one.needs_embeddings for one in (self.masker, self.selection) if one is not None)
-
-    @property
-    def needs_motion(self) -> bool:
-        """Whether mask or selection reads the motion."""
-        return any(one.needs_motion for one in (self.masker, self.selection) if one is not None)
-
-    @property
-    def pixel_target(self) -> int | None:
+    def pixel_target(self) -> str | None:
         """Which target, if any, can be looked at."""
-        places = (i for i, target in enumerate(self.targets) if isinstance(target, PixelTarget))
-        return next(places, None) if self.autoencoder is not None else None
+        names = (n for n, one in self.system.targets.items() if isinstance(one, PixelTarget))
+        return next(names, None) if self.trained else None
 
     @torch.no_grad()
     def look(self, window: Window, generator: Generator) -> Sight:
         """Mask a window, and reconstruct it where there is a model."""
-        device = self.encoder.patch_embed.proj.weight.device
-        unit_BCTHW = to_unit(window.video_TCHW.transpose(0, 1)[None].to(device))
-        cubes_BNP = self.encoder.cubes(standardize(unit_BCTHW, self.mean, self.std))
-        tokens_BND = self.encoder.embed(cubes_BNP) if self.needs_embeddings else cubes_BNP
-        motion = window.motion.to(device) if self.needs_motion else None
-        plan = self.masker.plan(tokens_BND, motion=motion, generator=generator)
-        if self.selection is not None:
-            plan = self.selection.select(plan, tokens_BND, motion=motion, generator=generator)
-        score_BN = self.masker.scores_BN(tokens_BND)
-        score_N = None if score_BN is None else score_BN[0].float().cpu()
-        if self.autoencoder is None:
-            return Sight(plan, score_N)
-        predictions = self.autoencoder(cubes_BNP, plan.visible_BK, plan.predict_BM)
+        system, device = self.system, self.system.device
+        clip = system.clip(
+            window.video_TCHW.transpose(0, 1)[None].to(device), motion=window.motion.to(device)
+        )
+        if not self.trained:
+            plan = system.plan(clip, generator)
+            return Sight(plan, self._score_N(clip))
+        found = system.errors(clip, generator)
         return Sight(
-            plan,
-            score_N,
-            self._reconstruct(predictions, unit_BCTHW, plan),
-            self._error_BM(predictions, unit_BCTHW, plan)[0].cpu(),
+            found.plan,
+            self._score_N(clip),
+            self._reconstruct(clip, found),
+            found.error_BM[0].cpu(),
         )
 
-    def _error_BM(self, predictions: list[Tensor], unit_BCTHW: Tensor, plan: MaskPlan) -> Tensor:
-        """Weigh and add the targets' errors of each predicted token, as `pretrain` does."""
-        error_BM = torch.zeros_like(plan.predict_BM, dtype=torch.float32)
-        for prediction_BMC, target in zip(predictions, self.targets, strict=True):
-            target_BMC = gather_tokens(target.of(unit_BCTHW), plan.predict_BM)
-            error_BM = error_BM + target.weight * target.error(prediction_BMC, target_BMC)
-        return error_BM
+    def _score_N(self, clip: Clip) -> Tensor | None:
+        score_BN = self.system.masker.scores_BN(clip)
+        return None if score_BN is None else score_BN[0].float().cpu()
 
-    def _reconstruct(
-        self, predictions: list[Tensor], unit_BCTHW: Tensor, plan: MaskPlan
-    ) -> Tensor | None:
+    def _reconstruct(self, clip: Clip, found: Errors) -> Tensor | None:
         """Lay the predicted pixels over the input: (C, T, H, W)."""
-        place = self.pixel_target
-        if place is None:
+        name = self.pixel_target
+        if name is None:
             return None
-        target = self.targets[place]
+        target = self.system.targets[name]
         assert isinstance(target, PixelTarget)
-        restored_BMC = target.restore(predictions[place], unit_BCTHW, plan.predict_BM)
-        tokens = math.prod(self.encoder.grid)
+        place = list(self.system.targets).index(name)
+        index_BM = found.plan.predict_BM
+        restored_BMP = target.restore(found.predictions[place], clip, index_BM)
+        unit_BNP = clip.unit()
         # Hidden tokens that are not predicted either stay grey.
-        painted_BNC = restored_BMC.new_full((1, tokens, target.width), 0.5)
-        index_BMC = plan.predict_BM[..., None].expand(-1, -1, target.width)
-        painted = target.to_video(painted_BNC.scatter(1, index_BMC, restored_BMC))[0]
-        visible_BN = ~plan.hidden_BN(tokens)
-        shown_BNC = visible_BN[..., None].expand(-1, -1, target.width)
-        return torch.where(target.to_video(shown_BNC)[0], unit_BCTHW[0], painted).cpu()
+        hidden_BN1 = found.plan.hidden_BN(unit_BNP.shape[1])[..., None]
+        painted_BNP = torch.where(hidden_BN1, 0.5, unit_BNP)
+        index_BMP = index_BM[..., None].expand_as(restored_BMP)
+        return clip.form.join(painted_BNP.scatter(1, index_BMP, restored_BMP))[0].cpu()

@@ -7,8 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from tatscli.engine import distributed
+
 COLLAPSE = 0.5  # normalised entropy below which a policy shows the same few tokens to every clip
-INTERVAL = 20  # updates between two copies
+INTERVAL = 20  # steps between two looks, each of which waits for the device
 
 
 class Guard:
@@ -16,39 +18,50 @@ class Guard:
 
     Args:
         policy: The network.
-        optimizer: Its optimiser, which forgets its moments when the policy is set back.
     """
 
-    def __init__(self, policy: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, policy: nn.Module) -> None:
         self._policy = policy
-        self._optimizer = optimizer
-        self._good: dict[str, Tensor] | None = None
-        self._checks = 0
+        self._good: dict[str, Tensor] = {}
+        self._entropy: Tensor | None = None
 
-    def check(self, entropy: Tensor) -> str | None:
-        """Judge the policy by its entropy (1 = uniform), equal on all ranks.
+    def hear(self, entropy: Tensor) -> None:
+        """Take the entropy of the policy, a scalar where 1 is uniform; nothing is read yet."""
+        self._entropy = entropy.detach().float()
+
+    def after_step(self, done: int) -> str | None:
+        """Judge the policy every `INTERVAL` steps, and until it was good once; alike on all ranks.
 
         Returns:
-            What is wrong with it, and whether it could be set back; None if it is good.
+            What is wrong with it, and whether it could be set back; None if it is good, or if
+            there was no time to look.
         """
-        sound = torch.stack([one.isfinite().all() for one in self._policy.parameters()]).all()
-        value, finite = torch.stack([entropy.detach().float(), sound.float()]).tolist()
+        if self._entropy is None or (done % INTERVAL and self._good):
+            return None
+        entropy, self._entropy = distributed.mean(self._entropy), None
+        sound = nn.utils.get_total_norm(self._policy.parameters()).isfinite()
+        value, finite = torch.stack([entropy, sound.float()]).tolist()
         if not math.isfinite(value) and finite:
             return None  # the batch was at fault, and its update was left out
         if finite and value >= COLLAPSE:
-            if self._checks % INTERVAL == 0:
-                # On the CPU: a GPU has better uses for its memory.
-                states = self._policy.state_dict().items()
-                self._good = {name: value.to("cpu", copy=True) for name, value in states}
-            self._checks += 1
+            # On the CPU: a GPU has better uses for its memory.
+            states = self._policy.state_dict().items()
+            self._good = {name: one.to("cpu", copy=True) for name, one in states}
             return None
-        if self._good is not None:
+        if self._good:
             self._policy.load_state_dict(self._good)
-        self._optimizer.state.clear()  # its momentum would lead straight back
         what = f"has collapsed: its normalised entropy is {value:.2f}, less than {COLLAPSE}"
         if not finite:
             what = "is not finite any more"
         back = "training goes on with its last good state"
-        if self._good is None:
+        if not self._good:
             back = "there is no good state of it to go back to"
         return f"the sampler's policy {what}; {back}"
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the last good state."""
+        return dict(self._good)
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what `tensors` returned."""
+        self._good = {name: one.to("cpu", copy=True) for name, one in tensors.items()}

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tatscli.engine.device import full_precision
 from tatscli.nn.sampler import SamplerBlock
 from tatscli.nn.trajectory import TrajectoryBlock
 from tatscli.nn.vit import NORM_EPS
@@ -93,7 +94,7 @@ class Policy(nn.Module):
         trunk_BND = self.trunk(entry_BND)
         other_BND = trunk_BND if self.critic_trunk is None else self.critic_trunk(entry_BND)
         # Half precision rounds logits too coarsely and lets small probabilities vanish.
-        with torch.autocast(tokens_BND.device.type, enabled=False):
+        with full_precision(tokens_BND.device):
             latents_BND = self.norm(trunk_BND.float())
             logits_BN = self.actor(latents_BND).squeeze(-1) / temperature
             value_B = None
@@ -111,7 +112,8 @@ class Policy(nn.Module):
         if not self.floor:
             return log_p_BN
         mixed = log_p_BN + math.log1p(-self.floor)
-        return torch.logaddexp(mixed, mixed.new_tensor(math.log(self.floor / self.tokens)))
+        even = torch.full_like(mixed, math.log(self.floor / self.tokens))
+        return torch.logaddexp(mixed, even)
 
     def decay_groups(self, weight_decay: float) -> list[dict[str, object]]:
         """Split for AdamW: only the matrices of trunks and input decay."""
@@ -124,10 +126,3 @@ class Policy(nn.Module):
             {"params": decayed, "weight_decay": weight_decay},
             {"params": free, "weight_decay": 0.0},
         ]
-
-    def macs(self) -> int:
-        """Count multiply-accumulates of one forward pass per clip."""
-        entry = 0 if self.inputs == self.width else self.tokens * self.inputs * self.width
-        trunks = self.trunk.macs(self.tokens) * (1 if self.critic_trunk is None else 2)
-        critic = 0 if self.critic is None else self.width**2 + self.width
-        return entry + trunks + self.tokens * self.width + critic

@@ -30,17 +30,21 @@ class RunningReward(nn.Module):
         self.register_buffer("batches", torch.zeros(()))
 
     def update(self, first: Tensor, second: Tensor) -> None:
-        """Take a batch's mean and mean square; the early ones weigh as in a plain average."""
-        self.batches += 1
-        rate = torch.clamp(1 / self.batches, min=RATE)
-        self.first.lerp_(first, rate)
-        self.second.lerp_(second, rate)
+        """Take a batch's mean and mean square, if finite; the early ones weigh as in a plain
+        average."""
+        finite = first.isfinite() & second.isfinite()
+        self.batches += finite
+        # Where nothing was taken yet, any rate will do.
+        rate = finite / self.batches.clamp(min=1, max=1 / RATE)
+        for moment, value in ((self.first, first), (self.second, second)):
+            moment.lerp_(torch.where(finite, value, moment), rate)
 
     @property
     def spread(self) -> Tensor:
         """The deviation between clips."""
         variance = self.second - self.first.square()
-        return variance.clamp(min=0).sqrt().clamp(min=FLOOR * float(self.first.abs()) + 1e-12)
+        least = FLOOR * self.first.abs() + 1e-12
+        return torch.maximum(variance.clamp(min=0).sqrt(), least)
 
     def standardise(self, reward_B: Tensor) -> Tensor:
         """Return rewards in units of spread around the level."""

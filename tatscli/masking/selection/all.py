@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Generator, Tensor
+from torch import Generator
 
-from tatscli.data.motion import MotionField
+from tatscli.data.clip import Clip
 from tatscli.masking.plan import MaskPlan
 from tatscli.masking.selection.base import Selection
 
@@ -12,13 +12,6 @@ from tatscli.masking.selection.base import Selection
 class AllSelection(Selection):
     """Leaves the plan as it is."""
 
-    def select(
-        self,
-        plan: MaskPlan,
-        tokens_BND: Tensor,
-        *,
-        motion: MotionField | None = None,
-        generator: Generator | None = None,
-    ) -> MaskPlan:
+    def select(self, plan: MaskPlan, clip: Clip, generator: Generator | None = None) -> MaskPlan:
         """Return the plan."""
         return plan

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Generator, Tensor, nn
+from torch import Generator, nn
 
-from tatscli.data.motion import MotionField
+from tatscli.data.clip import Clip
 from tatscli.masking.plan import MaskPlan
 
 
@@ -26,9 +26,8 @@ class Selection(nn.Module):
 
     Attributes:
         budget: Tokens of each clip that are predicted: by default all.
-        needs_motion: `select` must be given the clips' motion.
-        needs_embeddings: `select` reads the patch embeddings of all tokens; otherwise any
-            (B, N, *) tensor will do.
+        needs_motion: `select` reads the clips' motion.
+        needs_embeddings: `select` reads the patch embeddings of all tokens.
     """
 
     budget: int
@@ -41,14 +40,7 @@ class Selection(nn.Module):
         self.tokens = grid[0] * grid[1] * grid[2]
         self.budget = predicted
 
-    def select(
-        self,
-        plan: MaskPlan,
-        tokens_BND: Tensor,
-        *,
-        motion: MotionField | None = None,
-        generator: Generator | None = None,
-    ) -> MaskPlan:
+    def select(self, plan: MaskPlan, clip: Clip, generator: Generator | None = None) -> MaskPlan:
         """Return the plan with `budget` of its tokens to predict, ascending, the same visible ones.
 
         The same generator state makes the same choice.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tatscli.data.motion import MotionField
+from tatscli.data.clip import Clip
 from tatscli.masking.saliency import embedding_change_BN
 from tatscli.masking.selection.ranked import SalientSelection
 
@@ -17,6 +17,6 @@ class EverestSelection(SalientSelection):
 
     needs_embeddings = True
 
-    def saliency_BN(self, tokens_BND: Tensor, motion: MotionField | None) -> Tensor:
+    def saliency_BN(self, clip: Clip) -> Tensor:
         """Return the change of each token's embedding."""
-        return embedding_change_BN(tokens_BND, self.grid[0])
+        return embedding_change_BN(clip.tokens_BND, self.grid[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tatscli.data.motion import MotionField
+from tatscli.data.clip import Clip
 from tatscli.masking.saliency import known_motion
 from tatscli.masking.selection.ranked import SalientSelection
 
@@ -15,8 +15,8 @@ class FlowSelection(SalientSelection):
 
     needs_motion = True
 
-    def saliency_BN(self, tokens_BND: Tensor, motion: MotionField | None) -> Tensor:
+    def saliency_BN(self, clip: Clip) -> Tensor:
         """Return the speed of each token."""
-        motion = known_motion(motion, "predict.kind: flow")
+        motion = known_motion(clip, "predict.kind: flow")
         speed_BN = motion.magnitude_BN(self.grid[0])
         return torch.where(motion.missing_B[:, None], 0.0, speed_BN)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Generator, Tensor
 
-from tatscli.data.motion import MotionField
+from tatscli.data.clip import Clip
 from tatscli.masking.plan import MaskPlan
 from tatscli.masking.selection.ranked import RankedSelection
 
@@ -13,13 +13,7 @@ class RandomSelection(RankedSelection):
     """Every set of `budget` tokens is equally likely."""
 
     def rank_BM(
-        self,
-        plan: MaskPlan,
-        tokens_BND: Tensor,
-        noise_BM: Tensor,
-        *,
-        motion: MotionField | None,
-        generator: Generator | None,
+        self, plan: MaskPlan, clip: Clip, noise_BM: Tensor, generator: Generator | None
     ) -> Tensor:
         """Rank by chance."""
         return noise_BM

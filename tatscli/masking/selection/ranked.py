@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from tatscli.data.motion import MotionField
+from tatscli.data.clip import Clip
 from tatscli.errors import RecipeError
 from tatscli.masking.draw import share_count, uniform_scores
 from tatscli.masking.plan import MaskPlan
@@ -46,33 +46,19 @@ class RankedSelection(Selection):
         return share_count(self.tokens, LVMAE_SHARE)
 
     def rank_BM(
-        self,
-        plan: MaskPlan,
-        tokens_BND: Tensor,
-        noise_BM: Tensor,
-        *,
-        motion: MotionField | None,
-        generator: Generator | None,
+        self, plan: MaskPlan, clip: Clip, noise_BM: Tensor, generator: Generator | None
     ) -> Tensor:
         """Score the tokens of `plan.predict_BM`: the highest are predicted.
 
         Args:
             plan: The mask's plan.
-            tokens_BND: Patch embeddings of all tokens, if the selection needs them.
+            clip: The clips, with their motion if the selection needs it.
             noise_BM: Uniform in [0, 1), for the random part of the choice.
-            motion: The clips' motion, if the selection needs it.
             generator: For further draws.
         """
         raise NotImplementedError
 
-    def select(
-        self,
-        plan: MaskPlan,
-        tokens_BND: Tensor,
-        *,
-        motion: MotionField | None = None,
-        generator: Generator | None = None,
-    ) -> MaskPlan:
+    def select(self, plan: MaskPlan, clip: Clip, generator: Generator | None = None) -> MaskPlan:
         """Return the plan with the `budget` highest of its tokens to predict.
 
         Raises:
@@ -82,7 +68,7 @@ class RankedSelection(Selection):
         if self.budget > M:
             raise ValueError(f"cannot choose {self.budget} of {M} tokens to predict")
         noise_BM = uniform_scores((B, M), plan.predict_BM.device, generator)
-        rank_BM = self.rank_BM(plan, tokens_BND, noise_BM, motion=motion, generator=generator)
+        rank_BM = self.rank_BM(plan, clip, noise_BM, generator)
         # A stable sort treats equals alike on every device.
         order_BM = rank_BM.argsort(dim=1, descending=True, stable=True)
         chosen = order_BM[:, : self.budget].sort(dim=1).values
@@ -100,21 +86,15 @@ class SalientSelection(RankedSelection):
         super().__init__(config, grid=grid, predicted=predicted)
         self.salient = self.budget - round(self.budget * config.random)
 
-    def saliency_BN(self, tokens_BND: Tensor, motion: MotionField | None) -> Tensor:
+    def saliency_BN(self, clip: Clip) -> Tensor:
         """Return how salient each token of the clips is, (B, N); all alike means random."""
         raise NotImplementedError
 
     def rank_BM(
-        self,
-        plan: MaskPlan,
-        tokens_BND: Tensor,
-        noise_BM: Tensor,
-        *,
-        motion: MotionField | None,
-        generator: Generator | None,
+        self, plan: MaskPlan, clip: Clip, noise_BM: Tensor, generator: Generator | None
     ) -> Tensor:
         """Put the most salient first, then chance."""
-        salient_BM = self.saliency_BN(tokens_BND, motion).gather(1, plan.predict_BM)
+        salient_BM = self.saliency_BN(clip).gather(1, plan.predict_BM)
         # Ties are broken by noise of their own: the random part must not depend on them.
         ties_BM = uniform_scores(tuple(noise_BM.shape), noise_BM.device, generator)
         top_BM = descending(salient_BM, ties_BM)[:, : self.salient]

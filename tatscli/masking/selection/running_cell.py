@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Generator, Tensor
 
-from tatscli.data.motion import MotionField
+from tatscli.data.clip import Clip
 from tatscli.masking.draw import uniform_scores
 from tatscli.masking.plan import MaskPlan
 from tatscli.masking.selection.ranked import RankedSelection
@@ -33,13 +33,7 @@ class RunningCellSelection(RankedSelection):
         return predicted // 2
 
     def rank_BM(
-        self,
-        plan: MaskPlan,
-        tokens_BND: Tensor,
-        noise_BM: Tensor,
-        *,
-        motion: MotionField | None,
-        generator: Generator | None,
+        self, plan: MaskPlan, clip: Clip, noise_BM: Tensor, generator: Generator | None
     ) -> Tensor:
         """Put the pattern first, by chance within it and without."""
         _, rows, columns = self.grid

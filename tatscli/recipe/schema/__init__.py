@@ -28,7 +28,15 @@ from tatscli.recipe.schema.masks import (
     SimulatedMask,
     TubeMask,
 )
-from tatscli.recipe.schema.model import DecoderHead, Head, Model, PixelTarget, Target
+from tatscli.recipe.schema.model import (
+    DecoderHead,
+    DifferenceTarget,
+    Head,
+    Model,
+    PixelTarget,
+    RegressorHead,
+    Target,
+)
 from tatscli.recipe.schema.predict import (
     Predict,
     PredictAll,
@@ -47,6 +55,7 @@ __all__ = [
     "BlockMask",
     "Data",
     "DecoderHead",
+    "DifferenceTarget",
     "Evaluate",
     "EverestMask",
     "Finetune",
@@ -73,6 +82,7 @@ __all__ = [
     "PredictUniform",
     "RandomMask",
     "Recipe",
+    "RegressorHead",
     "Run",
     "Sampling",
     "Section",

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from tatscli.recipe.schema.section import Count, Positive, Section
+from tatscli.recipe.schema.section import Count, NonNegative, Positive, Section
+
+_SPELLED = ("width", "depth", "heads", "mlp")
 
 
 class Model(Section):
-    """The ViT encoder."""
+    """The ViT encoder: a size by name, or its width, depth and heads."""
 
-    size: Literal["nano", "tiny", "small", "base", "large", "huge"] = "base"
+    size: Literal["nano", "tiny", "small", "base", "large", "huge", "giant"] | None = "base"
     """Width / depth / heads: nano 128/6/4, tiny 192/12/3, small 384/12/6, base 768/12/12, large
-    1024/24/16, huge 1280/32/16."""
+    1024/24/16, huge 1280/32/16, giant 1408/40/16 with an MLP of 6144 (published with patches of
+    14 pixels). Null where they are spelled out."""
+    width: Count | None = None
+    """Width of the tokens, instead of `size`; a multiple of `heads`."""
+    depth: Count | None = None
+    """Blocks, instead of `size`."""
+    heads: Count | None = None
+    """Attention heads, instead of `size`."""
+    mlp: Count | None = None
+    """Inner width of the MLPs, where `size` is not given; null is four times the width."""
     tubelet: Count = 2
     """Frames in a token."""
     patch: Count = 16
@@ -23,6 +34,29 @@ class Model(Section):
     """Stochastic depth of the last block in pretraining, rising linearly from 0."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelled_out_has_no_name(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or "size" in given:
+            return given
+        spelled = any(given.get(key) is not None for key in _SPELLED)
+        return given | {"size": None} if spelled else given
+
+    @model_validator(mode="after")
+    def _named_or_spelled_out(self) -> Self:
+        spelled = [key for key in _SPELLED if getattr(self, key) is not None]
+        if self.size is not None and spelled:
+            raise ValueError(
+                f"`size: {self.size}` and `{spelled[0]}` exclude each other; "
+                "set `size: null` to spell the model out"
+            )
+        missing = [key for key in _SPELLED[:3] if getattr(self, key) is None]
+        if self.size is None and missing:
+            raise ValueError(f"without `size` the model needs `{'`, `'.join(missing)}`")
+        if self.width is not None and self.heads is not None and self.width % self.heads:
+            raise ValueError(f"`width: {self.width}` is not a multiple of `heads: {self.heads}`")
+        return self
 
 
 class DecoderHead(Section):
@@ -37,7 +71,28 @@ class DecoderHead(Section):
     """Decoder heads; null is half the encoder's."""
 
 
-Head = Annotated[DecoderHead, Field(discriminator="kind")]
+class RegressorHead(Section):
+    """Hidden latents regressed from visible ones, and a decoder for each target over the hidden
+    tokens alone (MAM2, arXiv 2210.05234, with the regressor of CAE, arXiv 2202.03026)."""
+
+    kind: Literal["regressor"]
+    regressor_depth: Annotated[int, Field(ge=0, le=6)] = 4
+    """Cross-attention blocks, as wide as the encoder; CAE's is 4. 0 hands mask tokens straight to
+    the decoders, which then know nothing of the clip."""
+    width: Count | None = None
+    """Width of the decoders; null is half the encoder's. Ours."""
+    depth: Annotated[int, Field(ge=0, le=8)] = 4
+    """Blocks of each decoder; CAE's is 4."""
+    heads: Count | None = None
+    """Heads of the decoders; null is half the encoder's."""
+    layer_scale: Positive = 0.1
+    """First factor of the regressor's branches; CAE's."""
+    alignment: NonNegative = 0.0
+    """Weight of the squared distance between regressed latents and those the encoder gives the
+    hidden tokens; CAE's is 2. Whether MAM2 has it is not known."""
+
+
+Head = Annotated[DecoderHead | RegressorHead, Field(discriminator="kind")]
 
 
 class PixelTarget(Section):
@@ -50,4 +105,22 @@ class PixelTarget(Section):
     """Weight of this target in the loss."""
 
 
-Target = Annotated[PixelTarget, Field(discriminator="kind")]
+class DifferenceTarget(Section):
+    """How the pixels of the hidden tokens change over time: MAM2's motion target."""
+
+    kind: Literal["difference"]
+    span: Literal["cube", "clip"] = "cube"
+    """`cube`: between the frames of a cube. `clip`: from every frame of the cube to a later one of
+    the clip, also beyond the cube."""
+    gaps: Annotated[list[Count], Field(min_length=1)] = [1]
+    """How many frames of the clip lie between the two; several are predicted side by side."""
+    normalize: bool = True
+    """Standardise each cube's differences by their own mean and deviation."""
+    floor: Positive = 0.02
+    """Least deviation that is divided by, of pixels in [0, 1], so that noise of still cubes is not
+    blown up. Ours."""
+    weight: Positive = 1.0
+    """Weight of this target in the loss; MAM2's lambda."""
+
+
+Target = Annotated[PixelTarget | DifferenceTarget, Field(discriminator="kind")]

@@ -51,8 +51,11 @@ class Run(Section):
     """`auto` takes CUDA, then MPS, then the CPU."""
     precision: Precision = "auto"
     """`auto` is bf16 autocast on a GPU that has it, else fp32."""
+    threads: Count | Literal["auto"] = "auto"
+    """Threads of the model on a CPU. `auto` is one where a step is so small that a second thread
+    gains nothing and waits whenever the machine is busy; else what torch takes."""
     compile: bool = False
-    """Compile encoder and head with torch.compile."""
+    """Compile the blocks of encoder and head with torch.compile."""
     max_steps: Count | None = None
     """Stop after so many optimiser steps; the schedule stays that of the full run."""
     log_every: Count = 10

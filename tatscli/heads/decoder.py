@@ -1,7 +1,7 @@
-"""Heads: guess the hidden tokens from the latents of the visible ones.
+"""`decoder`: visible latents and mask tokens through a narrow ViT (VideoMAE, arXiv 2203.12602).
 
-Shapes: B batch, K visible, M predicted, D encoder width, E decoder width, C target width, N tokens
-of a clip.
+Shapes: B batch, K visible, M predicted, D encoder width, E decoder width, C values predicted, N
+tokens of a clip, X tokens in the decoder.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from tatscli.data.clip import Clip
 from tatscli.errors import RecipeError
-from tatscli.nn.flops import block_macs
+from tatscli.heads.base import Encode, Head, HeadOutput
+from tatscli.masking.plan import MaskPlan
 from tatscli.nn.vit import NORM_EPS, Block, Encoder, initialize, run_blocks, sine_cosine_table
 from tatscli.recipe import schema
 
@@ -60,52 +62,49 @@ class Branch(nn.Module):
         )
 
 
-class DecoderHead(nn.Module):
+class DecoderHead(Head):
     """MAE decoder, one branch per target.
 
-    Args:
-        config: Width, depth and heads; null width and heads are half the encoder's (at least one
-            head).
-        encoder: Gives the latents' width, the token grid and whether to checkpoint.
-        widths: Values per token of each target, one branch each.
+    Width and heads that the recipe leaves open are half the encoder's (at least one head).
 
     Raises:
         RecipeError: If the decoder's width is not a multiple of its heads.
     """
 
+    config: schema.DecoderHead
+
     def __init__(
-        self, config: schema.DecoderHead, *, encoder: Encoder, widths: Sequence[int]
+        self, config: schema.DecoderHead, *, encoder: Encoder, predicts: Sequence[int]
     ) -> None:
-        super().__init__()
-        self.width = encoder.width // 2 if config.width is None else config.width
-        self.depth = config.depth
-        self.heads = max(1, encoder.heads // 2) if config.heads is None else config.heads
-        if self.width % self.heads:
-            raise RecipeError(
-                f"`head.width: {self.width}` is not a multiple of `head.heads: {self.heads}`",
-                hint="null takes half the encoder's for both",
-            )
-        self.widths = list(widths)
-        self._encoder_width = encoder.width
+        super().__init__(config, encoder=encoder, predicts=predicts)
+        width, heads = decoder_width(config, encoder)
         self.branches = nn.ModuleList(
-            Branch(encoder=encoder, width=self.width, depth=self.depth, heads=self.heads, out=out)
-            for out in self.widths
+            Branch(encoder=encoder, width=width, depth=config.depth, heads=heads, out=out)
+            for out in self.predicts
         )
 
-    def forward(self, latents_BKD: Tensor, visible_BK: Tensor, predict_BM: Tensor) -> list[Tensor]:
-        """Return the predictions for the tokens of `predict_BM`, one (B, M, C) per target."""
-        return [branch(latents_BKD, visible_BK, predict_BM) for branch in self.branches]
-
-    def macs(self, visible: int, predicted: int) -> int:
-        """Count multiply-accumulates per clip over all branches."""
-        shared = visible * self._encoder_width * self.width
-        shared += self.depth * block_macs(visible + predicted, self.width)
-        return sum(shared + predicted * self.width * out for out in self.widths)
+    def forward(
+        self, clip: Clip, latents_BKD: Tensor, plan: MaskPlan, encode: Encode
+    ) -> HeadOutput:
+        """Decode visible latents and mask tokens, once for every target."""
+        return HeadOutput(
+            [branch(latents_BKD, plan.visible_BK, plan.predict_BM) for branch in self.branches]
+        )
 
 
-HEADS: dict[str, type[DecoderHead]] = {"decoder": DecoderHead}
+def decoder_width(
+    config: schema.DecoderHead | schema.RegressorHead, encoder: Encoder
+) -> tuple[int, int]:
+    """Return width and heads of a head's decoders.
 
-
-def build_head(config: schema.Head, *, encoder: Encoder, widths: Sequence[int]) -> DecoderHead:
-    """Build the head a recipe asks for."""
-    return HEADS[config.kind](config, encoder=encoder, widths=widths)
+    Raises:
+        RecipeError: If the width is not a multiple of the heads.
+    """
+    width = encoder.width // 2 if config.width is None else config.width
+    heads = max(1, encoder.heads // 2) if config.heads is None else config.heads
+    if width % heads:
+        raise RecipeError(
+            f"`head.width: {width}` is not a multiple of `head.heads: {heads}`",
+            hint="null takes half the encoder's for both",
+        )
+    return width, heads

@@ -1,0 +1,72 @@
+"""What a system costs, counted by torch while no number is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from tatscli.data.motion import MotionField
+from tatscli.masking.plan import MaskPlan
+from tatscli.recipe.schema import Recipe
+from tatscli.system.system import System, build_system
+
+
+def count_parameters(module: torch.nn.Module) -> int:
+    """Count a module's parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def count_flops(work: Callable[[], object]) -> int:
+    """Count the floating-point operations of products in `work`, two for a multiply-accumulate."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+        work()
+    return int(counter.get_total_flops())
+
+
+def system_cost(recipe: Recipe) -> tuple[System, dict[str, int]]:
+    """Build a system whose tensors have shapes but no memory, and count a forward pass of a clip.
+
+    Returns:
+        The system, and the operations of `encoder`, `head`, and where mask or selection looks at
+        all patch embeddings, of `sampler`.
+    """
+    with torch.device("meta"):
+        system = build_system(recipe)
+        return system, _flops(system)
+
+
+def _flops(system: System) -> dict[str, int]:
+    (t, h, w), tokens, form = system.form.grid, system.form.tokens, system.form
+    video_BCTHW = torch.zeros(
+        1, 3, t * form.tubelet, h * form.patch, w * form.patch, dtype=torch.uint8
+    )
+    nowhere = torch.zeros(1, dtype=torch.bool)
+    frames = t * form.tubelet
+    motion = MotionField(
+        torch.zeros(1, frames, h, w, 2),
+        torch.zeros(1, frames, h, w),
+        nowhere[:, None].expand(1, frames),
+        nowhere,
+        nowhere,
+        form.patch,
+    )
+    clip = system.clip(video_BCTHW, motion=motion)
+    visible_BK = torch.arange(system.masker.visible)[None]
+    plan = MaskPlan(visible_BK, torch.arange(tokens - system.selection.budget, tokens)[None])
+    latents_BKD = torch.zeros(1, visible_BK.shape[1], system.encoder.width)
+
+    def encode() -> object:
+        return system.encoder(system.encoder.embed(clip.cubes(visible_BK)), visible_BK)
+
+    def guess() -> object:
+        return system.autoencoder.head(
+            clip, latents_BKD, plan, lambda index: system.autoencoder.look(clip, index)
+        )
+
+    flops = {"encoder": count_flops(encode), "head": count_flops(guess)}
+    if system.needs_embeddings:
+        flops["sampler"] = count_flops(lambda: system.plan(clip))
+    return flops

@@ -1,0 +1,200 @@
+"""`System`: mask x head x targets around an encoder, and the one step that all of it takes.
+
+Shapes: B batch, C channels, T frames, H and W pixels, K visible, M predicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Generator, Tensor, nn
+
+from tatscli.data.clip import Clip, ClipForm
+from tatscli.data.motion import MotionField
+from tatscli.engine.device import full_precision
+from tatscli.heads import build_head
+from tatscli.heads.base import Auxiliary
+from tatscli.masking import build_masker
+from tatscli.masking.base import Masker
+from tatscli.masking.plan import MaskPlan
+from tatscli.masking.selection import build_selection
+from tatscli.masking.selection.base import Selection
+from tatscli.nn.frozen import Frozen
+from tatscli.nn.vit import Encoder, build_encoder
+from tatscli.recipe.schema import Recipe
+from tatscli.system.autoencoder import MaskedAutoencoder
+from tatscli.targets import build_target
+from tatscli.targets.base import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """What a system makes of a batch.
+
+    Attributes:
+        plan: What was seen and predicted.
+        predictions: One (B, M, C) per target.
+        by_target: Error of each predicted token, (B, M) in float32, by the target's name.
+        error_BM: Their sum, each times the target's weight: what a sampler is rewarded with.
+        auxiliary: The head's own errors.
+    """
+
+    plan: MaskPlan
+    predictions: list[Tensor]
+    by_target: Mapping[str, Tensor]
+    error_BM: Tensor
+    auxiliary: Mapping[str, Auxiliary]
+
+    @property
+    def loss(self) -> Tensor:
+        """The scalar that training lowers."""
+        loss = self.error_BM.mean()
+        for error, weight in self.auxiliary.values():
+            loss = loss + weight * error
+        return loss
+
+    @property
+    def metrics(self) -> dict[str, Tensor]:
+        """`loss/<target>` and `loss/<auxiliary error>`, before they are weighted."""
+        targets = {f"loss/{name}": error.mean() for name, error in self.by_target.items()}
+        return targets | {f"loss/{name}": one.error for name, one in self.auxiliary.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """One masked-video-modelling system.
+
+    Attributes:
+        form: How clips are cut into cubes.
+        autoencoder: Encoder and head, trained together.
+        masker: Chooses what is seen.
+        selection: Chooses which of the hidden tokens are predicted.
+        targets: What hidden tokens are compared with, by name, in the recipe's order.
+        network: What is called in place of `autoencoder`, such as the wrapper of many processes.
+    """
+
+    form: ClipForm
+    autoencoder: MaskedAutoencoder
+    masker: Masker
+    selection: Selection
+    targets: Mapping[str, Target]
+    network: nn.Module | None = None
+
+    @property
+    def encoder(self) -> Encoder:
+        """The ViT that downstream tasks keep."""
+        return self.autoencoder.encoder
+
+    @property
+    def needs_embeddings(self) -> bool:
+        """Whether mask or selection reads the patch embeddings of all tokens."""
+        return self.masker.needs_embeddings or self.selection.needs_embeddings
+
+    @property
+    def follows_motion(self) -> bool:
+        """Whether mask or selection reads the clips' motion."""
+        return self.masker.needs_motion or self.selection.needs_motion
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.encoder.patch_embed.proj.weight.device
+
+    @property
+    def parts(self) -> tuple[nn.Module, ...]:
+        """All modules."""
+        return (self.form, self.autoencoder, self.masker, self.selection, *self.targets.values())
+
+    def to(self, device: torch.device | str) -> System:
+        """Move every part to a device."""
+        for part in self.parts:
+            part.to(device)
+        return self
+
+    def train(self, mode: bool = True) -> System:
+        """Put every part in training mode."""
+        for part in self.parts:
+            part.train(mode)
+        return self
+
+    def eval(self) -> System:
+        """Put every part in evaluation mode."""
+        return self.train(False)
+
+    def frozen(self) -> list[Frozen]:
+        """Return the frozen networks inside the parts: a checkpoint names them, it has no copy."""
+        found = (one for part in self.parts for one in part.modules() if isinstance(one, Frozen))
+        return list(dict.fromkeys(found))
+
+    def called(self, network: nn.Module) -> System:
+        """Return this system with another network in place of the bare autoencoder."""
+        return replace(self, network=network)
+
+    def clip(
+        self,
+        video_BCTHW: Tensor,
+        *,
+        motion: MotionField | None = None,
+        label_B: Tensor | None = None,
+        row_B: Tensor | None = None,
+    ) -> Clip:
+        """Make a clip of a uint8 video; motion is kept where it is followed."""
+        return self.form.clip(
+            video_BCTHW,
+            motion=motion if self.follows_motion else None,
+            label_B=label_B,
+            row_B=row_B,
+            embed=self._embed,
+        )
+
+    def _embed(self, cubes_BNP: Tensor) -> Tensor:
+        """Embed all tokens; without a graph, unless the masker's loss shall reach the encoder."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.masker.reaches_encoder):
+            return self.encoder.embed(cubes_BNP)
+
+    def plan(self, clip: Clip, generator: Generator | None = None) -> MaskPlan:
+        """Choose what is seen and what is predicted."""
+        plan = self.masker.plan(clip, generator)
+        return self.selection.select(plan, clip, generator)
+
+    def errors(self, clip: Clip, generator: Generator | None = None) -> Errors:
+        """Mask a batch, predict, and compare: what training optimises and pictures draw."""
+        plan = self.plan(clip, generator)
+        output = (self.network or self.autoencoder)(clip, plan)
+        error_BM = torch.zeros_like(plan.predict_BM, dtype=torch.float32)
+        by_target = {}
+        for (name, target), prediction_BMC in zip(
+            self.targets.items(), output.predictions, strict=True
+        ):
+            # Autocast would round what the errors are differences of.
+            with full_precision(clip.device):
+                values = target.of(clip, plan.predict_BM)
+                by_target[name] = target.error(prediction_BMC, values)
+            error_BM = error_BM + target.weight * by_target[name]
+        return Errors(plan, output.predictions, by_target, error_BM, output.auxiliary)
+
+
+def build_system(recipe: Recipe) -> System:
+    """Build the system a recipe describes, with fresh weights."""
+    model = recipe.model
+    form = build_form(recipe)
+    encoder = build_encoder(model, recipe.grid)
+    targets: dict[str, Target] = {}
+    for config in recipe.targets:
+        # Two of a kind are told apart by number.
+        alike = sum(name.split("_")[0] == config.kind for name in targets)
+        name = f"{config.kind}_{alike + 1}" if alike else config.kind
+        targets[name] = build_target(config, form=form)
+    predicts = [target.predicts for target in targets.values()]
+    head = build_head(recipe.head, encoder=encoder, predicts=predicts)
+    masker = build_masker(recipe.mask, grid=recipe.grid, width=encoder.width)
+    selection = build_selection(recipe.predict, grid=recipe.grid, predicted=masker.predicted)
+    return System(form, MaskedAutoencoder(encoder, head), masker, selection, targets)
+
+
+def build_form(recipe: Recipe) -> ClipForm:
+    """Build how a recipe's clips are cut."""
+    model, data = recipe.model, recipe.data
+    return ClipForm(recipe.grid, model.tubelet, model.patch, mean=data.mean, std=data.std)

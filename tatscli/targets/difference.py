@@ -1,0 +1,76 @@
+"""`difference`: how pixels change over time (MAM2, Song et al. 2022, arXiv 2210.05234).
+
+The abstract names the RGB difference as its simple and effective motion target; which frames are
+compared, and the scale, are choices made here (`targets/differences.py`).
+
+Shapes: B batch, M tokens picked, C differences of a cube, F frames that are subtracted from.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from tatscli.data.clip import Clip, ClipForm
+from tatscli.errors import RecipeError
+from tatscli.recipe import schema
+from tatscli.targets.base import Target
+from tatscli.targets.differences import across_cubes, mean_over_valid, normalised, within_cube
+
+
+class Differences(NamedTuple):
+    """What predictions are compared with.
+
+    Attributes:
+        value_BMC: Later less earlier, perhaps normalised.
+        valid_BMF: Which frames have a later one; None where all have.
+    """
+
+    value_BMC: Tensor
+    valid_BMF: Tensor | None
+
+
+class DifferenceTarget(Target):
+    """Differences between the frames of a cube, or to later frames of the clip.
+
+    Raises:
+        RecipeError: If a gap is longer than what it lies in.
+    """
+
+    config: schema.DifferenceTarget
+
+    def __init__(self, config: schema.DifferenceTarget, *, form: ClipForm) -> None:
+        super().__init__(config, form=form)
+        frames = form.tubelet if config.span == "cube" else form.grid[0] * form.tubelet
+        wide = [gap for gap in config.gaps if gap >= frames]
+        if wide:
+            raise RecipeError(
+                f"`targets`: a `difference` with `gaps: {config.gaps}` finds no two frames "
+                f"{wide[0]} apart in a {config.span} of {frames}",
+                hint="smaller gaps, a larger `model.tubelet`, or `span: clip`",
+            )
+        pairs = [frames - gap if config.span == "cube" else form.tubelet for gap in config.gaps]
+        self.predicts = sum(pairs) * 3 * form.patch**2
+
+    def of(self, clip: Clip, index_BM: Tensor) -> Differences:
+        """Return the differences of the tokens, in pixels of [0, 1] or normalised."""
+        form, gaps = clip.form, self.config.gaps
+        floor = self.config.floor if self.config.normalize else None
+        if self.config.span == "cube":
+            value_BMC, valid_BMF = within_cube(clip.unit(index_BM), form.tubelet, gaps), None
+        else:
+            value_BMC, valid_BMF = across_cubes(
+                clip.pixels_BNP, index_BM, form.grid, form.tubelet, gaps
+            )
+        return Differences(normalised(value_BMC, floor, valid_BMF=valid_BMF), valid_BMF)
+
+    def error(self, prediction_BMC: Tensor, values: Differences) -> Tensor:
+        """Return the mean squared error of each token over its frames: (B, M), float32.
+
+        A token none of whose frames has a later one counts as without error.
+        """
+        square_BMC = (prediction_BMC.float() - values.value_BMC).square()
+        if values.valid_BMF is None:
+            return square_BMC.mean(dim=-1)
+        return mean_over_valid(square_BMC, values.valid_BMF)

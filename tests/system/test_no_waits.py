@@ -1,0 +1,251 @@
+"""A training step waits for nothing on the device and mixes no devices, whatever it is made of."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tatscli.console import Reporter
+from tatscli.data.batch import Batch
+from tatscli.data.motion import MotionField
+from tatscli.engine.distributed import World
+from tatscli.engine.learner import Learner
+from tatscli.engine.loop import Training, optimise
+from tatscli.engine.metrics import Averages
+from tatscli.engine.optim import build_optimizer
+from tatscli.engine.part import Weights
+from tatscli.engine.schedule import lr_at
+from tatscli.heads import HEADS
+from tatscli.masking import MASKERS
+from tatscli.masking.selection import SELECTIONS
+from tatscli.nn.vit import Block
+from tatscli.recipe.derive import derive_schedule
+from tatscli.recipe.schema import Recipe
+from tatscli.system.system import System, build_system
+from tatscli.tasks.pretrain import step
+from tests.system.fake_device import GPU, NoWaits, pretend_gpu, to_gpu, walk_back
+
+LEARNED = {"width": 16, "heads": 2}
+MASKS: dict[str, dict[str, Any]] = {kind: {} for kind in MASKERS} | {
+    "tats": LEARNED,
+    "adamae": LEARNED,
+    "everest": {"keep": 0.6},
+}
+TARGETS = [
+    [{"kind": "pixels"}],
+    [{"kind": "difference"}],
+    [{"kind": "pixels", "normalize": False}, {"kind": "difference", "span": "clip"}],
+]
+HEAD_OPTIONS: dict[str, dict[str, Any]] = {
+    "decoder": {"depth": 1},
+    "regressor": {"depth": 1, "regressor_depth": 1, "alignment": 2.0},
+}
+
+
+def recipe_of(
+    mask: dict[str, Any], head: str, targets: list[dict[str, Any]], predict: str
+) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "data": {
+                "store": "",
+                "frames": 4,
+                "size": 16,
+                "sampling": {"stride": 1},
+                "mean": [0.4, 0.5, 0.6],
+                "std": [0.2, 0.3, 0.4],
+            },
+            "model": {"width": 16, "depth": 1, "heads": 2, "patch": 4},
+            "mask": {"ratio": 0.75, **mask},
+            "head": {"kind": head, **HEAD_OPTIONS[head]},
+            "targets": targets,
+            "predict": {"kind": predict},
+            "optim": {"total_batch": 2, "batch_per_device": 2, "epochs": 3, "clip_grad": 1.0},
+        }
+    )
+
+
+class Arrived:
+    """A batch as the loader hands it over: on the host until `to`."""
+
+    replaced = 0
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+
+    @property
+    def row_B(self) -> Any:
+        return self
+
+    def tolist(self) -> list[int]:
+        return [0, 1]
+
+    def to(self, device: torch.device) -> Batch:
+        return self.batch.to(device)
+
+
+def host_batch(recipe: Recipe) -> Batch:
+    t, h, w = recipe.grid
+    unknown_B = torch.zeros(2, dtype=torch.bool)
+    motion = MotionField(
+        torch.zeros(2, 2 * t, h, w, 2),
+        torch.zeros(2, 2 * t, h, w),
+        torch.ones(2, 2 * t, dtype=torch.bool),
+        unknown_B,
+        unknown_B,
+        recipe.model.patch,
+    )
+    number_B = torch.zeros(2, dtype=torch.int64)
+    video = torch.zeros(2, 3, recipe.data.frames, 16, 16, dtype=torch.uint8)
+    return Batch(video, motion, number_B, number_B, number_B)
+
+
+def train_steps(
+    recipe: Recipe, folder: Path, monkeypatch: pytest.MonkeyPatch, steps: int = 1
+) -> None:
+    """Take whole optimiser steps on the pretend GPU."""
+    system = build_system(recipe).train()
+    with pretend_gpu(monkeypatch):
+        to_gpu(*system.parts)
+        _train_steps(system, recipe, folder, steps)
+
+
+def _train_steps(system: System, recipe: Recipe, folder: Path, steps: int) -> None:
+    schedule = derive_schedule(recipe.optim, videos=8, repeats=1, world=1)
+    model = system.autoencoder
+    main = Learner(
+        model,
+        build_optimizer(model, recipe.optim),
+        lr=lambda number: lr_at(number, schedule),
+        clip_grad=recipe.optim.clip_grad,
+    )
+    learners = {"autoencoder": main} | system.masker.learners(schedule)
+    if hasattr(system.masker, "guard"):
+        # It looks at the policy once in twenty steps; here it has looked.
+        system.masker.guard.load({"seen": torch.zeros(1)})
+
+    def batches() -> Iterator[Arrived]:
+        while True:
+            yield Arrived(host_batch(recipe))
+
+    training = Training(
+        model=model,
+        step=lambda batch, generator: step(system, batch, generator),
+        learners=learners,
+        parts={"model": Weights(model), "optimizer": main, "masker": system.masker},
+        schedule=schedule,
+        batches=lambda start: batches(),
+        run=recipe.run,
+        folder=folder,
+        meta={},
+        world=World(),
+        device=GPU,
+        dtype=torch.float32,
+        reporter=Reporter(stdout=io.StringIO(), stderr=io.StringIO()),
+    )
+    averages = Averages()
+    with NoWaits():
+        for _ in range(steps):
+            optimise(training, batches(), averages)
+            training.done += 1
+    for parameter in (*model.parameters(), *system.masker.parameters()):
+        assert parameter.device == GPU
+    states = main.optimizer.state.values()
+    assert len(states) > 5
+    assert all(value.device == GPU for state in states for value in state.values())
+
+
+MIXES = [  # every mask with both heads, every selection and mixture of targets several times
+    (mask, list(SELECTIONS)[(i + 3 * j) % len(SELECTIONS)], head, (i + j) % len(TARGETS))
+    for i, mask in enumerate(MASKERS)
+    for j, head in enumerate(HEADS)
+]
+ALL = [
+    (mask, predict, head, targets)
+    for mask in MASKERS
+    for predict in SELECTIONS
+    for head in HEADS
+    for targets in range(len(TARGETS))
+]
+
+
+@pytest.mark.parametrize(("mask", "predict", "head", "targets"), MIXES)
+def test_a_step_waits_for_nothing_and_mixes_no_devices(
+    mask: str,
+    predict: str,
+    head: str,
+    targets: int,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    recipe = recipe_of({"kind": mask} | MASKS[mask], head, TARGETS[targets], predict)
+    train_steps(recipe, tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mask", "predict", "head", "targets"), sorted(set(ALL) - set(MIXES)))
+def test_every_other_mixture_neither(
+    mask: str,
+    predict: str,
+    head: str,
+    targets: int,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    recipe = recipe_of({"kind": mask} | MASKS[mask], head, TARGETS[targets], predict)
+    train_steps(recipe, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [
+        {"epochs": 3},
+        {"rollouts": 2, "epochs": 2},
+        {"detach": False},
+        {"entropy_target": 0.9},
+        {"credit": "visible", "log_prob": "exact"},
+        {"quota": True, "floor": 0.1, "trunk": "mha", "critic": "separate"},
+    ],
+)
+def test_no_switch_of_the_sampler_makes_it_wait(
+    switches: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    recipe = recipe_of({"kind": "tats"} | LEARNED | switches, "decoder", TARGETS[0], "all")
+    train_steps(recipe, tmp_path, monkeypatch, steps=2)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x[x > 0],
+        lambda x: x.cpu(),
+        lambda x: torch.zeros(3).to(GPU),
+        lambda x: torch.tensor([1.0, 2.0], device=GPU),
+        lambda x: x + torch.ones(3, 3),
+    ],
+)
+def test_what_waits_or_mixes_is_found(fault: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pretend_gpu(monkeypatch):
+        x = torch.zeros(3, 3, device=GPU)
+        with NoWaits(), pytest.raises((RuntimeError, AssertionError)):
+            fault(x)
+
+
+def test_the_walk_back_is_torchs_own_backward_pass() -> None:
+    torch.manual_seed(0)
+    block, tokens = Block(8, 2), torch.randn(2, 5, 8)
+
+    def gradients(backward: Any) -> list[Tensor]:
+        block.zero_grad()
+        backward(block(tokens).square().mean())
+        return [one.grad.clone() for one in block.parameters()]
+
+    for own, torchs in zip(gradients(walk_back), gradients(Tensor.backward), strict=True):
+        torch.testing.assert_close(own, torchs)
