@@ -150,7 +150,7 @@ def windows_of(clip: Path, viewer: Viewer, page: Page) -> Iterator[Window]:
         clip,
         frames=encoder.grid[0] * encoder.tubelet,
         stride=page.stride,
-        size=encoder.grid[1] * encoder.patch,
+        size=(encoder.grid[1] * encoder.patch, encoder.grid[2] * encoder.patch),
         sites=encoder.grid[1:],
         motion=page.motion,
         prepared=page.prepared,
