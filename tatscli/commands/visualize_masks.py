@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ EPILOG = """Examples:
 
   tats visualize-masks clip.mp4 --mask random --ratio 0.75 --out clip.png
 
-  tats visualize-masks clip.mp4 --mask mgm
+  tats visualize-masks clip.mp4 --mask mgm --size 128x224
 
   tats visualize-masks clip.mp4 --compare random,tube,mgm --out masks.png
 
@@ -63,8 +64,13 @@ def visualize_masks(
         ),
     ] = None,
     size: Annotated[
-        int | None,
-        typer.Option("--size", min=1, help="Side of the view in pixels.", show_default="224"),
+        str | None,
+        typer.Option(
+            "--size",
+            metavar="N|HxW",
+            help="Side of the view in pixels, or height x width.",
+            show_default="224",
+        ),
     ] = None,
     frames: Annotated[
         int | None,
@@ -129,7 +135,8 @@ def visualize_masks(
     from tatscli.tasks.visualize_masks import visualize_masks as draw
 
     say = reporter(json, quiet, verbose)
-    wishes = Wishes(mask, ratio, size, frames, stride, patch, tubelet, temperature)
+    pixels = None if size is None else _view_size(size)
+    wishes = Wishes(mask, ratio, pixels, frames, stride, patch, tubelet, temperature)
     where: dict[str, Any] = {
         "reporter": say,
         "run": run,
@@ -159,3 +166,21 @@ def visualize_masks(
         f"{slices} x {rows} x {columns} tokens, {names}"
     )
     say.result(result)
+
+
+def _view_size(text: str) -> int | tuple[int, int]:
+    """Read one side, or height and width, in pixels.
+
+    Raises:
+        UsageError: If it is neither.
+    """
+    from tatscli.errors import UsageError
+
+    found = re.fullmatch("([1-9][0-9]*)(?:x([1-9][0-9]*))?", text)
+    if found is None:
+        raise UsageError(
+            f"`--size {text}` must be a number of pixels, such as `160`, or height x width, such as"
+            " `96x160`"
+        )
+    height, width = found.groups()
+    return int(height) if width is None else (int(height), int(width))

@@ -150,7 +150,7 @@ class PretrainClips(Clips):
         for repeat in range(data.repeats):
             rng = random_of("view", self.seed, epoch, row, repeat)
             view = corner_crop(
-                height, width, data.size, scales=data.crop_scales, flip=data.flip, rng=rng
+                height, width, data.view_size, scales=data.crop_scales, flip=data.flip, rng=rng
             )
             clip_TCHW = view.frames(video_TCHW)
             motion = self.motion_source.seen(
@@ -213,7 +213,7 @@ class FinetuneClips(Clips):
             view = random_resized_crop(
                 height,
                 width,
-                data.size,
+                data.view_size,
                 scale=augment.crop_scale,
                 ratio=augment.crop_ratio,
                 flip=augment.flip,
@@ -235,7 +235,7 @@ class FinetuneClips(Clips):
 
 
 class EvalViews(Clips):
-    """The fixed views that score a video: `segments` clips along time, `crops` squares of each.
+    """The fixed views that score a video: `segments` clips along time, `crops` crops of each.
 
     Item `i` is view `i % views` of the `i // views`-th row; view `v` is crop `v % crops` of segment
     `v // crops`.
@@ -246,7 +246,7 @@ class EvalViews(Clips):
         data: The recipe's `data`.
         sampling: How frames are drawn.
         segments: Clips along time.
-        crops: Squares along the long side.
+        crops: Crops with the aspect of the view, along the side that has room.
     """
 
     def __init__(
@@ -279,7 +279,7 @@ class EvalViews(Clips):
         row = self.rows[position]
         video_TCHW = self._segment(row, segment)
         height, width = video_TCHW.shape[-2:]
-        view = spatial_crop(height, width, self.data.size, crop=crop, crops=self.crops)
+        view = spatial_crop(height, width, self.data.view_size, crop=crop, crops=self.crops)
         return [Sample(view.frames(video_TCHW).transpose(0, 1), self.label(row), row, number)]
 
     def _segment(self, row: int, segment: int) -> Tensor:

@@ -184,7 +184,7 @@ def motion_seen(
     Raises:
         DataError: If nothing is known of the motion and the fallback is `error`.
     """
-    grid = (view.size // patch, view.size // patch)
+    grid = (view.size[0] // patch, view.size[1] // patch)
     lost = track is not None and track.missing
     if track is None or (lost and fallback == "framediff"):
         speed_Thw, valid_T = frame_difference(video_TCHW, frames, grid)

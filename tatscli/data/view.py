@@ -23,7 +23,7 @@ _PLACES += [(row, column) for row in (1, 3) for column in (1, 3)]
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A crop of the picture, resized to a square and perhaps mirrored, in this order.
+    """A crop of the picture, resized and perhaps mirrored, in this order.
 
     Attributes:
         height: Height of the stored frame in pixels.
@@ -32,7 +32,7 @@ class View:
         left: First column of the crop.
         crop_height: Rows of the crop.
         crop_width: Columns of the crop.
-        size: Height and width of the result.
+        size: Height and width of the result in pixels.
         flip: Mirror left and right.
 
     Raises:
@@ -45,17 +45,17 @@ class View:
     left: int
     crop_height: int
     crop_width: int
-    size: int
+    size: tuple[int, int]
     flip: bool = False
 
     def __post_init__(self) -> None:
         inside_y = 0 <= self.top < self.top + self.crop_height <= self.height
         inside_x = 0 <= self.left < self.left + self.crop_width <= self.width
-        if not (inside_y and inside_x and self.size > 0):
+        if not (inside_y and inside_x and min(self.size) > 0):
             raise ValueError(f"the crop is empty or leaves the picture: {self}")
 
     def frames(self, video_TCHW: Tensor) -> Tensor:
-        """Cut, resize (bilinear, antialiased) and mirror uint8 frames: (T, C, size, size) uint8."""
+        """Cut, resize (bilinear, antialiased) and mirror uint8 frames: (T, C, *size) uint8."""
         if video_TCHW.shape[-2:] != (self.height, self.width):
             raise ValueError(
                 f"a view of {self.height} x {self.width} cannot cut {tuple(video_TCHW.shape)}"
@@ -65,10 +65,8 @@ class View:
             self.top : self.top + self.crop_height,
             self.left : self.left + self.crop_width,
         ]
-        if cut.shape[-2:] != (self.size, self.size):
-            cut = functional.interpolate(
-                cut, (self.size, self.size), mode="bilinear", antialias=True
-            )
+        if cut.shape[-2:] != self.size:
+            cut = functional.interpolate(cut, self.size, mode="bilinear", antialias=True)
         return cut.flip(-1) if self.flip else cut
 
     def motion(
@@ -93,7 +91,7 @@ class View:
         cells_y, cells_x = steps_JT2yx.shape[3:]
         rows_hy = _overlap(self.top, self.crop_height, grid[0], cells_y, cell, self.height)
         columns_wx = _overlap(self.left, self.crop_width, grid[1], cells_x, cell, self.width)
-        scale_x, scale_y = self.size / self.crop_width, self.size / self.crop_height
+        scale_y, scale_x = self.size[0] / self.crop_height, self.size[1] / self.crop_width
         # Displacement and length side by side, so that two products pool them all; they are pooled
         # in units of the view's x, and scaled after.
         x_JTyx, y_JTyx = steps_JT2yx.unbind(2)
@@ -109,28 +107,38 @@ class View:
 
 
 def corner_crop(
-    height: int, width: int, size: int, *, scales: Sequence[float], flip: float, rng: random.Random
+    height: int,
+    width: int,
+    size: tuple[int, int],
+    *,
+    scales: Sequence[float],
+    flip: float,
+    rng: random.Random,
 ) -> View:
     """Draw the view of pretraining, VideoMAE's multi-scale corner crop (its `transforms.py`).
 
-    Height and width are each a scale of the short side, at most one step of the list apart; the
-    crop lies at one of 13 places: corners, centre, middles of the edges and of the quarters. Ours
-    reaches the far edges exactly, where VideoMAE stays up to 3 pixels away, and sides that nearly
-    match `size` are not rounded to it.
+    Height and width are each a scale of the largest crop with the aspect of the view (of the short
+    side, for square views), at most one step of the list apart; the crop lies at one of 13 places:
+    corners, centre, middles of the edges and of the quarters. Ours reaches the far edges exactly,
+    where VideoMAE stays up to 3 pixels away, and sides that nearly match `size` are not rounded to
+    it.
 
     Args:
         height: Height of the stored frame.
         width: Width of the stored frame.
         size: Height and width of the view.
-        scales: Sides as shares of the short side, in order.
+        scales: Sides as shares of those of the largest crop, in order.
         flip: Probability of a mirrored view.
         rng: Where everything is drawn from.
     """
-    sides = [max(1, int(min(height, width) * scale)) for scale in scales]
+    talls, wides = (
+        [max(1, int(most * scale)) for scale in scales]
+        for most in _largest_crop(height, width, size)
+    )
     pairs = [
         (tall, wide)
-        for i, tall in enumerate(sides)
-        for j, wide in enumerate(sides)
+        for i, tall in enumerate(talls)
+        for j, wide in enumerate(wides)
         if abs(i - j) <= 1
     ]
     tall, wide = rng.choice(pairs)
@@ -142,7 +150,7 @@ def corner_crop(
 def random_resized_crop(
     height: int,
     width: int,
-    size: int,
+    size: tuple[int, int],
     *,
     scale: tuple[float, float],
     ratio: tuple[float, float],
@@ -152,34 +160,44 @@ def random_resized_crop(
     """Draw the view of fine-tuning: random area and aspect (Szegedy et al. 2014, section 6).
 
     The area is uniform in `scale` shares of the picture, the aspect (width by height) log-uniform
-    in `ratio`. When ten draws do not fit, the largest centred crop of an allowed aspect is taken,
-    as torchvision does.
+    in `ratio` times that of the view, so that 1 distorts nothing. When ten draws do not fit, the
+    largest centred crop of an allowed aspect is taken, as torchvision does.
     """
+    lowest, highest = (bound * (size[1] / size[0]) for bound in ratio)
     for _ in range(10):
         area = height * width * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        aspect = math.exp(rng.uniform(math.log(lowest), math.log(highest)))
         wide, tall = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < wide <= width and 0 < tall <= height:
             top, left = rng.randint(0, height - tall), rng.randint(0, width - wide)
             break
     else:
-        tall = min(height, max(1, round(width / ratio[0])))
-        wide = min(width, max(1, round(height * ratio[1])))
+        tall = min(height, max(1, round(width / lowest)))
+        wide = min(width, max(1, round(height * highest)))
         top, left = (height - tall) // 2, (width - wide) // 2
     return View(height, width, top, left, tall, wide, size, rng.random() < flip)
 
 
-def spatial_crop(height: int, width: int, size: int, *, crop: int, crops: int) -> View:
-    """Return square `crop` of `crops` along the long side; a single one lies in the centre.
+def spatial_crop(height: int, width: int, size: tuple[int, int], *, crop: int, crops: int) -> View:
+    """Return `crop` of `crops` along the side that has room; a single one lies in the centre.
 
-    The square has the full short side, so that cutting and resizing equals VideoMAE's resizing of
-    the short side to `size` and cutting after it.
+    Each is the largest with the aspect of the view. For a square view cutting it and resizing
+    equals VideoMAE's resizing of the short side to `size` and cutting after it.
     """
-    side = min(height, width)
-    spare = max(height, width) - side
-    offset = spare // 2 if crops == 1 else crop * spare // (crops - 1)
-    top, left = (offset, 0) if height > width else (0, offset)
-    return View(height, width, top, left, side, side, size)
+    tall, wide = _largest_crop(height, width, size)
+    top, left = (
+        spare // 2 if crops == 1 else crop * spare // (crops - 1)
+        for spare in (height - tall, width - wide)
+    )
+    return View(height, width, top, left, tall, wide, size)
+
+
+def _largest_crop(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Return height and width of the largest crop of a picture that has the aspect of a view."""
+    rows, columns = size
+    if height * columns < width * rows:
+        return height, max(1, round(height * columns / rows))
+    return max(1, round(width * rows / columns)), width
 
 
 @lru_cache(maxsize=256)  # the places of the multi-scale crop on pictures of a few sizes

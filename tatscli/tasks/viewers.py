@@ -40,12 +40,13 @@ _TEMPERATURES = (0.001, 1000.0)  # beyond, logits over temperature leave float32
 class Wishes:
     """What the command line asks for; None leaves it to the run, the recipe or the default.
 
-    `temperature` divides the logits of a learned mask: below 1 sharpens the policy.
+    `size` is the side of the view, or its height and width. `temperature` divides the logits of a
+    learned mask: below 1 sharpens the policy.
     """
 
     mask: str | None = None
     ratio: float | None = None
-    size: int | None = None
+    size: int | tuple[int, int] | None = None
     frames: int | None = None
     stride: int | None = None
     patch: int | None = None
@@ -206,7 +207,7 @@ def _refuse_shape(wishes: Wishes) -> None:
 
 def _clip_changes(wishes: Wishes) -> dict[str, Any]:
     return {
-        "data.size": wishes.size,
+        "data.size": list(wishes.size) if isinstance(wishes.size, tuple) else wishes.size,
         "data.frames": wishes.frames,
         "data.sampling.mode": None if wishes.stride is None else "dense",
         "data.sampling.stride": wishes.stride,

@@ -42,25 +42,25 @@ def compose(
         (H, W, 3) uint8; its size depends only on the numbers of lines, rows and columns and on
         the panels' size.
     """
-    side = rows[0].panels_TZZ3.shape[1]
+    tall, wide = rows[0].panels_TYX3.shape[1:3]
     line = LINE * _TITLE
     top = _MARGIN + line * len(title) + line
     left = _LABELS + _MARGIN
-    width = left + len(columns) * (side + _GAP) - _GAP + _MARGIN
-    height = top + len(rows) * (side + _GAP) - _GAP + _MARGIN
+    width = left + len(columns) * (wide + _GAP) - _GAP + _MARGIN
+    height = top + len(rows) * (tall + _GAP) - _GAP + _MARGIN
     # Video formats want even sides.
     page: Picture = np.full((height + height % 2, width + width % 2, 3), _PAPER, np.uint8)
     for place, text in enumerate(title):
         colour = _SOFT if place else _STRONG
         _line(page, _MARGIN, _MARGIN + place * line, text, width - 2 * _MARGIN, colour)
     for place, (caption, frame) in enumerate(zip(captions, columns, strict=True)):
-        x = left + place * (side + _GAP)
-        _line(page, x, top - line, caption, side, _SOFT)
+        x = left + place * (wide + _GAP)
+        _line(page, x, top - line, caption, wide, _SOFT)
         for order, row in enumerate(rows):
-            y = top + order * (side + _GAP)
-            page[y : y + side, x : x + side] = row.panels_TZZ3[frame]
+            y = top + order * (tall + _GAP)
+            page[y : y + tall, x : x + wide] = row.panels_TYX3[frame]
     for order, row in enumerate(rows):
-        _label(page, _MARGIN, top + order * (side + _GAP), row)
+        _label(page, _MARGIN, top + order * (tall + _GAP), row)
     return page
 
 

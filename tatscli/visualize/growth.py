@@ -138,7 +138,7 @@ class _Strips:
         motion = motion_row(panels_of(window.video_TCHW), window, every=tubelet)
         return [
             Row("input", [], self._slices(window)),
-            replace(motion, panels_TZZ3=motion.panels_TZZ3[::tubelet]),
+            replace(motion, panels_TYX3=motion.panels_TYX3[::tubelet]),
         ]
 
     def _strip(self, window: Window, stage: Stage, place: int) -> list[Row]:

@@ -1,6 +1,7 @@
 """The rows: input, sampler probability, visible tokens, reconstruction, error, motion.
 
-Shapes: T frames, C channels, S side of the view, Z = S * zoom side of a panel, N tokens.
+Shapes: T frames, C channels, H and W pixels of the view, Y and X those of a panel: enlarged by the
+zoom, N tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tatscli.visualize.sight import Sight
 from tatscli.visualize.windows import Window
 
 SMALLEST_PANEL = 192
-"""Views are enlarged by a whole number until a panel has this side: captions need the room."""
+"""Views are enlarged by a whole number until no side of a panel is shorter: words need the room."""
 
 # Greys of the hatching over hidden tokens: no picture looks like it.
 _HIDDEN = (104, 128)
@@ -54,13 +55,13 @@ class Row:
     Attributes:
         label: What the row shows.
         notes: What one must know to read it.
-        panels_TZZ3: uint8, one panel a frame.
+        panels_TYX3: uint8, one panel a frame.
         scale: Its colour scale, if colours mean numbers.
     """
 
     label: str
     notes: list[str]
-    panels_TZZ3: np.ndarray
+    panels_TYX3: np.ndarray
     scale: Scale | None = None
 
 
@@ -105,9 +106,9 @@ def rows_of(
     return rows
 
 
-def zoom_of(size: int) -> int:
+def zoom_of(video_TCHW: Tensor) -> int:
     """Return how many panel pixels a pixel of the view becomes, along each side."""
-    return max(1, -(-SMALLEST_PANEL // size))
+    return max(1, -(-SMALLEST_PANEL // min(video_TCHW.shape[-2:])))
 
 
 def heat(value: np.ndarray, *, over: np.ndarray) -> np.ndarray:
@@ -118,8 +119,8 @@ def heat(value: np.ndarray, *, over: np.ndarray) -> np.ndarray:
 
 
 def panels_of(video_TCHW: Tensor) -> np.ndarray:
-    """Enlarge uint8 frames, pixels staying square and sharp: (T, Z, Z, 3)."""
-    zoom = zoom_of(video_TCHW.shape[-1])
+    """Enlarge uint8 frames, pixels staying square and sharp: (T, Y, X, 3)."""
+    zoom = zoom_of(video_TCHW)
     frames = video_TCHW.permute(0, 2, 3, 1).numpy()
     return frames.repeat(zoom, axis=1).repeat(zoom, axis=2)
 
@@ -139,27 +140,27 @@ def bounds_of(value: Tensor) -> tuple[float, float]:
     return low, max(high, low + 1e-9)
 
 
-def visible_row(video_TZZ3: np.ndarray, plan: MaskPlan, grid: tuple[int, int, int]) -> Row:
+def visible_row(video_TYX3: np.ndarray, plan: MaskPlan, grid: tuple[int, int, int]) -> Row:
     """Show the visible tokens; hidden ones are hatched grey, darker where none predicts them."""
     tokens = math.prod(grid)
     hidden_N = plan.hidden_BN(tokens)[0].cpu()
     dropped_N = hidden_N.clone()
     dropped_N[plan.predict_BM[0].cpu()] = False
-    hidden_TZZ1, dropped_TZZ1 = (
-        _spread(one_N, grid, video_TZZ3.shape[:3]).numpy()[..., None]
+    hidden_TYX1, dropped_TYX1 = (
+        _spread(one_N, grid, video_TYX3.shape[:3]).numpy()[..., None]
         for one_N in (hidden_N, dropped_N)
     )
-    hatched = np.where(dropped_TZZ1, _hatching(video_TZZ3, _DROPPED), _hatching(video_TZZ3))
-    shown_TZZ3 = np.where(hidden_TZZ1, hatched, video_TZZ3)
+    hatched = np.where(dropped_TYX1, _hatching(video_TYX3, _DROPPED), _hatching(video_TYX3))
+    shown_TYX3 = np.where(hidden_TYX1, hatched, video_TYX3)
     seen, guessed, dropped = plan.visible_BK.shape[1], plan.predict_BM.shape[1], dropped_N.sum()
     notes = [f"grey is hidden: {seen} of {tokens} tokens visible, {guessed} to predict"]
     if dropped:
         notes.append(f"dark is hidden and not predicted: {dropped}")
-    return Row("visible tokens", notes, shown_TZZ3)
+    return Row("visible tokens", notes, shown_TYX3)
 
 
 def probability_row(
-    video_TZZ3: np.ndarray,
+    video_TYX3: np.ndarray,
     score_N: Tensor,
     grid: tuple[int, int, int],
     bounds: tuple[float, float],
@@ -167,49 +168,49 @@ def probability_row(
     """Lay the probabilities, as multiples of chance, over a grey picture."""
     low, high = bounds
     share_N = (lift_of(score_N) - low) / (high - low)
-    share_TZZ = _spread(share_N, grid, video_TZZ3.shape[:3]).numpy()
-    blend = heat(share_TZZ, over=video_TZZ3.mean(axis=-1))
+    share_TYX = _spread(share_N, grid, video_TYX3.shape[:3]).numpy()
+    blend = heat(share_TYX, over=video_TYX3.mean(axis=-1))
     notes = ["of being drawn first, as a multiple of chance"]
     return Row("sampler probability", notes, blend, Scale(f"{low:.2f}x", f"{high:.2f}x"))
 
 
 def _error_row(
-    video_TZZ3: np.ndarray, plan: MaskPlan, error_M: Tensor, grid: tuple[int, int, int]
+    video_TYX3: np.ndarray, plan: MaskPlan, error_M: Tensor, grid: tuple[int, int, int]
 ) -> Row:
     """Lay the errors of the predicted tokens over a grey picture."""
-    shape = video_TZZ3.shape[:3]
+    shape = video_TYX3.shape[:3]
     low, high = bounds_of(error_M)
     hidden_N = plan.hidden_BN(math.prod(grid))[0].cpu()
     predict_M = plan.predict_BM[0].cpu()
     share_N = torch.full(hidden_N.shape, math.nan)
     share_N[predict_M] = (error_M - low) / (high - low)
-    share_TZZ = _spread(share_N, grid, shape).numpy()
-    grey_TZZ = video_TZZ3.mean(axis=-1)
-    unseen_TZZ1 = _spread(hidden_N, grid, shape).numpy()[..., None]
-    others = np.where(unseen_TZZ1, _hatching(video_TZZ3), _dim(video_TZZ3))
-    hot = heat(np.nan_to_num(share_TZZ), over=grey_TZZ)
-    panels = np.where(np.isnan(share_TZZ)[..., None], others, hot)
+    share_TYX = _spread(share_N, grid, shape).numpy()
+    grey_TYX = video_TYX3.mean(axis=-1)
+    unseen_TYX1 = _spread(hidden_N, grid, shape).numpy()[..., None]
+    others = np.where(unseen_TYX1, _hatching(video_TYX3), _dim(video_TYX3))
+    hot = heat(np.nan_to_num(share_TYX), over=grey_TYX)
+    panels = np.where(np.isnan(share_TYX)[..., None], others, hot)
     notes = ["of each predicted token, as the loss counts it; grey is visible"]
     notes.append(f"mean {error_M.mean().item():#.3g}")
     return Row("error", notes, panels, Scale(f"{low:#.3g}", f"{high:#.3g}"))
 
 
-def motion_row(video_TZZ3: np.ndarray, window: Window, *, every: int = 1) -> Row:
+def motion_row(video_TYX3: np.ndarray, window: Window, *, every: int = 1) -> Row:
     """Draw the motion that masks are given over dim grey pictures.
 
     Where it has directions these are arrows, paler on frames that borrow them from a neighbour;
     where it is only known how much changes, a heat map.
 
     Args:
-        video_TZZ3: The panels of the window.
+        video_TYX3: The panels of the window.
         window: The window.
         every: One panel of so many will be shown; the notes are about these.
     """
     if not has_direction(window):
-        return _change_row(video_TZZ3, window.motion.speed_BThw[0])
+        return _change_row(video_TYX3, window.motion.speed_BThw[0])
     field_Thw2 = window.motion.field_BThw2[0].numpy()
-    panels = _dim(video_TZZ3)
-    zoom = zoom_of(window.video_TCHW.shape[-1])
+    panels = _dim(video_TYX3)
+    zoom = zoom_of(window.video_TCHW)
     valid_T = window.motion.valid_BT[0].tolist()
     real = len(panels) - window.held
     notes = [f"way since the frame before, to scale up to {LONGEST} tokens"]
@@ -234,45 +235,45 @@ def has_direction(window: Window) -> bool:
 
 def outline(row: Row, plan: MaskPlan, grid: tuple[int, int, int]) -> Row:
     """Draw the border of what is hidden into a row."""
-    panels = row.panels_TZZ3.copy()
-    hidden_TZZ = _spread(plan.hidden_BN(math.prod(grid))[0].cpu(), grid, panels.shape[:3]).numpy()
-    around_TZZ = np.pad(hidden_TZZ, ((0, 0), (2, 2), (2, 2)), mode="edge")
-    inner_TZZ = sliding_window_view(around_TZZ, (5, 5), axis=(1, 2)).all(axis=(-2, -1))
-    panels[hidden_TZZ & ~inner_TZZ] = _OUTLINE
-    return replace(row, notes=[*row.notes, "blue: border of what is hidden"], panels_TZZ3=panels)
+    panels = row.panels_TYX3.copy()
+    hidden_TYX = _spread(plan.hidden_BN(math.prod(grid))[0].cpu(), grid, panels.shape[:3]).numpy()
+    around_TYX = np.pad(hidden_TYX, ((0, 0), (2, 2), (2, 2)), mode="edge")
+    inner_TYX = sliding_window_view(around_TYX, (5, 5), axis=(1, 2)).all(axis=(-2, -1))
+    panels[hidden_TYX & ~inner_TYX] = _OUTLINE
+    return replace(row, notes=[*row.notes, "blue: border of what is hidden"], panels_TYX3=panels)
 
 
-def _change_row(video_TZZ3: np.ndarray, speed_Thw: Tensor) -> Row:
+def _change_row(video_TYX3: np.ndarray, speed_Thw: Tensor) -> Row:
     """Lay how much each token changes over a grey picture."""
     most = speed_Thw.max().item()
     T, h, w = speed_Thw.shape
-    share_TZZ = _spread(speed_Thw / most, (T, h, w), video_TZZ3.shape[:3]).numpy()
+    share_TYX = _spread(speed_Thw / most, (T, h, w), video_TYX3.shape[:3]).numpy()
     notes = ["change of grey levels since the frame before; it has no direction"]
-    panels = heat(share_TZZ, over=video_TZZ3.mean(axis=-1))
+    panels = heat(share_TYX, over=video_TYX3.mean(axis=-1))
     return Row("motion", notes, panels, Scale("0", f"{most:.3g}"))
 
 
-def _hatching(video_TZZ3: np.ndarray, greys: tuple[int, int] = _HIDDEN) -> np.ndarray:
-    """Return the pattern of hidden tokens: (Z, Z, 1)."""
-    diagonal_ZZ = np.add.outer(*[np.arange(side) for side in video_TZZ3.shape[1:3]]) % 6 < 1
-    return np.where(diagonal_ZZ, *greys).astype(np.uint8)[..., None]
+def _hatching(video_TYX3: np.ndarray, greys: tuple[int, int] = _HIDDEN) -> np.ndarray:
+    """Return the pattern of hidden tokens: (Y, X, 1)."""
+    diagonal_YX = np.add.outer(*[np.arange(side) for side in video_TYX3.shape[1:3]]) % 6 < 1
+    return np.where(diagonal_YX, *greys).astype(np.uint8)[..., None]
 
 
-def _dim(video_TZZ3: np.ndarray) -> np.ndarray:
-    """Return dark grey pictures to draw upon: (T, Z, Z, 3)."""
-    grey = (video_TZZ3.mean(axis=-1, keepdims=True) * 0.55).astype(np.uint8)
+def _dim(video_TYX3: np.ndarray) -> np.ndarray:
+    """Return dark grey pictures to draw upon: (T, Y, X, 3)."""
+    grey = (video_TYX3.mean(axis=-1, keepdims=True) * 0.55).astype(np.uint8)
     return grey.repeat(3, axis=-1)
 
 
 def _centre(panel: np.ndarray, text: str) -> None:
-    side = panel.shape[0]
-    scale = fitting_scale(text, side)
-    left = (side - text_width(text, scale)) // 2
-    draw_text(panel, left, side // 2 - 4 * scale, text, colour=(220, 220, 220), scale=scale)
+    height, width = panel.shape[:2]
+    scale = fitting_scale(text, width)
+    left = (width - text_width(text, scale)) // 2
+    draw_text(panel, left, height // 2 - 4 * scale, text, colour=(220, 220, 220), scale=scale)
 
 
 def _spread(value_N: Tensor, grid: tuple[int, int, int], shape: tuple[int, ...]) -> Tensor:
-    """Give each panel pixel the value of its token: a tensor of `shape` (T, Z, Z)."""
+    """Give each panel pixel the value of its token: a tensor of `shape` (T, Y, X)."""
     value = value_N.reshape(grid)
     for axis, length in enumerate(shape):
         value = value.repeat_interleave(length // grid[axis], dim=axis)

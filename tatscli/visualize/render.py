@@ -149,7 +149,7 @@ def windows_of(clip: Path, viewer: Viewer, page: Page) -> Iterator[Window]:
         clip,
         frames=form.grid[0] * form.tubelet,
         stride=page.stride,
-        size=form.grid[1] * form.patch,
+        size=(form.grid[1] * form.patch, form.grid[2] * form.patch),
         sites=form.grid[1:],
         motion=page.motion,
         prepared=page.prepared,

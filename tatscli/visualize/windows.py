@@ -72,7 +72,7 @@ def read_windows(
     *,
     frames: int,
     stride: int,
-    size: int,
+    size: tuple[int, int],
     sites: tuple[int, int],
     motion: Motion = _CODEC,
     prepared: Settings = _PREPARED,
@@ -83,7 +83,7 @@ def read_windows(
         path: A file FFmpeg can read.
         frames: Frames in a window.
         stride: Source frames from one frame of a window to the next.
-        size: Side of the view: the picture's short side is scaled to it, the middle is cut out.
+        size: Height and width of the view: the largest crop of that aspect in the middle.
         sites: Token rows and columns that motion is averaged over.
         motion: The recipe's `data.motion`: a window's motion is made as that of a training clip.
         prepared: Of the store trained on: whose vectors, on cells of which size, with what camera.
@@ -112,13 +112,13 @@ def read_windows(
             [one.time for one in shown],
             frames - len(seen),
             torch.stack([one.picture_CHW for one in shown]),
-            _motion(path, shown, field_Fyx2, valid_F, first, size // sites[0], motion, prepared),
+            _motion(path, shown, field_Fyx2, valid_F, first, size[0] // sites[0], motion, prepared),
             more,
         )
 
     stored = read_frames(
         path,
-        short_side=size,
+        short_side=max(size),  # whatever the picture's aspect, the crop is no smaller than the view
         motion_cell=prepared.motion_cell,
         motion=prepared.motion,
         camera=prepared.camera,

@@ -126,7 +126,12 @@ class Reading:
             record = opened.rows[row]
             start = rng.randrange(record.frames - (FRAMES - 1) * stride)
             view = corner_crop(
-                record.height, record.width, SIZE, scales=data.crop_scales, flip=0.0, rng=rng
+                record.height,
+                record.width,
+                data.view_size,
+                scales=data.crop_scales,
+                flip=0.0,
+                rng=rng,
             )
             self.wanted.append((row, [start + stride * n for n in range(FRAMES)], view))
 

@@ -43,6 +43,18 @@ def test_json_tells_every_token(cli, clip, mask, visible):
     assert any("frame 18 also fills its last 2 of 4 places" in note for note in found["notes"])
 
 
+@pytest.mark.parametrize("suffix", ["png", "mp4"])
+@pytest.mark.parametrize(("size", "grid"), [("24x40", [2, 3, 5]), ("40x24", [2, 5, 3])])
+def test_a_view_need_not_be_square(cli, clip, size, grid, suffix):
+    words = ["--size", size, "--mask", "mgm", "--out", f"oblong.{suffix}"]
+    done = cli("visualize-masks", clip, *SMALL, *words, "--json")
+    assert done.code == 0 and f" of 2 x {grid[1]} x {grid[2]} tokens" in done.stderr
+    found = done.json()
+    assert found["grid"] == grid
+    for window in found["windows"]:
+        assert sorted(window["visible"] + window["predict"]) == list(range(30))
+
+
 def test_the_default_is_the_clip_and_mask_of_videomae(cli, clip):
     found = cli("visualize-masks", clip, "--out", "sheet.png", "--json", "--quiet").json()
     assert (found["mask"], found["ratio"], found["grid"]) == ("tube", 0.9, [8, 14, 14])
@@ -103,6 +115,13 @@ def test_a_recipe_gives_mask_and_shape(cli, clip):
         (["--ratio", "1.5"], 2, "`mask.ratio: 1.5` must be less than 1"),
         (["--ratio", "0.999", "--mask", "random"], 2, "leaves none of 32 tokens visible"),
         (["--size", "33"], 2, "`data.size: 33` is not a multiple of `model.patch: 8`"),
+        (["--size", "32x36"], 2, "the width of `data.size: [32, 36]` is not a multiple of"),
+        (["--size", "0"], 2, "`--size 0` must be a number of pixels, such as `160`, or height x"),
+        (["--size", "-32"], 2, "`--size -32` must be a number of pixels"),
+        (["--size", "32x"], 2, "`--size 32x` must be a number of pixels"),
+        (["--size", "32x0"], 2, "`--size 32x0` must be a number of pixels"),
+        (["--size", "32x32x32"], 2, "`--size 32x32x32` must be a number of pixels"),
+        (["--size", "big"], 2, "`--size big` must be a number of pixels"),
         (["--out", "masks.webp"], 2, "its suffix must be one of .mp4"),
         (["--out", "films/clip.mp4"], 2, "is the clip itself"),
         (["--run", "runs/none"], 2, "`--size`, `--frames`, `--patch` cannot be chosen"),

@@ -188,6 +188,29 @@ def test_crops_of_a_segment_are_decoded_once_and_lie_apart() -> None:
     assert sum(store.read.values()) == 8  # two segments of four frames, whatever the crops
 
 
+def test_views_and_their_motion_need_not_be_square() -> None:
+    store = FakeStore([40], size=(60, 64), labels=[0])
+    oblong = data(size=(32, 48), repeats=2)
+    for sample in PretrainClips(store, [0], oblong, patch=8, seed=0)[0, 0]:
+        assert sample.video_CTHW.shape == (3, 4, 32, 48)
+        assert sample.motion is not None
+        assert sample.motion.field_BThw2.shape == (1, 4, 4, 6, 2)
+        assert sample.motion.speed_BThw.shape == (1, 4, 4, 6)
+    both = Finetune(augment=Augment(erasing=1.0, rand_augment=9, flip=1.0))
+    for epoch in range(5):
+        (sample,) = FinetuneClips(store, [0], oblong, both, seed=0)[epoch, 0]
+        assert sample.video_CTHW.shape == (3, 4, 32, 48)
+
+
+def test_crops_of_a_wide_view_lie_under_each_other() -> None:
+    ramp = np.broadcast_to(2 * np.arange(96, dtype=np.uint8)[:, None, None], (96, 96, 3))
+    config = data(size=(16, 48))
+    views = EvalViews(Still(ramp, frames=10), [0], config, sampling=Sampling(stride=2), crops=3)
+    videos = [views[item][0].video_CTHW.float() for item in range(3)]
+    assert {video.shape for video in videos} == {(3, 4, 16, 48)}
+    assert [video.mean().item() for video in videos] == pytest.approx([31, 95, 159], abs=1.5)
+
+
 def test_a_rate_takes_frames_by_their_times() -> None:
     store = FakeStore([9])
     store.times = lambda row: np.array([0, 1, 2, 3, 3.1, 3.2, 3.3, 3.4, 3.5])  # slow, then fast

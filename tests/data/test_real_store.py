@@ -50,18 +50,22 @@ def store(folder: Path) -> Store:
     return Store.open(folder)
 
 
-def test_motion_is_right_within_a_tenth_of_a_pixel_after_every_view(store: Store) -> None:
+@pytest.mark.parametrize("size", [(64, 64), (64, 112), (112, 48)])
+def test_motion_is_right_within_a_tenth_of_a_pixel_after_every_view(
+    store: Store, size: tuple[int, int]
+) -> None:
     """The field of a pan holds wherever the crop lies, however it is scaled or mirrored."""
-    clips = PretrainClips(store, store.part(None)[:2], DATA, patch=16, seed=0)
+    data = Data.model_validate({**DATA.model_dump(), "size": size})
+    clips = PretrainClips(store, store.part(None)[:2], data, patch=16, seed=0)
     flips, checked = set(), 0
     for epoch in range(30):
         for position, row in enumerate(clips.rows):
             for sample in clips[epoch, position]:
                 rng = random_of("view", 0, epoch, row, sample.view)
-                view = corner_crop(144, 192, 64, scales=DATA.crop_scales, flip=0.5, rng=rng)
+                view = corner_crop(144, 192, size, scales=DATA.crop_scales, flip=0.5, rng=rng)
                 # Two stored frames from one of the clip to the next.
-                x = 2 * STEP[0] * 0.75 * 64 / view.crop_width * (-1 if view.flip else 1)
-                y = 2 * STEP[1] * 0.75 * 64 / view.crop_height
+                x = 2 * STEP[0] * 0.75 * size[1] / view.crop_width * (-1 if view.flip else 1)
+                y = 2 * STEP[1] * 0.75 * size[0] / view.crop_height
                 assert sample.motion is not None
                 # Content enters at the border of the picture, where no vector can be right.
                 inner = sample.motion.field_BThw2[sample.motion.valid_BT][:, 1:-1, 1:-1]

@@ -2,7 +2,9 @@
 
 import random
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,8 +13,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from tatscli.data.view import View, corner_crop, random_resized_crop, spatial_crop
+from tests.clips import pan
 
 SCALES = [1, 0.875, 0.75, 0.66]
+SIZES = st.tuples(st.integers(8, 256), st.integers(8, 256))
+
+
+def box_of(view: View) -> tuple[int, int, int, int]:
+    return view.top, view.left, view.crop_height, view.crop_width
 
 
 @st.composite
@@ -20,7 +28,8 @@ def views(draw: st.DrawFn) -> View:
     height, width = draw(st.integers(1, 90)), draw(st.integers(1, 90))
     top, left = draw(st.integers(0, height - 1)), draw(st.integers(0, width - 1))
     tall, wide = draw(st.integers(1, height - top)), draw(st.integers(1, width - left))
-    size = draw(st.integers(2, 64))  # torch's byte resize cannot make a single pixel
+    sides = st.integers(2, 64)  # torch's byte resize cannot make a single pixel
+    size = draw(st.tuples(sides, sides))
     return View(height, width, top, left, tall, wide, size, draw(st.booleans()))
 
 
@@ -38,7 +47,7 @@ def test_uniform_motion_stays_exact_and_scales(view: View, cell: int, rows: int,
     got, speed = view.motion(field.movedim(-1, 1)[None], cell=cell, grid=(rows, cols))
     sign = -1 if view.flip else 1
     expected = torch.tensor(
-        [sign * 3 * view.size / view.crop_width, -2 * view.size / view.crop_height]
+        [sign * 3 * view.size[1] / view.crop_width, -2 * view.size[0] / view.crop_height]
     )
     assert got.shape == (2, rows, cols, 2)
     torch.testing.assert_close(got, expected.expand_as(got), rtol=1e-5, atol=1e-5)
@@ -50,7 +59,7 @@ def test_uniform_motion_stays_exact_and_scales(view: View, cell: int, rows: int,
 def test_motion_equals_the_mean_over_pixels(view: View, cell: int, rows: int, cols: int) -> None:
     """Spread the field over pixels, cut each token's exact area out of them pixel by pixel."""
     steps = torch.stack([fields(view, cell), 2 * fields(view, cell).flip(0)])
-    scale_y, scale_x = view.size / view.crop_height, view.size / view.crop_width
+    scale_y, scale_x = view.size[0] / view.crop_height, view.size[1] / view.crop_width
     scaled = steps.double() * torch.tensor([scale_x, scale_y], dtype=torch.float64)
     # What is averaged: x and y of the displacement, and the length of the way.
     field = torch.cat([scaled.sum(0), scaled.norm(dim=-1).sum(0)[..., None]], dim=-1)
@@ -112,48 +121,58 @@ def test_frames_equal_a_float_resize_of_the_crop(view: View) -> None:
         view.top : view.top + view.crop_height,
         view.left : view.left + view.crop_width,
     ]
-    expected = functional.interpolate(
-        cut.float(), (view.size, view.size), mode="bilinear", antialias=True
-    )
+    expected = functional.interpolate(cut.float(), view.size, mode="bilinear", antialias=True)
     if view.flip:
         expected = expected.flip(-1)
     got = view.frames(video.contiguous(memory_format=torch.channels_last))
     assert got.dtype == torch.uint8
-    assert got.shape == (2, 3, view.size, view.size)
+    assert got.shape == (2, 3, *view.size)
     assert (got.float() - expected).abs().max() <= 1.01
     assert torch.equal(got, view.frames(video))  # whatever the memory layout
 
 
-def test_a_moving_picture_moves_as_its_field_says() -> None:
-    """Shift a picture by the field, view both: the content moved by the view's motion."""
-    ramp = torch.arange(96, dtype=torch.float32)
-    before = ramp.expand(1, 1, 64, 96)
-    after = before - 4  # content moved by +4 in x on a ramp of slope 1
-    view = View(64, 96, 8, 16, 32, 64, 32, flip=True)
-    video = torch.cat([before, after]).expand(2, 3, 64, 96).clamp(0, 255).to(torch.uint8)
-    field = torch.tensor([4.0, 0.0]).expand(2, 4, 6, 2)
-    motion = view.motion(field.movedim(-1, 1)[None], cell=16, grid=(2, 2))[0][0, 0, 0]
-    picture = view.frames(video).float()
-    slope = (picture[0, 0, 16, 20] - picture[0, 0, 16, 10]) / 10
-    shift = (picture[0, 0, 16, 15] - picture[1, 0, 16, 15]) / slope
-    assert motion[0].item() == pytest.approx(-2.0)
-    assert shift.item() == pytest.approx(motion[0].item(), abs=0.3)
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize(("size", "way"), [((48, 32), (2, -3)), ((16, 96), (6, -1))])
+def test_a_moving_picture_moves_as_its_field_says(
+    size: tuple[int, int], way: tuple[int, int], flip: bool
+) -> None:
+    """What a pan shows in the view is there again in the next frame, as far on as the motion says.
+
+    The scales of x and y differ, and whole pixels stay whole pixels.
+    """
+    before, after = pan((4, -2), frames=2, height=64, width=96)
+    video = torch.from_numpy(np.stack([before, after])).permute(0, 3, 1, 2)
+    view = View(64, 96, 8, 16, 32, 64, size, flip)
+    field = torch.tensor([4.0, -2.0]).expand(1, 4, 6, 2).permute(0, 3, 1, 2)[None]
+    motion = view.motion(field, cell=16, grid=(2, 2))[0][0]
+    x, y = (-way[0] if flip else way[0]), way[1]
+    assert torch.equal(motion, torch.tensor([float(x), float(y)]).expand(2, 2, 2))
+    seen = view.frames(video).int()
+    came = seen[0].roll((y, x), dims=(1, 2))
+    down, across = abs(y) + 2, abs(x) + 2  # the rim sees other pixels
+    inner = (slice(None), slice(down, -down), slice(across, -across))
+    assert (seen[1] - came)[inner].abs().max() <= 2
+    assert (seen[1] - seen[0])[inner].abs().float().mean() > 5
 
 
-@pytest.mark.parametrize("change", [{"left": 60}, {"top": -1}, {"crop_width": 0}, {"size": 0}])
-def test_impossible_crops_are_refused(change: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "change", [{"left": 60}, {"top": -1}, {"crop_width": 0}, {"size": (32, 0)}]
+)
+def test_impossible_crops_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="leaves the picture"):
-        replace(View(48, 64, 0, 0, 48, 48, 32), **change)
+        replace(View(48, 64, 0, 0, 48, 48, (32, 32)), **change)
 
 
 def test_frames_of_another_size_are_refused() -> None:
     with pytest.raises(ValueError, match="48 x 64"):
-        View(48, 64, 0, 0, 48, 48, 32).frames(torch.zeros(1, 3, 64, 48, dtype=torch.uint8))
+        View(48, 64, 0, 0, 48, 48, (32, 32)).frames(torch.zeros(1, 3, 64, 48, dtype=torch.uint8))
 
 
 def test_corner_crop_uses_every_pair_and_place_and_no_other() -> None:
     rng = random.Random(0)
-    drawn = [corner_crop(256, 340, 224, scales=SCALES, flip=0.0, rng=rng) for _ in range(6000)]
+    drawn = [
+        corner_crop(256, 340, (224, 224), scales=SCALES, flip=0.0, rng=rng) for _ in range(6000)
+    ]
     sides = [256, 224, 192, 168]
     pairs = {(sides[i], sides[j]) for i in range(4) for j in range(4) if abs(i - j) <= 1}
     assert {(view.crop_height, view.crop_width) for view in drawn} == pairs
@@ -167,31 +186,38 @@ def test_corner_crop_uses_every_pair_and_place_and_no_other() -> None:
 
 def test_flip_probability_is_kept() -> None:
     rng = random.Random(0)
-    flips = [corner_crop(20, 30, 8, scales=[1], flip=0.3, rng=rng).flip for _ in range(4000)]
+    flips = [corner_crop(20, 30, (8, 8), scales=[1], flip=0.3, rng=rng).flip for _ in range(4000)]
     assert sum(flips) / 4000 == pytest.approx(0.3, abs=0.03)
 
 
-@given(st.integers(1, 400), st.integers(1, 400), st.integers(0, 2**32))
-def test_random_views_stay_inside(height: int, width: int, seed: int) -> None:
+@given(st.integers(1, 400), st.integers(1, 400), SIZES, st.integers(0, 2**32))
+def test_random_views_stay_inside(
+    height: int, width: int, size: tuple[int, int], seed: int
+) -> None:
     rng = random.Random(seed)
     for view in (
-        corner_crop(height, width, 32, scales=SCALES, flip=0.5, rng=rng),
+        corner_crop(height, width, size, scales=SCALES, flip=0.5, rng=rng),
         random_resized_crop(
-            height, width, 32, scale=(0.08, 1.0), ratio=(0.75, 4 / 3), flip=0.5, rng=rng
+            height, width, size, scale=(0.08, 1.0), ratio=(0.75, 4 / 3), flip=0.5, rng=rng
         ),
     ):
         assert 0 <= view.top < view.top + view.crop_height <= height
         assert 0 <= view.left < view.left + view.crop_width <= width
 
 
-def test_random_resized_crop_covers_its_ranges() -> None:
+@pytest.mark.parametrize("size", [(224, 224), (96, 160), (160, 128)])
+def test_random_resized_crop_covers_its_ranges(size: tuple[int, int]) -> None:
+    """Aspects are those of undistorted pixels, and as often narrower as wider."""
     rng = random.Random(0)
     drawn = [
-        random_resized_crop(256, 340, 224, scale=(0.2, 0.5), ratio=(0.75, 4 / 3), flip=0.5, rng=rng)
+        random_resized_crop(
+            256, 340, size, scale=(0.2, 0.5), ratio=(0.75, 4 / 3), flip=0.5, rng=rng
+        )
         for _ in range(3000)
     ]
     areas = torch.tensor([view.crop_height * view.crop_width / (256 * 340) for view in drawn])
     aspects = torch.tensor([view.crop_width / view.crop_height for view in drawn])
+    aspects *= size[0] / size[1]
     assert 0.195 < areas.min() < 0.21
     assert 0.49 < areas.max() < 0.505
     assert areas.mean().item() == pytest.approx(0.35, abs=0.01)
@@ -201,19 +227,85 @@ def test_random_resized_crop_covers_its_ranges() -> None:
     assert {view.top == 0 for view in drawn} == {True, False}
 
 
-def test_random_resized_crop_of_a_strip_falls_back_to_an_allowed_aspect() -> None:
+@pytest.mark.parametrize(
+    ("height", "width", "size", "box"),
+    [
+        (20, 1000, (8, 8), (0, 486, 20, 27)),
+        (20, 1000, (96, 160), (0, 478, 20, 44)),  # 4/3 x 5/3 of the height
+        (1000, 20, (96, 160), (492, 0, 16, 20)),  # 3/4 x 5/3
+    ],
+)
+def test_random_resized_crop_of_a_strip_falls_back_to_an_allowed_aspect(
+    height: int, width: int, size: tuple[int, int], box: tuple[int, int, int, int]
+) -> None:
     view = random_resized_crop(
-        20, 1000, 8, scale=(0.9, 1.0), ratio=(0.75, 4 / 3), flip=0.0, rng=random.Random(0)
+        height, width, size, scale=(0.9, 1.0), ratio=(0.75, 4 / 3), flip=0.0, rng=random.Random(0)
     )
-    assert (view.top, view.left, view.crop_height, view.crop_width) == (0, 486, 20, 27)
+    assert box_of(view) == box
 
 
-def test_spatial_crops_are_spaced_along_the_long_side() -> None:
-    def boxes(height: int, width: int, crops: int) -> list[tuple[int, int, int, int]]:
-        found = [spatial_crop(height, width, 32, crop=i, crops=crops) for i in range(crops)]
-        return [(view.top, view.left, view.crop_height, view.crop_width) for view in found]
+def test_square_views_are_drawn_as_ever() -> None:
+    """Recorded when views could only be square: seeds must go on to mean the same crops."""
+    rng = random.Random(7)
+    drawn = [corner_crop(240, 320, (224, 224), scales=SCALES, flip=0.5, rng=rng) for _ in range(4)]
+    drawn += [
+        random_resized_crop(
+            240, 320, (224, 224), scale=(0.08, 1.0), ratio=(0.75, 4 / 3), flip=0.5, rng=rng
+        )
+        for _ in range(4)
+    ]
+    assert [(*box_of(view), view.flip) for view in drawn] == [
+        (0, 110, 180, 210, True),
+        (0, 40, 240, 240, False),
+        (0, 110, 240, 210, False),
+        (41, 0, 158, 180, True),
+        (2, 141, 217, 169, True),
+        (7, 147, 143, 154, False),
+        (34, 74, 106, 91, True),
+        (11, 13, 206, 215, False),
+    ]
 
-    assert boxes(48, 64, 1) == [(0, 8, 48, 48)]
-    assert boxes(48, 64, 3) == [(0, 0, 48, 48), (0, 8, 48, 48), (0, 16, 48, 48)]
-    assert boxes(64, 48, 3) == [(0, 0, 48, 48), (8, 0, 48, 48), (16, 0, 48, 48)]
-    assert boxes(50, 50, 3) == [(0, 0, 50, 50)] * 3
+
+def test_corner_crops_of_an_oblong_view_are_shares_of_the_largest() -> None:
+    rng = random.Random(0)
+    drawn = [
+        corner_crop(256, 320, (96, 160), scales=SCALES, flip=0.0, rng=rng) for _ in range(4000)
+    ]
+    talls, wides = [192, 168, 144, 126], [320, 280, 240, 211]
+    pairs = {(talls[i], wides[j]) for i in range(4) for j in range(4) if abs(i - j) <= 1}
+    assert {(view.crop_height, view.crop_width) for view in drawn} == pairs
+    assert {view.top for view in drawn if view.crop_height == 192} == {0, 16, 32, 48, 64}
+    assert {view.left for view in drawn if view.crop_width == 240} == {0, 20, 40, 60, 80}
+
+
+@given(st.integers(1, 400), st.integers(1, 400), SIZES)
+def test_the_crop_of_evaluation_is_the_largest_that_is_not_distorted(
+    height: int, width: int, size: tuple[int, int]
+) -> None:
+    view = spatial_crop(height, width, size, crop=0, crops=1)
+    tall, wide = view.crop_height, view.crop_width
+    assert tall == height or wide == width
+    # One side follows from the other, to half a pixel.
+    assert abs(wide * size[0] - tall * size[1]) <= max(size) / 2 or min(tall, wide) == 1
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size", "boxes"),
+    [
+        (48, 64, (32, 32), [(0, 0, 48, 48), (0, 8, 48, 48), (0, 16, 48, 48)]),
+        (64, 48, (32, 32), [(0, 0, 48, 48), (8, 0, 48, 48), (16, 0, 48, 48)]),
+        (50, 50, (32, 32), [(0, 0, 50, 50)] * 3),
+        (96, 320, (96, 160), [(0, 0, 96, 160), (0, 80, 96, 160), (0, 160, 96, 160)]),
+        # A wide view of a less wide frame has room above and below.
+        (120, 160, (96, 160), [(0, 0, 96, 160), (12, 0, 96, 160), (24, 0, 96, 160)]),
+        (120, 160, (160, 80), [(0, 0, 120, 60), (0, 50, 120, 60), (0, 100, 120, 60)]),
+        (48, 80, (96, 160), [(0, 0, 48, 80)] * 3),
+    ],
+)
+def test_spatial_crops_are_spaced_along_the_side_that_has_room(
+    height: int, width: int, size: tuple[int, int], boxes: list[tuple[int, int, int, int]]
+) -> None:
+    found = [spatial_crop(height, width, size, crop=i, crops=3) for i in range(3)]
+    assert [box_of(view) for view in found] == boxes
+    assert box_of(spatial_crop(height, width, size, crop=0, crops=1)) == boxes[1]
+    assert all(view.size == size for view in found)

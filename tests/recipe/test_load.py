@@ -7,7 +7,7 @@ import pytest
 from tatscli.errors import Exit, RecipeError
 from tatscli.recipe.keys import node_of, unknown
 from tatscli.recipe.load import load_recipe
-from tatscli.recipe.schema import Mask
+from tatscli.recipe.schema import Data, Mask
 from tests.recipe.kinds import listed
 
 MINIMAL = "data: {store: prepared/x}\nmask: {kind: tube}\n"
@@ -135,6 +135,14 @@ def test_all_problems_come_at_once_with_path_line_and_nearest_key(write):
             "`data.size: 100` is not a multiple of `model.patch: 16`",
         ),
         (
+            "data: {store: x, size: [96, 100]}\nmask: {kind: tube}\n",
+            "the width of `data.size: [96, 100]` is not a multiple of `model.patch: 16`",
+        ),
+        (
+            "data: {store: x, size: [90, 160]}\nmask: {kind: tube}\n",
+            "the height of `data.size: [90, 160]` is not a multiple of `model.patch: 16`",
+        ),
+        (
             "data:\n  store: x\n  sampling: {mode: uniform, stride: 2}\nmask: {kind: tube}\n",
             "line 3: `data.sampling`: `mode: uniform` takes no `stride`: "
             "the whole video is covered",
@@ -151,6 +159,47 @@ def test_all_problems_come_at_once_with_path_line_and_nearest_key(write):
 )
 def test_one_problem_in_words(write, text, expected):
     assert problems_of(write(text)) == [expected]
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        '"big"',
+        '"224"',
+        "-16",
+        "0",
+        "2.5",
+        "null",
+        "true",
+        "[]",
+        "[96]",
+        "[96, 160, 3]",
+        "[96, -16]",
+        "[96, 16.5]",
+        '["96", 160]',
+        '{"height": 96}',
+    ],
+)
+def test_a_size_that_is_neither_one_number_nor_two_is_one_problem(write, size):
+    wanted = "must be a whole number of at least 1, or two: [height, width]"
+    text = f"data:\n  store: x\n  size: {size}\nmask: {{kind: tube}}\n"
+    assert problems_of(write(text)) == [f"line 3: `data.size: {size}` {wanted}"]
+    assert problems_of(write(MINIMAL), f"data.size={size}") == [f"`data.size: {size}` {wanted}"]
+
+
+def test_a_view_has_one_side_or_height_and_width(write):
+    def data(*overrides: str) -> Data:
+        return load_recipe(write(MINIMAL), overrides).recipe.data
+
+    assert (data().size, data().view_size) == (224, (224, 224))
+    assert (data("data.size=112").size, data("data.size=112").view_size) == (112, (112, 112))
+    oblong = load_recipe(write(MINIMAL), ["data.size=[96,160]"]).recipe
+    assert (oblong.data.view_size, oblong.grid) == ((96, 160), (8, 6, 10))
+    assert data("data.size=[96,160]", "data.size.0=128").view_size == (128, 160)
+    # Runs of either spelling are one another's: they are written alike.
+    assert data("data.size=[224, 224]") == data()
+    assert data("data.size=[112,112]").model_dump(mode="json")["size"] == 112
+    assert oblong.data.model_dump(mode="json")["size"] == [96, 160]
 
 
 SELECTIONS = "`random`, `uniform`, `running_cell`, `flow` or `everest`"

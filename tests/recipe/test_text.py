@@ -11,6 +11,7 @@ from tatscli.recipe.text import dump_mapping, dump_recipe, parse
 
 TRICKY = ["1e-4", "1E5", "-3e+2", ".5e1", "null", "no", "on", "0x10", "1:30", "2024-01-01", "~", ""]
 WORDS = st.text() | st.sampled_from(TRICKY)
+SIDES = st.integers(1, 40).map(lambda tokens: 16 * tokens)
 
 
 @pytest.mark.parametrize("name", [one.name for one in shipped()])
@@ -23,15 +24,18 @@ def test_a_dumped_recipe_loads_as_the_same_recipe(name, tmp_path):
 
 @given(
     store=WORDS,
+    size=SIDES | st.tuples(SIDES, SIDES),
     out=st.none() | WORDS,
     lr=st.floats(0, exclude_min=True, allow_infinity=False),
     betas=st.tuples(*[st.floats(0, 1, exclude_min=True, exclude_max=True)] * 2),
     mask=st.sampled_from(["random", "tube", "tats"]),
 )
-def test_any_valid_recipe_survives_the_round_trip(tmp_path_factory, store, out, lr, betas, mask):
+def test_any_valid_recipe_survives_the_round_trip(
+    tmp_path_factory, store, size, out, lr, betas, mask
+):
     recipe = Recipe.model_validate(
         {
-            "data": {"store": store},
+            "data": {"store": store, "size": size},
             "mask": {"kind": mask},
             "optim": {"base_lr": lr, "betas": betas},
             "run": {"out": out},

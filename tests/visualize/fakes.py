@@ -19,11 +19,12 @@ SIZE = GRID[1] * PATCH
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 
 
-def window(*, held: int = 0, seed: int = 0) -> Window:
+def window(*, held: int = 0, seed: int = 0, grid: tuple[int, int, int] = GRID) -> Window:
     """Four frames of noise; vectors point right; those of the first are borrowed."""
     generator = torch.Generator().manual_seed(seed)
-    video = torch.randint(0, 256, (4, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
-    field = torch.zeros(1, 4, 4, 4, 2)
+    shape = (4, 3, grid[1] * PATCH, grid[2] * PATCH)
+    video = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    field = torch.zeros(1, 4, *grid[1:], 2)
     field[:, :, 1, 1, 0] = 2.0
     valid = torch.tensor([[False, True, True, not held]])
     return Window(

@@ -73,7 +73,7 @@ def test_rows_show_what_their_mask_hides(clip, tmp_path, candidates, painted):
     ((_, sights),), _ = draw(clip, tmp_path / "sheet.png", candidates)
     frames, *rows, _ = painted[0]
     for row, sight in zip(rows, sights, strict=True):
-        grey = (row.panels_TZZ3 != frames.panels_TZZ3).any(axis=-1)
+        grey = (row.panels_TYX3 != frames.panels_TYX3).any(axis=-1)
         cells = grey.reshape(2, 2, 4, 48, 4, 48).mean(axis=(1, 3, 5)).ravel()
         hidden = set(np.flatnonzero(cells > 0.5))
         assert hidden == set(range(32)) - set(sight.plan.visible_BK[0].tolist())

@@ -5,7 +5,7 @@ import numpy as np
 from tatscli.visualize.compose import compose
 from tatscli.visualize.panels import Row, Scale
 
-SIDE = 50
+TALL, WIDE = 50, 70
 
 
 def rows(count=2, frames=3, **more):
@@ -15,7 +15,7 @@ def rows(count=2, frames=3, **more):
             f"row {r}",
             ["a note that is long enough for two lines"],
             np.stack(
-                [np.full((SIDE, SIDE, 3), (10 * r, 20 * f, 5), np.uint8) for f in range(frames)]
+                [np.full((TALL, WIDE, 3), (10 * r, 20 * f, 5), np.uint8) for f in range(frames)]
             ),
             **more,
         )
@@ -32,10 +32,10 @@ def test_each_panel_is_there_once_whole_and_in_order():
     for r in (1, 2):
         for f, there in ((0, True), (1, False), (2, True)):
             match = (found == (10 * r, 20 * f, 5)).all(axis=-1)
-            assert match.sum() == (SIDE * SIDE if there else 0)
+            assert match.sum() == (TALL * WIDE if there else 0)
             if there:
                 y, x = np.nonzero(match)
-                assert np.ptp(y) == np.ptp(x) == SIDE - 1
+                assert (np.ptp(y), np.ptp(x)) == (TALL - 1, WIDE - 1)
     tops = [np.nonzero((found == (10 * r, 0, 5)).all(axis=-1))[0].min() for r in (1, 2)]
     lefts = [np.nonzero((found == (10, 20 * f, 5)).all(axis=-1))[1].min() for f in (0, 2)]
     assert tops[0] < tops[1] and lefts[0] < lefts[1]
@@ -52,10 +52,10 @@ def test_a_film_keeps_its_size_whatever_the_words_say():
 
 
 def test_title_captions_labels_and_scale_are_written():
-    bare = compose([""], ["", ""], [Row("", [], row.panels_TZZ3) for row in rows()], (0, 2))
+    bare = compose([""], ["", ""], [Row("", [], row.panels_TYX3) for row in rows()], (0, 2))
     scale = Scale("0.5x", "1.5x")
     written = compose(
-        ["t"], ["c", "d"], [Row("label", [], r.panels_TZZ3, scale) for r in rows()], (0, 2)
+        ["t"], ["c", "d"], [Row("label", [], r.panels_TYX3, scale) for r in rows()], (0, 2)
     )
     assert bare.shape == written.shape
     y, x = np.nonzero((bare != written).any(axis=-1))

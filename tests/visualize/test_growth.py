@@ -78,7 +78,7 @@ def test_all_heat_maps_share_one_scale_and_its_colours(tmp_path, pages):
     early, late = (rows[f"step {step} probability"] for step in (0, 100))
     assert early.scale == late.scale
     assert (late.scale.low, late.scale.high) == ("0.00x", "2.00x")
-    alike = (tokens(early.panels_TZZ3) == tokens(late.panels_TZZ3)).all(axis=(1, 2, 3))
+    alike = (tokens(early.panels_TYX3) == tokens(late.panels_TYX3)).all(axis=(1, 2, 3))
     assert np.flatnonzero(~alike).tolist() == [7, 20]
 
 
@@ -89,7 +89,7 @@ def test_strips_tell_step_entropy_and_motion(tmp_path, pages):
     assert "entropy 0.988, uniform 1" in rows["step 100 probability"].notes
     assert "motion of visible tokens 0.00 x chance" in rows["step 0 visible tokens"].notes
     assert "motion of visible tokens 8.00 x chance" in rows["step 100 visible tokens"].notes
-    hidden = (tokens(rows["step 100 visible tokens"].panels_TZZ3) <= 128).all(axis=(1, 2, 3))
+    hidden = (tokens(rows["step 100 visible tokens"].panels_TYX3) <= 128).all(axis=(1, 2, 3))
     assert np.flatnonzero(~hidden).tolist() == SEEN[1]
 
 

@@ -19,17 +19,17 @@ def sight(*, score=None, reconstruction=None, error=None, plan=None) -> Sight:
     return Sight(plan, score, reconstruction, error)
 
 
-def rows(seen=None, statistics=False, **parts):
-    found = rows_of(seen or window(), sight(**parts), grid=GRID, statistics=statistics)
+def rows(seen=None, statistics=False, grid=GRID, **parts):
+    found = rows_of(seen or window(), sight(**parts), grid=grid, statistics=statistics)
     return {row.label: row for row in found}
 
 
-def tokens(panels: np.ndarray) -> np.ndarray:
+def tokens(panels: np.ndarray, grid: tuple[int, int, int] = GRID) -> np.ndarray:
     """Cut panels into tokens: (N, frames, rows, columns, 3)."""
-    t, h, w = GRID
-    frames, side = panels.shape[:2]
-    cut = panels.reshape(t, frames // t, h, side // h, w, side // w, 3)
-    return cut.transpose(0, 2, 4, 1, 3, 5, 6).reshape(t * h * w, frames // t, -1, side // w, 3)
+    t, h, w = grid
+    frames, tall, wide = panels.shape[:3]
+    cut = panels.reshape(t, frames // t, h, tall // h, w, wide // w, 3)
+    return cut.transpose(0, 2, 4, 1, 3, 5, 6).reshape(t * h * w, frames // t, -1, wide // w, 3)
 
 
 def test_rows_come_in_order_and_only_where_there_is_something_to_show():
@@ -48,9 +48,16 @@ def test_rows_come_in_order_and_only_where_there_is_something_to_show():
 
 
 def test_small_views_are_enlarged_pixel_by_pixel():
-    assert [zoom_of(size) for size in (16, 64, 96, 191, 192, 224)] == [12, 3, 2, 2, 1, 1]
+    sizes = (16, 64, 96, 191, 192, 224)
+    squares = [torch.empty(1, 3, size, size) for size in sizes]
+    assert [zoom_of(video) for video in squares] == [12, 3, 2, 2, 1, 1]
+    oblong = [torch.empty(1, 3, 96, 160), torch.empty(1, 3, 160, 96)]
+    assert [zoom_of(video) for video in oblong] == [
+        2,
+        2,
+    ]  # labels need the height, captions the width
     seen = window()
-    panels = rows(seen)["input"].panels_TZZ3
+    panels = rows(seen)["input"].panels_TYX3
     assert panels.shape == (4, SMALLEST_PANEL, SMALLEST_PANEL, 3)
     assert (
         panels[:, ZOOM - 1 :: ZOOM, ::ZOOM].transpose(0, 3, 1, 2) == seen.video_TCHW.numpy()
@@ -59,7 +66,7 @@ def test_small_views_are_enlarged_pixel_by_pixel():
 
 def test_exactly_the_hidden_tokens_are_grey():
     found = rows()
-    masked, whole = (tokens(found[name].panels_TZZ3) for name in ("visible tokens", "input"))
+    masked, whole = (tokens(found[name].panels_TYX3) for name in ("visible tokens", "input"))
     for token in range(32):
         if token in VISIBLE:
             assert (masked[token] == whole[token]).all()
@@ -73,7 +80,7 @@ def test_exactly_the_hidden_tokens_are_grey():
 def test_hidden_tokens_that_none_predicts_are_darker_and_counted():
     predict = [1, 2, 30]
     found = rows(plan=MaskPlan(torch.tensor([VISIBLE]), torch.tensor([predict])))["visible tokens"]
-    cut = tokens(found.panels_TZZ3)
+    cut = tokens(found.panels_TYX3)
     for token in set(range(32)) - set(VISIBLE):
         greys = {104, 128} if token in predict else {40, 64}
         assert set(np.unique(cut[token])) == greys
@@ -89,8 +96,8 @@ def test_the_reconstruction_says_where_its_statistics_come_from():
     with_statistics = rows(reconstruction=painted, statistics=True)["reconstruction"]
     assert "patch mean and deviation taken from the original" in with_statistics.notes
     assert len(rows(reconstruction=painted)["reconstruction"].notes) == 1
-    assert with_statistics.panels_TZZ3[0, 0, 0].tolist() == [0, 51, 255]
-    assert with_statistics.panels_TZZ3[1, 5, 5].tolist() == [128, 128, 128]
+    assert with_statistics.panels_TYX3[0, 0, 0].tolist() == [0, 51, 255]
+    assert with_statistics.panels_TYX3[1, 5, 5].tolist() == [128, 128, 128]
 
 
 def test_probabilities_are_told_as_multiples_of_chance_and_coloured_by_rank():
@@ -98,8 +105,8 @@ def test_probabilities_are_told_as_multiples_of_chance_and_coloured_by_rank():
     score_N[7], score_N[20] = 2 / 32, 0.0
     row = rows(score=score_N)["sampler probability"]
     assert (row.scale.low, row.scale.high) == ("0.00x", "2.00x")
-    bright = tokens(row.panels_TZZ3).mean(axis=(1, 2, 3, 4)) - 0.3 * tokens(
-        rows()["input"].panels_TZZ3
+    bright = tokens(row.panels_TYX3).mean(axis=(1, 2, 3, 4)) - 0.3 * tokens(
+        rows()["input"].panels_TYX3
     ).mean(axis=(1, 2, 3, 4))
     assert bright.argmax() == 7 and bright.argmin() == 20
 
@@ -109,7 +116,7 @@ def test_a_uniform_policy_shows_one_colour_not_noise():
         "sampler probability"
     ]
     assert (row.scale.low, row.scale.high) == ("0.95x", "1.05x")
-    tint = row.panels_TZZ3 - 0.3 * rows()["input"].panels_TZZ3.mean(axis=-1, keepdims=True)
+    tint = row.panels_TYX3 - 0.3 * rows()["input"].panels_TYX3.mean(axis=-1, keepdims=True)
     assert (np.ptp(tint, axis=(0, 1, 2)) <= 2).all()
 
 
@@ -124,10 +131,10 @@ def test_the_error_of_each_predicted_token_is_a_colour_and_the_others_have_none(
     row = rows(error=torch.tensor([0.5, 0.25, 2.0, 1.25]), plan=plan)["error"]
     assert (row.scale.low, row.scale.high) == ("0.250", "2.00")
     assert "mean 1.00" in row.notes
-    cut = tokens(row.panels_TZZ3).astype(int)
+    cut = tokens(row.panels_TYX3).astype(int)
     colourful = np.ptp(cut, axis=-1).max(axis=(1, 2, 3)) > 0
     assert np.flatnonzero(colourful).tolist() == predict
-    grey = tokens(rows()["input"].panels_TZZ3).mean(axis=-1)
+    grey = tokens(rows()["input"].panels_TYX3).mean(axis=-1)
     bright = [cut[token].mean() - 0.3 * grey[token].mean() for token in predict]
     assert np.argsort(bright).tolist() == [1, 0, 3, 2]
     for token in range(32):
@@ -153,6 +160,40 @@ def test_labels_tell_entropy_and_motion():
     assert "no motion to compare with" in rows(still)["visible tokens"].notes
 
 
+@pytest.mark.parametrize("grid", [(2, 3, 6), (2, 6, 3)])
+def test_every_row_of_an_oblong_view_shows_its_tokens_where_they_are(grid):
+    seen, visible, bright = window(grid=grid), [0, 4, 19], 10
+    plan = MaskPlan.from_visible(torch.tensor([visible]), 36)
+    hidden = [token for token in range(36) if token not in visible]
+    score, error = torch.ones(36), torch.ones(33)
+    score[bright], error[hidden.index(bright)] = 3, 3
+    made = sight(score=score / score.sum(), error=error, plan=plan)
+    found = {row.label: row for row in rows_of(seen, made, grid=grid, statistics=False)}
+    side = 64  # of a token: 8 pixels of the view, 8 times
+    cut = {label: tokens(row.panels_TYX3, grid).astype(int) for label, row in found.items()}
+    shapes = {row.panels_TYX3.shape for row in found.values()}
+    assert shapes == {(4, side * grid[1], side * grid[2], 3)}
+    for token in range(36):
+        greys = set(np.unique(cut["visible tokens"][token]))
+        assert (greys == {104, 128}) == (token in hidden)
+    grey = cut["input"].mean(axis=(1, 2, 3, 4))
+    for label in ("sampler probability", "error"):
+        heat_N = cut[label].mean(axis=(1, 2, 3, 4)) - 0.3 * grey
+        assert heat_N[hidden].argmax() == hidden.index(bright)
+    moving = yellow(found["motion"].panels_TYX3[1])
+    y, x = np.nonzero(moving)
+    assert abs(y.mean() - 1.5 * side) < 2 and x.max() == pytest.approx(1.5 * side, abs=2)
+
+
+def test_words_stand_in_the_middle_of_an_oblong_panel():
+    plan = MaskPlan.from_visible(torch.tensor([VISIBLE]), 36)
+    for grid in ((2, 3, 6), (2, 6, 3)):
+        panel = rows(window(held=1, grid=grid), grid=grid, plan=plan)["motion"].panels_TYX3[3]
+        places = np.argwhere((panel == 220).all(axis=-1))
+        middle = (places.min(axis=0) + places.max(axis=0)) / 2
+        assert np.abs(middle - np.array(panel.shape[:2]) / 2).max() <= 8
+
+
 def yellow(panel: np.ndarray) -> np.ndarray:
     return (panel[..., 0].astype(int) - panel[..., 2]) > 100
 
@@ -163,7 +204,7 @@ def pale(panel: np.ndarray) -> np.ndarray:
 
 def test_arrows_lead_to_where_the_motion_is():
     side = SMALLEST_PANEL // 4
-    for panel in rows()["motion"].panels_TZZ3[1:]:
+    for panel in rows()["motion"].panels_TYX3[1:]:
         y, x = np.nonzero(yellow(panel))
         assert abs(y.mean() - 1.5 * side) < 2
         assert x.max() == pytest.approx(1.5 * side, abs=2)  # 2 pixels to the right, no more
@@ -172,13 +213,13 @@ def test_arrows_lead_to_where_the_motion_is():
 
 def test_borrowed_vectors_are_paler_and_a_note_says_so():
     row = rows()["motion"]
-    assert pale(row.panels_TZZ3[0]).any() and not yellow(row.panels_TZZ3[0]).any()
-    assert not any(pale(panel).any() for panel in row.panels_TZZ3[1:])
+    assert pale(row.panels_TYX3[0]).any() and not yellow(row.panels_TYX3[0]).any()
+    assert not any(pale(panel).any() for panel in row.panels_TYX3[1:])
     assert any("neighbouring frame" in note for note in row.notes)
     own = window()
     own.motion.valid_BT[:] = True
     row = rows(own)["motion"]
-    assert yellow(row.panels_TZZ3[0]).any()
+    assert yellow(row.panels_TYX3[0]).any()
     assert not any("neighbouring frame" in note for note in row.notes)
 
 
@@ -194,21 +235,21 @@ def test_the_note_about_pale_arrows_stands_where_one_is_seen():
     short = window()
     short.motion.field_BThw2.mul_(1.4 / ZOOM / 2)  # below 1.5 pixels of the panel
     assert not noted(short, 1)
-    assert not pale(rows(short)["motion"].panels_TZZ3[0]).any()
+    assert not pale(rows(short)["motion"].panels_TYX3[0]).any()
 
 
 def test_frames_without_vectors_say_so():
     blank = window()
     blank.motion.field_BThw2[:, 0] = 0
-    panel = rows(blank)["motion"].panels_TZZ3[0]
+    panel = rows(blank)["motion"].panels_TYX3[0]
     assert not yellow(panel).any() and (panel == 220).all(axis=-1).any()  # the words
 
 
 def test_a_repeated_frame_is_said_to_be_held():
-    held, other = (rows(window(held=held))["motion"].panels_TZZ3[3] for held in (1, 0))
+    held, other = (rows(window(held=held))["motion"].panels_TYX3[3] for held in (1, 0))
     blank = window()
     blank.motion.field_BThw2[:, 0] = 0
-    nothing = rows(blank)["motion"].panels_TZZ3[0]
+    nothing = rows(blank)["motion"].panels_TYX3[0]
     words = [(panel == 220).all(axis=-1) for panel in (held, nothing)]
     assert words[0].any() and not yellow(held).any() and yellow(other).any()
     assert (words[0] != words[1]).any()
@@ -224,8 +265,8 @@ def test_motion_without_direction_is_a_heat_map():
     assert (row.scale.low, row.scale.high) == ("0", "40")
     assert "no direction" in row.notes[0]
     side = SMALLEST_PANEL // 4
-    grey = rows()["input"].panels_TZZ3.mean(axis=-1)
-    tint = row.panels_TZZ3.mean(axis=-1) - 0.3 * grey
+    grey = rows()["input"].panels_TYX3.mean(axis=-1)
+    tint = row.panels_TYX3.mean(axis=-1) - 0.3 * grey
     cell = tint.reshape(4, 4, side, 4, side).mean(axis=(2, 4))
     assert np.unravel_index(cell.argmax(), cell.shape) == (2, 3, 1)
     assert np.argsort(cell.ravel())[-2] == np.ravel_multi_index((2, 0, 0), cell.shape)
@@ -245,7 +286,7 @@ def test_the_outline_runs_between_hidden_and_visible_tokens_and_nowhere_else():
         for outlined in (False, True)
     )
     assert len(lined.notes) == len(bare.notes) + 1
-    changed = (bare.panels_TZZ3 != lined.panels_TZZ3).any(axis=-1)
+    changed = (bare.panels_TYX3 != lined.panels_TYX3).any(axis=-1)
     border = np.zeros_like(changed)
     border[:, SMALLEST_PANEL // 2 : SMALLEST_PANEL // 2 + 2] = True
     assert (changed == border).all()

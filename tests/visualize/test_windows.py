@@ -35,7 +35,7 @@ def film(tmp_path):
     return make
 
 
-def read(path, *, frames=4, stride=2, size=32, sites=(2, 2)):
+def read(path, *, frames=4, stride=2, size=(32, 32), sites=(2, 2)):
     return list(read_windows(path, frames=frames, stride=stride, size=size, sites=sites))
 
 
@@ -81,9 +81,37 @@ def test_any_size_becomes_the_square_in_the_middle(film, tmp_path, height, width
     assert window.video_TCHW[..., 3:-3, 3:-3].float().sub(200).abs().max() < 6
 
 
+@pytest.mark.parametrize("size", [(32, 64), (64, 32), (24, 64)])
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (64, 48), (33, 97)])
+def test_any_picture_becomes_the_oblong_in_the_middle(tmp_path, height, width, size):
+    """A disc stays a disc: pixels are square again in the view."""
+    tall, wide = size
+    scale = min(height / tall, width / wide)  # of the largest crop
+    y, x = np.mgrid[:height, :width] - np.array([height, width])[:, None, None] / 2 + 0.5
+    picture = np.where(np.hypot(y, x) < 10 * scale, 200, 20).astype(np.uint8)
+    picture = picture[..., None].repeat(3, axis=-1)
+    path = render(tmp_path / "disc.mkv", [picture] * 2, codec="ffv1", pix_fmt="bgr0")
+    (window,) = read(path, frames=2, stride=1, size=size, sites=(tall // 8, wide // 8))
+    assert window.video_TCHW.shape == (2, 3, *size)
+    assert window.motion.field_BThw2.shape == (1, 2, tall // 8, wide // 8, 2)
+    bright = window.video_TCHW[0, 0] > 110
+    places = bright.nonzero().float()
+    spread = places.std(dim=0)  # of a disc: half its radius along each axis
+    assert spread.tolist() == pytest.approx([5, 5], abs=0.4)
+    assert places.mean(dim=0).tolist() == pytest.approx([tall / 2, wide / 2], abs=1)
+
+
+def test_motion_of_an_oblong_view_is_that_of_the_pan(tmp_path):
+    path = render(tmp_path / "pan.mp4", pan((4, -2), frames=4), options=CLEAN_VECTORS)
+    (window,) = read(path, frames=4, stride=1, size=(64, 128), sites=(4, 8))
+    # 256 columns become 128: half a pixel for each, in both directions.
+    inner = window.motion.field_BThw2[0, 1:, 1:-1, 1:-1]
+    assert (inner - torch.tensor([2.0, -1.0])).abs().max() < 0.1
+
+
 def test_motion_is_in_pixels_of_the_view_and_held_frames_stand_still(tmp_path):
     path = render(tmp_path / "pan.mp4", pan((4, -2), frames=6), options=CLEAN_VECTORS)
-    (window,) = read(path, frames=8, stride=1, size=96, sites=(6, 6))
+    (window,) = read(path, frames=8, stride=1, size=(96, 96), sites=(6, 6))
     valid_T, field_Thw2 = window.motion.valid_BT[0], window.motion.field_BThw2[0]
     assert valid_T.tolist() == [False, True, True, True, True, True, False, False]
     # 192 lines become 96: half a pixel for each.
@@ -121,7 +149,7 @@ def test_only_frames_of_one_window_are_alive(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "read_frames", counting)
     monkeypatch.setattr(module, "_motion", measuring)
     path = render(tmp_path / "long.mp4", static(frames=200, height=32, width=32))
-    stream = read_windows(path, frames=4, stride=2, size=16, sites=(1, 1))
+    stream = read_windows(path, frames=4, stride=2, size=(16, 16), sites=(1, 1))
     for number, _ in enumerate(islice(stream, 20)):
         assert drawn <= (number + 1) * 8 + 1  # the first frame of the next window
     stream.close()
@@ -176,11 +204,17 @@ def check_against_a_store(tmp_path, stride, motion, settings, pictures=None):
     source = MotionSource(Store.open(out), motion)
     seen = list(
         read_windows(
-            path, frames=4, stride=stride, size=96, sites=(6, 6), motion=motion, prepared=settings
+            path,
+            frames=4,
+            stride=stride,
+            size=(96, 96),
+            sites=(6, 6),
+            motion=motion,
+            prepared=settings,
         )
     )
     for window in seen:
-        view = spatial_crop(96, 256, 96, crop=0, crops=1)
+        view = spatial_crop(96, 256, (96, 96), crop=0, crops=1)
         found = source.track(0, window.frames)
         wanted = source.seen(view, window.video_TCHW, found, window.frames, 16, name="a")
         # The store keeps motion in half precision.
@@ -196,7 +230,12 @@ def check_against_a_store(tmp_path, stride, motion, settings, pictures=None):
 
 def test_flow_made_elsewhere_cannot_belong_to_a_lone_file(film):
     stream = read_windows(
-        film(3), frames=2, stride=1, size=32, sites=(2, 2), motion=Motion(source="flow", path="x")
+        film(3),
+        frames=2,
+        stride=1,
+        size=(32, 32),
+        sites=(2, 2),
+        motion=Motion(source="flow", path="x"),
     )
     with pytest.raises(UsageError, match="source: flow"):
         next(stream)
@@ -204,7 +243,7 @@ def test_flow_made_elsewhere_cannot_belong_to_a_lone_file(film):
 
 def test_a_window_without_motion_takes_the_fallback_or_stops(tmp_path):
     path = render(tmp_path / "one.mp4", static(frames=1))
-    options = {"frames": 2, "stride": 1, "size": 32, "sites": (2, 2)}
+    options = {"frames": 2, "stride": 1, "size": (32, 32), "sites": (2, 2)}
     (window,) = read_windows(path, **options)
     assert window.motion.missing_B.all()
     with pytest.raises(DataError, match=r"one\.mp4` has no motion"):

@@ -113,15 +113,21 @@ class Recipe(Section):
     @property
     def grid(self) -> tuple[int, int, int]:
         """Tokens along time, height and width."""
-        side = self.data.size // self.model.patch
-        return self.data.frames // self.model.tubelet, side, side
+        height, width = self.data.view_size
+        patch = self.model.patch
+        return self.data.frames // self.model.tubelet, height // patch, width // patch
 
     @model_validator(mode="after")
     def _sizes_divide(self) -> Self:
-        for key, whole, part_key, part in (
-            ("data.frames", self.data.frames, "model.tubelet", self.model.tubelet),
-            ("data.size", self.data.size, "model.patch", self.model.patch),
-        ):
+        data = self.data
+        wholes = [(f"`data.frames: {data.frames}`", data.frames, "tubelet")]
+        if isinstance(data.size, int):
+            wholes.append((f"`data.size: {data.size}`", data.size, "patch"))
+        else:
+            for name, side in zip(("height", "width"), data.size, strict=True):
+                wholes.append((f"the {name} of `data.size: {list(data.size)}`", side, "patch"))
+        for words, whole, key in wholes:
+            part = getattr(self.model, key)
             if whole % part:
-                raise ValueError(f"`{key}: {whole}` is not a multiple of `{part_key}: {part}`")
+                raise ValueError(f"{words} is not a multiple of `model.{key}: {part}`")
         return self

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import (
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from tatscli.recipe.schema.section import Count, Factor, Positive, Section, Share
 
@@ -63,6 +70,18 @@ class Motion(Section):
         return self
 
 
+def _read_size(value: Any, read: ValidatorFunctionWrapHandler) -> int | tuple[int, int]:
+    """Read one number or a pair; two equal numbers are one, so that both spellings are equal."""
+    try:
+        # Strict validation takes a list for a tuple only while it reads JSON itself.
+        size = read(tuple(value) if isinstance(value, list) else value)
+    except ValidationError:
+        raise PydanticCustomError(
+            "view_size", "Input should be a whole number of at least 1, or two: [height, width]"
+        ) from None
+    return size[0] if isinstance(size, tuple) and size[0] == size[1] else size
+
+
 class Data(Section):
     """Clips as the model sees them. Used by every stage, except the sampling a stage names
     itself."""
@@ -73,12 +92,13 @@ class Data(Section):
     """Part of the store to pretrain on; null takes every video."""
     frames: Count = 16
     """Frames in a clip."""
-    size: Count = 224
-    """Height and width of the view in pixels."""
+    size: Annotated[Count | tuple[Count, Count], WrapValidator(_read_size)] = 224
+    """Height and width of the view in pixels: one number, or `[height, width]`."""
     sampling: Sampling = Sampling(stride=4)
     """How pretraining draws its frames."""
     crop_scales: Annotated[list[Factor], Field(min_length=1)] = [1, 0.875, 0.75, 0.66]
-    """Multi-scale corner crop of pretraining: sides as shares of the short side."""
+    """Multi-scale corner crop of pretraining: sides as shares of those of the largest crop with the
+    aspect of the view."""
     flip: Share = 0.0
     """Probability of a horizontal flip in pretraining; VideoMAE uses none."""
     repeats: Count = 1
@@ -93,3 +113,8 @@ class Data(Section):
     """Loader processes; `auto` is one a core shared by the ranks of this machine, at most 8."""
     max_bad_share: Share = 0.01
     """Share of unreadable clips that training may replace by their neighbour before it stops."""
+
+    @property
+    def view_size(self) -> tuple[int, int]:
+        """Height and width of the view in pixels."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size

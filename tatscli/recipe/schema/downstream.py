@@ -25,7 +25,8 @@ class Augment(Section):
     crop_scale: tuple[Positive, Positive] = (0.08, 1.0)
     """Area of the random resized crop."""
     crop_ratio: tuple[Positive, Positive] = (0.75, 4 / 3)
-    """Aspect of the random resized crop."""
+    """Aspect of the random resized crop, width by height, relative to that of the view: 1 keeps
+    pixels square."""
     flip: Share = 0.5
     """Probability of a horizontal flip; 0 for data where left and right matter (SSv2)."""
     rand_augment: Annotated[int, Field(ge=0, le=10)] = 7
@@ -126,7 +127,8 @@ class Evaluate(Section):
     segments: Count = 1
     """Clips along time."""
     crops: Literal[1, 3] = 1
-    """Square crops along the long side: the centre, or both ends as well."""
+    """Crops with the aspect of the view, along the side of the frame that has room: the centre, or
+    both ends as well."""
     sampling: Sampling | None = None
     """How frames are drawn; null is fine-tuning's."""
     batch_per_device: Count = 16
