@@ -54,7 +54,8 @@ def _help(context: typer.Context) -> None:
 @recipes.command("list", epilog=LIST_EPILOG)
 def list_recipes(json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
     """List the shipped recipes."""
-    from tatscli.recipe.load import load_recipe, shipped
+    from tatscli.recipe.load import load_recipe
+    from tatscli.recipe.shipped import shipped
 
     report = reporter(json, quiet, verbose)
     found = []
@@ -90,7 +91,8 @@ def show(
     verbose: Verbose = False,
 ) -> None:
     """Print a recipe: the file as it is, or merged with defaults and overrides."""
-    from tatscli.recipe.load import dump_recipe, load_recipe
+    from tatscli.recipe.load import load_recipe
+    from tatscli.recipe.text import dump_recipe
 
     report = reporter(json, quiet, verbose)
     loaded = load_recipe(source, overrides or ())

@@ -10,7 +10,10 @@ from tatscli.heads.regressor import RegressorHead
 from tatscli.nn.vit import Encoder
 from tatscli.recipe import schema
 
-HEADS: dict[str, type[Head]] = {"decoder": DecoderHead, "regressor": RegressorHead}
+HEADS: dict[str, type[Head]] = {
+    "decoder": DecoderHead,
+    "regressor": RegressorHead,
+}
 
 
 def build_head(config: schema.Head, *, encoder: Encoder, predicts: Sequence[int]) -> Head:

@@ -16,10 +16,8 @@ from tatscli.recipe.keys import Keys, dotted, kind_at, kind_name, listed
 from tatscli.recipe.overrides import OverrideError, apply_override
 from tatscli.recipe.problems import explain
 from tatscli.recipe.schema import Recipe
-from tatscli.recipe.shipped import Shipped, shipped, shipped_name
+from tatscli.recipe.shipped import shipped, shipped_name
 from tatscli.recipe.text import Document, dump_recipe, parse
-
-__all__ = ["LoadedRecipe", "Shipped", "dump_recipe", "load_recipe", "shipped"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,10 @@ from tatscli.targets.base import Target
 from tatscli.targets.difference import DifferenceTarget
 from tatscli.targets.pixels import PixelTarget
 
-TARGETS: dict[str, type[Target]] = {"pixels": PixelTarget, "difference": DifferenceTarget}
+TARGETS: dict[str, type[Target]] = {
+    "pixels": PixelTarget,
+    "difference": DifferenceTarget,
+}
 
 
 def build_target(config: schema.Target, *, form: ClipForm) -> Target:

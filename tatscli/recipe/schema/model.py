@@ -92,7 +92,10 @@ class RegressorHead(Section):
     hidden tokens; CAE's is 2. Whether MAM2 has it is not known."""
 
 
-Head = Annotated[DecoderHead | RegressorHead, Field(discriminator="kind")]
+Head = Annotated[
+    DecoderHead | RegressorHead,
+    Field(discriminator="kind"),
+]
 
 
 class PixelTarget(Section):
@@ -123,4 +126,7 @@ class DifferenceTarget(Section):
     """Weight of this target in the loss; MAM2's lambda."""
 
 
-Target = Annotated[PixelTarget | DifferenceTarget, Field(discriminator="kind")]
+Target = Annotated[
+    PixelTarget | DifferenceTarget,
+    Field(discriminator="kind"),
+]

@@ -24,5 +24,3 @@ DATASETS: dict[str, Form] = {
     "epic100": EPIC100,
 }
 """By the name that `tats prepare --dataset` takes."""
-
-__all__ = ["DATASETS", "Form"]
