@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from tatscli.data.augment import erase
+from tatscli.data.cache import frames_in_memory
 from tatscli.data.motion import MotionField
 from tatscli.data.provide import MotionSource
 from tatscli.data.sampling import eval_indices, shown_at_rate, train_indices
@@ -53,6 +55,10 @@ class Clips(Dataset[list[Sample]]):
         store: Where the videos are.
         rows: Rows of the store to read.
         data: The recipe's `data`.
+
+    Attributes:
+        cache: Decoded frames in memory, or None.
+        cache_plan: How much that is, or why it is not.
     """
 
     def __init__(self, store: Store, rows: Sequence[int], data: Data) -> None:
@@ -65,6 +71,7 @@ class Clips(Dataset[list[Sample]]):
         self.store = store
         self.rows = list(rows)
         self.data = data
+        self.cache, self.cache_plan = frames_in_memory(store, self.rows, data)
 
     def name(self, row: int) -> str:
         """Return the manifest id of a row."""
@@ -88,18 +95,23 @@ class Clips(Dataset[list[Sample]]):
             raise DataError(f"`{self.name(row)}`: {error.message}", error.hint) from None
 
     def pictures(self, row: int, frames: list[int]) -> Tensor:
-        """Decode frames of a row, each once however often it is asked for: uint8 (T, C, H, W).
+        """Return frames of a row, uint8 (T, C, H, W), from the cache or decoded.
+
+        None is decoded twice, however often it is asked for.
 
         Raises:
             DecodeError: If they cannot be read.
         """
-        wanted = sorted(set(frames))
+        wanted, decode = sorted(set(frames)), partial(self._decode, row)
         try:
-            video_TCHW = decode_jpegs(self.store.jpegs(row, wanted))
+            video_TCHW = self.cache.read(row, wanted, decode) if self.cache else decode(wanted)
         except UNREADABLE as error:
             raise unreadable(self.name(row), error) from error
         place = {frame: i for i, frame in enumerate(wanted)}
         return video_TCHW if wanted == frames else video_TCHW[[place[i] for i in frames]]
+
+    def _decode(self, row: int, frames: list[int]) -> Tensor:
+        return decode_jpegs(self.store.jpegs(row, frames))
 
 
 class PretrainClips(Clips):

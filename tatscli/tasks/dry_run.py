@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from tatscli.console import Reporter
+from tatscli.data.cache import plan_cache
 from tatscli.data.provide import MotionSource
 from tatscli.engine.distributed import world_size
 from tatscli.errors import DataError
@@ -57,6 +58,7 @@ def plan_pretraining(loaded: LoadedRecipe, run: Path) -> dict[str, Any]:
         "gflops_per_clip": {name: value / 1e9 for name, value in flops.items()},
         "optimizer_gb": sum(parameters.values()) * ADAM_BYTES / 1e9,
         "videos_without_motion": without_motion,
+        "frames_in_memory": str(plan_cache(store, rows, recipe.data)) if store else None,
         **_optimisation(recipe.optim, videos, recipe.data.repeats, store_note),
     }
 
@@ -84,6 +86,7 @@ def plan_finetuning(loaded: LoadedRecipe, run: Path) -> dict[str, Any]:
         "parameters": {"encoder": encoder},
         "gflops_per_clip": {"encoder": flops / 1e9},
         "optimizer_gb": encoder * ADAM_BYTES / 1e9,
+        "frames_in_memory": str(plan_cache(store, rows, recipe.data)) if store else None,
         **_optimisation(settings.optim, len(rows) if store else None, settings.repeats, store_note),
     }
 
@@ -106,6 +109,8 @@ def show_plan(plan: dict[str, Any], reporter: Reporter) -> None:
     ]
     rows.append(("weights, gradients, AdamW", f"{plan['optimizer_gb']:.2f} GB on each device"))
     rows.append(("videos", plan["store_note"]))
+    if plan["frames_in_memory"]:
+        rows.append(("frames in memory", plan["frames_in_memory"]))
     if plan.get("videos_without_motion"):
         rows.append(("videos without motion", str(plan["videos_without_motion"])))
     if plan["schedule"] is None:

@@ -34,7 +34,14 @@ from tatscli.recipe.schema import Optim, Recipe
 from tatscli.recipe.text import dump_recipe
 from tatscli.store.reader import Store
 
-FREE_TO_CHANGE = ("run.", "evaluate.", "data.workers", "data.max_bad_share", "data.store")
+FREE_TO_CHANGE = (
+    "run.",
+    "evaluate.",
+    "data.workers",
+    "data.cache",
+    "data.max_bad_share",
+    "data.store",
+)
 """Keys that may change on resuming. The store may move: its fingerprint is compared."""
 
 
@@ -131,6 +138,7 @@ def run_training(
         )
         for name, value in schedule_rows(schedule):
             here.reporter.detail(f"{name}: {value}")
+        here.reporter.detail(f"frames in memory: {stage.clips.cache_plan}")
         stage.to(here.device)
         synced = here.wrap(stage.model, recipe.run)
         stage.network = synced or stage.model
@@ -293,8 +301,8 @@ def _refuse_other_recipe(folder: Path, loaded: LoadedRecipe) -> None:
     if differing:
         raise UsageError(
             f"the recipe differs from the run in `{folder}`: " + ", ".join(differing),
-            hint="`run.*`, `evaluate.*`, `data.workers`, `data.max_bad_share` and the place of "
-            "the store may change on `--resume`; "
+            hint="`run.*`, `evaluate.*`, `data.workers`, `data.cache*`, `data.max_bad_share` and the "
+            "place of the store may change on `--resume`; "
             "to start anew from these weights, use `--init` and another `--out`",
         )
 

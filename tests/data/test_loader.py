@@ -317,7 +317,7 @@ def test_reading_hundreds_of_clips_does_not_grow_memory() -> None:
     store = FakeStore([40] * 10, size=(256, 340))
     picture = jpeg(np.zeros((256, 340, 3), np.uint8))
     store._picture = lambda row, frame: picture  # type: ignore[method-assign]
-    data = Data(store="x", frames=16, size=224, sampling=Sampling(stride=2))
+    data = Data(store="x", frames=16, size=224, sampling=Sampling(stride=2), cache="none")
     stream = training_batches(clips(store, data), schedule(10), seed=0)
 
     def resident() -> float:

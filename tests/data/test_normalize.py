@@ -1,6 +1,6 @@
 import torch
 
-from tatscli.data.normalize import standardize, to_unit
+from tatscli.data.normalize import standardized, to_unit
 
 
 def test_bytes_become_standardised_colours() -> None:
@@ -9,6 +9,8 @@ def test_bytes_become_standardised_colours() -> None:
     unit = to_unit(video)
     assert (unit.dtype, unit.min() >= 0, unit.max() <= 1) == (torch.float32, True, True)
     assert torch.equal((unit * 255).round().to(torch.uint8), before)
-    standard = standardize(unit, (0.1, 0.2, 0.3), (0.5, 0.25, 0.125))
+    standard = standardized(video, (0.1, 0.2, 0.3), (0.5, 0.25, 0.125))
     for colour, (mean, std) in enumerate(((0.1, 0.5), (0.2, 0.25), (0.3, 0.125))):
         torch.testing.assert_close(standard[:, colour], (unit[:, colour] - mean) / std)
+    assert standard.dtype == torch.float32
+    assert torch.equal(video, before)

@@ -111,6 +111,12 @@ class Data(Section):
     """Deviation of the red, green and blue values in [0, 1]."""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Loader processes; `auto` is one a core shared by the ranks of this machine, at most 8."""
+    cache: Literal["auto", "ram", "none"] = "auto"
+    """Decoded frames in memory, so that JPEGs are decoded once and not in every pass: `auto` where
+    all of them fit in `cache_gb` and in half of the memory that is free, `ram` or stop, `none`
+    never."""
+    cache_gb: Positive = 2.0
+    """GB (10^9 bytes) of decoded frames that the ranks of a machine keep at most, all together."""
     max_bad_share: Share = 0.01
     """Share of unreadable clips that training may replace by their neighbour before it stops."""
 
