@@ -54,6 +54,7 @@ class Learner:
         self.averages = averages
         self.step = 0
         self._lr = lr
+        self._parameters = list(module.parameters())  # walking the module takes longer than a norm
         self._bad: deque[Tensor] = deque(maxlen=REMEMBERED)
 
     def begin(self, step: int) -> float:
@@ -82,7 +83,7 @@ class Learner:
             The norm of the gradients before clipping, a scalar on the device; None where there are
             none, as after a batch that is only remembered.
         """
-        parameters = [one for one in self.module.parameters() if one.grad is not None]
+        parameters = [one for one in self._parameters if one.grad is not None]
         if not parameters:
             return None
         gradients = [one.grad for one in parameters if one.grad is not None]

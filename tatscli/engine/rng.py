@@ -17,5 +17,11 @@ def random_at(*position: int) -> torch.Generator:
     Returns:
         A CPU generator, independent of the global ones.
     """
-    torch.manual_seed(seed_of(*position, 0))
+    seed = seed_of(*position, 0)
+    # `torch.manual_seed` would note the call stack of every step for a GPU that may never come.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    elif torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed)
     return torch.Generator().manual_seed(seed_of(*position, 1))

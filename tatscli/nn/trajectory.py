@@ -30,6 +30,9 @@ from tatscli.nn.vit import NORM_EPS, Mlp
 KEPT_SLICES = 16
 """Longest clip whose trajectory tokens are kept for the backward pass by default."""
 
+KEPT_VALUES = 2**24
+"""So few numbers, 64 MiB, are kept rather than computed again: the insides of a small sampler."""
+
 CHUNK = 2
 """Slices of queries at a time by default."""
 
@@ -91,10 +94,12 @@ class TrajectoryAttention(nn.Module):
         query_BHNd, keys, values = self._qkv(tokens_BND)
         sites = tokens_BND.shape[1] // self.slices
         queries = query_BHNd.split(self.chunk * sites, dim=2)
+        values_kept = tokens_BND.numel() * (self.slices + 2 * self.num_heads)
+        small = values_kept < KEPT_VALUES
         for first, query_BHXd in zip(range(0, self.slices, self.chunk), queries, strict=True):
             if self.keeps:
                 found = find(query_BHXd, keys, values)
-                yield recomputed(self._follow, found, first)
+                yield recomputed(self._follow, found, first, small=small)
             else:
                 yield recomputed(self._find_and_follow, query_BHXd, keys, values, first)
 
@@ -151,10 +156,13 @@ def find(query_BHXd: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -
 
 
 def recomputed(
-    stage: Callable[..., tuple[Tensor, Tensor]], *inputs: object
+    stage: Callable[..., tuple[Tensor, Tensor]], *inputs: object, small: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Run a stage whose insides are not kept for the backward pass but computed again."""
-    if not torch.is_grad_enabled():
+    """Run a stage whose insides are not kept for the backward pass but computed again.
+
+    What is small anyway is kept: computing it again would take longer than it saves memory.
+    """
+    if not torch.is_grad_enabled() or small:
         return stage(*inputs)
     result: tuple[Tensor, Tensor] = checkpoint(
         stage, *inputs, use_reentrant=False, preserve_rng_state=False
