@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw
 
-from tatscli.visualize.font import Colour, Picture
+from tatscli.visualize.text import Colour, Picture
 
 LONGEST = 3
 """Sides of a token; longer arrows are cut to it so that neighbours stay readable."""

@@ -16,8 +16,8 @@ from torch import Tensor
 from tatscli.masking.plan import MaskPlan
 from tatscli.visualize.arrows import LONGEST, draw_arrows
 from tatscli.visualize.facts import entropy_words, insight_of, motion_words
-from tatscli.visualize.font import draw_text, fitting_scale, text_width
 from tatscli.visualize.sight import Sight
+from tatscli.visualize.text import draw_text, fit, line_height, text_width
 from tatscli.visualize.windows import Window
 
 SMALLEST_PANEL = 192
@@ -266,9 +266,9 @@ def _dim(video_TZZ3: np.ndarray) -> np.ndarray:
 
 def _centre(panel: np.ndarray, text: str) -> None:
     side = panel.shape[0]
-    scale = fitting_scale(text, side)
-    left = (side - text_width(text, scale)) // 2
-    draw_text(panel, left, side // 2 - 4 * scale, text, colour=(220, 220, 220), scale=scale)
+    shown, size = fit(text, side)
+    left, top = (side - text_width(shown, size)) // 2, (side - line_height(size)) // 2
+    draw_text(panel, left, top, shown, colour=(220, 220, 220), size=size)
 
 
 def _spread(value_N: Tensor, grid: tuple[int, int, int], shape: tuple[int, ...]) -> Tensor:
