@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import socket
@@ -32,57 +31,57 @@ def locked(file: Path, what: Path, reporter: Reporter) -> Iterator[None]:
         DataError: Another process holds it.
         OSError: The file cannot be written.
     """
-    descriptor = _take(file, what, reporter)
+    from filelock import FileLock, Timeout  # here, lest every `--help` pay for it
+
+    # A file for a lock where the kernel has none would outlive a killed run: no fallback.
+    lock = FileLock(file, blocking=False, fallback_to_soft=False, on_acquired=_sign)
+    lockless = False
     try:
+        while not (lock.is_locked or lockless):
+            try:
+                lock.acquire()
+            except Timeout:
+                with suppress(FileNotFoundError):  # its holder removed it just now: take a new one
+                    raise DataError(
+                        f"`{what}` is in use by {_holder(file)}",
+                        "wait until that run has ended, or stop it: what it has finished is kept",
+                    ) from None
+            except OSError as error:
+                lockless = error.errno in _UNSUPPORTED
+                if not lockless:
+                    raise
+                reporter.warn(
+                    f"the file system of `{what}` knows no locks: "
+                    "see to it that no second run uses it"
+                )
         yield
     finally:
-        # While it is still held: whoever waits for this file finds out that it has lost its name.
         with suppress(OSError):
+            if not (lock.is_locked or lockless):  # interrupted after making the file, or refused
+                lock.acquire()
+            # While it is held: whoever waits for this file finds out that it has lost its name.
             file.unlink()
-        os.close(descriptor)
+        lock.release()
 
 
-def _take(file: Path, what: Path, reporter: Reporter) -> int:
-    """Open, lock and sign the file; return its descriptor."""
-    while True:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not _is_named(descriptor, file):  # its holder removed it just now: take a new one
-                os.close(descriptor)
-                continue
-        except BlockingIOError:
-            holder = _holder(descriptor)
-            os.close(descriptor)
-            raise DataError(
-                f"`{what}` is in use by {holder}",
-                "wait until that run has ended, or stop it: what it has finished is kept",
-            ) from None
-        except OSError as error:
-            if error.errno not in _UNSUPPORTED:
-                os.close(descriptor)
-                raise
-            reporter.warn(
-                f"the file system of `{what}` knows no locks: see to it that no second run uses it"
-            )
-        started = datetime.now().astimezone().isoformat(" ", "seconds")
-        owner = {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
-        os.truncate(descriptor, 0)
-        os.write(descriptor, json.dumps(owner).encode() + b"\n")
-        return descriptor
+def _sign(descriptor: int) -> None:
+    """Write into the lock, just taken, who holds it."""
+    started = datetime.now().astimezone().isoformat(" ", "seconds")
+    owner = {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
+    os.truncate(descriptor, 0)
+    os.write(descriptor, json.dumps(owner).encode() + b"\n")
 
 
-def _is_named(descriptor: int, file: Path) -> bool:
+def _holder(file: Path) -> str:
+    """Say in words who signed the lock.
+
+    Raises:
+        FileNotFoundError: It is there no more.
+    """
     try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(file))
-    except FileNotFoundError:
-        return False
-
-
-def _holder(descriptor: int) -> str:
-    """Say in words who signed the lock."""
-    try:
-        owner = json.loads(os.pread(descriptor, 4096, 0))
+        owner = json.loads(file.read_bytes())
         return f"process {owner['pid']} on `{owner['host']}`, since {owner['started']}"
+    except FileNotFoundError:
+        raise
     except (OSError, ValueError, KeyError, TypeError):  # between locking and signing
         return "another run, which has just begun"

@@ -13,6 +13,8 @@ from typing import Literal
 
 from av.video.stream import VideoStream
 
+from tatscli.video.h264 import reference_frames
+
 Wanted = Literal["auto", "native", "reencode", "none"]
 
 _MPEG = "mpeg1video mpeg2video mpeg4 msmpeg4v1 msmpeg4v2 msmpeg4v3 wmv1 wmv2 h263 h263p flv1 snow"
@@ -67,7 +69,7 @@ def choose_origin(stream: VideoStream, wanted: Wanted) -> Origin:
         return Origin("reencode", f"FFmpeg exports only zeros for B-frames of {codec}")
     if anchored:
         return Origin("native", f"{codec} refers to the nearest pictures", True)
-    references = h264_reference_frames(context.extradata or b"")
+    references = reference_frames(context.extradata or b"")
     if references == 1 and not context.has_b_frames:
         return Origin("native", "one reference frame")
     if not references:
@@ -109,88 +111,7 @@ def is_disposable(picture: bytes) -> bool:
     Args:
         picture: The first 9 bytes of its packet.
     """
-    bits = _Bits(picture)
-    try:
-        bits.fixed(30)  # start code, version, time
-        size = bits.fixed(3)
-        bits.fixed({0: 16, 1: 32}.get(size, 0))  # width and height
-        return bits.fixed(2) > 1
-    except IndexError:
-        return False
-
-
-def h264_reference_frames(extradata: bytes) -> int | None:
-    """Return `max_num_ref_frames` of the first sequence parameter set; None if there is none.
-
-    Args:
-        extradata: `avcC` (ISO 14496-15) or Annex B with start codes.
-    """
-    start = 8 if extradata[:1] == b"\x01" else max(extradata.find(b"\x00\x00\x01") + 3, 0)
-    while 3 <= start < len(extradata) and extradata[start] & 31 != 7:  # NAL type 7 is an SPS
-        following = extradata.find(b"\x00\x00\x01", start)
-        start = following + 3 if following >= 0 else len(extradata)
-    try:
-        return _reference_frames(
-            _Bits(extradata[start + 1 :].replace(b"\x00\x00\x03", b"\x00\x00"))
-        )
-    except IndexError:
-        return None
-
-
-_HIGH_PROFILES = {44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 244}
-
-
-def _reference_frames(bits: _Bits) -> int:
-    """Read an SPS up to `max_num_ref_frames` (ITU-T H.264, 7.3.2.1.1)."""
-    profile = bits.fixed(8)
-    bits.fixed(16)  # constraint flags and level
-    bits.golomb()  # id
-    if profile in _HIGH_PROFILES:
-        chroma = bits.golomb()
-        if chroma == 3:
-            bits.fixed(1)
-        bits.golomb(), bits.golomb(), bits.fixed(1)  # bit depths, lossless
-        if bits.fixed(1):
-            for index in range(8 if chroma != 3 else 12):
-                if bits.fixed(1):
-                    _skip_scaling_list(bits, 16 if index < 6 else 64)
-    bits.golomb()  # frame number
-    order = bits.golomb()
-    if order == 0:
-        bits.golomb()
-    elif order == 1:
-        bits.fixed(1), bits.golomb(), bits.golomb()
-        for _ in range(bits.golomb()):
-            bits.golomb()
-    return bits.golomb()
-
-
-def _skip_scaling_list(bits: _Bits, size: int) -> None:
-    last = following = 8
-    for _ in range(size):
-        if following:
-            code = bits.golomb()
-            delta = (code + 1) // 2 if code % 2 else -(code // 2)
-            following = (last + delta) % 256
-        last = following or last
-
-
-class _Bits:
-    """Reads bits and Exp-Golomb codes; an IndexError is the end."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._at = 0
-
-    def fixed(self, count: int) -> int:
-        value = 0
-        for _ in range(count):
-            value = value << 1 | self._data[self._at >> 3] >> (7 - self._at & 7) & 1
-            self._at += 1
-        return value
-
-    def golomb(self) -> int:
-        zeros = 0
-        while not self.fixed(1):
-            zeros += 1
-        return (1 << zeros) - 1 + self.fixed(zeros)
+    header = int.from_bytes(picture[:9].ljust(9, b"\0"))  # 72 bits
+    size = header >> 39 & 7  # after 30 bits of start code, version and time
+    custom = {0: 16, 1: 32}.get(size, 0)  # bits of a width and height written out
+    return header >> (37 - custom) & 3 > 1

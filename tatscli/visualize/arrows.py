@@ -1,15 +1,24 @@
-"""Motion vectors as arrows in a picture."""
+"""Motion vectors as arrows in a picture.
+
+Shapes: K arrows; the numbers are coordinates, x first.
+"""
 
 from __future__ import annotations
 
 import numpy as np
+from PIL import Image, ImageDraw
 
-from tatscli.visualize.font import Colour, Picture
+from tatscli.visualize.text import Colour, Picture
 
 LONGEST = 3
 """Sides of a token; longer arrows are cut to it so that neighbours stay readable."""
 
 _SHORTEST = 1.5  # pixels of the picture; shorter ones are dots that point nowhere
+_FINER = 3  # drawn so many times larger and reduced, for smooth edges
+_HEAD = 5.0  # pixels of the picture along each barb, less on short arrows
+_BACKWARDS = np.array([[-0.85, -0.53], [0.53, -0.85]])  # a turn by 148 degrees
+_LINE, _RIM = 1.6, 4.0  # widths in pixels of the picture
+_SHADE = (0, 0, 0, 178)  # of the rim, which tells arrows from bright content and from each other
 
 
 def draw_arrows(picture: Picture, motion_hw2: np.ndarray, *, zoom: int, colour: Colour) -> bool:
@@ -26,44 +35,27 @@ def draw_arrows(picture: Picture, motion_hw2: np.ndarray, *, zoom: int, colour: 
     """
     height, width = picture.shape[:2]
     rows, columns, _ = motion_hw2.shape
+    row_K, column_K = np.nonzero(np.hypot(*motion_hw2.T).T * zoom >= _SHORTEST)
+    if not row_K.size:
+        return False
+    step_K2 = motion_hw2[row_K, column_K] * float(zoom)
+    length_K1 = np.hypot(*step_K2.T)[:, None]
     longest = LONGEST * width / columns
-    drawn_hw = np.hypot(*motion_hw2.T).T * zoom >= _SHORTEST
-    for row, column in zip(*np.nonzero(drawn_hw), strict=True):
-        end = np.array([(column + 0.5) * width / columns, (row + 0.5) * height / rows])
-        step = motion_hw2[row, column] * zoom
-        step = step * min(1.0, longest / np.hypot(*step))
-        _arrow(picture, end - step, end, colour)
-    return bool(drawn_hw.any())
+    step_K2 *= np.minimum(1, longest / length_K1)
+    barb_K2 = step_K2 * np.minimum(0.6, _HEAD / np.minimum(length_K1, longest))
+    end_K2 = np.stack([(column_K + 0.5) * width / columns, (row_K + 0.5) * height / rows], axis=1)
+    shaft_K4 = np.concatenate([end_K2 - step_K2, end_K2], axis=1)
+    left_K2, right_K2 = end_K2 + barb_K2 @ _BACKWARDS.T, end_K2 + barb_K2 @ _BACKWARDS
+    head_K6 = np.concatenate([left_K2, end_K2, right_K2], axis=1)
 
-
-def _arrow(picture: Picture, start: np.ndarray, end: np.ndarray, colour: Colour) -> None:
-    """Draw shaft and two barbs, a dark rim around them, blended at the edges."""
-    low = np.maximum(np.floor(np.minimum(start, end)).astype(int) - 6, 0)
-    high = np.maximum(np.ceil(np.maximum(start, end)).astype(int) + 7, 0)
-    part = picture[low[1] : high[1], low[0] : high[0]]
-    if part.size == 0:
-        return
-    y, x = np.mgrid[low[1] : low[1] + part.shape[0], low[0] : low[0] + part.shape[1]]
-    step = end - start
-    length = np.hypot(*step)
-    ahead = step / length
-    barb = ahead * min(5.0, 0.6 * length)
-    turn = np.array([[-0.85, -0.53], [0.53, -0.85]])  # 148 degrees, backwards
-    distance = np.minimum.reduce(
-        [
-            _distance(x, y, start, end),
-            _distance(x, y, end, end + turn @ barb),
-            _distance(x, y, end, end + turn.T @ barb),
-        ]
-    )
-    rim = np.clip(2.2 - distance, 0, 1)[..., None] * 0.7
-    ink = np.clip(1.2 - distance, 0, 1)[..., None]
-    part[:] = (part * (1 - rim) * (1 - ink) + np.array(colour) * ink).astype(np.uint8)
-
-
-def _distance(x: np.ndarray, y: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return how far each pixel is from the line segment between `a` and `b`."""
-    along = b - a
-    share = ((x - a[0]) * along[0] + (y - a[1]) * along[1]) / max(1e-9, float(along @ along))
-    share = np.clip(share, 0, 1)
-    return np.hypot(x - a[0] - share * along[0], y - a[1] - share * along[1])
+    layer = Image.new("RGBA", (width * _FINER, height * _FINER))
+    draw = ImageDraw.Draw(layer)
+    lines = [*(shaft_K4 * _FINER).tolist(), *(head_K6 * _FINER).tolist()]
+    for ink, thickness in ((_SHADE, _RIM), (colour, _LINE)):  # no rim cuts another arrow short
+        for line in lines:
+            draw.line(line, ink, round(thickness * _FINER), joint="curve")
+    layer = layer.reduce(_FINER)
+    page = Image.fromarray(picture)
+    page.paste(layer, mask=layer)
+    picture[:] = np.asarray(page)
+    return True

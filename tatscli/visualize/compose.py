@@ -6,16 +6,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tatscli.visualize.font import (
-    LINE,
+from tatscli.visualize.panels import Row
+from tatscli.visualize.text import (
+    LARGE,
+    SMALL,
     Colour,
     Picture,
     draw_text,
-    fitting_scale,
+    fit,
+    line_height,
     text_width,
     wrap,
 )
-from tatscli.visualize.panels import Row
 
 _PAPER: Colour = (24, 24, 28)
 _STRONG: Colour = (240, 240, 240)
@@ -24,7 +26,7 @@ _SOFT: Colour = (176, 176, 184)
 _MARGIN = 8
 _GAP = 4
 _LABELS = 192  # width of the column of labels
-_TITLE = 2  # scale of titles and labels
+_RAMP = 10  # height of a colour scale
 
 
 def compose(
@@ -43,7 +45,7 @@ def compose(
         the panels' size.
     """
     tall, wide = rows[0].panels_TYX3.shape[1:3]
-    line = LINE * _TITLE
+    line = line_height(LARGE)
     top = _MARGIN + line * len(title) + line
     left = _LABELS + _MARGIN
     width = left + len(columns) * (wide + _GAP) - _GAP + _MARGIN
@@ -81,27 +83,25 @@ def beside(pages: Sequence[Picture]) -> Picture:
 
 def _line(page: Picture, x: int, y: int, text: str, width: int, colour: Colour) -> None:
     """Write one line, small if it is long, cut off if it is longer still."""
-    scale = fitting_scale(text, width, largest=_TITLE)
-    room = width // text_width(" ", scale)
-    shown = text if len(text) <= room else text[: max(0, room - 2)] + ".."
-    draw_text(page, x, y, shown, colour=colour, scale=scale)
+    shown, size = fit(text, width)
+    draw_text(page, x, y, shown, colour=colour, size=size)
 
 
 def _label(page: Picture, x: int, y: int, row: Row) -> None:
     """Write a row's name, its notes and its colour scale."""
     width = _LABELS - _MARGIN
-    for text in wrap(row.label, width, _TITLE):
-        draw_text(page, x, y, text, colour=_STRONG, scale=_TITLE)
-        y += LINE * _TITLE
+    for text in wrap(row.label, width, LARGE):
+        _line(page, x, y, text, width, _STRONG)
+        y += line_height(LARGE)
     y += _GAP
     for note in row.notes:
-        for text in wrap(note, width):
-            draw_text(page, x, y, text, colour=_SOFT)
-            y += LINE + 2
+        for text in wrap(note, width, SMALL):
+            draw_text(page, x, y, text, colour=_SOFT, size=SMALL)
+            y += line_height(SMALL)
         y += _GAP
     if row.scale is not None:
-        page[y : y + LINE, x : x + width] = row.scale.ramp(width)
-        y += LINE + _GAP
-        draw_text(page, x, y, row.scale.low, colour=_SOFT)
-        end = x + width - text_width(row.scale.high)
-        draw_text(page, end, y, row.scale.high, colour=_SOFT)
+        page[y : y + _RAMP, x : x + width] = row.scale.ramp(width)
+        y += _RAMP + _GAP
+        draw_text(page, x, y, row.scale.low, colour=_SOFT, size=SMALL)
+        end = x + width - text_width(row.scale.high, SMALL)
+        draw_text(page, end, y, row.scale.high, colour=_SOFT, size=SMALL)

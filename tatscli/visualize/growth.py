@@ -17,7 +17,6 @@ from tatscli.errors import UsageError
 from tatscli.video.encode import write_video
 from tatscli.visualize.compose import compose, stack
 from tatscli.visualize.facts import entropy_words, insight_of, motion_words
-from tatscli.visualize.font import Picture
 from tatscli.visualize.panels import (
     Row,
     bounds_of,
@@ -29,6 +28,7 @@ from tatscli.visualize.panels import (
 )
 from tatscli.visualize.render import Page, caption_of, header_of, is_sheet
 from tatscli.visualize.sight import Sight
+from tatscli.visualize.text import Picture
 from tatscli.visualize.windows import Window
 
 FPS = 2.0

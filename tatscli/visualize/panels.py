@@ -17,8 +17,8 @@ from torch import Tensor
 from tatscli.masking.plan import MaskPlan
 from tatscli.visualize.arrows import LONGEST, draw_arrows
 from tatscli.visualize.facts import entropy_words, insight_of, motion_words
-from tatscli.visualize.font import draw_text, fitting_scale, text_width
 from tatscli.visualize.sight import Sight
+from tatscli.visualize.text import draw_text, fit, line_height, text_width
 from tatscli.visualize.windows import Window
 
 SMALLEST_PANEL = 192
@@ -267,9 +267,9 @@ def _dim(video_TYX3: np.ndarray) -> np.ndarray:
 
 def _centre(panel: np.ndarray, text: str) -> None:
     height, width = panel.shape[:2]
-    scale = fitting_scale(text, width)
-    left = (width - text_width(text, scale)) // 2
-    draw_text(panel, left, height // 2 - 4 * scale, text, colour=(220, 220, 220), scale=scale)
+    shown, size = fit(text, width)
+    left, top = (width - text_width(shown, size)) // 2, (height - line_height(size)) // 2
+    draw_text(panel, left, top, shown, colour=(220, 220, 220), size=size)
 
 
 def _spread(value_N: Tensor, grid: tuple[int, int, int], shape: tuple[int, ...]) -> Tensor:

@@ -15,9 +15,9 @@ from tatscli.recipe import schema
 from tatscli.store.schema import Settings
 from tatscli.video.encode import write_video
 from tatscli.visualize.compose import beside, compose, stack
-from tatscli.visualize.font import Picture
 from tatscli.visualize.panels import Row, rows_of
 from tatscli.visualize.sight import Sight, Viewer
+from tatscli.visualize.text import Picture
 from tatscli.visualize.windows import Window, read_windows
 
 _CODEC = schema.Motion()

@@ -81,6 +81,29 @@ def test_a_lock_that_has_lost_its_name_is_not_held(tmp_path, monkeypatch):
         assert (tmp_path / LOCK).exists()
 
 
+def test_an_interrupt_on_the_way_to_the_lock_leaves_no_file(tmp_path, monkeypatch):
+    flock, calls = fcntl.flock, []
+
+    def interrupted(descriptor, operation):
+        calls.append(operation)
+        if len(calls) == 1:
+            assert (tmp_path / LOCK).exists()
+            raise KeyboardInterrupt
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", interrupted)
+    with pytest.raises(KeyboardInterrupt), locked(tmp_path / LOCK, tmp_path, QUIET):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_refused_run_leaves_the_lock_to_its_holder(tmp_path, holder):
+    signed = (tmp_path / LOCK).read_bytes()
+    with pytest.raises(DataError), locked(tmp_path / LOCK, tmp_path, QUIET):
+        pass
+    assert (tmp_path / LOCK).read_bytes() == signed
+
+
 def test_never_two_at_once(tmp_path):
     """Threads stand for processes: each `open` has a lock of its own."""
     inside, most, taken, guard = 0, 0, 0, threading.Lock()

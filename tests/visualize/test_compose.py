@@ -44,7 +44,7 @@ def test_each_panel_is_there_once_whole_and_in_order():
 def test_a_film_keeps_its_size_whatever_the_words_say():
     sizes = {
         page(title=(text, "", "x"), captions=(text, "")).shape
-        for text in ("", "short", "a very long name " * 30, "unicode ü 視")
+        for text in ("", "short", "a very long name " * 30, "unicode ü 視\n\udcff")
     }
     assert len(sizes) == 1
     height, width, _ = sizes.pop()
@@ -63,7 +63,8 @@ def test_title_captions_labels_and_scale_are_written():
     assert not panels[y, x].any()
     first = np.nonzero((bare == (10, 0, 5)).all(axis=-1))
     assert (y < first[0].min()).any() and (x[y >= first[0].min()] < first[1].min()).all()
-    assert len(np.unique(written[y, x], axis=0)) > 50  # the ramp
+    colours = np.unique(written[y, x], axis=0)
+    assert (np.ptp(colours, axis=1) > 20).sum() > 50  # the ramp; words are grey
 
 
 def test_long_lines_shrink_and_then_end_in_dots():

@@ -322,3 +322,13 @@ def test_long_arrows_are_cut_as_the_label_says():
     x = np.nonzero(picture[..., 0] > 128)[1]
     assert (x.min(), x.max()) == (pytest.approx(155 - 30, abs=2), pytest.approx(155, abs=2))
     assert any("up to 3 tokens" in note for note in rows()["motion"].notes)
+
+
+def test_no_arrow_cuts_another_short():
+    """Arrows over three tokens each, in a row: their shafts are one line from end to end."""
+    picture = np.full((30, 300, 3), 90, np.uint8)
+    motion = np.zeros((1, 10, 2), np.float32)
+    motion[0, 3:, 0] = 90.0
+    draw_arrows(picture, motion, zoom=1, colour=(255, 255, 255))
+    assert (picture[14:17, 20:284].max(axis=(0, 2)) > 200).all()
+    assert (picture[8:22, 100:200].min(axis=(0, 2)) < 85).all()  # a rim along it
