@@ -301,8 +301,8 @@ def _refuse_other_recipe(folder: Path, loaded: LoadedRecipe) -> None:
     if differing:
         raise UsageError(
             f"the recipe differs from the run in `{folder}`: " + ", ".join(differing),
-            hint="`run.*`, `evaluate.*`, `data.workers`, `data.cache*`, `data.max_bad_share` and the "
-            "place of the store may change on `--resume`; "
+            hint="`run.*`, `evaluate.*`, `data.workers`, `data.cache*`, `data.max_bad_share` and "
+            "the place of the store may change on `--resume`; "
             "to start anew from these weights, use `--init` and another `--out`",
         )
 

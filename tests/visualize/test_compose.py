@@ -68,6 +68,6 @@ def test_title_captions_labels_and_scale_are_written():
 
 
 def test_long_lines_shrink_and_then_end_in_dots():
-    plain, small, cut = (page(title=(text,)) for text in ("x" * 10, "x" * 40, "x" * 400))
+    plain, small, cut = (page(title=(text,)) for text in ("x" * 10, "x" * 60, "x" * 400))
     heights = [np.nonzero((one[:40] > 200).all(axis=-1))[0].max() for one in (plain, small, cut)]
     assert heights[0] > heights[1] == heights[2]
