@@ -205,7 +205,10 @@ def optimise(training: Training, batches: Iterator[MicroBatch], averages: Averag
     for name, learner in training.learners.items():
         norm = learner.update()
         if norm is not None:
-            averages.add({f"{_prefix(training, name)}grad_norm": norm})
+            prefix = _prefix(training, name)
+            averages.add({f"{prefix}grad_norm": norm})
+            if prefix:  # the model's own are told, and end the run where there are too many
+                averages.add({f"{prefix}skipped": (~norm.isfinite()).float()})
     for one in training.parts.values():
         lesson = one.after_step(training.done + 1, training.schedule.total_steps)
         averages.add(lesson.metrics)

@@ -233,6 +233,7 @@ class Stuck(FakeStore):
     def jpegs(self, row: int, frames: Sequence[int]) -> list[np.ndarray]:
         if row == 1:
             if self.kill:
+                time.sleep(2)  # else it may be found dead while the batch before is waited for
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(60)
         return super().jpegs(row, frames)
@@ -243,7 +244,7 @@ def test_a_worker_that_hangs_or_dies_is_named_with_its_videos(kill: bool) -> Non
     dataset = views(Stuck(kill=kill), range(4), segments=1, crops=1)
     start = time.monotonic()
     with pytest.raises(DataError, match=r"`videos/1\.mp4` did not .* worker 1: Data") as caught:
-        list(evaluation_batches(dataset, batch=1, workers=2, timeout=2))
+        list(evaluation_batches(dataset, batch=1, workers=2, timeout=4))
     assert "data.workers=0" in (caught.value.hint or "")
     assert time.monotonic() - start < 20
     while multiprocessing.active_children() and time.monotonic() - start < 30:

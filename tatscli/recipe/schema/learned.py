@@ -17,7 +17,7 @@ class LearnedMask(Section):
     heads: Count = 8
     """Attention heads of the sampler."""
     base_lr: Positive = 1.5e-4
-    """Learning rate per 256 videos of an update, which is one micro-batch over all devices."""
+    """Learning rate per 256 videos of an optimiser step."""
     weight_decay: NonNegative = 0.05
     """AdamW weight decay of the trunk; heads, biases and norms have none."""
     warmup: Share = 0.05
