@@ -58,3 +58,12 @@ def full_precision(device: torch.device) -> AbstractContextManager[object]:
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
+
+
+def autocast_now(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context that brings back the autocast of this moment."""
+    kind = device.type
+    if not torch.amp.is_autocast_available(kind):
+        return nullcontext()
+    dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, dtype=dtype, enabled=enabled)

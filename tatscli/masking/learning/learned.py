@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tatscli.data.clip import Clip
+from tatscli.engine.device import autocast_now
 from tatscli.engine.learner import Learner
 from tatscli.engine.optim import fused_adamw
 from tatscli.engine.part import Lesson, under
@@ -109,7 +110,7 @@ class LearnedMasker(Masker):
     def plan(self, clip: Clip, generator: torch.Generator | None = None) -> MaskPlan:
         """Draw visible tokens; in training mode the rollout is kept for `learn`."""
         tokens_BND = clip.tokens_BND
-        self._precision = _autocast_now(tokens_BND.device)
+        self._precision = autocast_now(tokens_BND.device)
         graph = self.training and self.keeps_graph
         seen_BND = tokens_BND.detach()
         if graph and self.reaches_encoder and tokens_BND.requires_grad:
@@ -193,11 +194,3 @@ class LearnedMasker(Masker):
         if self.learner is not None:
             self.guard.load(under("guard/", tensors))
             self.learner.load(under("training/", tensors))
-
-
-def _autocast_now(device: torch.device) -> torch.autocast:
-    """Return a context that restores the autocast state of this moment."""
-    kind = device.type
-    return torch.autocast(
-        kind, dtype=torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind)
-    )
