@@ -33,9 +33,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.benchmarks.bench_sampler import floor, prepared
 from tests.benchmarks.measure import load
+from tests.benchmarks.steps import moving
 
 if TYPE_CHECKING:
-    from tatscli.data.motion import MotionField
+    from tatscli.data.clip import Clip
 
 LEARNED = ("adamae", "tats")
 OWN_RATIO = ("everest",)  # 0.75 shown tokens would be all that it keeps
@@ -46,17 +47,20 @@ LAUNCH_US = 5.0
 NO_WORK = ("aten._unsafe_view", "aten.empty", "aten._local_scalar_dense")
 
 
-def moving(batch: int, device: str) -> MotionField:
-    """Make the motion of clips in which a third of the picture moves by some pixels a frame."""
+def clip_of(options: dict[str, Any]) -> Clip:
+    """Make clips with given patch embeddings and motion; their pixels, which no plan reads, are
+    one for each token."""
     import torch
 
-    from tests.fields import motion_of
+    from tatscli.data.clip import Clip, ClipForm
 
-    generator = torch.Generator().manual_seed(0)
-    shape = (batch, FRAMES, *GRID[1:])
-    moves = torch.rand(shape, generator=generator) < 1 / 3
-    field = torch.randn((*shape, 2), generator=generator) * 4 * moves[..., None]
-    return motion_of(field, patch=PATCH).to(device)
+    batch, device = options["batch"], options["device"]
+    _, rows, columns = GRID
+    motion = moving(batch, frames=FRAMES, rows=rows, columns=columns, patch=PATCH, device=device)
+    tokens_BND = torch.randn(batch, TOKENS, WIDTH, device=device)
+    pixels_BNP = torch.zeros(batch, TOKENS, 3, dtype=torch.uint8, device=device)
+    form = ClipForm(GRID, tubelet=1, patch=1).to(device)
+    return Clip(form, pixels_BNP, motion=motion, embed=lambda _: tokens_BND)
 
 
 def mask_sides(ratio: float, options: dict[str, Any]) -> dict[str, Callable[[], Any]]:
@@ -65,8 +69,7 @@ def mask_sides(ratio: float, options: dict[str, Any]) -> dict[str, Callable[[], 
 
     from tatscli.masking import MASKERS, build_masker
 
-    motion = moving(options["batch"], options["device"])
-    tokens = torch.randn(options["batch"], TOKENS, WIDTH, device=options["device"])
+    clip = clip_of(options)
     generator = torch.Generator().manual_seed(0)
     sides = {}
     for kind in MASKERS:
@@ -75,10 +78,7 @@ def mask_sides(ratio: float, options: dict[str, Any]) -> dict[str, Callable[[], 
         share = {} if kind in OWN_RATIO else {"ratio": ratio}
         section = section_of("mask", {"kind": kind} | share)
         masker = build_masker(section, grid=GRID, width=WIDTH).to(options["device"])
-        given = motion if masker.needs_motion else None
-        sides[kind] = lambda masker=masker, given=given: masker.plan(
-            tokens, motion=given, generator=generator
-        )
+        sides[kind] = lambda masker=masker: masker.plan(clip, generator)
     return sides
 
 
@@ -89,22 +89,18 @@ def selection_sides(ratio: float, options: dict[str, Any]) -> dict[str, Callable
     from tatscli.masking import build_masker
     from tatscli.masking.selection import SELECTIONS, build_selection
 
-    motion = moving(options["batch"], options["device"])
-    tokens = torch.randn(options["batch"], TOKENS, WIDTH, device=options["device"])
+    clip = clip_of(options)
     generator = torch.Generator().manual_seed(0)
     masker = build_masker(
         section_of("mask", {"kind": "mgm", "ratio": ratio}), grid=GRID, width=WIDTH
     ).to(options["device"])
-    plan = masker.plan(tokens, motion=motion, generator=generator)
+    plan = masker.plan(clip, generator)
     sides = {}
     for kind in SELECTIONS:
         section = section_of("predict", {"kind": kind})
         selection = build_selection(section, grid=GRID, predicted=masker.predicted)
         selection.to(options["device"])
-        given = motion if selection.needs_motion else None
-        sides[kind] = lambda selection=selection, given=given: selection.select(
-            plan, tokens, motion=given, generator=generator
-        )
+        sides[kind] = lambda selection=selection: selection.select(plan, clip, generator)
     return sides
 
 

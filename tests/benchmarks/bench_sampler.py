@@ -3,12 +3,13 @@
     python tests/benchmarks/bench_sampler.py
     python tests/benchmarks/bench_sampler.py --device cuda --dtype bfloat16 --compile --batch 16
 
-A step is that of `tatscli/tasks/pretrain.py`, from uint8 frames in memory to the updated weights,
-on ViT-B with 16 frames of 224 x 224. `embed_all` is `tube` made to embed every patch, as a learned
-sampler needs. Tubes show whole sites, so their count of visible tokens is the nearest possible.
+A step is that of the training loop (`steps.py`), from uint8 frames in memory to the updated
+weights, on ViT-B with 16 frames of 224 x 224. `embed_all` is `tube` made to embed every patch, as a
+learned sampler needs. Tubes show whole sites, so their count of visible tokens is the nearest
+possible.
 
-Prints one JSON object: the floor, which is multiply-accumulates counted by formula and their ratio
-to `tube`; then medians over rounds in which the sides take turns, each in a process of its own, and
+Prints one JSON object: the floor, which is multiply-accumulates counted by torch and their ratio to
+`tube`; then medians over rounds in which the sides take turns, each in a process of its own, and
 peak memory above what the process takes before it builds the system. On the CPU seconds are
 processor time: other programs hardly lengthen that.
 """
@@ -28,6 +29,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from tests.benchmarks.steps import Steps, counted, noise
+
 SIDES: dict[str, dict[str, Any]] = {
     "tube": {"kind": "tube"},
     "embed_all": {"kind": "tube"},
@@ -40,45 +43,40 @@ SIDES: dict[str, dict[str, Any]] = {
 def build(side: str, ratio: float, options: dict[str, Any]) -> tuple[Any, Any]:
     """Return the recipe and the system of one side."""
     from tatscli.recipe.schema import Recipe
-    from tatscli.tasks.build import build_system
+    from tatscli.system.system import build_system
 
-    data = {"store": "unused", "frames": options["frames"], "size": options["size"]}
-    mask = SIDES[side] | {"ratio": ratio}
-    model = {"size": options["model"]}
-    recipe = Recipe.model_validate({"data": data, "model": model, "mask": mask})
-    system = build_system(recipe, lr_scale=options["batch"] / 256)
+    recipe = Recipe.model_validate(
+        {
+            "data": {"store": "unused", "frames": options["frames"], "size": options["size"]},
+            "model": {"size": options["model"]},
+            "mask": SIDES[side] | {"ratio": ratio},
+            "run": {"compile": options.get("compile", False)},
+        }
+    )
+    system = build_system(recipe)
     if side == "embed_all":
-        system.masker.needs_embeddings = True
+        plan = system.masker.plan
+
+        def after_embedding(clip: Any, generator: Any = None) -> Any:
+            assert len(clip.tokens_BND)
+            return plan(clip, generator)
+
+        system.masker.plan = after_embedding
     return recipe, system
 
 
 def floor(side: str, ratio: float, options: dict[str, Any]) -> dict[str, float]:
-    """Count a step's giga-multiply-accumulates per clip: `autoencoder` and `sampler`.
-
-    A backward pass takes two forward passes. Missing are norms, softmax and the optimizers' work,
-    which reads and writes every weight but multiplies few.
-    """
+    """Count a step's giga-multiply-accumulates per clip: `autoencoder` and `sampler`."""
     import torch
 
-    from tatscli.nn.flops import recomputed_trajectory_macs
-
     with torch.device("meta"):
-        _, system = build(side, ratio, options)
-    encoder, masker = system.encoder, system.masker
-    visible, tokens = masker.visible, encoder.tokens
-    head = system.autoencoder.head.macs(visible, tokens - visible)
-    sampler = 3 * masker.macs()
-    if masker.needs_embeddings:
-        passes = 2 if masker.reaches_encoder else 1
-        sampler += passes * encoder.macs(0, embedded=tokens)
-    mask = SIDES[side]
-    if mask["kind"] == "tats":
-        attention = masker.policy.trunk.attn
-        sampler += recomputed_trajectory_macs(
-            tokens, mask["width"], attention.num_heads, attention.slices, kept=attention.keeps
-        )
-    autoencoder = 3 * (encoder.macs(visible) + head)
-    return {"visible": visible, "autoencoder": autoencoder / 1e9, "sampler": sampler / 1e9}
+        recipe, system = build(side, ratio, options)
+    counts = counted(recipe, system)
+    return {
+        "visible": system.masker.visible,
+        "autoencoder": counts["autoencoder"] / 2e9,
+        "sampler": (counts["whole"] - counts["autoencoder"]) / 2e9,
+    }
 
 
 @cache
@@ -86,58 +84,12 @@ def prepared(side: str, ratio: float, flags: tuple[tuple[str, Any], ...]) -> Cal
     """Build a side once in its process and return its training step."""
     import torch
 
-    from tatscli.data.normalize import standardize, to_unit
-    from tatscli.engine.device import autocast
-    from tatscli.engine.optim import build_optimizer
-    from tatscli.masking.insight import mask_insight
-    from tatscli.masking.plan import gather_tokens
-
     options = dict(flags)
     torch.set_num_threads(options["threads"])
     torch.manual_seed(0)
-    device, dtype = torch.device(options["device"]), getattr(torch, options["dtype"])
     recipe, system = build(side, ratio, options)
-    system.to(device)
-    encoder, masker = system.encoder, system.masker
-    model = system.autoencoder.train()
-    masker.train()
-    forward = torch.compile(model) if options["compile"] else model
-    optimizer = build_optimizer(model, recipe.optim)
-    shape = (options["batch"], 3, options["frames"], options["size"], options["size"])
-    video = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
-    generator = torch.Generator().manual_seed(0)
-
-    def loss() -> torch.Tensor:
-        masker.schedule(500, 1000)  # past the warm-up
-        unit_BCTHW = to_unit(video)
-        cubes_BNP = encoder.cubes(standardize(unit_BCTHW, recipe.data.mean, recipe.data.std))
-        with torch.set_grad_enabled(masker.reaches_encoder):
-            state = encoder.embed(cubes_BNP) if masker.needs_embeddings else cubes_BNP
-        plan = masker.plan(state, generator=generator)
-        error_BM = torch.zeros_like(plan.predict_BM, dtype=torch.float32)
-        predictions = forward(cubes_BNP, plan.visible_BK, plan.predict_BM)
-        for prediction_BMC, target in zip(predictions, system.targets, strict=True):
-            target_BMC = gather_tokens(target.of(unit_BCTHW), plan.predict_BM)
-            error_BM = error_BM + target.weight * target.error(prediction_BMC, target_BMC)
-        masker.learn(plan, error_BM.detach())
-        mask_insight(plan, grid=recipe.grid)
-        result = error_BM.mean()
-        if masker.token_gradient_BND is not None:
-            pull = (state * masker.token_gradient_BND).sum()
-            result = result + pull - pull.detach()
-        return result
-
-    def step() -> None:
-        with autocast(device, dtype):
-            result = loss()
-        result.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), float("inf"))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
-    return step
+    batch = noise(recipe, options["batch"])
+    return Steps(recipe, system, batch, device=options["device"], dtype=options["dtype"])
 
 
 def timed(task: tuple[str, float, tuple[tuple[str, Any], ...]]) -> float:

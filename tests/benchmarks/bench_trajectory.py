@@ -4,7 +4,8 @@
     python tests/benchmarks/bench_trajectory.py --slices 8 16 32 64 --repeats 3
 
 Three forms: `textbook`; `kept`, which keeps trajectory tokens for the backward pass, the default
-on short clips; `chunked`, which finds them again, the default on long ones.
+on short clips, and where they are small folded queries and pooled tokens, too; `chunked`, which
+finds all of these again, the default on long clips.
 
 Prints one JSON object: for each length the floor, medians in seconds, peak memory above weights
 and inputs in MiB, and the ratios of the first form to the others. The forms take turns in one
@@ -30,26 +31,34 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 FORMS = ("textbook", "kept", "chunked")
 
 
-def step(form: str, options: dict[str, Any]) -> Callable[[], None]:
-    """Make a function that runs one form forward and backward and waits for the device."""
+def parts(form: str, options: dict[str, Any]) -> tuple[Callable[[Any], Any], Any]:
+    """Return the attention of one form, and its input."""
     import torch
 
     from tatscli.nn.trajectory import TrajectoryAttention
     from tests.nn.trajectory_reference import textbook
 
-    device, dtype = options["device"], getattr(torch, options["dtype"])
-    torch.set_num_threads(options["threads"])
+    device, slices = options["device"], options["slices"]
     torch.manual_seed(0)
-    slices = options["slices"]
     attention = TrajectoryAttention(options["width"], options["heads"], slices)
     attention.keeps = form == "kept"
     attention = attention.to(device)
     shape = options["batch"], slices * options["sites"], options["width"]
     tokens = torch.randn(shape, device=device, requires_grad=True)
+    return (lambda x: textbook(attention, x)[0]) if form == "textbook" else attention, tokens
+
+
+def step(form: str, options: dict[str, Any]) -> Callable[[], None]:
+    """Make a function that runs one form forward and backward and waits for the device."""
+    import torch
+
+    device, dtype = options["device"], getattr(torch, options["dtype"])
+    torch.set_num_threads(options["threads"])
+    attend, tokens = parts(form, options)
 
     def run() -> None:
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            out = textbook(attention, tokens)[0] if form == "textbook" else attention(tokens)
+            out = attend(tokens)
         out.float().square().mean().backward()
         if device == "cuda":
             torch.cuda.synchronize()
@@ -103,43 +112,40 @@ def seconds(forms: list[str], options: dict[str, Any]) -> dict[str, float]:
 def floor(options: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Count the multiply-accumulates and the bytes that the forms cannot do without.
 
+    Multiply-accumulates are torch's count of forward and backward pass, with what is done again.
     Bytes: scores and their softmax of the textbook form, and its trajectory tokens, keys and
-    values; trajectory tokens kept; those of a chunk, with its folded queries and pooled tokens.
-    Every form has queries, keys and values besides, and gradients of all of these.
+    values; trajectory tokens kept, and where they are small folded queries and pooled tokens; those
+    of a chunk, with its folded queries and pooled tokens. Every form has queries, keys and values
+    besides, and gradients of all of these.
     """
-    from tatscli.nn.flops import recomputed_trajectory_macs, trajectory_macs
-    from tatscli.nn.trajectory import CHUNK
+    from tatscli.nn.trajectory import CHUNK, KEPT_VALUES
 
     width, heads, slices = (options[key] for key in ("width", "heads", "slices"))
     tokens = slices * options["sites"]
-    number = options["batch"] * (4 if options["dtype"] == "float32" else 2)
-    attention = trajectory_macs(tokens, width, heads, slices) - 8 * tokens * width**2
-    # Textbook: keys and values of N x T tokens, and products over time with N x T x D of them.
-    folded_only = 2 * tokens * width**2 + 2 * tokens * slices * heads * width
-    textbook = attention - folded_only + 2 * tokens * slices * width * (width + 1)
-    again = {
-        form: recomputed_trajectory_macs(tokens, width, heads, slices, kept=form == "kept")
-        for form in ("kept", "chunked")
-    }
-    paths = tokens * slices * width
+    number = 4 if options["dtype"] == "float32" else 2
+    paths, followed = tokens * slices * width, 2 * tokens * heads * width
+    small = options["batch"] * (paths + followed) < KEPT_VALUES
     held = {
         "textbook": 2 * heads * tokens**2 + 3 * paths,
-        "kept": paths,
+        "kept": paths + small * followed,
         "chunked": CHUNK * options["sites"] * (slices + 2 * heads) * width,
     }
     qkv = 3 * tokens * width
     return {
         form: {
-            "gmac": round(
-                (3 * (textbook if form == "textbook" else attention) + again.get(form, 0))
-                * options["batch"]
-                / 1e9,
-                1,
-            ),
-            "mib": round((held[form] + qkv) * number / 2**20, 1),
+            "gmac": round(gmac(form, options), 1),
+            "mib": round((held[form] + qkv) * number * options["batch"] / 2**20, 1),
         }
         for form in FORMS
     }
+
+
+def gmac(form: str, options: dict[str, Any]) -> float:
+    """Count the giga-multiply-accumulates of one form, forward and backward."""
+    from tests.nn.counting import counted_macs
+
+    attend, tokens = parts(form, options | {"device": "meta"})
+    return counted_macs(lambda: attend(tokens).sum().backward(), gradients=True) / 1e9
 
 
 def measure(options: dict[str, Any]) -> dict[str, Any]:

@@ -63,9 +63,26 @@ def test_what_is_not_there_or_damaged_is_said(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot read"):
         find_checkpoint(tmp_path).tensors("model")
     meta = json.loads((path / "meta.json").read_text())
-    (path / "meta.json").write_text(json.dumps({**meta, "format": 99}))
-    with pytest.raises(CheckpointError, match="format `99`"):
-        find_checkpoint(tmp_path)
+    assert meta["format"] == 2
+    for other in (0, 3, 99, None):
+        (path / "meta.json").write_text(json.dumps({**meta, "format": other}))
+        with pytest.raises(CheckpointError, match=f"format `{other}`; this version reads 1 and 2"):
+            find_checkpoint(tmp_path)
+
+
+def test_the_format_before_this_one_is_read(tmp_path: Path) -> None:
+    path = save(tmp_path, 7)
+    meta = json.loads((path / "meta.json").read_text())
+    (path / "meta.json").write_text(json.dumps({**meta, "format": 1}))
+    found = find_checkpoint(tmp_path)
+    assert found.step == 7
+    assert torch.equal(found.tensors("model")["weight"], torch.full((3,), 7.0))
+
+
+def test_a_file_is_there_or_not(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    assert find_checkpoint(tmp_path).has("model")
+    assert not find_checkpoint(tmp_path).has("masker")
 
 
 def test_a_full_run_folder_is_refused_resumed_or_replaced(tmp_path: Path) -> None:
@@ -104,6 +121,26 @@ def test_averages_forget_what_was_read() -> None:
     averages.add({"loss": 3.0})
     assert averages.read() == {"loss": 2.0, "kl": 4.0}
     assert averages.read() == {}
+
+
+def test_averages_of_tensors_are_read_when_they_are_asked_for() -> None:
+    """Of any precision and beside plain numbers; what is not finite is left out."""
+    averages, loss = Averages(), torch.tensor(1.0, requires_grad=True)
+    averages.add({"loss": loss * 2, "kl": torch.tensor(0.5, dtype=torch.bfloat16), "lr": 0.25})
+    averages.add({"loss": torch.tensor(torch.nan), "kl": torch.tensor(1.5), "lr": float("inf")})
+    averages.add({"loss": torch.tensor(6.0, dtype=torch.float64), "count": torch.tensor(3)})
+    averages.add({"never": torch.tensor(-torch.inf)})
+    assert averages.read() == {"loss": 4.0, "kl": 1.0, "lr": 0.25, "count": 3.0}
+    assert averages.read() == {}
+
+
+def test_adding_to_averages_waits_for_nothing() -> None:
+    """No number of a tensor is looked at before `read`: tensors without memory have none."""
+    averages = Averages()
+    for _ in range(3):
+        averages.add({"loss": torch.zeros((), device="meta"), "lr": 1.0})
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        averages.read()
 
 
 def test_random_numbers_follow_from_the_position_alone() -> None:

@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from tatscli.console import Reporter
 from tatscli.engine.checkpoint import find_checkpoint
 from tatscli.engine.distributed import World
+from tatscli.engine.learner import Learner
 from tatscli.engine.loop import Training
 from tatscli.engine.optim import build_optimizer
+from tatscli.engine.part import Lesson, Weights
+from tatscli.engine.schedule import lr_at
 from tatscli.recipe.derive import derive_schedule
 from tatscli.recipe.schema import Optim, Run
 from tatscli.seeding import seed_of
@@ -24,7 +27,7 @@ VIDEOS = 16
 
 @dataclass
 class ToyBatch:
-    """Eight inputs and what they should map to."""
+    """Eight inputs and what they should map to; its rows are its own."""
 
     inputs: Tensor
     wanted: Tensor
@@ -51,7 +54,8 @@ class ToyModel(nn.Module):
 def toy_batch(number: int, size: int) -> ToyBatch:
     generator = torch.Generator().manual_seed(seed_of(7, number))
     inputs = torch.randn(size, 6, generator=generator)
-    return ToyBatch(inputs, inputs[:, :2] - inputs[:, 2:4], torch.arange(size))
+    rows = torch.arange(number * size, (number + 1) * size)
+    return ToyBatch(inputs, inputs[:, :2] - inputs[:, 2:4], rows)
 
 
 def toy_training(
@@ -76,12 +80,17 @@ def toy_training(
     schedule = derive_schedule(optim, videos=VIDEOS, repeats=1, world=1)
     torch.manual_seed(3)
     model = ToyModel()
+    learner = Learner(
+        model,
+        build_optimizer(model, optim),
+        lr=lambda step: lr_at(step, schedule),
+        clip_grad=clip_grad,
+    )
 
-    def step(
-        batch: ToyBatch, generator: torch.Generator, done: int
-    ) -> tuple[Tensor, dict[str, float]]:
+    def step(batch: ToyBatch, generator: torch.Generator) -> Lesson:
         noise = 0.1 * torch.randn(batch.wanted.shape, generator=generator)
-        return (model(batch.inputs) - batch.wanted - noise).square().mean(), {"seen": float(done)}
+        loss = (model(batch.inputs) - batch.wanted - noise).square().mean()
+        return Lesson({"seen": float(learner.step)}, loss=loss)
 
     def batches(start: int) -> Iterator[ToyBatch]:
         number = start * schedule.accumulation
@@ -92,11 +101,11 @@ def toy_training(
     return Training(
         model=model,
         step=step,
-        optimizer=build_optimizer(model, optim),
+        learners={"toy": learner},
+        parts={"model": Weights(model), "optimizer": learner},
         schedule=schedule,
         batches=batches,
         run=Run.model_validate({"log_every": 1, "save_every": 0.5, **run}),
-        clip_grad=clip_grad,
         folder=folder,
         meta={"kind": "pretrained"},
         world=World(),
@@ -111,3 +120,8 @@ def resumed(folder: Path, **options: object) -> Training:
     training = toy_training(folder, **options)  # type: ignore[arg-type]
     training.restore(find_checkpoint(folder))
     return training
+
+
+def said(training: Training) -> str:
+    """What its reporter has said so far."""
+    return training.reporter.stderr.getvalue()  # type: ignore[attr-defined]

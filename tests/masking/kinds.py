@@ -7,12 +7,14 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from tatscli.data.clip import Clip, ClipForm
 from tatscli.data.motion import MotionField
 from tatscli.masking import build_masker
 from tatscli.masking.base import Masker
 from tatscli.masking.selection import build_selection
 from tatscli.masking.selection.base import Selection
 from tatscli.recipe import schema
+from tatscli.recipe.derive import Schedule, derive_schedule
 from tests.fields import motion_of
 
 Grid = tuple[int, int, int]
@@ -45,6 +47,30 @@ def selection_of(kind: str, grid: Grid, predicted: int, **changes: Any) -> Selec
     return build_selection(PREDICTS[kind](kind=kind, **changes), grid=grid, predicted=predicted)
 
 
+def clip_of(
+    grid: Grid,
+    clips: int | None = None,
+    *,
+    tokens: Tensor | None = None,
+    motion: MotionField | None = None,
+) -> Clip:
+    """Make clips of black pixels around given patch embeddings or motion, or a number of clips."""
+    given = tokens if motion is None else motion.missing_B
+    device = torch.device("cpu") if given is None else given.device
+    if clips is None:
+        assert given is not None
+        clips = len(given)
+    form = ClipForm(grid, tubelet=1, patch=1).to(device)
+    pixels = torch.zeros(1, 1, 1, dtype=torch.uint8, device=device)
+    embed = None if tokens is None else lambda _: tokens
+    return Clip(form, pixels.expand(clips, form.tokens, 3), motion=motion, embed=embed)
+
+
+def clip_on(grid: Grid, clips: int, seed: int = 0) -> Clip:
+    """Make clips with random embeddings and motion."""
+    return clip_of(grid, tokens=tokens_on(grid, clips, seed), motion=motion_on(grid, clips, seed))
+
+
 def tokens_on(grid: Grid, clips: int, seed: int = 0) -> Tensor:
     """Return random embeddings."""
     generator = torch.Generator().manual_seed(seed)
@@ -59,3 +85,9 @@ def motion_on(grid: Grid, clips: int, seed: int = 0) -> MotionField:
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def schedule_of(steps: int, *, total_batch: int = 256) -> Schedule:
+    """Return the schedule of a training of so many steps."""
+    optim = schema.Optim(epochs=steps, total_batch=total_batch, batch_per_device=total_batch)
+    return derive_schedule(optim, videos=total_batch, repeats=1, world=1)

@@ -14,22 +14,22 @@ from tatscli.errors import RecipeError
 from tatscli.masking.block import BlockMasker
 from tatscli.masking.simulated import SimulatedMasker
 from tatscli.recipe import schema
+from tests.masking.kinds import WIDTH, Grid, clip_of, seeded
 
 GRID = (4, 9, 12)
 
 
-def block(grid: tuple[int, int, int] = GRID, **settings: Any) -> BlockMasker:
-    return BlockMasker(grid, schema.BlockMask(kind="block", **settings))
+def block(grid: Grid = GRID, **settings: Any) -> BlockMasker:
+    return BlockMasker(schema.BlockMask(kind="block", **settings), grid=grid, width=WIDTH)
 
 
-def simulated(grid: tuple[int, int, int] = GRID, **settings: Any) -> SimulatedMasker:
-    return SimulatedMasker(grid, schema.SimulatedMask(kind="simulated", **settings))
+def simulated(grid: Grid = GRID, **settings: Any) -> SimulatedMasker:
+    config = schema.SimulatedMask(kind="simulated", **settings)
+    return SimulatedMasker(config, grid=grid, width=WIDTH)
 
 
 def hidden(masker: BlockMasker, clips: int, seed: int = 0) -> torch.Tensor:
-    plan = masker.plan(
-        torch.empty(clips, masker.tokens, 0), generator=torch.Generator().manual_seed(seed)
-    )
+    plan = masker.plan(clip_of(masker.grid, clips), seeded(seed))
     return plan.hidden_BN(masker.tokens).reshape(clips, *masker.grid)
 
 
@@ -49,7 +49,8 @@ def test_sites_are_ranked_by_the_signed_distance_to_the_nearest_rim(
     half = torch.rand(1, blocks, 2, generator=torch.Generator().manual_seed(seed + 1)) * 4 + 0.1
     masker.centres_BTK2 = lambda *_: centre  # type: ignore[method-assign]
     masker.draw_halves_BK2 = lambda *_: half  # type: ignore[method-assign]
-    found = masker.rank_BTS(None, torch.zeros(1, 1, rows * columns), None)[0, 0].tolist()
+    found = masker.rank_BTS(clip_of(masker.grid, 1), torch.zeros(1, 1, rows * columns), None)
+    found = found[0, 0].tolist()
     for row in range(rows):
         for column in range(columns):
             depths = []
@@ -103,7 +104,7 @@ def test_several_blocks_lie_apart() -> None:
 def test_a_simulated_block_moves_smoothly() -> None:
     masker = simulated((16, 14, 14), ratio=0.3)
     half = masker.draw_halves_BK2(500, torch.device("cpu"), None)
-    path = masker.centres_BTK2(half, None, torch.Generator().manual_seed(0))[:, :, 0]
+    path = masker.centres_BTK2(half, clip_of(masker.grid, 500), seeded())[:, :, 0]
     assert path.abs().max() <= 6.5
     step = path.diff(dim=1).norm(dim=-1)
     assert step.mean() > 0.2  # it moves
@@ -113,9 +114,8 @@ def test_a_simulated_block_moves_smoothly() -> None:
 
 def test_a_bezier_curve_ends_at_its_outer_points() -> None:
     masker = simulated((5, 3, 3), ratio=0.5)
-    generator = torch.Generator().manual_seed(4)
-    path = masker.centres_BTK2(torch.ones(1, 1, 2), None, generator)[0, :, 0]
-    points = torch.rand((1, 1, 4, 2), generator=torch.Generator().manual_seed(4))[0, 0] * 2 - 1
+    path = masker.centres_BTK2(torch.ones(1, 1, 2), clip_of(masker.grid, 1), seeded(4))[0, :, 0]
+    points = torch.rand((1, 1, 4, 2), generator=seeded(4))[0, 0] * 2 - 1
     torch.testing.assert_close(path[0], points[0])
     torch.testing.assert_close(path[-1], points[3])
     # De Casteljau's midpoint of a cubic.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -23,6 +25,13 @@ def motion(speed_BN: torch.Tensor) -> MotionField:
     return motion_of(field)
 
 
+def numbers_of(plan: MaskPlan, motion: MotionField | None = None) -> dict[str, float]:
+    """Read the numbers, which are scalars on the device."""
+    numbers = mask_insight(plan, grid=GRID, motion=motion)
+    assert all(value.shape == () for value in numbers.values())
+    return {name: value.item() for name, value in numbers.items()}
+
+
 def plan(*visible: list[int]) -> MaskPlan:
     return MaskPlan.from_visible(torch.tensor(visible), 20)
 
@@ -30,7 +39,7 @@ def plan(*visible: list[int]) -> MaskPlan:
 def test_numbers_by_hand() -> None:
     speed = torch.zeros(1, 20)
     speed[0, 3], speed[0, 12], speed[0, 15] = 4.0, 2.0, 1.0
-    numbers = mask_insight(plan([3, 12, 15, 0]), grid=GRID, motion=motion(speed))
+    numbers = numbers_of(plan([3, 12, 15, 0]), motion(speed))
     assert numbers == pytest.approx(
         {
             "motion_missing": 0,
@@ -48,24 +57,41 @@ def test_numbers_by_hand() -> None:
 def test_clips_without_motion_do_not_count() -> None:
     speed = torch.zeros(2, 20)
     speed[0, 3] = speed[0, 4] = 1.0
-    both = mask_insight(plan([3, 4], [0, 1]), grid=GRID, motion=motion(speed))
+    both = numbers_of(plan([3, 4], [0, 1]), motion(speed))
     assert (both["motion_share"], both["motion_lift"]) == pytest.approx((1, 10))
     assert both["motion_hidden"] == 0
-    still = mask_insight(plan([3, 4]), grid=GRID, motion=motion(torch.zeros(1, 20)))
-    assert not {"motion_share", "motion_lift", "motion_hidden"} & set(still)
+
+
+def test_where_no_clip_moves_there_are_no_numbers_of_motion() -> None:
+    names = ("motion_share", "motion_lift", "motion_hidden")
+    still = numbers_of(plan([3, 4]), motion(torch.zeros(1, 20)))
+    assert all(math.isnan(still[name]) for name in names)
+    assert still["motion_missing"] == 0 and still["visible_slice_0"] == 2
+    speed = torch.zeros(2, 20)
+    speed[0, 3] = 1.0
     unknown = motion(speed)
     unknown.missing_B.fill_(True)
     unknown.fallback_B.copy_(torch.tensor([True, False]))
-    numbers = mask_insight(plan([3], [4]), grid=GRID, motion=unknown)
-    assert "motion_share" not in numbers and numbers["motion_missing"] == 0.5
-    assert "motion_share" not in mask_insight(plan([3], [4]), grid=GRID)
+    numbers = numbers_of(plan([3], [4]), unknown)
+    assert all(math.isnan(numbers[name]) for name in names)
+    assert numbers["motion_missing"] == 0.5
+    assert not {"motion_missing", *names} & set(numbers_of(plan([3], [4])))
+
+
+def test_a_clip_whose_motion_is_unknown_does_not_count_beside_one_that_moves() -> None:
+    speed = torch.zeros(2, 20)
+    speed[0, 3], speed[1, 9] = 1.0, 500.0
+    field = motion(speed)
+    field.missing_B[1] = True
+    numbers = numbers_of(plan([3], [9]), field)
+    assert (numbers["motion_share"], numbers["motion_lift"]) == (1, 20)
 
 
 def test_hidden_tokens_are_those_not_visible_whether_predicted_or_not() -> None:
     speed = torch.zeros(2, 20)
     speed[0, 3], speed[0, 12], speed[1, 7] = 4.0, 2.0, 1.0
     some = MaskPlan(torch.tensor([[3, 5], [0, 1]]), torch.tensor([[12], [2]]))
-    numbers = mask_insight(some, grid=GRID, motion=motion(speed))
+    numbers = numbers_of(some, motion(speed))
     expected = ((2 / 18) / (6 / 20) + (1 / 18) / (1 / 20)) / 2
     assert numbers["motion_hidden"] == pytest.approx(expected)
 
@@ -75,7 +101,7 @@ def test_slices_are_counted_by_clip() -> None:
         [3, 0],
         [1, 2],
     ]
-    numbers = mask_insight(plan([0, 1, 9], [9, 10, 19]), grid=GRID)
+    numbers = numbers_of(plan([0, 1, 9], [9, 10, 19]))
     assert numbers == {
         "visible_slice_min": 0.5,
         "visible_slice_max": 2.5,
@@ -103,7 +129,7 @@ def test_blind_choice_scores_the_share_exactly_whatever_the_ties(
 def test_random_masks_are_at_chance() -> None:
     speed = torch.rand(2000, 20)
     visible = torch.rand(2000, 20).topk(5, dim=1).indices
-    numbers = mask_insight(MaskPlan.from_visible(visible, 20), grid=GRID, motion=motion(speed))
+    numbers = numbers_of(MaskPlan.from_visible(visible, 20), motion(speed))
     assert numbers["motion_share"] == pytest.approx(0.1, abs=0.01)
     assert numbers["motion_lift"] == pytest.approx(1, abs=0.03)
     assert numbers["motion_hidden"] == pytest.approx(1, abs=0.03)

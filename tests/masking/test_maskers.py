@@ -7,9 +7,19 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from tatscli.engine.part import Lesson
 from tatscli.errors import DataError, RecipeError
 from tatscli.masking import MASKERS
-from tests.masking.kinds import MASKS, mask_of, motion_on, seeded, tokens_on
+from tests.masking.kinds import (
+    MASKS,
+    clip_of,
+    clip_on,
+    mask_of,
+    motion_on,
+    schedule_of,
+    seeded,
+    tokens_on,
+)
 
 BY_SLICE = {"tube", "block", "simulated", "mgm", "mgm_topk", "mgm_advect"}
 EXCHANGEABLE = ["random", "tube", "motion_bins", "everest", "adamae", "tats"]
@@ -51,24 +61,21 @@ def test_plans_have_exact_counts_and_nothing_twice(
         assume(False)
     motion = motion_on(grid, batch)
     motion.missing_B[0] = missing
-    plan = masker.plan(tokens_on(grid, batch), motion=motion)
+    plan = masker.plan(clip_of(grid, tokens=tokens_on(grid, batch), motion=motion))
     assert masker.visible == plan.visible_BK.shape[1] == count
     assert masker.predicted == plan.predict_BM.shape[1]
     if kind != "everest":
         assert masker.predicted == tokens - count
-    both = torch.cat([plan.visible_BK, plan.predict_BM], dim=1).sort(dim=1).values
-    assert (both.diff(dim=1) > 0).all() and both.min() >= 0 and both.max() < tokens
-    for part in (plan.visible_BK, plan.predict_BM):
-        assert (part.diff(dim=1) > 0).all()
+    assert not plan.faulty_B(tokens).any()
 
 
 @pytest.mark.parametrize("kind", MASKS)
 def test_the_generator_alone_decides(kind: str) -> None:
     grid = (6, 5, 5)
-    masker, tokens, motion = mask_of(kind, grid, 0.8), tokens_on(grid, 8), motion_on(grid, 8)
+    masker, clip = mask_of(kind, grid, 0.8), clip_on(grid, 8)
 
     def visible(seed: int) -> torch.Tensor:
-        return masker.plan(tokens, motion=motion, generator=seeded(seed)).visible_BK
+        return masker.plan(clip, seeded(seed)).visible_BK
 
     torch.manual_seed(1)
     first = visible(7)
@@ -83,27 +90,29 @@ def test_the_generator_alone_decides(kind: str) -> None:
 def test_untrained_masks_show_every_token_alike(kind: str) -> None:
     grid = (2, 3, 4)
     masker = mask_of(kind, grid, 0.75).eval()
-    tokens, motion = tokens_on(grid, 6000), motion_on(grid, 6000)
-    plan = masker.plan(tokens, motion=motion, generator=seeded())
+    plan = masker.plan(clip_on(grid, 6000), seeded())
     shown = 1 - plan.hidden_BN(24).float().mean(dim=0)
     torch.testing.assert_close(shown, torch.full((24,), 0.25), atol=0.025, rtol=0)
 
 
 @pytest.mark.parametrize("kind", sorted(set(MASKS) - {"adamae", "tats"}))
-def test_fixed_masks_learn_nothing_and_cost_nothing(kind: str) -> None:
+def test_fixed_masks_learn_nothing_and_keep_nothing(kind: str) -> None:
     grid = (2, 3, 4)
-    masker = mask_of(kind, grid, 0.75)
-    masker.schedule(3, 10)
+    masker = mask_of(kind, grid, 0.75).train()
+    assert masker.learners(schedule_of(10)) == {}
     # Not even the tokens are read, but by the one mask that says so.
-    tokens = tokens_on(grid, 2) if masker.needs_embeddings else torch.empty(2, 24, 0)
+    tokens = tokens_on(grid, 2) if masker.needs_embeddings else None
     motion = motion_on(grid, 2) if masker.needs_motion else None
-    plan = masker.plan(tokens, motion=motion)
-    assert masker.learn(plan, torch.rand(plan.predict_BM.shape)) == {}
-    assert masker.macs() == 0
-    assert masker.scores_BN(torch.empty(2, 24, 0)) is None
+    plan = masker.plan(clip_of(grid, 2, tokens=tokens, motion=motion))
+    assert masker.learn(plan, torch.rand(plan.predict_BM.shape)) == Lesson()
+    assert masker.after_step(1, 10) == Lesson()
+    assert masker.scores_BN(clip_of(grid, 2)) is None
     assert masker.needs_embeddings == (kind == "everest")
+    assert not masker.reaches_encoder
+    assert masker.temperature is None
     assert not list(masker.parameters())
-    assert not masker.state_dict()  # nothing to resume
+    assert not masker.state_dict() and not masker.tensors()  # nothing to resume
+    masker.load({})
 
 
 @pytest.mark.parametrize(("ratio", "visible"), [(0.9, 160), (0.75, 392), (0.95, 80), (0.85, 240)])
@@ -112,7 +121,7 @@ def test_tube_rounds_as_videomae(ratio: float, visible: int) -> None:
 
 
 def test_tube_shows_the_same_sites_in_every_slice() -> None:
-    visible = mask_of("tube", (4, 5, 6), 0.9).plan(torch.empty(3, 120, 0)).visible_BK
+    visible = mask_of("tube", (4, 5, 6), 0.9).plan(clip_of((4, 5, 6), 3)).visible_BK
     slices = visible.reshape(3, 4, -1)
     for t in range(4):
         assert torch.equal(slices[:, t], slices[:, 0] + 30 * t)
@@ -130,8 +139,9 @@ def test_ratios_that_leave_nothing_to_see_or_guess_are_refused() -> None:
 def test_one_seed_gives_one_plan_on_every_device(kind: str) -> None:
     grid = (4, 5, 5)
     masker, tokens, motion = mask_of(kind, grid, 0.8), tokens_on(grid, 2), motion_on(grid, 2)
-    here = masker.plan(tokens, motion=motion, generator=seeded(3))
-    there = masker.cuda().plan(tokens.cuda(), motion=motion.to("cuda"), generator=seeded(3))
+    here = masker.plan(clip_of(grid, tokens=tokens, motion=motion), seeded(3))
+    away = clip_of(grid, tokens=tokens.cuda(), motion=motion.to("cuda"))
+    there = masker.cuda().plan(away, seeded(3))
     assert torch.equal(here.visible_BK, there.visible_BK.cpu())
     assert torch.equal(here.predict_BM, there.predict_BM.cpu())
 
@@ -142,9 +152,10 @@ def test_autocast_changes_no_plan(kind: str) -> None:
     grid = (4, 12, 12)
     masker, tokens, motion = mask_of(kind, grid, 0.4), tokens_on(grid, 32), motion_on(grid, 32)
     motion.field_BThw2.add_(7.3)  # noise alone would take rectangles nowhere
-    plain = masker.plan(tokens, motion=motion, generator=seeded())
+    clip = clip_of(grid, tokens=tokens, motion=motion)
+    plain = masker.plan(clip, seeded())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = masker.plan(tokens, motion=motion, generator=seeded())
+        cast = masker.plan(clip, seeded())
     assert torch.equal(plain.visible_BK, cast.visible_BK)
     assert torch.equal(plain.predict_BM, cast.predict_BM)
 
@@ -153,7 +164,7 @@ def test_autocast_changes_no_plan(kind: str) -> None:
 def test_masks_that_follow_motion_say_so_where_there_is_none(kind: str) -> None:
     masker = mask_of(kind, (2, 3, 3), 0.5)
     if masker.needs_motion:
-        with pytest.raises(DataError, match="follows motion, but these clips come without any"):
-            masker.plan(tokens_on((2, 3, 3), 2))
+        with pytest.raises(DataError, match=f"`mask.kind: {kind}` follows motion, but these"):
+            masker.plan(clip_of((2, 3, 3), tokens=tokens_on((2, 3, 3), 2)))
     else:
-        masker.plan(tokens_on((2, 3, 3), 2))
+        masker.plan(clip_of((2, 3, 3), tokens=tokens_on((2, 3, 3), 2)))

@@ -19,34 +19,39 @@ from tatscli.masking.mgm_topk import MgmTopkMasker
 from tatscli.masking.motion_bins import MotionBinsMasker
 from tatscli.recipe import schema
 from tests.fields import motion_of
+from tests.masking.kinds import WIDTH, Grid, clip_of, seeded
 
 GRID = (6, 10, 12)
 
 
-def mgm(grid: tuple[int, int, int] = GRID, **settings: Any) -> MgmMasker:
-    return MgmMasker(grid, schema.MgmMask(kind="mgm", **settings))
+def mgm(grid: Grid = GRID, **settings: Any) -> MgmMasker:
+    return MgmMasker(schema.MgmMask(kind="mgm", **settings), grid=grid, width=WIDTH)
 
 
-def topk(grid: tuple[int, int, int] = GRID, ratio: float = 0.75) -> MgmTopkMasker:
-    return MgmTopkMasker(grid, ratio)
+def topk(ratio: float = 0.75) -> MgmTopkMasker:
+    config = schema.MgmTopkMask(kind="mgm_topk", ratio=ratio)
+    return MgmTopkMasker(config, grid=GRID, width=WIDTH)
 
 
 def advect(ratio: float) -> MgmAdvectMasker:
-    return MgmAdvectMasker(GRID, schema.MgmAdvectMask(kind="mgm_advect", ratio=ratio))
+    config = schema.MgmAdvectMask(kind="mgm_advect", ratio=ratio)
+    return MgmAdvectMasker(config, grid=GRID, width=WIDTH)
 
 
 def bins(ratio: float) -> MotionBinsMasker:
-    return MotionBinsMasker(GRID, ratio, share=0.5)
+    config = schema.MotionBinsMask(kind="motion_bins", ratio=ratio, share=0.5)
+    return MotionBinsMasker(config, grid=GRID, width=WIDTH)
 
 
 def hidden(masker: Any, motion: MotionField, seed: int = 0) -> Tensor:
-    B = len(motion.missing_B)
-    plan = masker.plan(
-        torch.empty(B, masker.tokens, 0),
-        motion=motion,
-        generator=torch.Generator().manual_seed(seed),
-    )
-    return plan.hidden_BN(masker.tokens).reshape(B, *masker.grid)
+    plan = masker.plan(clip_of(masker.grid, motion=motion), seeded(seed))
+    return plan.hidden_BN(masker.tokens).reshape(-1, *masker.grid)
+
+
+def centres(
+    masker: MgmMasker, half: Tensor, motion: MotionField, generator: torch.Generator | None = None
+) -> Tensor:
+    return masker.centres_BTK2(half, clip_of(masker.grid, motion=motion), generator)
 
 
 def patch_motion(
@@ -141,7 +146,7 @@ def test_a_moving_patch_stays_hidden(ratio: float, base: str, centre: str) -> No
 def test_the_rectangle_moves_as_fast_as_the_patch() -> None:
     motion, _ = patch_motion(start=(1, 1), speed=(1.0, 0.5))
     masker = mgm(ratio=0.1, base="middle", centre="centroid")
-    path = masker.centres_BTK2(torch.full((1, 1, 2), 2.5), motion, None)[0, :, 0]
+    path = centres(masker, torch.full((1, 1, 2), 2.5), motion)[0, :, 0]
     torch.testing.assert_close(path.diff(dim=0), torch.tensor([[1.0, 0.5]]).expand(5, 2))
 
 
@@ -149,7 +154,7 @@ def test_the_base_slice_is_the_one_with_most_motion() -> None:
     field = torch.zeros(1, 6, 10, 12, 2)
     field[0, 4, 8, 10] = 30.0
     field[0, 1, 2, 2] = 20.0
-    path = mgm(ratio=0.1).centres_BTK2(torch.full((1, 1, 2), 0.4), motion_of(field), None)
+    path = centres(mgm(ratio=0.1), torch.full((1, 1, 2), 0.4), motion_of(field))
     assert path[0, 4, 0].tolist() == [4.5, 3.5]  # row 8 of 10, column 10 of 12, from the middle
 
 
@@ -158,7 +163,7 @@ def test_centres_are_drawn_in_proportion_to_the_energy_of_motion() -> None:
     field[:, :, 2, 3, 0], field[:, :, 7, 9, 0] = 9.0, 3.0
     motion = motion_of(field)
     half = torch.full((4000, 1, 2), 0.1)
-    start = mgm().centres_BTK2(half, motion, torch.Generator().manual_seed(0))[:, 0, 0]
+    start = centres(mgm(), half, motion, seeded())[:, 0, 0]
     at_first = ((start - torch.tensor([-2.5, -2.5])).abs() < 0.1).all(dim=1).float().mean()
     assert at_first == pytest.approx(0.9, abs=0.02)  # 9 pixels to 3, squared
 
@@ -171,7 +176,7 @@ def test_small_fast_things_are_followed_at_their_speed(side: int, speed: float) 
         x = round(speed * frame)
         field[0, frame, 4 : 4 + side, x : x + side, 0] = speed * 16
     masker = mgm((6, 10, 24), ratio=0.1, base="middle", centre="centroid")
-    path = masker.centres_BTK2(torch.full((1, 1, 2), side / 2), motion_of(field), None)[0, :, 0]
+    path = centres(masker, torch.full((1, 1, 2), side / 2), motion_of(field))[0, :, 0]
     torch.testing.assert_close(path[:, 0].diff(), torch.full((5,), 2 * speed))
 
 
@@ -180,7 +185,7 @@ def test_the_middle_frame_is_the_middle_one() -> None:
     field[0, 6, 2, 3, 0], field[0, [0, 5, 7, 11], 8, 9, 0] = 1e-3, 50.0
     masker = mgm(base="middle", centre="centroid")
     masker._follow = lambda centre, *_: centre[:, None].expand(-1, 12, -1, -1)  # type: ignore
-    centre = masker.centres_BTK2(torch.ones(1, 1, 2), motion_of(field * 1e4), None)[0, 0, 0]
+    centre = centres(masker, torch.ones(1, 1, 2), motion_of(field * 1e4))[0, 0, 0]
     torch.testing.assert_close(centre, torch.tensor([-2.5, -2.5]), atol=0.1, rtol=0)
 
 
@@ -191,9 +196,7 @@ def test_one_centroid_is_not_several_places() -> None:
 
 def test_what_leaves_the_picture_keeps_the_rectangle_at_the_border() -> None:
     motion, _ = patch_motion(start=(6, 4), speed=(3.0, 0.0))
-    path = mgm(base="energy", centre="centroid").centres_BTK2(
-        torch.full((1, 1, 2), 3.0), motion, None
-    )
+    path = centres(mgm(base="energy", centre="centroid"), torch.full((1, 1, 2), 3.0), motion)
     assert path[..., 0].max() <= 5.5 and path[0, -1, 0, 0] > 3
 
 

@@ -11,22 +11,19 @@ from torch import Tensor
 from tatscli.masking.mgm_advect import MgmAdvectMasker
 from tatscli.recipe import schema
 from tests.fields import motion_of
+from tests.masking.kinds import WIDTH, clip_of, seeded
 
 GRID = (5, 8, 9)
 
 
 def masker(**settings: Any) -> MgmAdvectMasker:
-    return MgmAdvectMasker(GRID, schema.MgmAdvectMask(kind="mgm_advect", **settings))
+    config = schema.MgmAdvectMask(kind="mgm_advect", **settings)
+    return MgmAdvectMasker(config, grid=GRID, width=WIDTH)
 
 
 def visible(one: MgmAdvectMasker, field: Tensor, seed: int = 0) -> Tensor:
-    B = len(field)
-    plan = one.plan(
-        torch.empty(B, one.tokens, 0),
-        motion=motion_of(field),
-        generator=torch.Generator().manual_seed(seed),
-    )
-    return ~plan.hidden_BN(one.tokens).reshape(B, *GRID)
+    plan = one.plan(clip_of(GRID, motion=motion_of(field)), seeded(seed))
+    return ~plan.hidden_BN(one.tokens).reshape(len(field), *GRID)
 
 
 def test_without_motion_it_is_a_tube() -> None:

@@ -14,6 +14,8 @@ from tatscli.masking.selection import SELECTIONS
 from tests.masking.kinds import (
     MASKS,
     PREDICTS,
+    clip_of,
+    clip_on,
     mask_of,
     motion_on,
     seeded,
@@ -25,8 +27,7 @@ BUDGETED = sorted(set(PREDICTS) - {"all"})
 
 
 def plan_of(masker: Masker, clips: int) -> MaskPlan:
-    tokens, motion = tokens_on(masker.grid, clips), motion_on(masker.grid, clips)
-    return masker.plan(tokens, motion=motion, generator=seeded())
+    return masker.plan(clip_on(masker.grid, clips), seeded())
 
 
 def test_every_kind_of_recipe_has_its_selection() -> None:
@@ -66,11 +67,10 @@ def test_exactly_the_budget_of_the_masks_tokens_is_predicted(
     assert not changes or selection.budget == budget
     plan, motion = plan_of(masker, 3), motion_on(grid, 3)
     motion.missing_B[1] = missing
-    tokens = tokens_on(grid, 3)
-    chosen = selection.select(plan, tokens, motion=motion)
+    chosen = selection.select(plan, clip_of(grid, tokens=tokens_on(grid, 3), motion=motion))
     assert torch.equal(chosen.visible_BK, plan.visible_BK)
     assert chosen.predict_BM.shape == (3, selection.budget)
-    assert (chosen.predict_BM.diff(dim=1) > 0).all()
+    assert not chosen.faulty_B(masker.tokens).any()
     for before, after in zip(plan.predict_BM.tolist(), chosen.predict_BM.tolist(), strict=True):
         assert set(after) <= set(before)
 
@@ -107,7 +107,7 @@ def test_a_budget_beyond_the_hidden_tokens_is_refused() -> None:
 def test_a_plan_with_fewer_tokens_than_the_budget_is_refused() -> None:
     plan = MaskPlan.from_visible(torch.tensor([[0, 1, 2]]), 8)
     with pytest.raises(ValueError, match="cannot choose 6 of 5"):
-        selection_of("random", (2, 2, 2), 6, budget=6).select(plan, torch.empty(1, 8, 0))
+        selection_of("random", (2, 2, 2), 6, budget=6).select(plan, clip_of((2, 2, 2), 1))
 
 
 @pytest.mark.parametrize("kind", BUDGETED)
@@ -115,10 +115,10 @@ def test_the_generator_alone_decides(kind: str) -> None:
     grid = (6, 5, 5)
     masker = mask_of("random", grid, 0.8)
     selection = selection_of(kind, grid, masker.predicted)
-    plan, tokens, motion = plan_of(masker, 8), tokens_on(grid, 8), motion_on(grid, 8)
+    plan, clip = plan_of(masker, 8), clip_on(grid, 8)
 
     def predicted(seed: int) -> torch.Tensor:
-        return selection.select(plan, tokens, motion=motion, generator=seeded(seed)).predict_BM
+        return selection.select(plan, clip, seeded(seed)).predict_BM
 
     torch.manual_seed(1)
     first = predicted(7)
@@ -139,12 +139,8 @@ def test_all_leaves_the_plan_as_it_is() -> None:
     masker = mask_of("tube", (4, 3, 3), 0.75)
     plan = plan_of(masker, 2)
     state = (generator := seeded()).get_state()
-    assert (
-        selection_of("all", masker.grid, masker.predicted).select(
-            plan, torch.empty(2, 36, 0), generator=generator
-        )
-        is plan
-    )
+    selection = selection_of("all", masker.grid, masker.predicted)
+    assert selection.select(plan, clip_of(masker.grid, 2), generator) is plan
     assert torch.equal(generator.get_state(), state)
 
 
@@ -155,9 +151,8 @@ def test_one_seed_gives_one_choice_on_every_device(kind: str) -> None:
     masker = mask_of("random", grid, 0.8)
     selection = selection_of(kind, grid, masker.predicted)
     plan, tokens, motion = plan_of(masker, 2), tokens_on(grid, 2), motion_on(grid, 2)
-    here = selection.select(plan, tokens, motion=motion, generator=seeded(3))
-    away = MaskPlan(plan.visible_BK.cuda(), plan.predict_BM.cuda())
-    there = selection.cuda().select(
-        away, tokens.cuda(), motion=motion.to("cuda"), generator=seeded(3)
-    )
+    here = selection.select(plan, clip_of(grid, tokens=tokens, motion=motion), seeded(3))
+    away = clip_of(grid, tokens=tokens.cuda(), motion=motion.to("cuda"))
+    plan = MaskPlan(plan.visible_BK.cuda(), plan.predict_BM.cuda())
+    there = selection.cuda().select(plan, away, seeded(3))
     assert torch.equal(here.predict_BM, there.predict_BM.cpu())

@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from tatscli.data.clip import Clip, ClipForm
+from tatscli.data.motion import MotionField
 from tatscli.errors import DataError
 from tatscli.masking.plan import MaskPlan
 from tatscli.nn.vit import Encoder
 from tests.fields import motion_of
-from tests.masking.kinds import Grid, mask_of, motion_on, seeded, selection_of
+from tests.masking.kinds import Grid, clip_of, mask_of, motion_on, seeded, selection_of
 
 
 def hidden_but(grid: Grid, clips: int, *shown: int) -> MaskPlan:
@@ -27,17 +29,25 @@ def chosen(plan: MaskPlan, tokens: int) -> Tensor:
     return mask.scatter_(1, plan.predict_BM, True)
 
 
-def select(kind: str, grid: Grid, plan: MaskPlan, tokens: Tensor, **words: Any) -> Tensor:
+def select(
+    kind: str,
+    grid: Grid,
+    plan: MaskPlan,
+    *,
+    motion: MotionField | None = None,
+    clip: Clip | None = None,
+    **words: Any,
+) -> Tensor:
     """Return what a selection over a plan predicts, as a mask (B, N)."""
-    motion = words.pop("motion", None)
-    selection = selection_of(kind, grid, plan.predict_BM.shape[1], **words)
-    made = selection.select(plan, tokens, motion=motion, generator=seeded())
+    predict_BM = plan.predict_BM
+    selection = selection_of(kind, grid, predict_BM.shape[1], **words)
+    made = selection.select(plan, clip or clip_of(grid, len(predict_BM), motion=motion), seeded())
     return chosen(made, grid[0] * grid[1] * grid[2])
 
 
 def test_random_chooses_every_hidden_token_equally_often() -> None:
     grid = (2, 2, 3)
-    shown = select("random", grid, hidden_but(grid, 20_000, 0, 7), torch.empty(0), budget=3)
+    shown = select("random", grid, hidden_but(grid, 20_000, 0, 7), budget=3)
     share = shown.float().mean(dim=0)
     expected = torch.full((12,), 0.3)
     expected[[0, 7]] = 0
@@ -48,8 +58,8 @@ def test_random_chooses_every_hidden_token_equally_often() -> None:
 def test_flow_alone_is_the_fastest_hidden_tokens(budget: int) -> None:
     grid = (4, 3, 5)
     motion, masker = motion_on(grid, 6), mask_of("random", grid, 0.75)
-    plan = masker.plan(torch.empty(6, 60, 0), generator=seeded())
-    got = select("flow", grid, plan, torch.empty(0), motion=motion, budget=budget, random=0.0)
+    plan = masker.plan(clip_of(grid, 6), seeded())
+    got = select("flow", grid, plan, motion=motion, budget=budget, random=0.0)
     for clip in range(6):
         speed = [
             sum(float(motion.speed_BThw[clip, t, y, x]) for t in (2 * s, 2 * s + 1))
@@ -67,7 +77,7 @@ def test_two_thirds_of_flow_move_most_and_the_rest_is_any() -> None:
     one = motion_on(grid, 1)
     many = one.each(lambda tensor: tensor.expand(12_000, *tensor.shape[1:]))
     plan = hidden_but(grid, 12_000, 3, 20)
-    share = select("flow", grid, plan, torch.empty(0), motion=many, budget=15).float().mean(dim=0)
+    share = select("flow", grid, plan, motion=many, budget=15).float().mean(dim=0)
     hidden = sorted(set(range(30)) - {3, 20}, key=lambda n: -one.magnitude_BN(2)[0, n])
     expected = torch.zeros(30)
     expected[hidden[:10]] = 1
@@ -80,7 +90,7 @@ def test_the_random_part_does_not_depend_on_who_of_equals_came_first() -> None:
     speed = torch.tensor([0.0] + [2.0] * 4 + [1.0] * 5 + [0.0] * 5).reshape(1, 1, 3, 5)
     motion = motion_of(torch.zeros(20_000, 1, 3, 5, 2), speed_BThw=speed.expand(20_000, -1, -1, -1))
     plan = hidden_but(grid, 20_000, 0)
-    share = select("flow", grid, plan, torch.empty(0), motion=motion, budget=6, random=2 / 3)
+    share = select("flow", grid, plan, motion=motion, budget=6, random=2 / 3)
     rest = 4 / 12  # two of the fastest four, then four of the other twelve
     expected = torch.tensor([0.0] + [0.5 + 0.5 * rest] * 4 + [rest] * 10)
     torch.testing.assert_close(share.float().mean(dim=0), expected, atol=0.015, rtol=0)
@@ -101,14 +111,14 @@ def test_flow_is_random_where_nothing_moves_or_is_known() -> None:
             missing_B=torch.full((12_000,), missing),
         )
         plan = hidden_but(grid, 12_000, 0, 1, 2, 3)
-        share = select("flow", grid, plan, torch.empty(0), motion=motion, budget=8)
+        share = select("flow", grid, plan, motion=motion, budget=8)
         expected = torch.tensor([0.0] * 4 + [0.4] * 20)
         torch.testing.assert_close(share.float().mean(dim=0), expected, atol=0.02, rtol=0)
 
 
 def test_flow_cannot_do_without_motion() -> None:
     with pytest.raises(DataError, match=r"`predict.kind: flow` follows motion"):
-        select("flow", (2, 2, 2), hidden_but((2, 2, 2), 1, 0), torch.empty(0))
+        select("flow", (2, 2, 2), hidden_but((2, 2, 2), 1, 0))
 
 
 @pytest.mark.parametrize("slices", [1, 4])
@@ -116,23 +126,22 @@ def test_everest_is_the_largest_changes_of_real_embeddings(slices: int) -> None:
     torch.manual_seed(0)
     grid = (slices, 3, 4)
     encoder = Encoder(width=24, depth=1, heads=2, grid=grid, tubelet=2, patch=4)
-    video = torch.rand(3, 3, 2 * slices, 12, 16)
-    cubes = encoder.cubes(video)
-    with torch.no_grad():
-        tokens = encoder.embed(cubes)
+    video = torch.randint(256, (3, 3, 2 * slices, 12, 16), dtype=torch.uint8)
+    clip = ClipForm(grid, 2, 4).clip(video, embed=encoder.embed)
     plan = hidden_but(grid, 3, 0, 5)
-    got = select("everest", grid, plan, tokens, budget=7, random=0.0)
+    got = select("everest", grid, plan, clip=clip, budget=7, random=0.0)
     if slices == 1:
         assert (got.sum(dim=1) == 7).all()
         return
-    weight = encoder.patch_embed.proj.weight.detach().flatten(1)
-    for clip in range(3):
+    weight = encoder.patch_embed.proj.weight.detach().permute(0, 2, 3, 4, 1).flatten(1)
+    cubes = clip.cubes()
+    for one in range(3):
         change = {}
-        for n in plan.predict_BM[clip].tolist():
+        for n in plan.predict_BM[one].tolist():
             after = n if n >= 12 else n + 12
-            change[n] = float((weight @ (cubes[clip, after] - cubes[clip, after - 12])).norm())
+            change[n] = float((weight @ (cubes[one, after] - cubes[one, after - 12])).norm())
         # The first slice repeats the second's numbers: compare values, not who of a pair is taken.
-        taken = sorted(change[n] for n in got[clip].nonzero().flatten().tolist())
+        taken = sorted(change[n] for n in got[one].nonzero().flatten().tolist())
         assert taken == pytest.approx(sorted(change.values())[-7:], rel=1e-4)
 
 
@@ -163,7 +172,7 @@ def test_uniform_takes_whole_slices_a_period_apart(slices: int, every: int) -> N
     pattern = torch.stack([(slice_N % every == first) & hidden for first in range(firsts)])
     plan = hidden_but(grid, 600, 0)
     for budget in {int(row.sum()) for row in pattern}:
-        got = select("uniform", grid, plan, torch.empty(0), every=every, budget=budget)
+        got = select("uniform", grid, plan, every=every, budget=budget)
         counts = torch.tensor(starts(got, pattern)).bincount(minlength=firsts)
         assert (counts / 600 - 1 / firsts).abs().max() < 0.1
 
@@ -172,7 +181,7 @@ def test_uniform_thins_out_and_tops_up_at_random() -> None:
     grid = (4, 2, 5)
     for budget, inside, outside in ((5, 5, 0), (10, 10, 0), (16, 10, 6)):
         plan = hidden_but(grid, 4000, 39)
-        got = select("uniform", grid, plan, torch.empty(0), every=4, budget=budget)
+        got = select("uniform", grid, plan, every=4, budget=budget)
         counts = got.reshape(4000, 4, 10).sum(dim=2)
         first = counts.argmax(dim=1)
         whole = first < 3  # of the last slice one token is shown
@@ -209,7 +218,7 @@ def test_running_cells_are_the_pattern_by_hand(grid: Grid) -> None:
     # Nothing is shown but the last token, and the budget is half of what is hidden.
     plan = hidden_but(grid, 400, tokens - 1)
     pattern[:, -1] = False
-    got = select("running_cell", grid, plan, torch.empty(0))
+    got = select("running_cell", grid, plan)
     counts = torch.tensor(starts(got, pattern)).bincount(minlength=4)
     assert (counts / 400 - 1 / 4).abs().max() < 0.1
 
@@ -217,7 +226,7 @@ def test_running_cells_are_the_pattern_by_hand(grid: Grid) -> None:
 def test_running_cells_predict_every_site_equally_often() -> None:
     grid = (8, 5, 6)  # two periods
     plan = hidden_but(grid, 4, 0)
-    got = select("running_cell", grid, plan, torch.empty(0), budget=None).reshape(4, 8, 30)
+    got = select("running_cell", grid, plan, budget=None).reshape(4, 8, 30)
     per_site = got.sum(dim=1)
     # The cells cut off at the odd border balance over a period; one token is shown, and the
     # budget of 119 of 239 leaves at most one token of the 120 out.

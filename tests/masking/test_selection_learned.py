@@ -8,17 +8,30 @@ from typing import Any
 import pytest
 import torch
 
+from tatscli.data.clip import Clip
 from tatscli.masking.plan import MaskPlan
-from tests.masking.kinds import motion_on, selection_of
-from tests.masking.learning.toy import GRID, TOKENS, WIDTH, make, seeded
+from tests.masking.kinds import clip_of, motion_on, seeded, selection_of
+from tests.masking.learning.toy import (
+    GRID,
+    copied,
+    learner_of,
+    make,
+    noise,
+    same,
+    teach,
+)
 
 SELECTIONS = ["random", "uniform", "running_cell", "flow", "everest"]
 
 
-def selected(kind: str, plan: MaskPlan, tokens: torch.Tensor) -> MaskPlan:
+def moving(clips: int = 3, *, seed: int = 0) -> Clip:
+    tokens = noise(clips, seed).tokens_BND.requires_grad_()
+    return clip_of(GRID, tokens=tokens, motion=motion_on(GRID, clips))
+
+
+def selected(kind: str, plan: MaskPlan, clip: Clip) -> MaskPlan:
     selection = selection_of(kind, GRID, plan.predict_BM.shape[1], budget=9)
-    motion = motion_on(GRID, len(tokens))
-    return selection.select(plan, tokens, motion=motion, generator=seeded())
+    return selection.select(plan, clip, seeded())
 
 
 @pytest.mark.parametrize("kind", SELECTIONS)
@@ -31,26 +44,29 @@ def test_the_gradient_is_that_of_the_selected_tokens_alone(mask: str, kind: str)
     for parameter in masker.policy.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     policy = copy.deepcopy(masker.policy)
-    tokens = torch.randn(3, TOKENS, WIDTH)
-    plan = selected(kind, masker.plan(tokens.clone(), generator=seeded()), tokens)
-    error = torch.rand(plan.predict_BM.shape)
-    masker.learn(plan, error)
+    clip, error = moving(), torch.rand(3, 9)
+    taught = teach(
+        masker,
+        0,
+        clip,
+        errors=lambda _: error,
+        change=lambda plan: selected(kind, plan, clip),
+    )
 
-    tokens.requires_grad_()
+    tokens = clip.tokens_BND.detach().requires_grad_()
     log_p = policy(tokens).log_p_BN
     if mask == "adamae":
         weight = 0.5 * error
     else:  # on-policy, the gradient of a ratio is that of its logarithm
         weight = error / (error.std(dim=1, correction=0, keepdim=True) + 1e-6)
     loss = sum(
-        -weight[clip, m] * log_p[clip, token] / plan.predict_BM.numel()
-        for clip in range(3)
-        for m, token in enumerate(plan.predict_BM[clip].tolist())
+        -weight[number, m] * log_p[number, token] / error.numel()
+        for number in range(3)
+        for m, token in enumerate(taught.plan.predict_BM[number].tolist())
     )
     assert isinstance(loss, torch.Tensor)
     expected = torch.autograd.grad(loss, tokens)[0]
-    assert masker.token_gradient_BND is not None
-    torch.testing.assert_close(masker.token_gradient_BND, expected, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(clip.tokens_BND.grad, expected, atol=1e-6, rtol=1e-4)
     assert expected.abs().max() > 1e-4
 
 
@@ -68,23 +84,31 @@ def test_the_gradient_is_that_of_the_selected_tokens_alone(mask: str, kind: str)
 )
 def test_every_way_of_learning_takes_a_selected_plan(changes: dict[str, Any]) -> None:
     masker = make(**changes)
-    before = copy.deepcopy(masker.policy.state_dict())
-    updates = 0.0
+    before = copied(masker.policy.state_dict())
     for step in range(4):
-        tokens = torch.randn(3, TOKENS, WIDTH)
-        plan = selected(SELECTIONS[step], masker.plan(tokens), tokens)
-        metrics = masker.learn(plan, torch.rand(plan.predict_BM.shape))
-        assert not metrics.get("skipped")
-        updates += metrics["updates"]
-    assert updates >= 1
-    after = masker.policy.state_dict()
-    assert any(not torch.equal(before[name], after[name]) for name in before)
+        clip = moving(seed=step)
+        taught = teach(
+            masker,
+            step,
+            clip,
+            change=lambda plan, step=step, clip=clip: selected(SELECTIONS[step], plan, clip),
+        )
+        assert taught.plan.predict_BM.shape == (3, 9)
+        assert taught.metrics["restored"] == 0
+    bad = learner_of(masker).bad_updates()
+    assert bad and not any(bad)
+    assert not same(masker.policy.state_dict(), before)
 
 
-def test_one_predicted_token_is_enough_to_learn_from() -> None:
-    for mask in ("adamae", "tats"):
-        masker = make(mask)
-        plan = masker.plan(torch.randn(3, TOKENS, WIDTH))
-        plan = MaskPlan(plan.visible_BK, plan.predict_BM[:, :1].contiguous())
-        metrics = masker.learn(plan, torch.rand(3, 1))
-        assert (metrics["updates"], metrics["skipped"]) == (1, 0)
+@pytest.mark.parametrize("mask", ["adamae", "tats"])
+def test_one_predicted_token_is_enough_to_learn_from(mask: str) -> None:
+    masker = make(mask)
+    before = copied(masker.policy.state_dict())
+    teach(
+        masker,
+        0,
+        moving(),
+        change=lambda plan: MaskPlan(plan.visible_BK, plan.predict_BM[:, :1].contiguous()),
+    )
+    assert learner_of(masker).bad_updates() == [False]
+    assert not same(masker.policy.state_dict(), before)

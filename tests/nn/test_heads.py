@@ -6,28 +6,56 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from tatscli.nn.heads import DecoderHead, build_head
+from tatscli.data.clip import Clip, ClipForm
+from tatscli.errors import RecipeError
+from tatscli.heads import build_head
+from tatscli.heads.base import HeadOutput
+from tatscli.heads.decoder import DecoderHead
+from tatscli.masking.plan import MaskPlan
 from tatscli.nn.vit import Encoder
 from tatscli.recipe import schema
-from tests.nn.counting import counted_macs
+from tests.nn.counting import block_macs, counted_macs
+
+GRID = (2, 3, 4)
 
 
-def make(widths: list[int], **changes: Any) -> DecoderHead:
+def make(predicts: list[int], **changes: Any) -> DecoderHead:
     torch.manual_seed(0)
-    encoder = Encoder(width=32, depth=1, heads=4, grid=(2, 3, 4), tubelet=2, patch=4)
-    head = build_head(schema.DecoderHead(depth=2, **changes), encoder=encoder, widths=widths)
+    encoder = Encoder(width=32, depth=1, heads=4, grid=GRID, tubelet=2, patch=4)
+    head = build_head(schema.DecoderHead(depth=2, **changes), encoder=encoder, predicts=predicts)
+    assert isinstance(head, DecoderHead)
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return head
 
 
-def plan() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def latents_and_plan() -> tuple[Tensor, MaskPlan]:
     torch.manual_seed(1)
     order = torch.stack([torch.randperm(24), torch.randperm(24)])
-    visible, predict = order[:, :6].sort(1).values, order[:, 6:].sort(1).values
-    return torch.randn(2, 6, 32), visible, predict
+    plan = MaskPlan(order[:, :6].sort(1).values, order[:, 6:].sort(1).values)
+    return torch.randn(2, 6, 32), plan
+
+
+def asked(plan: MaskPlan, places: Tensor | slice) -> MaskPlan:
+    """The same plan, with some of the predicted tokens, or in another order."""
+    return MaskPlan(plan.visible_BK, plan.predict_BM[:, places])
+
+
+def run(head: DecoderHead, latents: Tensor, plan: MaskPlan) -> list[Tensor]:
+    """Ask a head that has no errors of its own, of a clip that it must not look at."""
+    form = ClipForm(GRID, 2, 4)
+    nothing = Clip(form, torch.zeros(0, 24, 96, dtype=torch.uint8))
+
+    def encode(index_BM: Tensor) -> Tensor:
+        raise AssertionError("the decoder does not ask for latents of hidden tokens")
+
+    output = head(nothing, latents, plan, encode)
+    assert isinstance(output, HeadOutput)
+    assert not output.auxiliary
+    return output.predictions
 
 
 def test_names_below_a_branch_are_videomaes() -> None:
@@ -50,14 +78,17 @@ def test_null_settings_are_half_the_encoders(
     changes: dict[str, int], expected: tuple[int, int]
 ) -> None:
     head = make([10], **changes)
-    assert (head.width, head.heads) == expected
-    assert head(*plan())[0].shape == (2, 18, 10)
+    (branch,) = head.branches
+    width, heads = expected
+    assert branch.mask_token.shape == (1, 1, width)
+    assert [block.attn.heads for block in branch.decoder.blocks] == [heads, heads]
+    assert run(head, *latents_and_plan())[0].shape == (2, 18, 10)
 
 
 def test_every_target_has_its_own_branch() -> None:
     head = make([10, 3])
-    latents, visible, predict = plan()
-    first, second = head(latents, visible, predict)
+    assert head.predicts == [10, 3]
+    first, second = run(head, *latents_and_plan())
     assert first.shape == (2, 18, 10)
     assert second.shape == (2, 18, 3)
     first.sum().backward()
@@ -67,31 +98,44 @@ def test_every_target_has_its_own_branch() -> None:
 
 def test_predicting_fewer_tokens_leaves_the_others_out_of_the_decoder() -> None:
     head = make([10])
-    latents, visible, predict = plan()
-    (few,) = head(latents, visible, predict[:, :4])
+    latents, plan = latents_and_plan()
+    (few,) = run(head, latents, asked(plan, slice(4)))
     assert few.shape == (2, 4, 10)
-    (everything,) = head(latents, visible, predict)
+    (everything,) = run(head, latents, plan)
     # Absent mask tokens are no keys either: the result is not a slice of the full one.
     assert (few - everything[:, :4]).abs().max() > 1e-3
-    counted = counted_macs(lambda: head(latents[:1], visible[:1], predict[:1, :4]))
-    assert head.macs(6, 4) == counted
+    one = MaskPlan(plan.visible_BK[:1], plan.predict_BM[:1, :4])
+    counted = counted_macs(lambda: run(head, latents[:1], one))
+    assert counted == 6 * 32 * 16 + 2 * block_macs(6 + 4, 16) + 4 * 16 * 10
 
 
 def test_predictions_belong_to_their_tokens_in_any_order() -> None:
     head = make([10])
-    latents, visible, predict = plan()
+    latents, plan = latents_and_plan()
     order = torch.randperm(18)
-    (straight,) = head(latents, visible, predict)
-    (shuffled,) = head(latents, visible, predict[:, order])
+    (straight,) = run(head, latents, plan)
+    (shuffled,) = run(head, latents, asked(plan, order))
     torch.testing.assert_close(shuffled, straight[:, order])
 
 
-def test_macs_add_up_over_branches() -> None:
+def test_costs_add_up_over_branches() -> None:
     head = make([10, 3])
-    latents, visible, predict = plan()
-    assert head.macs(6, 18) == counted_macs(lambda: head(latents[:1], visible[:1], predict[:1]))
+    latents, plan = latents_and_plan()
+    one = MaskPlan(plan.visible_BK[:1], plan.predict_BM[:1])
+    shared = 6 * 32 * 16 + 2 * block_macs(24, 16)
+    counted = counted_macs(lambda: run(head, latents[:1], one))
+    assert counted == 2 * shared + 18 * 16 * (10 + 3)
 
 
 def test_one_head_at_least() -> None:
     encoder = Encoder(width=8, depth=1, heads=1, grid=(1, 2, 2), tubelet=1, patch=2)
-    assert DecoderHead(schema.DecoderHead(), encoder=encoder, widths=[2]).heads == 1
+    head = build_head(schema.DecoderHead(), encoder=encoder, predicts=[2])
+    assert [block.attn.heads for block in head.branches[0].decoder.blocks] == [1] * 4
+
+
+@pytest.mark.parametrize("section", [schema.DecoderHead, schema.RegressorHead])
+def test_a_width_that_the_heads_do_not_divide_is_refused(section: Any) -> None:
+    encoder = Encoder(width=32, depth=1, heads=4, grid=GRID, tubelet=2, patch=4)
+    kind = {schema.DecoderHead: "decoder", schema.RegressorHead: "regressor"}[section]
+    with pytest.raises(RecipeError, match=r"`head.width: 10` is not a multiple of `head.heads: 4`"):
+        build_head(section(kind=kind, width=10, heads=4), encoder=encoder, predicts=[2])

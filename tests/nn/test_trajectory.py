@@ -9,9 +9,13 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tatscli.nn.flops import recomputed_trajectory_macs
-from tatscli.nn.trajectory import KEPT_SLICES, TrajectoryAttention, TrajectoryBlock
-from tests.nn.counting import counted_macs
+from tatscli.nn.trajectory import (
+    KEPT_SLICES,
+    KEPT_VALUES,
+    TrajectoryAttention,
+    TrajectoryBlock,
+)
+from tests.nn.counting import counted_macs, recomputed_trajectory_macs, trajectory_macs
 from tests.nn.trajectory_reference import looped, textbook
 
 
@@ -143,9 +147,13 @@ def test_trajectories_are_kept_on_short_clips_unless_a_chunk_is_asked_for() -> N
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_keeping_and_finding_again_differ_in_no_bit(precision: torch.dtype) -> None:
+def test_keeping_and_finding_again_differ_in_no_bit(
+    precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything kept, as in a small sampler; the trajectories alone; or none of them."""
     results = []
-    for chunk in (None, 2):
+    for small, chunk in ((KEPT_VALUES, None), (0, None), (0, 2)):
+        monkeypatch.setattr("tatscli.nn.trajectory.KEPT_VALUES", small)
         torch.manual_seed(0)
         block = TrajectoryBlock(32, 4, 5, chunk=chunk)
         tokens = torch.randn(2, 45, 32, requires_grad=True)
@@ -154,7 +162,8 @@ def test_keeping_and_finding_again_differ_in_no_bit(precision: torch.dtype) -> N
         # As in PPO, whose backward pass stands outside autocast.
         grads = torch.autograd.grad(out.float().square().sum(), [tokens, *block.parameters()])
         results.append([out, *grads])
-    for kept, again in zip(*results, strict=True):
+    for everything, kept, again in zip(*results, strict=True):
+        assert torch.equal(everything, kept)
         assert torch.equal(kept, again)
 
 
@@ -215,17 +224,26 @@ def test_compiled_equals_eager(chunk: int | None) -> None:
 
 
 @pytest.mark.parametrize(("width", "heads", "slices", "sites"), [(32, 4, 4, 9), (48, 6, 3, 16)])
-def test_macs_match_the_counted_operations(width: int, heads: int, slices: int, sites: int) -> None:
+def test_a_block_costs_what_the_formula_says(
+    width: int, heads: int, slices: int, sites: int
+) -> None:
     block = TrajectoryBlock(width, heads, slices)
     counted = counted_macs(lambda: block(torch.randn(1, slices * sites, width)))
-    assert block.macs(slices * sites) == counted
+    assert counted == trajectory_macs(slices * sites, width, heads, slices)
 
 
+@pytest.mark.parametrize("small", [True, False])
 @pytest.mark.parametrize("chunk", [None, 2])
-def test_macs_of_a_training_step_match_the_counted_operations(chunk: int | None) -> None:
+def test_a_training_step_costs_three_passes_and_what_is_found_again(
+    chunk: int | None, small: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     width, heads, slices, tokens = 32, 4, 4, 36
+    values = tokens * width * (slices + 2 * heads)
+    monkeypatch.setattr("tatscli.nn.trajectory.KEPT_VALUES", values + small)
     block = TrajectoryBlock(width, heads, slices, chunk=chunk)
     given_in = torch.randn(1, tokens, width, requires_grad=True)
     counted = counted_macs(lambda: block(given_in).sum().backward(), gradients=True)
     again = recomputed_trajectory_macs(tokens, width, heads, slices, kept=chunk is None)
-    assert counted == 3 * block.macs(tokens) + again
+    if chunk is None and small:
+        again = 0  # nothing is computed twice
+    assert counted == 3 * trajectory_macs(tokens, width, heads, slices) + again

@@ -5,19 +5,23 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tatscli.masking.tube import TubeMasker
+from tatscli.data.clip import ClipForm
+from tatscli.data.normalize import standardized
+from tatscli.heads import build_head
+from tatscli.masking import build_masker
+from tatscli.masking.selection import build_selection
 from tatscli.nn.classifier import Classifier
-from tatscli.nn.heads import DecoderHead
 from tatscli.nn.vit import Encoder
 from tatscli.recipe import schema
-from tatscli.targets.pixels import PixelTarget
+from tatscli.system.autoencoder import MaskedAutoencoder
+from tatscli.system.system import System
+from tatscli.targets import build_target
 from tests.nn.videomae_weights import blocks, both, moved, randomize
 
 transformers = pytest.importorskip("transformers", reason="needs the `hf` extra")
 
 GRID, TUBELET, PATCH = (4, 4, 4), 2, 8
-MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1, 1)
-STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1, 1)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def config(**changes: object) -> transformers.VideoMAEConfig:
@@ -45,8 +49,15 @@ def make_encoder() -> Encoder:
     return Encoder(width=48, depth=3, heads=4, grid=GRID, tubelet=TUBELET, patch=PATCH)
 
 
-def unit_video() -> torch.Tensor:
-    return torch.rand(2, 3, 8, 32, 32)
+def make_system(*, normalize: bool) -> System:
+    """Every part as a recipe builds it."""
+    form, encoder = ClipForm(GRID, TUBELET, PATCH, mean=MEAN, std=STD), make_encoder()
+    target = build_target(schema.PixelTarget(kind="pixels", normalize=normalize), form=form)
+    head = build_head(schema.DecoderHead(depth=2), encoder=encoder, predicts=[target.predicts])
+    masker = build_masker(schema.TubeMask(kind="tube", ratio=0.75), grid=GRID, width=48)
+    selection = build_selection(schema.PredictAll(), grid=GRID, predicted=masker.predicted)
+    autoencoder = MaskedAutoencoder(encoder, head)
+    return System(form, autoencoder, masker, selection, {"pixels": target})
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -57,10 +68,8 @@ def test_pretraining_gives_the_same_logits_and_loss(normalize: bool) -> None:
     theirs.decoder.norm.eps = 1e-6  # transformers forgets its own setting here; published: 1e-6
     randomize(theirs)
 
-    encoder = make_encoder()
-    head = DecoderHead(
-        schema.DecoderHead(depth=2), encoder=encoder, widths=[3 * TUBELET * PATCH * PATCH]
-    )
+    system = make_system(normalize=normalize)
+    encoder, head = system.encoder, system.autoencoder.head
     source = dict(theirs.state_dict())
     patch = both("videomae.embeddings.patch_embeddings.projection", "patch_embed.proj")
     weights = moved(source, patch | both("videomae.layernorm", "norm"))
@@ -72,28 +81,16 @@ def test_pretraining_gives_the_same_logits_and_loss(normalize: bool) -> None:
     )
     assert not source
 
-    video = unit_video()
-    standard = (video - MEAN) / STD
-    plan = TubeMasker(GRID, 0.75).plan(torch.zeros(2, 64, 1))
+    video = torch.randint(0, 256, (2, 3, 8, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
-        expected = theirs(standard.transpose(1, 2), bool_masked_pos=plan.hidden_BN(64))
-        cubes = encoder.cubes(standard)
-        index = plan.visible_BK[..., None].expand(-1, -1, cubes.shape[-1])
-        latents = encoder(encoder.embed(cubes.gather(1, index)), plan.visible_BK)
-        (logits,) = head(latents, plan.visible_BK, plan.predict_BM)
-
-    target = PixelTarget(
-        schema.PixelTarget(kind="pixels", normalize=normalize),
-        grid=GRID,
-        tubelet=TUBELET,
-        patch=PATCH,
-    )
-    wanted = target.of(video)
-    picked = plan.predict_BM[..., None].expand(-1, -1, wanted.shape[-1])
-    loss = target.error(logits, wanted.gather(1, picked)).mean()
+        found = system.errors(system.clip(video), torch.Generator().manual_seed(0))
+        expected = theirs(
+            standardized(video, MEAN, STD).transpose(1, 2), bool_masked_pos=found.plan.hidden_BN(64)
+        )
+    (logits,) = found.predictions
     assert expected.logits.std() > 0.1  # a comparison of something
     torch.testing.assert_close(logits, expected.logits, atol=1e-4, rtol=0)
-    torch.testing.assert_close(loss, expected.loss, atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.loss, expected.loss, atol=1e-4, rtol=0)
 
 
 def test_the_classifier_gives_the_same_scores() -> None:

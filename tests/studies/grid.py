@@ -39,7 +39,7 @@ from tatscli.evaluation.scores import ViewScores
 from tatscli.evaluation.views import score_views
 from tatscli.nn.vit import build_encoder
 from tatscli.store.reader import Store
-from tatscli.tasks.build import load_encoder, open_checkpoint
+from tatscli.system.load import load_encoder, open_checkpoint
 from tatscli.tasks.evaluate import PooledFeatures
 
 TASKS = ("digits", "verbs")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from tatscli.data.batch import collate
+from tatscli.data.clip import ClipForm
 from tatscli.data.dataset import PretrainClips
 from tatscli.masking import build_masker
 from tatscli.masking.insight import top_share
@@ -58,12 +59,12 @@ def row(store: Path, camera: str, kind: str) -> str:
     opened = Store.open(store)
     clips = PretrainClips(opened, opened.part(None), data, patch=16, seed=0)
     masker = build_masker(section(kind), grid=GRID, width=8)
+    form = ClipForm(GRID, tubelet=2, patch=16)
     generator = torch.Generator().manual_seed(0)
     lift, covered = [], []
     for first in range(0, CLIPS, 16):
         batch = collate([clips[epoch, 0][0] for epoch in range(first, first + 16)])
-        tokens = torch.empty(16, masker.tokens, 0)
-        plan = masker.plan(tokens, motion=batch.motion, generator=generator)
+        plan = masker.plan(form.clip(batch.video_BCTHW, motion=batch.motion), generator)
         hidden_BN = plan.hidden_BN(masker.tokens).float()
         energy = energy_BN(batch.video_BCTHW)
         lift.append((energy * hidden_BN).sum(1) / hidden_BN.sum(1) / energy.mean(1))

@@ -159,7 +159,7 @@ def test_learned_kinds_are_those_with_a_temperature():
         for kind in MASKERS
         if choose_viewer(
             None, None, Wishes(kind, size=64, patch=8, frames=8)
-        ).viewer.masker.temperature
+        ).viewer.system.masker.temperature
         is not None
     ]
     assert learned == learned_kinds()

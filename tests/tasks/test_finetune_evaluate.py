@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from tatscli.console import Reporter
 from tatscli.data.dataset import EvalViews
-from tatscli.data.normalize import standardize, to_unit
+from tatscli.data.normalize import standardized
 from tatscli.engine.optim import build_optimizer
 from tatscli.errors import CheckpointError, DataError, UsageError
 from tatscli.evaluation.knn import knn_scores, whiten
@@ -20,7 +20,7 @@ from tatscli.nn.vit import build_encoder
 from tatscli.recipe.load import LoadedRecipe
 from tatscli.recipe.schema import Optim
 from tatscli.store.reader import Store
-from tatscli.tasks.build import load_system
+from tatscli.system.load import load_system
 from tatscli.tasks.evaluate import evaluate
 from tatscli.tasks.finetune import (
     build_classifier,
@@ -101,7 +101,7 @@ def test_evaluation_equals_averaging_softmax_by_hand(
         scores = torch.zeros(3)
         for view in range(6):
             (sample,) = views[place * 6 + view]
-            video = standardize(to_unit(sample.video_CTHW[None]), recipe.data.mean, recipe.data.std)
+            video = standardized(sample.video_CTHW[None], recipe.data.mean, recipe.data.std)
             with torch.no_grad():
                 scores += model(video)[0].softmax(dim=0) / 6
         right += int(scores.argmax()) == opened.rows[row].label
@@ -144,9 +144,8 @@ def test_neighbours_see_the_means_of_runs_of_tokens(
     for split, key in (("train", "stored"), ("val", "asked")):
         views = EvalViews(opened, opened.part(split), recipe.data, sampling=recipe.data.sampling)
         for place, feature in enumerate(seen[key]):
-            clip = standardize(
-                to_unit(views[place][0].video_CTHW[None]), recipe.data.mean, recipe.data.std
-            )
+            video = views[place][0].video_CTHW[None]
+            clip = standardized(video, recipe.data.mean, recipe.data.std)
             with torch.no_grad():
                 tokens = encoder(encoder.embed(encoder.cubes(clip)))[0]
             run = len(tokens) // groups

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tatscli.data.batch import Batch, collate
+from tatscli.data.clip import ClipForm
 from tatscli.data.dataset import PretrainClips
 from tatscli.masking import build_masker
 from tatscli.recipe.schema import Data, Mask, Motion, Sampling
@@ -94,11 +95,8 @@ def covered(kind: str, batch: Batch, ratio: float = 0.5) -> float:
     """Return the share of slices in which the mask hides nine tenths of the patch, or more."""
     section: Any = TypeAdapter(Mask).validate_python({"kind": kind, "ratio": ratio})
     masker = build_masker(section, grid=GRID, width=8)
-    plan = masker.plan(
-        torch.empty(DRAWS, masker.tokens, 0),
-        motion=batch.motion,
-        generator=torch.Generator().manual_seed(0),
-    )
+    clip = ClipForm(GRID, 2, 16).clip(batch.video_BCTHW, motion=batch.motion)
+    plan = masker.plan(clip, torch.Generator().manual_seed(0))
     hidden = plan.hidden_BN(masker.tokens).reshape(DRAWS, *GRID)
     first = batch_start(batch)
     where = patch_tokens([first + 2 * k for k in range(16)])

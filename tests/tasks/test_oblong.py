@@ -10,7 +10,7 @@ import pytest
 from tatscli.console import Reporter
 from tatscli.errors import UsageError
 from tatscli.recipe.load import LoadedRecipe
-from tatscli.tasks.build import load_system
+from tatscli.system.load import load_system
 from tatscli.tasks.dry_run import plan_pretraining
 from tatscli.tasks.evaluate import evaluate
 from tatscli.tasks.finetune import finetune

@@ -6,12 +6,20 @@ import pytest
 import torch
 
 from tatscli.errors import CheckpointError, UsageError
-from tatscli.tasks.build import load_system
+from tatscli.system.load import load_system
 from tatscli.tasks.finetune import finetune
 from tatscli.tasks.pretrain import pretrain
 from tatscli.tasks.viewers import Wishes, choose_viewer, kept_checkpoints
 from tatscli.tasks.visualize_masks import visualize_masks
+from tatscli.visualize.sight import Viewer
 from tests.clips import pan, render
+
+
+def scores(viewer: Viewer, clips: int = 1) -> torch.Tensor | None:
+    """The probabilities of the tokens of noise, the same for every viewer."""
+    generator = torch.Generator().manual_seed(0)
+    video = torch.randint(0, 256, (clips, 3, 8, 32, 32), dtype=torch.uint8, generator=generator)
+    return viewer.system.masker.scores_BN(viewer.system.clip(video))
 
 
 @pytest.fixture
@@ -39,26 +47,27 @@ def test_probabilities_and_guesses_are_those_of_the_trained_weights(run, clip):
     _, system = load_system(run)
     choice = choose_viewer(run, None, Wishes())
     viewer, notes = choice.viewer, choice.notes
-    tokens_BND = torch.randn(2, 64, 128, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(viewer.masker.scores_BN(tokens_BND), system.masker.scores_BN(tokens_BND))
-    assert len(viewer.masker.scores_BN(tokens_BND).unique()) > 1  # trained: not uniform
+    assert torch.equal(scores(viewer, 2), scores(Viewer(system), 2))
+    assert len(scores(viewer, 2).unique()) > 1  # trained: not uniform
     for name, weight in system.autoencoder.state_dict().items():
-        assert torch.equal(viewer.autoencoder.state_dict()[name], weight), name
+        assert torch.equal(viewer.system.autoencoder.state_dict()[name], weight), name
+    assert viewer.trained
+    assert not any(part.training for part in viewer.system.parts)
     assert notes == [f"from {run}, step 4"]
 
 
 def test_another_ratio_keeps_the_learned_policy_and_another_mask_the_model(run):
-    tokens_BND = torch.randn(1, 64, 128)
     own = choose_viewer(run, None, Wishes()).viewer
     tighter = choose_viewer(run, None, Wishes(ratio=0.9))
-    assert tighter.recipe.mask.ratio == tighter.viewer.masker.ratio == 0.9
-    assert torch.equal(
-        own.masker.scores_BN(tokens_BND), tighter.viewer.masker.scores_BN(tokens_BND)
-    )
+    assert tighter.recipe.mask.ratio == 0.9
+    assert (own.system.masker.visible, tighter.viewer.system.masker.visible) == (16, 6)
+    assert torch.equal(scores(own), scores(tighter.viewer))
     tube = choose_viewer(run, None, Wishes(mask="tube"))
     assert (tube.recipe.mask.kind, tube.recipe.mask.ratio) == ("tube", 0.75)
-    assert tube.viewer.masker.scores_BN(tokens_BND) is None
-    assert tube.viewer.pixel_target == 0 and len(tube.notes) == 1
+    assert scores(tube.viewer) is None
+    assert tube.viewer.pixel_target == "pixels" and len(tube.notes) == 1
+    for name, weight in own.system.autoencoder.state_dict().items():
+        assert torch.equal(tube.viewer.system.autoencoder.state_dict()[name], weight), name
 
 
 def test_what_the_model_fixes_cannot_be_chosen(run):
@@ -236,18 +245,16 @@ def test_a_sheet_too_long_is_refused_before_the_work(grown, clip, reporter, tmp_
 
 def test_temperature_divides_the_logits(grown):
     """Without a floor p is softmax(logits), so p at temperature T is p^(1/T) made to add up."""
-    tokens_BND = torch.randn(1, 64, 128, generator=torch.Generator().manual_seed(0))
 
-    def scores(temperature):
-        choice = choose_viewer(grown, None, Wishes(temperature=temperature))
-        return choice.viewer.masker.scores_BN(tokens_BND).double()
+    def at(temperature):
+        return scores(choose_viewer(grown, None, Wishes(temperature=temperature)).viewer).double()
 
-    plain = scores(None)
-    assert torch.equal(plain, scores(1.0))
+    plain = at(None)
+    assert torch.equal(plain, at(1.0))
     for temperature in (0.25, 0.5, 3.0):
         power = plain ** (1 / temperature)
         expected = power / power.sum()
-        assert torch.allclose(scores(temperature), expected, rtol=1e-3, atol=1e-9)
+        assert torch.allclose(at(temperature), expected, rtol=1e-3, atol=1e-9)
 
 
 def test_temperature_also_decides_what_is_drawn(grown, clip, reporter, tmp_path):

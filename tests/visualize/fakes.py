@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from tatscli.masking import build_masker
-from tatscli.nn.vit import Encoder
-from tatscli.recipe import schema
-from tatscli.targets import build_target
+from tatscli.data.clip import Clip
+from tatscli.heads.base import HeadOutput
+from tatscli.masking.plan import MaskPlan
+from tatscli.recipe.schema import Data, Mask, Model, PixelTarget, Recipe, Target
+from tatscli.system.system import System, build_system
 from tatscli.visualize.sight import Viewer
 from tatscli.visualize.windows import Window
 from tests.fields import motion_of
@@ -40,32 +41,34 @@ def window(*, held: int = 0, seed: int = 0, grid: tuple[int, int, int] = GRID) -
 class Oracle(nn.Module):
     """Predicts the very target, or the same number everywhere."""
 
-    def __init__(self, video_TCHW: Tensor, target: nn.Module, constant: float | None) -> None:
+    def __init__(self, system: System, constant: float | None) -> None:
         super().__init__()
-        self.truth_BNC = target.of(video_TCHW.transpose(0, 1)[None].float() / 255)
+        self.targets = list(system.targets.values())
         self.constant = constant
-        self.given_BNP: Tensor | None = None
 
-    def forward(self, cubes_BNP: Tensor, visible_BK: Tensor, predict_BM: Tensor) -> list[Tensor]:
-        self.given_BNP = cubes_BNP
-        index = predict_BM[..., None].expand(-1, -1, self.truth_BNC.shape[-1])
-        truth_BMC = self.truth_BNC.gather(1, index)
-        return [truth_BMC if self.constant is None else torch.full_like(truth_BMC, self.constant)]
+    def forward(self, clip: Clip, plan: MaskPlan) -> HeadOutput:
+        truths = [target.of(clip, plan.predict_BM) for target in self.targets]
+        if self.constant is not None:
+            truths = [torch.full_like(truth_BMC, self.constant) for truth_BMC in truths]
+        return HeadOutput(truths)
 
 
 def viewer(
-    mask: schema.Mask,
+    mask: Mask,
     *,
-    seen: Window | None = None,
+    oracle: bool = False,
     normalize: bool = True,
     constant: float | None = None,
+    targets: list[Target] | None = None,
 ) -> Viewer:
-    """Build a viewer; with `seen` it has an oracle for that window."""
-    encoder = Encoder(width=16, depth=1, heads=2, grid=GRID, tubelet=TUBELET, patch=PATCH)
-    masker = build_masker(mask, grid=GRID, width=16)
-    if seen is None:
-        return Viewer(masker, encoder, MEAN, STD)
-    config = schema.PixelTarget(kind="pixels", normalize=normalize)
-    target = build_target(config, grid=GRID, tubelet=TUBELET, patch=PATCH)
-    oracle = Oracle(seen.video_TCHW, target, constant)
-    return Viewer(masker, encoder, MEAN, STD, oracle, (target,))
+    """Build a viewer of an untrained system, or one in which an oracle predicts."""
+    recipe = Recipe(
+        data=Data(store="", frames=4, size=SIZE, mean=MEAN, std=STD),
+        model=Model(width=16, depth=1, heads=2, tubelet=TUBELET, patch=PATCH),
+        mask=mask,
+        targets=targets or [PixelTarget(kind="pixels", normalize=normalize)],
+    )
+    system = build_system(recipe).eval()
+    if not oracle:
+        return Viewer(system)
+    return Viewer(system.called(Oracle(system, constant)), trained=True)

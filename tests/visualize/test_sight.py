@@ -7,6 +7,9 @@ import torch
 
 from tatscli.masking.selection import build_selection
 from tatscli.recipe.schema import (
+    DifferenceTarget,
+    PixelTarget,
+    Predict,
     PredictEverest,
     PredictFlow,
     PredictRandom,
@@ -23,6 +26,25 @@ MASKS = [RANDOM, TubeMask(kind="tube"), TatsMask(kind="tats", width=16, heads=2)
 
 def look(viewer: Viewer, seen=None, seed=0):
     return viewer.look(seen or window(), torch.Generator().manual_seed(seed))
+
+
+def selecting(plain: Viewer, section: Predict) -> Viewer:
+    """The same viewer with another selection."""
+    predicted = plain.system.masker.predicted
+    selection = build_selection(section, grid=GRID, predicted=predicted)
+    return replace(plain, system=replace(plain.system, selection=selection))
+
+
+def box_of(token: int) -> tuple[slice, ...]:
+    """Where a token lies in a video (C, T, H, W)."""
+    t, rest = divmod(token, GRID[1] * GRID[2])
+    row, column = divmod(rest, GRID[2])
+    return (
+        slice(None),
+        slice(t * TUBELET, (t + 1) * TUBELET),
+        slice(row * PATCH, (row + 1) * PATCH),
+        slice(column * PATCH, (column + 1) * PATCH),
+    )
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=lambda mask: mask.kind)
@@ -47,7 +69,7 @@ def test_without_a_model_nothing_is_reconstructed():
 @pytest.mark.parametrize("normalize", [True, False])
 def test_a_perfect_prediction_gives_the_video_back(normalize):
     seen = window()
-    sight = look(viewer(RANDOM, seen=seen, normalize=normalize), seen)
+    sight = look(viewer(RANDOM, oracle=True, normalize=normalize), seen)
     expected = seen.video_TCHW.transpose(0, 1).float() / 255
     assert torch.allclose(sight.reconstruction_CTHW, expected, atol=1e-5)
 
@@ -56,18 +78,11 @@ def test_a_perfect_prediction_gives_the_video_back(normalize):
 def test_hidden_tokens_show_the_prediction_and_visible_ones_the_input(normalize, constant):
     """Zero of a standardised cube is the cube's own mean; a raw value is itself."""
     seen = window()
-    sight = look(viewer(RANDOM, seen=seen, normalize=normalize, constant=constant), seen)
+    sight = look(viewer(RANDOM, oracle=True, normalize=normalize, constant=constant), seen)
     unit_CTHW = seen.video_TCHW.transpose(0, 1).float() / 255
     visible = set(sight.plan.visible_BK[0].tolist())
     for token in range(32):
-        t, rest = divmod(token, GRID[1] * GRID[2])
-        row, column = divmod(rest, GRID[2])
-        box = (
-            slice(None),
-            slice(t * TUBELET, (t + 1) * TUBELET),
-            slice(row * PATCH, (row + 1) * PATCH),
-            slice(column * PATCH, (column + 1) * PATCH),
-        )
+        box = box_of(token)
         cube = unit_CTHW[box]
         mean = cube.mean(dim=(1, 2, 3), keepdim=True).expand_as(cube)
         guess = mean if normalize else torch.full_like(cube, constant)
@@ -78,50 +93,61 @@ def test_hidden_tokens_show_the_prediction_and_visible_ones_the_input(normalize,
 def test_the_error_is_that_of_the_predicted_tokens_as_the_loss_counts_it():
     """Against zero, a cube standardised with the unbiased deviation errs by (P - 1) / P."""
     seen = window()
-    perfect = look(viewer(RANDOM, seen=seen), seen)
+    perfect = look(viewer(RANDOM, oracle=True), seen)
     assert perfect.error_M.shape == perfect.plan.predict_BM[0].shape
     assert torch.equal(perfect.error_M, torch.zeros(24))
     pixels = TUBELET * PATCH * PATCH
-    blind = viewer(RANDOM, seen=seen, constant=0.0)
-    error_M = look(blind, seen).error_M
+    error_M = look(viewer(RANDOM, oracle=True, constant=0.0), seen).error_M
     assert torch.allclose(error_M, torch.full((24,), (pixels - 1) / pixels), atol=1e-4)
-    blind.targets[0].weight = 0.5
-    assert torch.allclose(look(blind, seen).error_M, error_M / 2)
+    both = [PixelTarget(kind="pixels", weight=weight) for weight in (0.5, 2.0)]
+    weighed = look(viewer(RANDOM, oracle=True, constant=0.0, targets=both), seen)
+    assert torch.allclose(weighed.error_M, error_M * 2.5)
 
 
 def test_the_error_sits_on_its_own_token():
     seen = window()
     target = seen.video_TCHW.transpose(0, 1).float() / 255
-    sight = look(viewer(RANDOM, seen=seen, normalize=False, constant=0.25), seen)
+    sight = look(viewer(RANDOM, oracle=True, normalize=False, constant=0.25), seen)
     for error, token in zip(sight.error_M, sight.plan.predict_BM[0].tolist(), strict=True):
-        t, row, column = token // 16, token // 4 % 4, token % 4
-        cube = target[:, 2 * t : 2 * t + 2, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
+        cube = target[box_of(token)]
         assert error.item() == pytest.approx((cube - 0.25).square().mean().item(), rel=1e-4)
+
+
+def test_pixels_are_shown_wherever_they_stand_among_the_targets():
+    difference, pixels = DifferenceTarget(kind="difference"), PixelTarget(kind="pixels")
+    both = Viewer(viewer(RANDOM, targets=[difference, pixels]).system, trained=True)
+    assert both.pixel_target == "pixels"
+    assert look(both).reconstruction_CTHW.shape == (3, 4, 32, 32)
+    neither = Viewer(viewer(RANDOM, targets=[difference]).system, trained=True)
+    assert neither.pixel_target is None
+    sight = look(neither)
+    assert sight.reconstruction_CTHW is None and sight.error_M.shape == (24,)
+    assert viewer(RANDOM).pixel_target is None  # nothing of an untrained system is shown
 
 
 def test_a_selection_leaves_the_visible_tokens_and_takes_from_the_others():
     seen = window()
-    plain = viewer(RANDOM, seen=seen)
-    chosen = replace(
-        plain,
-        selection=build_selection(
-            PredictRandom(kind="random", budget=5), grid=GRID, predicted=plain.masker.predicted
-        ),
-    )
+    plain = viewer(RANDOM, oracle=True)
+    chosen = selecting(plain, PredictRandom(kind="random", budget=5))
     before, after = look(plain, seen), look(chosen, seen)
     assert torch.equal(before.plan.visible_BK, after.plan.visible_BK)
     assert set(after.plan.predict_BM[0].tolist()) < set(before.plan.predict_BM[0].tolist())
     assert after.error_M.shape == (5,)
+    # What is neither seen nor predicted stays grey.
+    left = set(before.plan.predict_BM[0].tolist()) - set(after.plan.predict_BM[0].tolist())
+    whole = seen.video_TCHW.transpose(0, 1).float() / 255
+    for token in range(32):
+        expected = torch.tensor(0.5) if token in left else whole[box_of(token)]
+        assert torch.allclose(after.reconstruction_CTHW[box_of(token)], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["flow", "everest"])
 def test_a_selection_gets_what_it_reads(kind):
     """The mask reads neither motion nor embeddings; tokens 5 and 21 are all that moves."""
     section = {"flow": PredictFlow, "everest": PredictEverest}[kind](kind=kind, budget=4, random=0)
-    plain = viewer(RANDOM)
-    selection = build_selection(section, grid=GRID, predicted=plain.masker.predicted)
-    one = replace(plain, selection=selection)
-    assert (one.needs_motion, one.needs_embeddings) == (kind == "flow", kind == "everest")
+    one = selecting(viewer(RANDOM), section)
+    system = one.system
+    assert (system.follows_motion, system.needs_embeddings) == (kind == "flow", kind == "everest")
     plan = look(one).plan
     assert plan.predict_BM.shape == (1, 4)
     if kind == "flow":
@@ -129,13 +155,19 @@ def test_a_selection_gets_what_it_reads(kind):
         assert hidden and hidden <= set(plan.predict_BM[0].tolist())
 
 
-def test_the_model_sees_standardised_colours():
+def test_the_model_sees_standardised_colours_of_the_visible_tokens():
     seen = window()
-    one = viewer(RANDOM, seen=seen)
-    look(one, seen)
-    unit_TCHW = seen.video_TCHW.float() / 255
-    first = (unit_TCHW[:2, :, :PATCH, :PATCH] - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(
-        STD
-    ).view(3, 1, 1)
-    given = one.autoencoder.given_BNP[0, 0].reshape(3, TUBELET, PATCH, PATCH)
-    assert torch.allclose(given, first.transpose(0, 1), atol=1e-6)
+    one = Viewer(viewer(RANDOM).system, trained=True)
+    given = []
+    embed = one.system.encoder.patch_embed
+    embed.register_forward_hook(lambda _, inputs, output: given.append(*inputs))
+    sight = look(one, seen)
+    (cubes_BKP,) = given
+    assert sight.reconstruction_CTHW is not None
+    unit_CTHW = seen.video_TCHW.transpose(0, 1).float() / 255
+    mean, std = (torch.tensor(colours).view(3, 1, 1, 1) for colours in (MEAN, STD))
+    visible = sight.plan.visible_BK[0].tolist()
+    for values_P, token in zip(cubes_BKP[0], visible, strict=True):
+        cube = (unit_CTHW[box_of(token)] - mean) / std
+        expected = cube.permute(1, 2, 3, 0).flatten()  # frame, row, column, colour
+        assert torch.allclose(values_P, expected, atol=1e-6)

@@ -68,13 +68,8 @@ def test_weight_decay_is_for_matrices_of_trunk_and_input() -> None:
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.05, 0.0)
 
 
-@pytest.mark.parametrize("inputs", [6, 16])
-def test_macs_match_the_counted_operations(inputs: int) -> None:
-    policy = make(inputs=inputs)
-    assert policy.macs() == counted_macs(lambda: policy(torch.randn(1, 24, inputs)))
-
-
 def test_the_full_width_sampler_costs_what_the_method_note_computes() -> None:
     with torch.device("meta"):
         policy = Policy(grid=(8, 14, 14), inputs=768, width=768, heads=12)
-    assert policy.macs() == pytest.approx(17.9e9, rel=0.005)
+        macs = counted_macs(lambda: policy(torch.empty(1, 1568, 768)))
+    assert macs == pytest.approx(17.9e9, rel=0.005)

@@ -1,0 +1,151 @@
+"""`--dry-run`: published numbers, costs against formulae of their own, and nothing computed."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tatscli.recipe.shipped import shipped
+from tests.nn.counting import block_macs, regressor_macs, trajectory_macs
+
+Plan = Callable[..., dict[str, Any]]
+
+TUBE = "mask={kind: tube, ratio: 0.9}"
+TOKENS, VISIBLE, HIDDEN, PIXELS = 1568, 160, 1408, 1536  # of ssv2 under a tube mask of 0.9
+
+
+@pytest.fixture
+def plan(cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    """What `tats pretrain ssv2 ... --dry-run` says."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str, command: str = "pretrain") -> dict[str, Any]:
+        outcome = cli(command, "ssv2", *words, "--dry-run", "--json")
+        assert outcome.code == 0, outcome.stderr
+        return outcome.json()
+
+    return run
+
+
+def gflops(macs: float) -> Any:
+    return pytest.approx(2 * macs / 1e9, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", [recipe.name for recipe in shipped()])
+def test_every_shipped_recipe_passes_a_dry_run(
+    name: str, cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in ("pretrain", "finetune"):
+        outcome = cli(command, name, "--dry-run", "--json")
+        assert outcome.code == 0, outcome.stderr
+        plan = outcome.json()
+        assert plan["tokens"] == plan["grid"][0] * plan["grid"][1] * plan["grid"][2]
+        assert cli(command, name, "--dry-run").stdout.strip()
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_published_numbers(plan: Plan) -> None:
+    found = plan(TUBE)
+    assert (found["tokens"], found["visible"], found["predicted"]) == (TOKENS, VISIBLE, HIDDEN)
+    assert found["peak_lr"] == pytest.approx(1.2e-3)
+    assert found["parameters"]["encoder"] == pytest.approx(86.2e6, rel=0.01)
+    # 13.7 G multiply-accumulates in the blocks, 0.19 G in the embedding, 19.5 G in the head
+    assert found["gflops_per_clip"]["encoder"] == pytest.approx(2 * (13.7 + 0.19), rel=0.05)
+    assert found["gflops_per_clip"]["head"] == pytest.approx(2 * 19.5, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("model", "width", "depth", "mlp"),
+    [
+        ("model.size=base", 768, 12, 3072),
+        ("model.size=large", 1024, 24, 4096),
+        ("model={width: 96, depth: 3, heads: 6, mlp: 100}", 96, 3, 100),
+    ],
+)
+def test_the_encoder_costs_what_its_visible_tokens_do(
+    plan: Plan, model: str, width: int, depth: int, mlp: int
+) -> None:
+    """Per block and token 4 D^2 + 2 D x MLP, and two products of N x N x D."""
+    block = VISIBLE * (4 * width**2 + 2 * width * mlp) + 2 * VISIBLE**2 * width
+    found = plan(TUBE, model)["gflops_per_clip"]
+    assert found["encoder"] == gflops(VISIBLE * PIXELS * width + depth * block)
+    if mlp == 4 * width:
+        assert block == 12 * VISIBLE * width**2 + 2 * VISIBLE**2 * width
+
+
+def test_the_decoder_costs_a_branch_a_target(plan: Plan) -> None:
+    two = "targets=[{kind: pixels}, {kind: difference, span: clip, gaps: [1, 3]}]"
+    shared = VISIBLE * 768 * 384 + 4 * block_macs(VISIBLE + HIDDEN, 384)
+    found = plan(TUBE)["gflops_per_clip"], plan(TUBE, two)["gflops_per_clip"]
+    assert found[0]["head"] == gflops(shared + HIDDEN * 384 * PIXELS)
+    assert found[1]["head"] == gflops(2 * shared + HIDDEN * 384 * (PIXELS + 2 * PIXELS))
+
+
+def test_the_regressor_costs_cross_attention_and_decoders_of_the_hidden(plan: Plan) -> None:
+    head = "head={kind: regressor, regressor_depth: 2, depth: 3}"
+    decoder = HIDDEN * 768 * 384 + 3 * block_macs(HIDDEN, 384) + HIDDEN * 384 * PIXELS
+    expected = regressor_macs(VISIBLE, HIDDEN, 768, 2, 3072) + decoder
+    assert plan(TUBE, head)["gflops_per_clip"]["head"] == gflops(expected)
+    # Alignment sends the hidden tokens through the encoder.
+    again = HIDDEN * PIXELS * 768 + 12 * block_macs(HIDDEN, 768)
+    aligned = plan(TUBE, head, "head.alignment=2")["gflops_per_clip"]
+    assert aligned["head"] == gflops(expected + again)
+
+
+def test_what_is_not_predicted_costs_nothing(plan: Plan, cli: Callable[..., Any]) -> None:
+    full, part = plan(TUBE), plan(TUBE, "predict={kind: random}")
+    assert (full["predicted"], part["visible"], part["predicted"]) == (HIDDEN, VISIBLE, 235)
+    assert part["gflops_per_clip"].keys() == {"encoder", "head"}
+    assert part["gflops_per_clip"]["encoder"] == full["gflops_per_clip"]["encoder"]
+    head = VISIBLE * 768 * 384 + 4 * block_macs(VISIBLE + 235, 384) + 235 * 384 * PIXELS
+    assert part["gflops_per_clip"]["head"] == gflops(head)
+    shown = cli("pretrain", "ssv2", TUBE, "predict={kind: random}", "--dry-run").stdout
+    assert "visible / predicted" in shown and "160 / 235" in shown
+
+
+def test_whoever_looks_at_all_tokens_embeds_them_once(plan: Plan) -> None:
+    embedding = TOKENS * PIXELS * 768
+    looking = plan(TUBE, "predict={kind: everest}")["gflops_per_clip"]
+    assert looking["sampler"] == gflops(embedding)
+    chosen = plan("mask={kind: everest}")
+    assert (chosen["visible"], chosen["predicted"]) == (156, 314)
+    assert chosen["gflops_per_clip"]["sampler"] == looking["sampler"]
+    policy = TOKENS * 768 * 384 + trajectory_macs(TOKENS, 384, 8, 8) + TOKENS * 384
+    critic = 384 * 384 + 384
+    tats = plan("mask={kind: tats}")["gflops_per_clip"]
+    assert tats["sampler"] == gflops(embedding + policy + critic)
+    both = plan("mask={kind: tats}", "predict={kind: everest}")["gflops_per_clip"]
+    assert both["sampler"] == tats["sampler"]
+
+
+def test_masks_that_follow_motion_have_a_cost_too(plan: Plan) -> None:
+    for mask in ("mask={kind: mgm}", "mask={kind: motion_bins}"):
+        assert plan(mask)["gflops_per_clip"].keys() == {"encoder", "head"}
+    flow = plan("mask={kind: tats}", "predict={kind: flow}")["gflops_per_clip"]
+    assert flow.keys() == {"encoder", "head", "sampler"}
+
+
+def test_finetuning_costs_all_tokens(plan: Plan) -> None:
+    found = plan(command="finetune")
+    encoder = TOKENS * PIXELS * 768 + 12 * block_macs(TOKENS, 768)
+    assert found["gflops_per_clip"]["encoder"] == gflops(encoder + 768 * 2)  # two classes
+
+
+def test_the_largest_model_is_planned_without_its_memory(plan: Plan) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = plan(TUBE, "model.size=giant", "model.patch=14")
+    assert found["parameters"]["encoder"] == pytest.approx(1.012e9, rel=0.01)
+    assert found["optimizer_gb"] > 16
+    assert found["grid"] == [8, 16, 16]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KB; weights 4 GB
+
+
+def test_heads_that_do_not_divide_are_a_recipe_error(cli: Callable[..., Any]) -> None:
+    outcome = cli("pretrain", "ssv2", "head.heads=5", "--dry-run")
+    assert outcome.code == 2
+    assert "`head.heads: 5`" in outcome.stderr
