@@ -37,6 +37,7 @@ class Learner:
 
     Attributes:
         step: The optimiser step it is in, from 0.
+        left_out: Whether the last update was left out: boolean scalar on the device.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Learner:
         self.clip_grad = clip_grad
         self.averages = averages
         self.step = 0
+        self.left_out: Tensor | None = None
         self._lr = lr
         self._parameters = list(module.parameters())  # walking the module takes longer than a norm
         self._bad: deque[Tensor] = deque(maxlen=REMEMBERED)
@@ -64,8 +66,15 @@ class Learner:
         set_lr(self.optimizer, lr)
         return lr
 
-    def learn(self, loss: Tensor, *, skip: Tensor | None = None) -> Tensor:
-        """Take a step of its own from a loss; arguments and result as in `update`."""
+    def learn(self, loss: Tensor, *, skip: Tensor | None = None, share: float = 1.0) -> Tensor:
+        """Take a step of its own from a loss; arguments and result as in `update`.
+
+        Args:
+            loss: With its graph.
+            skip: As in `update`.
+            share: Of the learning rate, for a loss over that share of a step's videos.
+        """
+        set_lr(self.optimizer, share * self._lr(self.step))
         # An outer autocast would reach into the backward pass and round its products.
         with full_precision(loss.device):
             loss.backward()
@@ -94,6 +103,7 @@ class Learner:
             nn.utils.clip_grads_with_norm_(parameters, self.clip_grad, norm)
         # Averaging has spread what is not finite on one rank to all, so all decide alike.
         left_out = ~norm.isfinite() if skip is None else skip | ~norm.isfinite()
+        self.left_out = left_out
         self._step_unless(left_out)
         self.optimizer.zero_grad(set_to_none=True)
         self._bad.append(~norm.isfinite())

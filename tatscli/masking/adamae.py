@@ -89,6 +89,5 @@ class AdamaeMasker(LearnedMasker):
         log_p_BN = rollout.output.log_p_BN
         loss = sampling_loss(log_p_BN, plan.predict_BM, reward_BM)
         entropy = ppo.entropy(log_p_BN.detach()).mean() / math.log(self.tokens)
-        self.guard.hear(entropy)
         metrics = {"sampling_loss": loss, "entropy": entropy, "reward": reward_BM.mean()}
         return Lesson(metrics, loss=self.config.weight * loss)

@@ -67,6 +67,7 @@ class TatsMasker(LearnedMasker):
         self.keeps_graph = config.rollouts == 1
         self.register_buffer("log_entropy", torch.tensor(math.log(max(config.entropy, 1e-6))))
         self._waiting: list[Experience] = []
+        self._entropies: list[Tensor] = []
 
     def build_policy(self, width: int) -> Policy:
         """Build trunk, actor and, where it is the baseline, critic."""
@@ -132,8 +133,7 @@ class TatsMasker(LearnedMasker):
             return Lesson(metrics)
         with full_precision(reward_B.device):
             loss, terms = self._loss(rollout.output, batch)
-        self._steer_entropy(terms["entropy"])
-        self.guard.hear(terms["entropy"])
+        self._entropies.append(terms["entropy"])
         return Lesson(metrics | terms, loss=loss)
 
     def after_step(self, done: int, total: int) -> Lesson:
@@ -144,6 +144,10 @@ class TatsMasker(LearnedMasker):
             as they were before the last of them.
         """
         metrics: dict[str, Tensor | float] = {}
+        if self._entropies and self.learner is not None:
+            entropy = torch.stack(self._entropies).mean()
+            self._entropies.clear()
+            self._steer_entropy(entropy, skip=self.learner.left_out)
         if self.learner is not None and len(self._waiting) >= self.config.rollouts:
             waiting, self._waiting = self._waiting, []
             passes = self.config.epochs - (1 if self.keeps_graph else 0)
@@ -170,7 +174,7 @@ class TatsMasker(LearnedMasker):
             # The first pass over a single batch is on-policy by construction.
             if number or self.keeps_graph or len(batches) > 1:
                 over = over | ~(distributed.mean(terms["kl"]) <= self.config.max_kl)
-            norm = learner.learn(loss, skip=over)
+            norm = learner.learn(loss, skip=over, share=self.micro_share)
             over = over | ~norm.isfinite()
             made = made + ~over
             self._steer_entropy(terms["entropy"], skip=over)
@@ -179,8 +183,6 @@ class TatsMasker(LearnedMasker):
                 name: torch.where(over, last.get(name, nothing), value.detach())
                 for name, value in terms.items()
             }
-        if not self.keeps_graph:
-            self.guard.hear(last["entropy"])
         return last | {"updates": made}
 
     def _loss(self, output: PolicyOutput, batch: Experience) -> tuple[Tensor, dict[str, Tensor]]:
@@ -259,6 +261,8 @@ class TatsMasker(LearnedMasker):
         # The first format kept the batches among the optimiser's moments.
         tensors = {key.replace("training/waiting/", "waiting/"): tensors[key] for key in tensors}
         super().load(tensors)
+        if self.learner is None:
+            return
         device = self.log_entropy.device
         batches: dict[int, dict[str, Tensor]] = {}
         for key, value in under("waiting/", tensors).items():

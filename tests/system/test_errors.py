@@ -11,22 +11,29 @@ from torch import Tensor, nn
 from tatscli.data.clip import Clip
 from tatscli.heads.base import HeadOutput
 from tatscli.masking.plan import MaskPlan
+from tatscli.recipe import schema
 from tatscli.recipe.schema import Recipe
 from tatscli.system.system import Errors, System, build_system
+from tatscli.targets import TARGETS
+from tatscli.targets.pixels import PixelTarget
 from tests.fields import motion_of
 
 TOKENS = 32
 
 
-def make(**sections: Any) -> System:
-    torch.manual_seed(0)
-    recipe = {
+RECIPE = Recipe.model_validate(
+    {
         "data": {"store": "", "frames": 4, "size": 16, "mean": [0.5] * 3, "std": [0.25] * 3},
         "model": {"width": 16, "depth": 1, "heads": 2, "patch": 4},
         "mask": {"kind": "random", "ratio": 0.75},
         "head": {"kind": "decoder", "depth": 1},
     }
-    return build_system(Recipe.model_validate(recipe | sections))
+)
+
+
+def make(**sections: Any) -> System:
+    torch.manual_seed(0)
+    return build_system(Recipe.model_validate(RECIPE.model_dump() | sections))
 
 
 def clip_of(system: System, **more: Any) -> Clip:
@@ -58,6 +65,14 @@ def test_targets_have_names_of_their_own(targets: list[dict[str, Any]], names: l
     assert set(found.metrics) == {f"loss/{name}" for name in names}
     for prediction, target in zip(found.predictions, system.targets.values(), strict=True):
         assert prediction.shape == (2, 24, target.predicts)
+
+
+def test_kinds_of_several_words_are_told_apart_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TARGETS, "two_words", PixelTarget)
+    config: Any = schema.PixelTarget.model_construct(kind="two_words", normalize=True, weight=1.0)
+    system = build_system(RECIPE.model_copy(update={"targets": [config, config]}))
+    assert list(system.targets) == ["two_words", "two_words_2"]
+    assert set(system.errors(clip_of(system), seeded()).by_target) == set(system.targets)
 
 
 def test_the_error_of_a_token_is_the_weighted_sum_of_its_targets() -> None:

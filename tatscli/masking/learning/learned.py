@@ -20,6 +20,7 @@ from tatscli.engine.optim import fused_adamw
 from tatscli.engine.part import Lesson, under
 from tatscli.masking.base import Masker
 from tatscli.masking.draw import gumbel_top_k, visible_count
+from tatscli.masking.learning import ppo
 from tatscli.masking.learning.guard import Guard
 from tatscli.masking.learning.policy import Policy, PolicyOutput
 from tatscli.masking.plan import MaskPlan
@@ -75,6 +76,7 @@ class LearnedMasker(Masker):
         self.guard = Guard(self.policy)
         self.learner: Learner | None = None
         self.warmup_steps = 0.0
+        self.micro_share = 1.0  # of a step's videos in a micro-batch
         self._rollout: Rollout | None = None
         # Autocast as it was when planning, so that later passes of a batch round alike.
         self._precision: AbstractContextManager[Any] = nullcontext()
@@ -88,6 +90,7 @@ class LearnedMasker(Masker):
         config, total = self.config, schedule.total_steps
         peak = config.base_lr * schedule.lr_scale
         self.warmup_steps = warmup = config.warmup * total
+        self.micro_share = 1 / schedule.accumulation
 
         def lr(step: int) -> float:
             if step < warmup:
@@ -122,6 +125,8 @@ class LearnedMasker(Masker):
         log_p_BN = self._drawable(output.log_p_BN.detach())
         order_BK = self._draw(log_p_BN, generator)
         if self.training:
+            entropy = ppo.entropy(output.log_p_BN.detach()).mean()
+            self.guard.hear(entropy / math.log(self.tokens))
             value_B = None if output.value_B is None else output.value_B.detach()
             kept = output if graph else None
             self._rollout = Rollout(seen_BND.detach(), kept, value_B, log_p_BN, order_BK)
