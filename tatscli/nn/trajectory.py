@@ -30,8 +30,8 @@ from tatscli.nn.vit import NORM_EPS, Mlp
 KEPT_SLICES = 16
 """Longest clip whose trajectory tokens are kept for the backward pass by default."""
 
-KEPT_VALUES = 2**24
-"""So few numbers, 64 MiB, are kept rather than computed again: the insides of a small sampler."""
+KEPT_VALUES = 2**22
+"""So few numbers, 16 MiB, are kept rather than computed again: the insides of a small sampler."""
 
 CHUNK = 2
 """Slices of queries at a time by default."""

@@ -3,6 +3,7 @@
     python tests/benchmarks/bench_heads.py
     python tests/benchmarks/bench_heads.py --model small --rounds 1
     python tests/benchmarks/bench_heads.py --sides decoder regressor_1_half --rounds 3
+    python tests/benchmarks/bench_heads.py --sides    # counts alone
 
 A step is that of the training loop (`steps.py`), from uint8 frames in memory to the updated
 weights: 16 frames of 224 x 224, tube 0.9, float32. `decoder` is VideoMAE: four blocks, half as wide

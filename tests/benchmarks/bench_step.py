@@ -15,7 +15,7 @@ too; it measures no gradient norm and no metrics.
 
 Prints one JSON object: medians over rounds in which all sides take turns in one process,
 milliseconds of a step by the clock and in processor time. `percent_of_ceiling` is the floor by the
-processor time.
+processor time; `operators`, `kernels` and `waits` are those of `bench_masks.py`.
 """
 
 from __future__ import annotations
