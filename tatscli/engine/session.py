@@ -37,13 +37,21 @@ class Session:
 
     def wrap(self, model: nn.Module, run: Run) -> DistributedDataParallel | None:
         """Compile the blocks of a model in place where the recipe says so, and return the wrapper
-        that averages its gradients over processes, if there are several."""
+        that averages its gradients over processes, if there are several.
+
+        A model with parameters that get no gradient says so in `leaves_parameters_out`.
+        """
         if run.compile:
             compile_blocks(model)
         if self.world.size == 1:
             return None
         devices = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+        return DistributedDataParallel(
+            model,
+            device_ids=devices,
+            gradient_as_bucket_view=True,
+            find_unused_parameters=getattr(model, "leaves_parameters_out", False),
+        )
 
 
 def compile_blocks(model: nn.Module) -> None:

@@ -49,7 +49,12 @@ class Head(nn.Module):
         config: The recipe's `head` section.
         encoder: Gives the latents' width, the token grid and whether to checkpoint.
         predicts: Values per token that each target wants predicted.
+
+    Attributes:
+        ignores_latents: Nothing of it depends on the latents, so the encoder learns nothing.
     """
+
+    ignores_latents: bool = False
 
     def __init__(self, config: Any, *, encoder: Encoder, predicts: Sequence[int]) -> None:
         super().__init__()

@@ -34,6 +34,7 @@ class RegressorHead(Head):
         self, config: schema.RegressorHead, *, encoder: Encoder, predicts: Sequence[int]
     ) -> None:
         super().__init__(config, encoder=encoder, predicts=predicts)
+        self.ignores_latents = config.regressor_depth == 0
         width, heads = decoder_width(config, encoder)
         self.regressor = Regressor(
             width=encoder.width,

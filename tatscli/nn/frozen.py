@@ -37,7 +37,13 @@ class Frozen(nn.Module):
 
     @torch.no_grad()
     def forward(self, tensor: Tensor, *others: Any) -> Any:
-        """Ask the network; the autocast of the training around it does not reach in."""
+        """Ask the network; the autocast of the training around it does not reach in.
+
+        What comes from inside of it in half precision is brought to the network's own first.
+        """
+        weight = next(self._network[0].parameters(), None)
+        if weight is not None and tensor.is_floating_point():
+            tensor = tensor.to(weight.dtype)
         with full_precision(tensor.device):
             return self._network[0](tensor, *others)
 

@@ -109,17 +109,20 @@ class Mlp(nn.Module):
 class DropPath(nn.Module):
     """Stochastic depth: drop a residual branch for whole clips and scale it up for the others."""
 
+    keep: Tensor
+
     def __init__(self, probability: float) -> None:
         super().__init__()
-        self.probability = probability
+        self.drops = probability > 0
+        # A tensor, so that blocks that differ by nothing else are compiled once.
+        self.register_buffer("keep", torch.tensor(1 - probability), persistent=False)
 
     def forward(self, branch_BKD: Tensor) -> Tensor:
         """Return the branch, zeroed for some clips while training."""
-        if not self.training or self.probability == 0:
+        if not self.training or not self.drops:
             return branch_BKD
-        keep = 1 - self.probability
-        kept_B11 = branch_BKD.new_empty(branch_BKD.shape[0], 1, 1).bernoulli_(keep)
-        return branch_BKD * (kept_B11 / keep)
+        kept_B11 = branch_BKD.new_empty(branch_BKD.shape[0], 1, 1).bernoulli_(self.keep)
+        return branch_BKD * (kept_B11 / self.keep)
 
 
 class Block(nn.Module):

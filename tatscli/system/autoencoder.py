@@ -23,6 +23,7 @@ class MaskedAutoencoder(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.head = head
+        self.leaves_parameters_out = head.ignores_latents
 
     def forward(self, clip: Clip, plan: MaskPlan) -> HeadOutput:
         """Predict the tokens that the plan asks for."""

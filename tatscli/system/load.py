@@ -57,20 +57,22 @@ def load_system(
 
 
 def refuse_other_frozen(system: System, checkpoint: Checkpoint) -> None:
-    """Find out that a frozen network is not the one that was trained with.
+    """Find out that the frozen networks are not those that were trained with.
 
     Raises:
-        CheckpointError: If paths may differ but the weights do too.
+        CheckpointError: If the weights differ; paths may.
     """
-    before = checkpoint.meta.get("frozen", [])
-    for then, now in zip(before, system.frozen(), strict=len(before) > 0):
-        if then["sha256"] != now.digest:
-            raise CheckpointError(
-                f"`{checkpoint.path}` was trained with `{then['path']}` "
-                f"(sha256 {then['sha256'][:12]}), and `{now.path}` has other weights "
-                f"(sha256 {now.digest[:12]})",
-                hint="name the file it was trained with",
-            )
+    before, now = checkpoint.meta.get("frozen", []), [one.facts for one in system.frozen()]
+    if [one["sha256"] for one in before] == [one["sha256"] for one in now]:
+        return
+    then, here = (
+        ", ".join(f"`{one['path']}` (sha256 {one['sha256'][:12]})" for one in facts) or "none"
+        for facts in (before, now)
+    )
+    raise CheckpointError(
+        f"`{checkpoint.path}` was trained with other frozen networks: {then}; here: {here}",
+        hint="name the files it was trained with",
+    )
 
 
 def load_encoder(encoder: Encoder, checkpoint: Checkpoint) -> int:

@@ -182,9 +182,9 @@ def build_system(recipe: Recipe) -> System:
     form = build_form(recipe)
     encoder = build_encoder(model, recipe.grid)
     targets: dict[str, Target] = {}
-    for config in recipe.targets:
+    for place, config in enumerate(recipe.targets):
         # Two of a kind are told apart by number.
-        alike = sum(name.split("_")[0] == config.kind for name in targets)
+        alike = sum(before.kind == config.kind for before in recipe.targets[:place])
         name = f"{config.kind}_{alike + 1}" if alike else config.kind
         targets[name] = build_target(config, form=form)
     predicts = [target.predicts for target in targets.values()]

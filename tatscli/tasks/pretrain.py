@@ -24,7 +24,7 @@ from tatscli.recipe.load import LoadedRecipe
 from tatscli.recipe.schema import Recipe
 from tatscli.store.reader import Store
 from tatscli.system.cost import count_parameters
-from tatscli.system.load import copy_weights, load_encoder
+from tatscli.system.load import copy_weights, load_encoder, refuse_other_frozen
 from tatscli.system.system import System, build_system
 from tatscli.tasks.training import Stage, run_training
 
@@ -120,7 +120,13 @@ class Pretraining(Stage):
         return super().parts(learners) | {"masker": self.system.masker}
 
     def facts(self, resumed: Checkpoint | None) -> dict[str, Any]:
-        """Name the frozen networks, of which a checkpoint has no copy."""
+        """Name the frozen networks, of which a checkpoint has no copy.
+
+        Raises:
+            CheckpointError: If those of the run to resume were others.
+        """
+        if resumed is not None:
+            refuse_other_frozen(self.system, resumed)
         frozen = [one.facts for one in self.system.frozen()]
         return {"frozen": frozen} if frozen else {}
 

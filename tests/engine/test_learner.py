@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from tatscli.engine.learner import Learner
-from tatscli.engine.optim import build_optimizer
+from tatscli.engine.optim import build_optimizer, set_lr
 from tatscli.recipe.schema import Optim
 from tests.engine.toy import ToyModel
 
@@ -137,6 +137,7 @@ def test_beginning_a_step_sets_the_rate_of_every_group() -> None:
 
 def test_a_step_of_its_own_is_backward_and_update_outside_of_autocast() -> None:
     learner, twin = make(), make()
+    assert learner.begin(3) == twin.begin(3)
     loss = loss_of(learner, 0)
     with torch.autocast("cpu", torch.bfloat16):
         norm = learner.learn(loss)
@@ -144,9 +145,21 @@ def test_a_step_of_its_own_is_backward_and_update_outside_of_autocast() -> None:
     expected = twin.update()
     assert expected is not None and torch.equal(norm, expected)
     assert_equal(state_of(learner), state_of(twin))
+    assert learner.left_out is not None and not learner.left_out
     before = state_of(learner)
     learner.learn(loss_of(learner, 1), skip=torch.tensor(True))
     assert_equal(state_of(learner), before)
+    assert learner.left_out
+
+
+def test_a_step_of_its_own_over_a_share_of_the_videos_has_that_share_of_the_rate() -> None:
+    learner, twin = make(), make()
+    learner.begin(3)
+    learner.learn(loss_of(learner, 0), share=0.25)
+    set_lr(twin.optimizer, 0.25 * 0.04)
+    loss_of(twin, 0).backward()
+    twin.update()
+    assert_equal(state_of(learner), state_of(twin))
 
 
 @pytest.mark.parametrize("fused", [True, False])

@@ -138,7 +138,7 @@ def test_drop_path_drops_whole_clips_and_keeps_the_mean() -> None:
     assert torch.equal(out, out[:, :1, :1].expand_as(out))
     assert out.mean().item() == pytest.approx(1, abs=0.03)
     assert torch.equal(drop.eval()(torch.ones(2, 2, 3)), torch.ones(2, 2, 3))
-    rates = [block.drop_path.probability for block in make(depth=3, drop_path=0.2).blocks]
+    rates = [1 - block.drop_path.keep.item() for block in make(depth=3, drop_path=0.2).blocks]
     assert rates == pytest.approx([0, 0.1, 0.2])
 
 

@@ -124,17 +124,17 @@ def test_other_weights_are_refused_when_looking(teach: Load, reporter: Reporter)
     run = pretrain(teach("run.max_steps=1"), reporter=reporter)["run"]
     then = meta_of(Path(run))["frozen"][0]["sha256"]
     now = write_teacher(TeacherTarget.path, seed=2)
-    with pytest.raises(CheckpointError, match="has other weights") as refused:
+    with pytest.raises(CheckpointError, match="was trained with other frozen networks") as refused:
         load_system(run)
     assert then[:12] in str(refused.value) and now[:12] in str(refused.value)
-    assert refused.value.hint == "name the file it was trained with"
+    assert refused.value.hint == "name the files it was trained with"
 
 
 def test_other_weights_are_refused_when_going_on(teach: Load, reporter: Reporter) -> None:
     """Half of the run would have been taught by another."""
     run = pretrain(teach("run.max_steps=1"), reporter=reporter)["run"]
     write_teacher(TeacherTarget.path, seed=2)
-    with pytest.raises(CheckpointError, match="has other weights"):
+    with pytest.raises(CheckpointError, match="was trained with other frozen networks"):
         pretrain(teach("run.max_steps=2"), reporter=reporter, out=run, resume=True)
     # To begin anew from those weights is another training, and allowed.
     again = teach("run.max_steps=1")
