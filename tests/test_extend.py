@@ -48,7 +48,7 @@ def put(block: tuple[str, str], home: Path) -> None:
     path = home / name
     lines = path.read_text().splitlines(keepends=True)
     (number,) = [n for n, line in enumerate(lines) if line.strip().startswith(beside)]
-    lines.insert(number + (side == "after"), code)
+    lines.insert(number + (side == "after"), code if side == "after" else f"{code}\n\n")
     path.write_text("".join(lines))
 
 
