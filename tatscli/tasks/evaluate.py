@@ -22,11 +22,11 @@ from tatscli.evaluation.knn import knn_scores, whiten
 from tatscli.evaluation.scores import ViewScores, merge_views, summarise
 from tatscli.evaluation.views import score_views
 from tatscli.files import write_safely
+from tatscli.nn.load import LoadedRun, copy_weights, load_encoder, open_checkpoint
 from tatscli.nn.vit import Encoder, build_encoder
 from tatscli.recipe.load import override_recipe
 from tatscli.recipe.schema import Recipe, Sampling
 from tatscli.store.reader import Store
-from tatscli.system.load import LoadedRun, copy_weights, load_encoder, open_checkpoint
 from tatscli.tasks.finetune import build_classifier, labelled
 
 Protocol = Literal["finetuned", "knn"]

@@ -25,12 +25,12 @@ from tatscli.errors import DataError, UsageError
 from tatscli.evaluation.scores import merge_views, top_accuracy
 from tatscli.evaluation.views import score_views
 from tatscli.nn.classifier import Classifier
+from tatscli.nn.load import load_encoder
 from tatscli.nn.vit import build_encoder
 from tatscli.recipe.derive import Schedule
 from tatscli.recipe.load import LoadedRecipe
 from tatscli.recipe.schema import Recipe
 from tatscli.store.reader import Store
-from tatscli.system.load import load_encoder
 from tatscli.tasks.pretrain import pretrain_folder
 from tatscli.tasks.training import Stage, run_training
 

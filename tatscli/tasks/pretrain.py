@@ -19,12 +19,13 @@ from tatscli.engine.part import Lesson, Part, under
 from tatscli.engine.schedule import lr_at
 from tatscli.engine.session import Session
 from tatscli.masking.insight import mask_insight
+from tatscli.nn.load import copy_weights, load_encoder
 from tatscli.recipe.derive import Schedule
 from tatscli.recipe.load import LoadedRecipe
 from tatscli.recipe.schema import Recipe
 from tatscli.store.reader import Store
 from tatscli.system.cost import count_parameters
-from tatscli.system.load import copy_weights, load_encoder, refuse_other_frozen
+from tatscli.system.load import refuse_other_frozen
 from tatscli.system.system import System, build_system
 from tatscli.tasks.training import Stage, run_training
 

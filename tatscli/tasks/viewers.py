@@ -14,11 +14,12 @@ from tatscli.masking import MASKERS, build_masker
 from tatscli.masking.base import Masker
 from tatscli.masking.learning.learned import LearnedMasker
 from tatscli.masking.selection import build_selection
+from tatscli.nn.load import LoadedRun
 from tatscli.recipe.load import load_recipe, override_recipe
 from tatscli.recipe.schema import Data, Model, Motion, Recipe, Sampling, TubeMask
 from tatscli.store.reader import Store
 from tatscli.store.schema import Settings
-from tatscli.system.load import LoadedRun, load_system
+from tatscli.system.load import load_system
 from tatscli.system.system import System, build_system
 from tatscli.visualize.sight import Viewer
 

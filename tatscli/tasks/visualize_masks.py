@@ -12,8 +12,8 @@ import torch
 from tatscli.console import Reporter
 from tatscli.engine.checkpoint import Checkpoint
 from tatscli.errors import DecodeError, UsageError
+from tatscli.nn.load import open_checkpoint
 from tatscli.recipe.schema import Recipe
-from tatscli.system.load import open_checkpoint
 from tatscli.tasks.view_notes import clip_notes, left_out, limited_by, mask_notes
 from tatscli.tasks.viewers import (
     STRIDE,

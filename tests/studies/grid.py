@@ -37,9 +37,9 @@ from tatscli.engine.session import session
 from tatscli.evaluation.knn import knn_scores, whiten
 from tatscli.evaluation.scores import ViewScores
 from tatscli.evaluation.views import score_views
+from tatscli.nn.load import load_encoder, open_checkpoint
 from tatscli.nn.vit import build_encoder
 from tatscli.store.reader import Store
-from tatscli.system.load import load_encoder, open_checkpoint
 from tatscli.tasks.evaluate import PooledFeatures
 
 TASKS = ("digits", "verbs")

@@ -28,15 +28,7 @@ from tatscli.recipe.schema.masks import (
     SimulatedMask,
     TubeMask,
 )
-from tatscli.recipe.schema.model import (
-    DecoderHead,
-    DifferenceTarget,
-    Head,
-    Model,
-    PixelTarget,
-    RegressorHead,
-    Target,
-)
+from tatscli.recipe.schema.model import DecoderHead, Head, Model, RegressorHead
 from tatscli.recipe.schema.predict import (
     Predict,
     PredictAll,
@@ -47,6 +39,7 @@ from tatscli.recipe.schema.predict import (
     PredictUniform,
 )
 from tatscli.recipe.schema.section import Section
+from tatscli.recipe.schema.targets import DifferenceTarget, PixelTarget, Target
 from tatscli.recipe.schema.training import Optim, Run
 
 

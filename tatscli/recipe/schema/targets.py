@@ -1,0 +1,43 @@
+"""Targets: what the guesses are compared with. Each kind has a section of its own."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tatscli.recipe.schema.section import Count, Positive, Section
+
+
+class PixelTarget(Section):
+    """Pixels of the hidden tokens."""
+
+    kind: Literal["pixels"]
+    normalize: bool = True
+    """Standardise each cube per channel by its own mean and deviation."""
+    weight: Positive = 1.0
+    """Weight of this target in the loss."""
+
+
+class DifferenceTarget(Section):
+    """How the pixels of the hidden tokens change over time: MAM2's motion target."""
+
+    kind: Literal["difference"]
+    span: Literal["cube", "clip"] = "cube"
+    """`cube`: between the frames of a cube. `clip`: from every frame of the cube to a later one of
+    the clip, also beyond the cube."""
+    gaps: Annotated[list[Count], Field(min_length=1)] = [1]
+    """How many frames of the clip lie between the two; several are predicted side by side."""
+    normalize: bool = True
+    """Standardise each cube's differences by their own mean and deviation."""
+    floor: Positive = 0.02
+    """Least deviation that is divided by, of pixels in [0, 1], so that noise of still cubes is not
+    blown up. Ours."""
+    weight: Positive = 1.0
+    """Weight of this target in the loss; MAM2's lambda."""
+
+
+Target = Annotated[
+    PixelTarget | DifferenceTarget,
+    Field(discriminator="kind"),
+]
