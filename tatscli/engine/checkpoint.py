@@ -9,7 +9,6 @@ too. Random numbers are a function of the step (`engine/rng.py`), so no generato
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from tatscli.engine.part import Part
 from tatscli.errors import CheckpointError
-from tatscli.files import publish, sync
+from tatscli.files import publish, sha256, sync
 
 FORMAT = 2
 READABLE = (1, 2)  # 1 kept no copy of a sampler's last good state
@@ -43,7 +42,7 @@ class Checkpoint:
 
     @property
     def kind(self) -> str:
-        """`pretrained` or `finetuned`."""
+        """`pretrained`, `finetuned` or `tokenizer`."""
         return str(self.meta["kind"])
 
     @property
@@ -73,8 +72,7 @@ class Checkpoint:
 
     def digest(self) -> str:
         """Return the SHA-256 of the model file: the identity of the weights in results."""
-        with open(self.path / "model.safetensors", "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256(self.path / "model.safetensors")
 
 
 def save_checkpoint(

@@ -94,13 +94,23 @@ def gathered(values: list[T]) -> list[T]:
     return [value for part in parts for value in part]
 
 
-def mean(value: Tensor) -> Tensor:
-    """Return the mean of a tensor over all processes; the tensor itself where there is one."""
+def place() -> tuple[int, int]:
+    """Return this process's rank, and how many there are."""
+    return (0, 1) if alone() else (dist.get_rank(), dist.get_world_size())
+
+
+def total(value: Tensor) -> Tensor:
+    """Return the sum of a tensor over all processes; the tensor itself where there is one."""
     if alone():
         return value
-    total = value.clone()
-    dist.all_reduce(total)
-    return total / dist.get_world_size()
+    summed = value.clone()
+    dist.all_reduce(summed)
+    return summed
+
+
+def mean(value: Tensor) -> Tensor:
+    """Return the mean of a tensor over all processes; the tensor itself where there is one."""
+    return value if alone() else total(value) / dist.get_world_size()
 
 
 def average_(tensors: Sequence[Tensor]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from tatscli.engine.checkpoint import Checkpoint, find_checkpoint
@@ -29,6 +31,48 @@ def open_checkpoint(path: Path | str, *, prefer: str = "last") -> LoadedRun:
     """
     checkpoint = find_checkpoint(Path(path), prefer=prefer)
     return LoadedRun(Recipe.model_validate(checkpoint.meta["recipe"]), checkpoint)
+
+
+_HARMLESS = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",)
+"""Names in Lightning's checkpoints beside the tensors; a stand-in is put in their place."""
+
+
+class _Inert:
+    """Stands in for a class whose name a file holds, and whose code is not wanted."""
+
+
+def read_weights(path: Path, *, key: str) -> dict[str, Tensor]:
+    """Read a file of weights: safetensors, or what `torch.save` wrote of nothing but tensors.
+
+    Args:
+        path: The file.
+        key: Recipe key that names it, for messages.
+
+    Raises:
+        CheckpointError: If it is not there, is damaged, or would run code on being read.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals([(_Inert, name) for name in _HARMLESS]):
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"`{key}: {path}` holds more than tensors and is not read, for that could run its "
+            f"code: {reason}",
+            hint="save its state dict alone, as safetensors",
+        ) from error
+    except (OSError, RuntimeError, EOFError, SafetensorError) as error:
+        raise CheckpointError(f"`{key}: {path}` cannot be read: {error}") from error
+    found = found.get("state_dict", found) if isinstance(found, dict) else {}
+    tensors = {str(name): one for name, one in found.items() if isinstance(one, Tensor)}
+    if not tensors:
+        raise CheckpointError(f"`{key}: {path}` holds no tensors")
+    return tensors
 
 
 def load_encoder(encoder: Encoder, checkpoint: Checkpoint) -> int:
@@ -59,11 +103,12 @@ def copy_weights(module: nn.Module, given: dict[str, Tensor], checkpoint: Checkp
     wrong = sorted(wanted.keys() ^ given.keys())
     wrong += [n for n in wanted.keys() & given.keys() if wanted[n].shape != given[n].shape]
     if wrong:
+        section = "tokenizer" if checkpoint.kind == "tokenizer" else "model"
         fitting = len(wanted) - len([name for name in wrong if name in wanted])
         raise CheckpointError(
             f"the weights of `{checkpoint.path}` do not fit: {fitting} of {len(wanted)} tensors "
             f"match; the first that does not is `{wrong[0]}`",
-            hint="`model` in the recipe must be that of the run: "
-            f"{checkpoint.meta['recipe']['model']}",
+            hint=f"`{section}` in the recipe must be that of the run: "
+            f"{checkpoint.meta['recipe'][section]}",
         )
     module.load_state_dict(given)

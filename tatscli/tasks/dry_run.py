@@ -18,11 +18,13 @@ from tatscli.engine.distributed import world_size
 from tatscli.errors import DataError
 from tatscli.recipe.derive import Schedule, derive_batch, derive_schedule
 from tatscli.recipe.load import LoadedRecipe
-from tatscli.recipe.schema import Optim
+from tatscli.recipe.schema import Optim, Tokenizer
 from tatscli.store.reader import Store
 from tatscli.system.cost import count_flops, count_parameters, system_cost
 from tatscli.tasks.finetune import build_classifier
 from tatscli.tasks.training import batch_rows, schedule_rows
+from tatscli.tokenizer.adversary import Adversary
+from tatscli.tokenizer.image import ImageTokenizer
 
 ADAM_BYTES = 16  # float32 weight, gradient and two moments
 
@@ -34,6 +36,8 @@ def plan_pretraining(loaded: LoadedRecipe, run: Path) -> dict[str, Any]:
         RecipeError: If the total batch cannot be divided.
     """
     recipe = loaded.recipe
+    if recipe.tokenizer is not None:
+        return _plan_tokenizer(loaded, recipe.tokenizer, run)
     system, flops = system_cost(recipe)
     parameters = {
         "encoder": count_parameters(system.encoder),
@@ -91,11 +95,42 @@ def plan_finetuning(loaded: LoadedRecipe, run: Path) -> dict[str, Any]:
     }
 
 
+def _plan_tokenizer(loaded: LoadedRecipe, config: Tokenizer, run: Path) -> dict[str, Any]:
+    recipe = loaded.recipe
+    store, rows, store_note = _open(recipe.data.store, recipe.data.split)
+    height, width = recipe.data.view_size
+    with torch.device("meta"):
+        model = ImageTokenizer(config).eval()
+        adversary = Adversary(config.discriminator) if config.discriminator else None
+        pictures_XCHW = torch.zeros(recipe.data.frames, 3, height, width)
+        flops = count_flops(lambda: model(pictures_XCHW))
+    parameters = {"tokenizer": count_parameters(model)}
+    if adversary is not None:
+        parameters["discriminator"] = count_parameters(adversary)
+    return {
+        "stage": "tokenizer",
+        "recipe": loaded.name,
+        "run": str(run),
+        "grid": [recipe.data.frames, height // config.stride, width // config.stride],
+        "tokens": recipe.data.frames * (height // config.stride) * (width // config.stride),
+        "codebook_size": model.codebook_size,
+        "parameters": parameters,
+        "gflops_per_clip": {"tokenizer": flops / 1e9},
+        "optimizer_gb": sum(parameters.values()) * ADAM_BYTES / 1e9,
+        "frames_in_memory": str(plan_cache(store, rows, recipe.data)) if store else None,
+        **_optimisation(
+            recipe.optim, len(rows) if store else None, recipe.data.repeats, store_note
+        ),
+    }
+
+
 def show_plan(plan: dict[str, Any], reporter: Reporter) -> None:
     """Print a plan as a table, or as JSON."""
     rows = [("run folder", plan["run"])]
     grid = " x ".join(str(side) for side in plan["grid"])
     rows.append(("tokens", f"{plan['tokens']} = {grid} (time, height, width)"))
+    if "codebook_size" in plan:
+        rows.append(("codes to choose from", str(plan["codebook_size"])))
     if "visible" in plan:
         rows.append(("visible / predicted", f"{plan['visible']} / {plan['predicted']}"))
     rows += [

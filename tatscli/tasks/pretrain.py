@@ -27,6 +27,7 @@ from tatscli.store.reader import Store
 from tatscli.system.cost import count_parameters
 from tatscli.system.load import refuse_other_frozen
 from tatscli.system.system import System, build_system
+from tatscli.tasks.tokenizer import train_tokenizer
 from tatscli.tasks.training import Stage, run_training
 
 
@@ -39,7 +40,7 @@ def pretrain(
     resume: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Train the system a recipe describes.
+    """Train the system, or the tokenizer, that a recipe describes.
 
     Args:
         loaded: The merged recipe.
@@ -56,6 +57,10 @@ def pretrain(
         TatsError: If store, recipe, run folder or weights cannot be used.
     """
     folder = pretrain_folder(loaded, out)
+    if loaded.recipe.tokenizer is not None:
+        return train_tokenizer(
+            loaded, folder, reporter=reporter, init=init, resume=resume, overwrite=overwrite
+        )
     stage = Pretraining(loaded, Store.open(loaded.recipe.data.store), init)
     return run_training(stage, folder, reporter=reporter, resume=resume, overwrite=overwrite)
 

@@ -40,18 +40,35 @@ from tatscli.recipe.schema.predict import (
 )
 from tatscli.recipe.schema.section import Section
 from tatscli.recipe.schema.targets import DifferenceTarget, PixelTarget, Target
+from tatscli.recipe.schema.tokenizer import (
+    DiffusersTokenizer,
+    Discriminator,
+    FsqTokenizer,
+    ImageTokenizer,
+    Perceptual,
+    RunTokenizer,
+    TamingTokenizer,
+    Tokenizer,
+    TrainedTokenizer,
+    VqTokenizer,
+)
 from tatscli.recipe.schema.training import Optim, Run
+
+_OF_MASKED = ("mask", "predict", "head", "targets")
 
 
 class Recipe(Section):
     """One file says everything about a system: what is seen, guessed and compared, on which data,
-    for how long."""
+    for how long; or about a tokenizer, whose codes other systems guess."""
 
     model_config = ConfigDict(title="tats recipe")
 
     data: Data
+    tokenizer: Tokenizer | None = None
+    """Trained in place of a masked autoencoder; `model`, `mask`, `predict`, `head`, `targets` then
+    have no part."""
     model: Model = Model()
-    mask: Mask
+    mask: Mask = TubeMask(kind="tube")
     predict: Predict = PredictAll()
     head: Head = DecoderHead()
     targets: Annotated[list[Target], Field(min_length=1)] = [PixelTarget(kind="pixels")]
@@ -70,6 +87,14 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _sizes_divide(self) -> Self:
         data = self.data
+        if self.tokenizer is not None:
+            stride = self.tokenizer.stride
+            if any(side % stride for side in data.view_size):
+                size = data.size if isinstance(data.size, int) else list(data.size)
+                raise ValueError(
+                    f"`data.size: {size}` is not a multiple of `tokenizer.stride: {stride}`"
+                )
+            return self
         wholes = [(f"`data.frames: {data.frames}`", data.frames, "tubelet")]
         if isinstance(data.size, int):
             wholes.append((f"`data.size: {data.size}`", data.size, "patch"))
@@ -80,4 +105,15 @@ class Recipe(Section):
             part = getattr(self.model, key)
             if whole % part:
                 raise ValueError(f"{words} is not a multiple of `model.{key}: {part}`")
+        return self
+
+    @model_validator(mode="after")
+    def _tokenizer_stands_alone(self) -> Self:
+        fields = type(self).model_fields
+        other = [key for key in _OF_MASKED if getattr(self, key) != fields[key].default]
+        if self.tokenizer is not None and other:
+            raise ValueError(
+                f"`tokenizer` and `{other[0]}` exclude each other: a recipe trains a tokenizer or"
+                " a masked autoencoder; targets name a trained tokenizer by its folder"
+            )
         return self

@@ -1,0 +1,62 @@
+"""How good reconstructions are, and how well a codebook is used.
+
+Shapes: X pictures, C colours, H and W pixels, K codes, ... any.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_TAPS, _SIGMA = 11, 1.5  # of SSIM's window
+_C1, _C2 = 0.01**2, 0.03**2
+
+
+def psnr(pictures_XCHW: Tensor, true_XCHW: Tensor) -> Tensor:
+    """Return the peak signal-to-noise ratio of each picture in [0, 1], in dB: (X)."""
+    error_X = (pictures_XCHW.float() - true_XCHW.float()).square().flatten(1).mean(dim=1)
+    return -10 * error_X.clamp(min=1e-10).log10()
+
+
+def ssim(pictures_XCHW: Tensor, true_XCHW: Tensor) -> Tensor:
+    """Return the structural similarity of each picture in [0, 1] to the true one: (X).
+
+    As published (Wang et al. 2004): a Gaussian window of 11 x 11 and deviation 1.5, where it fits
+    whole; the mean over positions and colours. Pictures smaller than that have a smaller window.
+    """
+    side = min(_TAPS, *pictures_XCHW.shape[-2:])
+    place = torch.arange(side, device=pictures_XCHW.device) - (side - 1) / 2
+    weight = (-0.5 * (place / _SIGMA).square()).exp()
+    weight = weight / weight.sum()
+
+    def blurred(values_XCHW: Tensor) -> Tensor:
+        maps = values_XCHW.flatten(0, 1)[:, None]
+        maps = F.conv2d(F.conv2d(maps, weight.view(1, 1, -1, 1)), weight.view(1, 1, 1, -1))
+        return maps[:, 0].unflatten(0, values_XCHW.shape[:2])
+
+    one, two = pictures_XCHW.float(), true_XCHW.float()
+    mean_1, mean_2 = blurred(one), blurred(two)
+    var_1 = blurred(one.square()) - mean_1.square()
+    var_2 = blurred(two.square()) - mean_2.square()
+    both = blurred(one * two) - mean_1 * mean_2
+    likeness = (2 * mean_1 * mean_2 + _C1) * (2 * both + _C2)
+    likeness = likeness / ((mean_1.square() + mean_2.square() + _C1) * (var_1 + var_2 + _C2))
+    return likeness.flatten(1).mean(dim=1)
+
+
+def code_counts(codes: Tensor, size: int) -> Tensor:
+    """Count how often each code is used: float32 (K)."""
+    count_K = torch.zeros(size, device=codes.device)
+    return count_K.scatter_add_(0, codes.flatten(), torch.ones_like(codes.flatten()).float())
+
+
+def code_use(count_K: Tensor) -> Tensor:
+    """Return the share of codes that are used at all."""
+    return (count_K > 0).float().mean()
+
+
+def perplexity(count_K: Tensor) -> Tensor:
+    """Return how many evenly used codes would be as hard to guess: exp of the entropy."""
+    share_K = count_K / count_K.sum()
+    return (-torch.special.xlogy(share_K, share_K).sum()).exp()

@@ -1,0 +1,42 @@
+"""`Tokenizer`: the contract of what turns frames into codes (`docs/architecture.md`, contracts).
+
+Shapes: B batch, C colours, T frames, t codes along time, h and w codes along the picture, D width.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class Tokenizer(nn.Module):
+    """Maps frames to indices into a codebook, to the vectors those stand for, and back.
+
+    Frames are RGB in [0, 1], float32, not standardised.
+
+    Attributes:
+        codebook_size: How many codes there are.
+        width: Values D of the vector a code stands for.
+        stride: Pixels along the side of a code.
+        frames: Frames that a code covers.
+    """
+
+    codebook_size: int
+    width: int
+    stride: int
+    frames: int = 1
+
+    def encode(self, frames_BCTHW: Tensor) -> Tensor:
+        """Return the codes: int64 (B, t, h, w)."""
+        raise NotImplementedError
+
+    def latents(self, frames_BCTHW: Tensor) -> Tensor:
+        """Return the vectors of the codes: float32 (B, t, h, w, D)."""
+        return self.vectors(self.encode(frames_BCTHW))
+
+    def vectors(self, codes_Bthw: Tensor) -> Tensor:
+        """Look codes up: float32 (B, t, h, w, D)."""
+        raise NotImplementedError
+
+    def decode(self, codes_Bthw: Tensor) -> Tensor:
+        """Return the frames that codes stand for: (B, C, T, H, W) in [0, 1]."""
+        raise NotImplementedError

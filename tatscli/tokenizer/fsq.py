@@ -1,0 +1,106 @@
+"""`fsq`: finite scalar quantization (Mentzer et al. 2023, arXiv 2309.15505).
+
+Every value is bounded and rounded to one of its levels; a code is the mixed-radix number of the
+steps, first value fastest. Bound and scale are those of the paper's appendix A.1, as
+vector-quantize-pytorch has them.
+
+Shapes: ... any, C values of a vector.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tatscli.engine.device import full_precision
+from tatscli.tokenizer.quantize import Quantized, Quantizer, straight_through
+
+_EPS = 1e-3  # room above the outermost level, so that tanh reaches it
+_SHARPNESS = 4.0  # of the soft choice between levels one apart, of which entropies are taken
+
+
+class FiniteScalar(Quantizer):
+    """A fixed grid of codes; nothing in it is learned.
+
+    Args:
+        levels: Steps along each axis.
+        entropy: Weight of the entropy term.
+        commitment: Weight of the distance between bounded values and their steps.
+    """
+
+    levels_C: Tensor
+    half_C: Tensor
+    offset_C: Tensor
+    shift_C: Tensor
+    width_C: Tensor
+    basis_C: Tensor
+
+    def __init__(
+        self, levels: Sequence[int], *, entropy: float = 0.0, commitment: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.levels = list(levels)
+        self.width = len(self.levels)
+        self.entropy = entropy
+        self.commitment = commitment
+        levels_C = torch.tensor(self.levels)
+        basis_C = torch.tensor([1, *self.levels[:-1]]).cumprod(0)
+        self.size = math.prod(self.levels)
+        half_C = (levels_C - 1) * (1 + _EPS) / 2
+        # An even number of levels lies half a step beside 0.
+        offset_C = torch.where(levels_C % 2 == 0, 0.5, 0.0)
+        for name, value in (
+            ("levels_C", levels_C),
+            ("half_C", half_C),
+            ("offset_C", offset_C),
+            ("shift_C", (offset_C / half_C).atanh()),
+            ("width_C", levels_C // 2),
+            ("basis_C", basis_C),
+        ):
+            self.register_buffer(name, value, persistent=False)
+
+    def bound(self, vectors_C: Tensor) -> Tensor:
+        """Squash values to where rounding gives their levels, steps being 1 apart."""
+        return (vectors_C + self.shift_C).tanh() * self.half_C - self.offset_C
+
+    def forward(self, vectors_C: Tensor) -> Quantized:
+        """Round every value to its nearest level."""
+        with full_precision(vectors_C.device):
+            bounded_C = self.bound(vectors_C.float())
+            step_C = bounded_C.round()
+            codes = ((step_C.long() + self.width_C) * self.basis_C).sum(dim=-1)
+            losses = {}
+            if self.commitment:
+                distance = (bounded_C - step_C.detach()).square().mean()
+                losses["commitment"] = self.commitment * distance
+            if self.entropy:
+                losses["entropy"] = self.entropy * self._entropy(bounded_C)
+            return Quantized(straight_through(bounded_C, step_C) / self.width_C, codes, losses)
+
+    def vectors(self, codes: Tensor) -> Tensor:
+        """Look codes up: values in [-1, 1]."""
+        step_C = codes[..., None] // self.basis_C % self.levels_C - self.width_C
+        return step_C.float() / self.width_C
+
+    def _entropy(self, bounded_C: Tensor) -> Tensor:
+        """Mean entropy of a soft choice less the entropy of the mean choice, summed over the axes.
+
+        VidTok takes both over all codes at once; with independent axes they are sums, and millions
+        of codes cost no more than their axes.
+        """
+        total = bounded_C.new_zeros(())
+        for axis, levels in enumerate(self.levels):
+            step_L = torch.arange(levels, device=bounded_C.device) - levels // 2
+            away_NL = bounded_C[..., axis].flatten()[:, None] - step_L
+            choice_NL = (-_SHARPNESS * away_NL.square()).softmax(dim=-1)
+            mean_L = choice_NL.mean(dim=0)
+            total = total + _entropy_of(choice_NL).mean() - _entropy_of(mean_L)
+        return total
+
+
+def _entropy_of(share_L: Tensor) -> Tensor:
+    """Return entropies along the last axis, in nats."""
+    return -torch.special.xlogy(share_L, share_L).sum(dim=-1)

@@ -1,0 +1,107 @@
+"""`ImageTokenizer`: frames to codes, one by one, through a residual CNN.
+
+Shapes: B batch, C colours, T frames, H and W pixels, X = B * T pictures, h and w codes along the
+picture, D values of a code's vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tatscli.nn.convolution import PictureDecoder, PictureEncoder
+from tatscli.recipe import schema
+from tatscli.tokenizer.base import Tokenizer
+from tatscli.tokenizer.fsq import FiniteScalar
+from tatscli.tokenizer.quantize import Quantizer
+from tatscli.tokenizer.vq import Codebook
+
+
+class Reconstruction(NamedTuple):
+    """What training makes of pictures.
+
+    Attributes:
+        pictures_XCHW: In about [0, 1].
+        codes_Xhw: int64.
+        losses: The quantizer's terms of the loss, already weighted.
+    """
+
+    pictures_XCHW: Tensor
+    codes_Xhw: Tensor
+    losses: Mapping[str, Tensor]
+
+
+class ImageTokenizer(Tokenizer):
+    """Encoder, quantizer and decoder.
+
+    Args:
+        config: The recipe's `tokenizer`.
+        quantizer: What is between encoder and decoder; None is the one that the recipe names.
+    """
+
+    def __init__(
+        self,
+        config: schema.VqTokenizer | schema.FsqTokenizer,
+        *,
+        quantizer: Quantizer | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.quantizer = quantizer or build_quantizer(config)
+        self.width = self.quantizer.width
+        self.stride = config.stride
+        self.codebook_size = self.quantizer.size
+        widths, blocks, patch = config.widths, config.blocks, config.patch
+        self.encoder = PictureEncoder(widths, blocks, patch=patch, out=self.width)
+        self.decoder = PictureDecoder(widths, blocks, patch=patch, given=self.width)
+
+    def forward(self, pictures_XCHW: Tensor) -> Reconstruction:
+        """Encode, quantise and decode pictures in [0, 1], with gradient; what training calls."""
+        found = self.quantizer(self._embed(pictures_XCHW))
+        return Reconstruction(self._draw(found.vectors_C), found.codes, found.losses)
+
+    @torch.no_grad()
+    def encode(self, frames_BCTHW: Tensor) -> Tensor:
+        """Return the codes: int64 (B, T, h, w)."""
+        codes_Xhw = self.quantizer(self._embed(_pictures(frames_BCTHW))).codes
+        return codes_Xhw.unflatten(0, (len(frames_BCTHW), -1))
+
+    def vectors(self, codes_BThw: Tensor) -> Tensor:
+        """Look codes up: float32 (B, T, h, w, D)."""
+        return self.quantizer.vectors(codes_BThw)
+
+    @torch.no_grad()
+    def decode(self, codes_BThw: Tensor) -> Tensor:
+        """Return the frames that codes stand for: (B, C, T, H, W) in [0, 1]."""
+        vectors_XhwD = self.quantizer.vectors(codes_BThw.flatten(0, 1))
+        pictures_XCHW = self._draw(vectors_XhwD).clamp(0, 1)
+        return pictures_XCHW.unflatten(0, codes_BThw.shape[:2]).transpose(1, 2)
+
+    def _embed(self, pictures_XCHW: Tensor) -> Tensor:
+        signed_XCHW = (2 * pictures_XCHW - 1).contiguous(memory_format=torch.channels_last)
+        return self.encoder(signed_XCHW).permute(0, 2, 3, 1)
+
+    def _draw(self, vectors_XhwD: Tensor) -> Tensor:
+        return (self.decoder(vectors_XhwD.permute(0, 3, 1, 2)) + 1) / 2
+
+
+def build_quantizer(config: schema.VqTokenizer | schema.FsqTokenizer) -> Quantizer:
+    """Build what the recipe's `tokenizer.kind` names."""
+    if isinstance(config, schema.FsqTokenizer):
+        return FiniteScalar(config.levels, entropy=config.entropy, commitment=config.commitment)
+    return Codebook(
+        config.codes,
+        config.code_width,
+        cosine=config.cosine,
+        decay=config.decay,
+        commitment=config.commitment,
+        kmeans=config.kmeans,
+        restart=config.restart,
+    )
+
+
+def _pictures(frames_BCTHW: Tensor) -> Tensor:
+    return frames_BCTHW.transpose(1, 2).flatten(0, 1)
