@@ -6,12 +6,16 @@ from __future__ import annotations
 from tatscli.data.clip import ClipForm
 from tatscli.recipe import schema
 from tatscli.targets.base import Target
+from tatscli.targets.codes import CodesTarget
 from tatscli.targets.difference import DifferenceTarget
+from tatscli.targets.latents import LatentsTarget
 from tatscli.targets.pixels import PixelTarget
 
 TARGETS: dict[str, type[Target]] = {
     "pixels": PixelTarget,
     "difference": DifferenceTarget,
+    "codes": CodesTarget,
+    "latents": LatentsTarget,
 }
 
 

@@ -152,7 +152,7 @@ def _draw_growth(
     reporter: Reporter,
 ) -> _Drawn:
     """Draw the same windows, with the same noise, at one checkpoint after the other."""
-    windows = list(islice(windows_of(clip, viewer, page), page.windows or 1))
+    windows = list(islice(windows_of(clip, viewer.system.form, page), page.windows or 1))
     refuse_sheet(out, len(checkpoints) * len(windows))
     stages: list[Stage] = []
     with reporter.progress(

@@ -60,7 +60,7 @@ def render_comparison(
         DecodeError: The clip cannot be read.
         UsageError: The suffix of `out` is unknown.
     """
-    every = frames_between(out, candidates[0].viewer)
+    every = frames_between(out, candidates[0].viewer.system.form)
     generators = [torch.Generator().manual_seed(seed) for _ in candidates]
 
     def paint(window: Window) -> list[Row]:
@@ -71,7 +71,7 @@ def render_comparison(
         watch(window, sights)
         return _rows(window, candidates, sights, every)
 
-    return write_pages(clip, out, candidates[0].viewer, page, paint)
+    return write_pages(clip, out, candidates[0].viewer.system.form, page, paint)
 
 
 def _rows(

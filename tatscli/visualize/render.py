@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tatscli.data.clip import ClipForm
 from tatscli.recipe import schema
 from tatscli.store.schema import Settings
 from tatscli.video.encode import write_video
@@ -74,7 +75,7 @@ def render(
     """
     generator = torch.Generator().manual_seed(seed)
     borrowed = _borrows_statistics(viewer)
-    every = frames_between(out, viewer)
+    every = frames_between(out, viewer.system.form)
 
     def paint(window: Window) -> list[Row]:
         sight = viewer.look(window, generator)
@@ -88,17 +89,17 @@ def render(
             every=every,
         )
 
-    return write_pages(clip, out, viewer, page, paint)
+    return write_pages(clip, out, viewer.system.form, page, paint)
 
 
-def write_pages(clip: Path, out: Path, viewer: Viewer, page: Page, paint: Painter) -> float | None:
+def write_pages(clip: Path, out: Path, form: ClipForm, page: Page, paint: Painter) -> float | None:
     """Paint one window after the other and write the picture.
 
     Args:
         clip: A file FFmpeg can read.
         out: `.mp4`, `.mkv`, `.mov` or `.gif`: one picture a frame; `.png`: a sheet with one column
             a slice.
-        viewer: Says what windows are like.
+        form: Says what windows are like.
         page: How the picture is made.
         paint: Gives the rows of a window; called once for each, in order.
 
@@ -106,12 +107,12 @@ def write_pages(clip: Path, out: Path, viewer: Viewer, page: Page, paint: Painte
         The frame rate written, None for a png.
     """
     sheet = is_sheet(out)
-    windows = windows_of(clip, viewer, page)
+    windows = windows_of(clip, form, page)
     first = next(windows)
     limit = page.windows or (1 if sheet else None)
     painted = ((window, paint(window)) for window in islice(chain([first], windows), limit))
     if sheet:
-        slices = range(0, len(first.frames), frames_between(out, viewer))
+        slices = range(0, len(first.frames), frames_between(out, form))
         pages = [
             compose(
                 header_of(clip, page, window),
@@ -133,18 +134,17 @@ def is_sheet(out: Path) -> bool:
     return out.suffix.lower() == ".png"
 
 
-def frames_between(out: Path, viewer: Viewer) -> int:
+def frames_between(out: Path, form: ClipForm) -> int:
     """Return how many frames lie from one that the picture shows to the next."""
-    return viewer.system.form.tubelet if is_sheet(out) else 1
+    return form.tubelet if is_sheet(out) else 1
 
 
-def windows_of(clip: Path, viewer: Viewer, page: Page) -> Iterator[Window]:
-    """Read a clip as the windows a viewer's encoder takes.
+def windows_of(clip: Path, form: ClipForm, page: Page) -> Iterator[Window]:
+    """Read a clip as the windows a model takes.
 
     Raises:
         DecodeError: The clip cannot be read.
     """
-    form = viewer.system.form
     return read_windows(
         clip,
         frames=form.grid[0] * form.tubelet,

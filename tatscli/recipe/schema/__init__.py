@@ -39,7 +39,13 @@ from tatscli.recipe.schema.predict import (
     PredictUniform,
 )
 from tatscli.recipe.schema.section import Section
-from tatscli.recipe.schema.targets import DifferenceTarget, PixelTarget, Target
+from tatscli.recipe.schema.targets import (
+    CodesTarget,
+    DifferenceTarget,
+    LatentsTarget,
+    PixelTarget,
+    Target,
+)
 from tatscli.recipe.schema.tokenizer import (
     DiffusersTokenizer,
     Discriminator,

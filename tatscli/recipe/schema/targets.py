@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from tatscli.recipe.schema.section import Count, Positive, Section
+from tatscli.recipe.schema.tokenizer import TrainedTokenizer
 
 
 class PixelTarget(Section):
@@ -37,7 +38,28 @@ class DifferenceTarget(Section):
     """Weight of this target in the loss; MAM2's lambda."""
 
 
+class CodesTarget(Section):
+    """The codes that a tokenizer gives the hidden tokens: MAM2's appearance target."""
+
+    kind: Literal["codes"]
+    tokenizer: TrainedTokenizer
+    """Where the tokenizer comes from."""
+    frames: Literal["all", "first", "middle"] = "all"
+    """Frames of a cube whose codes are predicted, side by side."""
+    scale: Positive = 1.0
+    """Frames are resized by this before the tokenizer sees them: 0.5 gives each patch of 16 pixels
+    one code of a tokenizer of stride 8."""
+    weight: Positive = 1.0
+    """Weight of this target in the loss."""
+
+
+class LatentsTarget(CodesTarget):
+    """The vectors that a tokenizer gives the hidden tokens, regressed."""
+
+    kind: Literal["latents"]  # type: ignore[assignment]
+
+
 Target = Annotated[
-    PixelTarget | DifferenceTarget,
+    PixelTarget | DifferenceTarget | CodesTarget | LatentsTarget,
     Field(discriminator="kind"),
 ]

@@ -1,0 +1,177 @@
+"""Evaluating a tokenizer: what its codes keep of videos, and how many of them it uses.
+
+Shapes: B batch, C colours, T frames, X = B * T pictures, K codes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+import torch
+
+from tatscli.console import Reporter
+from tatscli.data.dataset import EvalViews
+from tatscli.data.loader import evaluation_batches, worker_count
+from tatscli.data.normalize import to_unit
+from tatscli.engine import distributed
+from tatscli.engine.device import autocast
+from tatscli.engine.session import Session, session
+from tatscli.errors import UsageError
+from tatscli.evaluation.reconstruction import code_counts, code_use, perplexity, psnr, ssim
+from tatscli.files import write_safely
+from tatscli.nn.load import open_checkpoint
+from tatscli.recipe.load import override_recipe
+from tatscli.recipe.schema import Recipe
+from tatscli.store.reader import Store
+from tatscli.tokenizer.base import Tokenizer
+from tatscli.tokenizer.load import open_run
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What is known of a video's pictures.
+
+    Attributes:
+        psnr: Of every picture, in dB.
+        ssim: Of every picture.
+        count_K: How often each code was used.
+    """
+
+    count_K: torch.Tensor
+    psnr: list[float] = field(default_factory=list)
+    ssim: list[float] = field(default_factory=list)
+
+    def numbers(self) -> dict[str, float]:
+        return {
+            "psnr": fmean(self.psnr),
+            "ssim": fmean(self.ssim),
+            "codes": int((self.count_K > 0).sum()),
+            "perplexity": perplexity(self.count_K).item(),
+        }
+
+
+def evaluate_tokenizer(
+    path: Path | str,
+    *,
+    reporter: Reporter,
+    overrides: Sequence[str] = (),
+    prefer: Literal["last", "best"] = "last",
+    out: Path | str | None = None,
+) -> dict[str, Any]:
+    """Score a tokenizer on a split of its recipe's store; a video that cannot be read stops it.
+
+    Args:
+        path: Run or checkpoint folder of a tokenizer.
+        reporter: Speaks to the user.
+        overrides: Recipe keys to change, such as `evaluate.segments=5`.
+        prefer: Which checkpoint of a run to take.
+        out: Where the result is written; by default in the run's `results`.
+
+    Returns:
+        `protocol: reconstruction`, split, counts; `psnr` and `ssim`, means over the videos;
+        `codebook_size`, `code_use` and `perplexity` over all codes; `per_video` (`id`, `psnr`,
+        `ssim`, `codes` used, `perplexity`); hashes of checkpoint and store.
+
+    Raises:
+        TatsError: If run or store cannot be used.
+    """
+    if out is not None and Path(out).is_dir():
+        raise UsageError(f"`{out}` is a folder", hint="name a file, such as `result.json`")
+    began = time.perf_counter()
+    run = open_checkpoint(path, prefer=prefer)
+    tokenizer, digest, checkpoint = open_run(run.checkpoint.path)
+    recipe = override_recipe(run.recipe, overrides, origin=checkpoint.path)
+    store, settings = Store.open(recipe.data.store), recipe.evaluate
+    rows = store.part(settings.split)
+    views = EvalViews(
+        store,
+        rows,
+        recipe.data,
+        sampling=settings.sampling or recipe.data.sampling,
+        segments=settings.segments,
+        crops=settings.crops,
+    )
+    with session(recipe.run, reporter) as here:
+        tallies = reconstruct(tokenizer.to(here.device).eval(), views, recipe, here)
+        count_K = torch.stack([one.count_K for one in tallies.values()]).sum(dim=0)
+        numbers = {row: tallies[row].numbers() for row in sorted(tallies)}
+        result: dict[str, Any] = {
+            "protocol": "reconstruction",
+            "split": settings.split,
+            "segments": settings.segments,
+            "crops": settings.crops,
+            "videos": len(numbers),
+            "views": len(views),
+            "pictures": sum(len(one.psnr) for one in tallies.values()),
+            "psnr": fmean(one["psnr"] for one in numbers.values()),
+            "ssim": fmean(one["ssim"] for one in numbers.values()),
+            "codebook_size": tokenizer.codebook_size,
+            "code_use": code_use(count_K).item(),
+            "perplexity": perplexity(count_K).item(),
+            "per_video": [{"id": store.rows[row].id, **numbers[row]} for row in sorted(numbers)],
+            "checkpoint": str(checkpoint.path),
+            "checkpoint_sha256": digest,
+            "step": checkpoint.step,
+            "store": str(store.path),
+            "store_fingerprint": store.fingerprint(),
+            "trained_on": checkpoint.meta["store_fingerprint"],
+            "recipe": recipe.model_dump(mode="json"),
+            "tats": checkpoint.meta["tats"],
+            "seconds": round(time.perf_counter() - began, 3),
+        }
+        name = f"reconstruction-{settings.split}-{settings.segments}x{settings.crops}.json"
+        target = Path(out) if out else checkpoint.path.parents[1] / "results" / name
+        result["results"] = str(target)
+        if here.world.main:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_safely(target, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    return result
+
+
+@torch.no_grad()
+def reconstruct(
+    tokenizer: Tokenizer, views: EvalViews, recipe: Recipe, here: Session
+) -> dict[int, _Tally]:
+    """Encode and decode all views, spread over the ranks, and return what came of each video."""
+    batch_size = recipe.evaluate.batch_per_device
+    batches = evaluation_batches(
+        views,
+        batch=batch_size,
+        workers=worker_count(recipe.data.workers, local_ranks=here.world.local_size),
+        rank=here.world.rank,
+        world=here.world.size,
+    )
+    steps = -(-len(views) // (batch_size * here.world.size))
+    mine = []
+    for batch in here.reporter.progress(
+        batches, total=steps, description="reconstruct", unit="batch"
+    ):
+        frames_BCTHW = to_unit(batch.video_BCTHW.to(here.device, non_blocking=True))
+        with autocast(here.device, here.dtype):
+            codes_BThw = tokenizer.encode(frames_BCTHW)
+            decoded_BCTHW = tokenizer.decode(codes_BThw)
+        true_XCHW, decoded_XCHW = (
+            one.transpose(1, 2).flatten(0, 1).float() for one in (frames_BCTHW, decoded_BCTHW)
+        )
+        shape = (len(frames_BCTHW), -1)
+        psnr_BT = psnr(decoded_XCHW, true_XCHW).view(shape).tolist()
+        ssim_BT = ssim(decoded_XCHW, true_XCHW).view(shape).tolist()
+        for place, row in enumerate(batch.row_B.tolist()):
+            count_K = code_counts(codes_BThw[place], tokenizer.codebook_size).cpu().double()
+            mine.append((row, count_K, psnr_BT[place], ssim_BT[place]))
+    tallies: dict[int, _Tally] = defaultdict(
+        lambda: _Tally(torch.zeros(tokenizer.codebook_size, dtype=torch.float64))
+    )
+    for row, count_K, psnr_T, ssim_T in distributed.gathered(mine):
+        tally = tallies[row]
+        tally.count_K += count_K
+        tally.psnr += psnr_T
+        tally.ssim += ssim_T
+    return tallies

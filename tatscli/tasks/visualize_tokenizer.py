@@ -1,0 +1,102 @@
+"""Looking at a tokenizer: what its codes keep of a clip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tatscli.console import Reporter
+from tatscli.data.clip import ClipForm
+from tatscli.engine.device import choose_device
+from tatscli.errors import DecodeError, UsageError
+from tatscli.nn.load import open_checkpoint
+from tatscli.tasks.view_notes import clip_notes, limited_by
+from tatscli.tasks.viewers import Wishes
+from tatscli.tasks.visualize_masks import page_of, refuse_out
+from tatscli.tokenizer.load import open_run
+from tatscli.visualize.codes import Coded, render_codes
+from tatscli.visualize.windows import Window
+
+
+def visualize_tokenizer(
+    clip: Path,
+    run: Path,
+    *,
+    reporter: Reporter,
+    wishes: Wishes,
+    out: Path | None = None,
+    fps: float | None = None,
+    windows: int | None = None,
+) -> dict[str, Any]:
+    """Draw a clip, its reconstruction, and its codes.
+
+    Args:
+        clip: A video file.
+        run: Run or checkpoint of a tokenizer.
+        reporter: Speaks to the user.
+        wishes: Only `stride` is open; the tokenizer's recipe settles the rest.
+        out: The picture; by default `<clip's stem>.codes.mp4` in the current folder.
+        fps: Frames per second of a moving picture; None follows the clip.
+        windows: How many windows to show; None means all, for a png the first.
+
+    Returns:
+        `clip`, `out`, `tokenizer`, `codebook_size`, `grid`, `fps`, `notes`, and `windows`:
+        `frames`, `times`, `psnr`, `ssim` and `codes` of each.
+
+    Raises:
+        TatsError: If clip, run or wishes cannot be used.
+    """
+    foreign = [
+        f"`--{name}`"
+        for name in ("mask", "ratio", "size", "frames", "patch", "tubelet", "temperature")
+        if getattr(wishes, name) is not None
+    ]
+    if foreign:
+        raise UsageError(
+            f"`{run}` is a tokenizer: {', '.join(foreign)} cannot be chosen",
+            hint="`--stride`, `--windows`, `--fps` and `--out` may be",
+        )
+    out = out or Path(f"{clip.stem}.codes.mp4")
+    refuse_out(clip, out)
+    recipe = open_checkpoint(run).recipe
+    tokenizer, _, checkpoint = open_run(run)
+    tokenizer.to(choose_device("auto")[0]).eval()
+    if wishes.stride is not None:
+        sampling = {"mode": "dense", "stride": wishes.stride, "fps": None}
+        data = recipe.data.model_copy(
+            update={"sampling": recipe.data.sampling.model_copy(update=sampling)}
+        )
+        recipe = recipe.model_copy(update={"data": data})
+    height, width = recipe.data.view_size
+    stride, frames = tokenizer.stride, recipe.data.frames
+    form = ClipForm((frames, height // stride, width // stride), 1, stride)
+    title = f"{tokenizer.config.kind} tokenizer, {tokenizer.codebook_size} codes"
+    page = page_of(recipe, title, fps=fps, windows=windows)
+    seen: list[Window] = []
+    facts: list[dict[str, Any]] = []
+
+    def watch(window: Window, coded: Coded) -> None:
+        seen.append(window)
+        facts.append(coded.facts(window))
+        bar.update()
+
+    try:
+        with reporter.progress(description="windows", unit="window") as bar:
+            rate = render_codes(clip, out, tokenizer, form, page, watch=watch)
+    except DecodeError as error:
+        raise DecodeError(f"`{clip}`: {error.message}", error.hint) from error
+    limited = limited_by(out) if windows is None else ""
+    notes = [f"from {run}, step {checkpoint.step}"]
+    notes += clip_notes(seen, recipe, page, limited)
+    for note in notes:
+        reporter.info(note)
+    return {
+        "clip": str(clip),
+        "out": str(out),
+        "tokenizer": tokenizer.config.kind,
+        "codebook_size": tokenizer.codebook_size,
+        "grid": list(form.grid),
+        "fps": rate,
+        "notes": notes,
+        "windows": facts,
+    }
