@@ -27,6 +27,8 @@ EPILOG = """Examples:
   tats visualize-masks clip.mp4 --run runs/ssv2 --temperature 0.5 --ratio 0.95
 
   tats visualize-masks clip.mp4 --run runs/ssv2 --json --quiet > clip.json
+
+  tats visualize-masks clip.mp4 --run runs/tokenizer-vq --out codes.png
 """
 
 
@@ -34,7 +36,9 @@ def visualize_masks(
     clip: Annotated[Path, typer.Argument(metavar="CLIP", help="A video file of any length.")],
     run: Annotated[
         Path | None,
-        typer.Option("--run", help="Pretrained run or checkpoint; adds what the model does."),
+        typer.Option(
+            "--run", help="Pretrained run, adds what the model does; or a tokenizer."
+        ),
     ] = None,
     recipe: Annotated[
         str | None,
@@ -130,6 +134,7 @@ def visualize_masks(
 ) -> None:
     """Draw masks over a clip: probabilities, visible tokens, reconstruction, error, motion."""
     from tatscli.errors import UsageError
+    from tatscli.nn.load import checkpoint_kind
     from tatscli.tasks.compare_masks import compare_masks
     from tatscli.tasks.visualize_masks import Wishes
     from tatscli.tasks.visualize_masks import visualize_masks as draw
@@ -147,7 +152,10 @@ def visualize_masks(
         "fps": fps,
         "windows": windows,
     }
-    if compare is None:
+    if run is not None and checkpoint_kind(run) == "tokenizer":
+        result = _draw_tokenizer(where, clip, compare=compare, every=every)
+        names, count = f"{result['codebook_size']} codes", len(result["windows"])
+    elif compare is None:
         result = draw(clip, every=every, **where)
         names, count = f"{result['mask']} mask at {result['ratio']:g}", len(result["windows"])
     else:
@@ -166,6 +174,30 @@ def visualize_masks(
         f"{slices} x {rows} x {columns} tokens, {names}"
     )
     say.result(result)
+
+
+def _draw_tokenizer(
+    where: dict[str, Any], clip: Path, *, compare: str | None, every: int | None
+) -> dict[str, Any]:
+    """Draw what a tokenizer makes of a clip.
+
+    Raises:
+        UsageError: If an option is given that speaks of masks.
+    """
+    from tatscli.errors import UsageError
+    from tatscli.tasks.visualize_tokenizer import visualize_tokenizer
+
+    run = where["run"]
+    for option, value in (
+        ("--compare", compare),
+        ("--every", every),
+        ("--recipe", where["recipe"]),
+        ("--seed", where["seed"] or None),
+    ):
+        if value is not None:
+            raise UsageError(f"`{run}` is a tokenizer: it has no masks for `{option}`")
+    taken = {key: where[key] for key in ("reporter", "wishes", "out", "fps", "windows")}
+    return visualize_tokenizer(clip, run, **taken)
 
 
 def _view_size(text: str) -> int | tuple[int, int]:

@@ -33,6 +33,15 @@ def open_checkpoint(path: Path | str, *, prefer: str = "last") -> LoadedRun:
     return LoadedRun(Recipe.model_validate(checkpoint.meta["recipe"]), checkpoint)
 
 
+def checkpoint_kind(path: Path | str) -> str:
+    """Return what a run or checkpoint is: `pretrained`, `finetuned` or `tokenizer`.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    return find_checkpoint(Path(path)).kind
+
+
 _HARMLESS = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",)
 """Names in Lightning's checkpoints beside the tensors; a stand-in is put in their place."""
 

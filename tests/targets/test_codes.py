@@ -42,7 +42,7 @@ class GreyTokenizer(Tokenizer):
 
 
 def painted(seed: int = 0, side: int = PATCH) -> tuple[Tensor, Tensor]:
-    """A video of two clips, uint8 (2, 3, T, H, W), and its greys (2, T, h, w) by square of `side`."""
+    """Two clips, uint8 (2, 3, T, H, W), and their greys by square of `side`, (2, T, h, w)."""
     torch.manual_seed(seed)
     frames, height, width = GRID[0] * TUBELET, GRID[1] * PATCH, GRID[2] * PATCH
     grey = torch.randint(0, 256, (2, frames, height // side, width // side), dtype=torch.uint8)
