@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -48,3 +49,21 @@ def reporter(json: bool, quiet: bool, verbose: bool) -> Reporter:
     if os.environ.get("RANK", "0") != "0":
         return Reporter(quiet=True, stdout=io.StringIO())
     return Reporter(json_output=json, quiet=quiet, verbose=verbose)
+
+
+def view_size(text: str) -> int | tuple[int, int]:
+    """Read one side, or height and width, in pixels.
+
+    Raises:
+        UsageError: If it is neither.
+    """
+    from tatscli.errors import UsageError
+
+    found = re.fullmatch("([1-9][0-9]*)(?:x([1-9][0-9]*))?", text)
+    if found is None:
+        raise UsageError(
+            f"`--size {text}` must be a number of pixels, such as `160`, or height x width, such as"
+            " `96x160`"
+        )
+    height, width = found.groups()
+    return int(height) if width is None else (int(height), int(width))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tatscli.commands.options import Json, Quiet, Verbose, reporter
+from tatscli.commands.options import Json, Quiet, Verbose, reporter, view_size
 from tatscli.errors import Exit
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ Examples:
   tats store verify prepared/videos
   tats store list prepared/videos --status failed
   tats store merge prepared/part1 prepared/part2 --out merged/videos
+  tats store encode prepared/videos --tokenizer runs/tokenizer-vq --size 224
 """
 
 INFO_EPILOG = """\b
@@ -51,6 +53,12 @@ Examples:
   tats store lists prepared/videos --out lists/videos
 """
 
+ENCODE_EPILOG = """\b
+Examples:
+  tats store encode prepared/videos --tokenizer runs/tokenizer-vq --size 224
+  tats store encode prepared/videos --tokenizer vqvae --kind diffusers --size 112x224
+"""
+
 MERGE_EPILOG = """\b
 Examples:
   tats store merge prepared/part1 prepared/part2 --out merged/videos
@@ -65,7 +73,9 @@ Workers = Annotated[
     int | None, typer.Option(min=1, help="Shards read at a time.  [default: 4 more than cores]")
 ]
 
-store = typer.Typer(rich_markup_mode=None, help="Look at a store, check it, mend it, join stores")
+store = typer.Typer(
+    rich_markup_mode=None, help="Look at a store, check it, mend it, join stores, encode its frames"
+)
 
 
 @store.callback(invoke_without_command=True)
@@ -246,6 +256,66 @@ def merge(
     report.table("Merged", columns, [values])
     report.info(f"wrote `{out}`")
     report.result({**dict(zip(columns, values, strict=True)), "store": str(out)})
+
+
+class TokenizerKind(StrEnum):
+    """Who made a tokenizer."""
+
+    RUN = "run"
+    DIFFUSERS = "diffusers"
+    TAMING = "taming"
+
+
+@store.command("encode", epilog=ENCODE_EPILOG)
+def encode(
+    path: StoreArgument,
+    tokenizer: Annotated[
+        str, typer.Option("--tokenizer", metavar="PATH", help="A trained tokenizer.")
+    ],
+    size: Annotated[
+        str,
+        typer.Option("--size", metavar="N|HxW", help="The recipe's `data.size`, in pixels."),
+    ] = "224",
+    kind: Annotated[
+        TokenizerKind,
+        typer.Option(
+            "--kind",
+            help="`run`: of `tats pretrain`; `diffusers`: a folder; `taming`: a VQGAN's `.ckpt`.",
+        ),
+    ] = TokenizerKind.RUN,
+    scale: Annotated[
+        float, typer.Option("--scale", min=0.01, max=16, help="The target's `scale`.")
+    ] = 1.0,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write a tokenizer's codes of all frames beside them, for targets with `cached: true`.
+
+    They are those of the middle crop (`data.crop: centre`). Stopped, it goes on where it was.
+    """
+    from pydantic import TypeAdapter
+
+    from tatscli.recipe.schema import TrainedTokenizer
+    from tatscli.tasks.encode import encode_store
+
+    say = reporter(json, quiet, verbose)
+    source: TrainedTokenizer = TypeAdapter(TrainedTokenizer).validate_python(
+        {"kind": kind.value, "path": tokenizer}
+    )
+    sides = view_size(size)
+    result = encode_store(
+        path,
+        source,
+        size=(sides, sides) if isinstance(sides, int) else sides,
+        scale=scale,
+        reporter=say,
+    )
+    say.info(
+        f"wrote {result['codes']}: {result['frames']} frames of {result['videos']} videos, "
+        f"{result['bytes'] / 1e6:.1f} MB"
+    )
+    say.result(result)
 
 
 def _facts(opened: Store) -> dict[str, Any]:

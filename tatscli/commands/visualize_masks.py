@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tatscli.commands.options import Json, Quiet, Verbose, reporter
+from tatscli.commands.options import Json, Quiet, Verbose, reporter, view_size
 
 EPILOG = """Examples:
 
@@ -36,9 +35,7 @@ def visualize_masks(
     clip: Annotated[Path, typer.Argument(metavar="CLIP", help="A video file of any length.")],
     run: Annotated[
         Path | None,
-        typer.Option(
-            "--run", help="Pretrained run, adds what the model does; or a tokenizer."
-        ),
+        typer.Option("--run", help="Pretrained run, adds what the model does; or a tokenizer."),
     ] = None,
     recipe: Annotated[
         str | None,
@@ -140,7 +137,7 @@ def visualize_masks(
     from tatscli.tasks.visualize_masks import visualize_masks as draw
 
     say = reporter(json, quiet, verbose)
-    pixels = None if size is None else _view_size(size)
+    pixels = None if size is None else view_size(size)
     wishes = Wishes(mask, ratio, pixels, frames, stride, patch, tubelet, temperature)
     where: dict[str, Any] = {
         "reporter": say,
@@ -198,21 +195,3 @@ def _draw_tokenizer(
             raise UsageError(f"`{run}` is a tokenizer: it has no masks for `{option}`")
     taken = {key: where[key] for key in ("reporter", "wishes", "out", "fps", "windows")}
     return visualize_tokenizer(clip, run, **taken)
-
-
-def _view_size(text: str) -> int | tuple[int, int]:
-    """Read one side, or height and width, in pixels.
-
-    Raises:
-        UsageError: If it is neither.
-    """
-    from tatscli.errors import UsageError
-
-    found = re.fullmatch("([1-9][0-9]*)(?:x([1-9][0-9]*))?", text)
-    if found is None:
-        raise UsageError(
-            f"`--size {text}` must be a number of pixels, such as `160`, or height x width, such as"
-            " `96x160`"
-        )
-    height, width = found.groups()
-    return int(height) if width is None else (int(height), int(width))

@@ -5,8 +5,8 @@ Shapes: B views, C channels, T frames, H and W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ class Batch:
         label_B: int64; -1 where there is none.
         row_B: int64, rows of the store's manifest.
         view_B: int64, number of the view among those of its video.
+        codes: By name of the tokenizer, codes that the store holds: int64 (B, T, h, w).
         bad: Unreadable videos that were replaced: row and reason, one entry for every replacement.
     """
 
@@ -33,6 +34,7 @@ class Batch:
     label_B: Tensor
     row_B: Tensor
     view_B: Tensor
+    codes: Mapping[str, Tensor] = field(default_factory=dict)
     bad: tuple[tuple[int, str], ...] = ()
 
     @property
@@ -59,6 +61,7 @@ class Batch:
             label_B=change(self.label_B),
             row_B=change(self.row_B),
             view_B=change(self.view_B),
+            codes={name: change(one) for name, one in self.codes.items()},
         )
 
 
@@ -71,5 +74,9 @@ def collate(samples: Sequence[Sample], bad: Sequence[tuple[int, str]] = ()) -> B
         label_B=torch.tensor([sample.label for sample in samples]),
         row_B=torch.tensor([sample.row for sample in samples]),
         view_B=torch.tensor([sample.view for sample in samples]),
+        codes={
+            name: torch.stack([sample.codes[name] for sample in samples])
+            for name in samples[0].codes
+        },
         bad=tuple(bad),
     )

@@ -7,7 +7,7 @@ in the order (frame, row, column, colour), in the whole program.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +72,7 @@ class ClipForm(nn.Module):
         motion: MotionField | None = None,
         label_B: Tensor | None = None,
         row_B: Tensor | None = None,
+        codes: Mapping[str, Tensor] | None = None,
         embed: Callable[[Tensor], Tensor] | None = None,
     ) -> Clip:
         """Make a clip of a uint8 video; the other arguments are those of `Clip`."""
@@ -81,6 +82,7 @@ class ClipForm(nn.Module):
             motion=motion,
             label_B=label_B,
             row_B=row_B,
+            codes=codes,
             embed=embed,
         )
 
@@ -94,6 +96,8 @@ class Clip:
         motion: The clips' motion on the token grid, where a mask or selection follows it.
         label_B: int64 classes; -1 where there is none.
         row_B: int64 rows of the store's manifest.
+        codes: By name of the tokenizer, codes of all frames, where the store holds them: int64
+            (B, T, h, w).
         embed: Maps standardised cubes (B, N, P) to patch embeddings (B, N, D).
     """
 
@@ -105,6 +109,7 @@ class Clip:
         motion: MotionField | None = None,
         label_B: Tensor | None = None,
         row_B: Tensor | None = None,
+        codes: Mapping[str, Tensor] | None = None,
         embed: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.form = form
@@ -112,6 +117,7 @@ class Clip:
         self.motion = motion
         self.label_B = label_B
         self.row_B = row_B
+        self.codes = codes or {}
         self._embed = embed
         self._tokens_BND: Tensor | None = None
 

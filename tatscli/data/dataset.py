@@ -6,10 +6,12 @@ worker or what was read before. Shapes: T frames, C channels, H and W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -19,11 +21,12 @@ from tatscli.data.motion import MotionField
 from tatscli.data.provide import MotionSource
 from tatscli.data.sampling import eval_indices, shown_at_rate, train_indices
 from tatscli.data.unreadable import UNREADABLE, unreadable
-from tatscli.data.view import corner_crop, random_resized_crop, spatial_crop
+from tatscli.data.view import View, corner_crop, random_resized_crop, spatial_crop
 from tatscli.data.vision import decode_jpegs, import_torchvision, rand_augment
 from tatscli.errors import DataError
 from tatscli.recipe.schema import Data, Finetune, Sampling
 from tatscli.seeding import random_of
+from tatscli.store.codes import Codes
 from tatscli.store.reader import Store
 
 Key = tuple[int, int]  # a training item: epoch, and position among the dataset's rows
@@ -39,6 +42,7 @@ class Sample:
         row: Row of the store's manifest.
         view: Number of the view among those of its video.
         motion: Motion on the token grid of the view, a batch of one; None where nobody reads it.
+        codes: By name of the tokenizer, its codes of the clip's frames: int64 (T, h, w).
     """
 
     video_CTHW: Tensor
@@ -46,6 +50,7 @@ class Sample:
     row: int
     view: int
     motion: MotionField | None = None
+    codes: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Clips(Dataset[list[Sample]]):
@@ -125,9 +130,10 @@ class PretrainClips(Clips):
         seed: Seed of every draw.
         follows_motion: Whether mask or selection need the motion; else no clip is refused for
             having none.
+        codes: Names of codes that the store holds, which clips bring along.
 
     Raises:
-        DataError: If the motion's files cannot be read.
+        DataError: If the motion's files cannot be read, or there are no such codes.
     """
 
     def __init__(
@@ -139,8 +145,10 @@ class PretrainClips(Clips):
         patch: int,
         seed: int,
         follows_motion: bool = True,
+        codes: Sequence[str] = (),
     ) -> None:
         super().__init__(store, rows, data)
+        self.codes = {name: Codes(store, name) for name in codes}
         self.motion_source = MotionSource(store, data.motion, needed=follows_motion)
         self.patch = patch
         self.seed = seed
@@ -157,20 +165,29 @@ class PretrainClips(Clips):
         )
         video_TCHW = self.pictures(row, frames)
         track = self.motion_source.track(row, frames)
+        codes = {name: torch.from_numpy(one.read(row, frames)) for name, one in self.codes.items()}
         height, width = video_TCHW.shape[-2:]
         samples = []
         for repeat in range(data.repeats):
             rng = random_of("view", self.seed, epoch, row, repeat)
-            view = corner_crop(
-                height, width, data.view_size, scales=data.crop_scales, flip=data.flip, rng=rng
-            )
+            view = pretraining_view(height, width, data, rng)
             clip_TCHW = view.frames(video_TCHW)
             motion = self.motion_source.seen(
                 view, clip_TCHW, track, frames, self.patch, name=self.name(row)
             )
             label = self.label(row)
-            samples.append(Sample(clip_TCHW.transpose(0, 1), label, row, repeat, motion))
+            samples.append(Sample(clip_TCHW.transpose(0, 1), label, row, repeat, motion, codes))
         return samples
+
+
+def pretraining_view(height: int, width: int, data: Data, rng: random.Random) -> View:
+    """Draw the view of a frame of pretraining, as `data.crop` says."""
+    if data.crop == "centre":
+        view = spatial_crop(height, width, data.view_size, crop=0, crops=1)
+        return replace(view, flip=rng.random() < data.flip)
+    return corner_crop(
+        height, width, data.view_size, scales=data.crop_scales, flip=data.flip, rng=rng
+    )
 
 
 class FinetuneClips(Clips):

@@ -98,6 +98,12 @@ class System:
         return self.masker.needs_motion or self.selection.needs_motion
 
     @property
+    def cached_codes(self) -> list[str]:
+        """Names of the codes that targets read from the store."""
+        names = (getattr(target, "cached", None) for target in self.targets.values())
+        return list(dict.fromkeys(name for name in names if name is not None))
+
+    @property
     def device(self) -> torch.device:
         """Where it is."""
         return self.encoder.patch_embed.proj.weight.device
@@ -139,6 +145,7 @@ class System:
         motion: MotionField | None = None,
         label_B: Tensor | None = None,
         row_B: Tensor | None = None,
+        codes: Mapping[str, Tensor] | None = None,
     ) -> Clip:
         """Make a clip of a uint8 video; motion is kept where it is followed."""
         return self.form.clip(
@@ -146,6 +153,7 @@ class System:
             motion=motion if self.follows_motion else None,
             label_B=label_B,
             row_B=row_B,
+            codes=codes,
             embed=self._embed,
         )
 

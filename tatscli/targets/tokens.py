@@ -8,30 +8,30 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tatscli.data.clip import Clip, ClipForm, pick
 from tatscli.errors import RecipeError
 from tatscli.nn.frozen import Frozen
+from tatscli.store.codes import codes_key
 from tatscli.targets.base import Target
-from tatscli.tokenizer.base import Tokenizer
+from tatscli.tokenizer.base import Tokenizer, rescaled
 from tatscli.tokenizer.load import open_tokenizer
 
 
 class Encoding(nn.Module):
-    """A tokenizer's codes, or their vectors, as the answer to frames."""
+    """A tokenizer's codes, or their vectors, as the answer to frames, or to codes known before."""
 
     def __init__(self, tokenizer: Tokenizer, *, vectors: bool) -> None:
         super().__init__()
         self.tokenizer = tokenizer
         self.vectors = vectors
 
-    def forward(self, frames_BCTHW: Tensor) -> Tensor:
-        """Return codes (B, t, h, w), or vectors (B, t, h, w, D)."""
-        if self.vectors:
-            return self.tokenizer.latents(frames_BCTHW)
-        return self.tokenizer.encode(frames_BCTHW)
+    def forward(self, given: Tensor) -> Tensor:
+        """Return codes (B, t, h, w), or vectors (B, t, h, w, D), of frames (B, C, T, H, W) or
+        codes (B, T, h, w)."""
+        codes_Bthw = self.tokenizer.encode(given) if given.is_floating_point() else given
+        return self.tokenizer.vectors(codes_Bthw) if self.vectors else codes_Bthw
 
 
 class TokenizerTarget(Target):
@@ -45,6 +45,7 @@ class TokenizerTarget(Target):
         codebook_size: Codes to choose from.
         width: Values of a code's vector.
         per_cube: Codes of a cube R, in the order (time, row, column).
+        cached: Under which name the store holds the codes; None asks the tokenizer in every step.
 
     Raises:
         RecipeError: If the codes do not fill the grid of cubes.
@@ -57,9 +58,9 @@ class TokenizerTarget(Target):
         super().__init__(config, form=form)
         tokenizer, digest = open_tokenizer(config.tokenizer)
         self.codebook_size, self.width = tokenizer.codebook_size, tokenizer.width
-        self._frames = {"all": slice(None), "first": slice(0, 1)}.get(
-            config.frames, slice(form.tubelet // 2, form.tubelet // 2 + 1)
-        )
+        self._frame = form.tubelet // 2 if config.frames == "middle" else 0
+        size = (form.grid[1] * form.patch, form.grid[2] * form.patch)
+        self.cached = codes_key(digest, size, config.scale) if config.cached else None
         self._in_time, self._in_space = _alignment(config, tokenizer, form)
         self.per_cube = max(1, self._in_time) * self._in_space[0] * self._in_space[1]
         self.frozen = Frozen(
@@ -68,23 +69,29 @@ class TokenizerTarget(Target):
 
     def ask(self, clip: Clip, index_BM: Tensor) -> Tensor:
         """Return what the tokenizer says of cubes: (B, M, R), or (B, M, R, D) of vectors."""
-        answer_Bthw = self.frozen(self._shown(clip))
+        answer_Bthw = self.frozen(
+            self._known(clip) if self.cached in clip.codes else self._shown(clip)
+        )
         cubes_BNR = self._by_cube(answer_Bthw, clip.form.grid)
         picked = pick(cubes_BNR.flatten(2), index_BM)
         return picked.unflatten(2, cubes_BNR.shape[2:])
 
     def _shown(self, clip: Clip) -> Tensor:
         """Return the frames that the tokenizer sees: (B, C, T, H, W) in [0, 1]."""
-        frames_BCTHW = clip.unit_BCTHW
-        if self.config.frames != "all":
-            by_cube = frames_BCTHW.unflatten(2, (-1, clip.form.tubelet))
-            frames_BCTHW = by_cube[:, :, :, self._frames].flatten(2, 3)
-        if self.config.scale == 1:
-            return frames_BCTHW
-        pictures = frames_BCTHW.transpose(1, 2).flatten(0, 1)
-        height, width = (round(side * self.config.scale) for side in pictures.shape[-2:])
-        pictures = F.interpolate(pictures, (height, width), mode="bilinear", antialias=True)
-        return pictures.unflatten(0, (len(frames_BCTHW), -1)).transpose(1, 2)
+        frames_BCTHW = self._chosen(clip.unit_BCTHW, 2, clip.form.tubelet)
+        return rescaled(frames_BCTHW, self.config.scale)
+
+    def _known(self, clip: Clip) -> Tensor:
+        """Return the codes that were made beforehand, of the same frames: (B, T, h, w)."""
+        assert self.cached is not None
+        return self._chosen(clip.codes[self.cached], 1, clip.form.tubelet)
+
+    def _chosen(self, values: Tensor, dim: int, tubelet: int) -> Tensor:
+        """Keep the frames of each cube that count, along the dimension of time."""
+        if self.config.frames == "all":
+            return values
+        by_cube = values.unflatten(dim, (-1, tubelet))
+        return by_cube.narrow(dim + 1, self._frame, 1).flatten(dim, dim + 1)
 
     def _by_cube(self, answer_Bthw: Tensor, grid: tuple[int, int, int]) -> Tensor:
         """Sort codes by cube: (B, t, h, w, ...) to (B, N, R, ...)."""

@@ -100,6 +100,7 @@ class Pretraining(Stage):
             patch=recipe.model.patch,
             seed=recipe.run.seed,
             follows_motion=self.system.follows_motion,
+            codes=self.system.cached_codes,
         )
         if self.system.follows_motion:
             unknown = len(clips.motion_source.unknown(self.rows))  # on all ranks: it may refuse
@@ -166,7 +167,11 @@ class Pretraining(Stage):
 def step(system: System, batch: Batch, generator: Generator) -> Lesson:
     """Mask, predict, compare; teach the masker, whose loss joins the autoencoder's."""
     clip = system.clip(
-        batch.video_BCTHW, motion=batch.motion, label_B=batch.label_B, row_B=batch.row_B
+        batch.video_BCTHW,
+        motion=batch.motion,
+        label_B=batch.label_B,
+        row_B=batch.row_B,
+        codes=batch.codes,
     )
     found = system.errors(clip, generator)
     lesson = system.masker.learn(found.plan, found.error_BM.detach())

@@ -5,6 +5,7 @@ Shapes: B batch, C colours, T frames, t codes along time, h and w codes along th
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -40,3 +41,13 @@ class Tokenizer(nn.Module):
     def decode(self, codes_Bthw: Tensor) -> Tensor:
         """Return the frames that codes stand for: (B, C, T, H, W) in [0, 1]."""
         raise NotImplementedError
+
+
+def rescaled(frames_BCTHW: Tensor, scale: float) -> Tensor:
+    """Resize frames (bilinear, antialiased) by a factor."""
+    if scale == 1:
+        return frames_BCTHW
+    pictures = frames_BCTHW.transpose(1, 2).flatten(0, 1)
+    height, width = (round(side * scale) for side in pictures.shape[-2:])
+    pictures = F.interpolate(pictures, (height, width), mode="bilinear", antialias=True)
+    return pictures.unflatten(0, (len(frames_BCTHW), -1)).transpose(1, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +16,11 @@ from torchvision import models
 
 from tatscli.console import Reporter
 from tatscli.engine.checkpoint import find_checkpoint
-from tatscli.errors import CheckpointError, RecipeError, TatsError, UsageError
+from tatscli.errors import CheckpointError, DataError, RecipeError, TatsError, UsageError
 from tatscli.recipe.load import LoadedRecipe, load_recipe
+from tatscli.recipe.schema import RunTokenizer
 from tatscli.system.load import load_system
+from tatscli.tasks.encode import encode_store
 from tatscli.tasks.evaluate_tokenizer import evaluate_tokenizer
 from tatscli.tasks.pretrain import pretrain
 from tatscli.tasks.viewers import Wishes
@@ -200,6 +203,76 @@ def test_a_masked_autoencoder_predicts_its_codes(
     seen = system.targets["codes"].of(system.clip(video), torch.arange(64)[None])
     own = tokenizer.eval().encode(video.float() / 255)  # (1, 8, 4, 4)
     assert torch.equal(seen[0, 16 + 5], own[0, 2:4, 1, 1])
+
+
+@pytest.fixture(scope="module")
+def encoded(coder: Path, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the store with the tokenizer's codes in it."""
+    copy = tmp_path_factory.mktemp("encoded") / "store"
+    shutil.copytree(store, copy)
+    encode(copy, coder)
+    return copy
+
+
+def encode(store: Path, coder: Path, **keys: Any) -> dict[str, Any]:
+    say = Reporter()
+    say.quiet = True
+    source = RunTokenizer(kind="run", path=str(coder))
+    return encode_store(store, source, reporter=say, **({"size": (32, 32)} | keys))
+
+
+CENTRE = ("data.crop=centre", "mask.kind=tube", "run.max_steps=3")
+
+
+@pytest.mark.parametrize("kind", ["codes", "latents"])
+@pytest.mark.parametrize("frames", ["all", "middle"])
+def test_codes_of_the_store_train_as_those_made_on_the_way(
+    coder: Path, encoded: Path, load: Load, reporter: Reporter, kind: str, frames: str
+) -> None:
+    for out, cached in (("runs/asked", "false"), ("runs/read", "true")):
+        target = codes(coder, cached=cached, frames=frames).replace("kind: codes", f"kind: {kind}")
+        loaded = load(*CENTRE, target, f"data.store={encoded}", "data.sampling.stride=2")
+        pretrain(loaded, reporter=reporter, out=out)
+    assert_equal(Path("runs/asked"), Path("runs/read"), "model", "optimizer")
+    asked, read = metrics(Path("runs/asked")), metrics(Path("runs/read"))
+    assert [one[f"loss/{kind}"] for one in asked] == [one[f"loss/{kind}"] for one in read]
+
+
+def test_encoding_goes_on_where_it_was_stopped(coder: Path, store: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "store"
+    shutil.copytree(store, copy)
+    first = encode(copy, coder)
+    assert first["videos"] == 18
+    assert first["frames"] == 18 * 12
+    folder = Path(first["codes"])
+    files = {file.name: file.read_bytes() for file in folder.iterdir()}
+    (folder / "index.json").unlink()  # the last thing that is written
+    again = encode(copy, coder)
+    assert again["shards"] == 0
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == files
+    lost = next(folder.glob("*.safetensors"))
+    lost.unlink()
+    assert encode(copy, coder)["shards"] == 1
+    assert lost.read_bytes() == files[lost.name]
+
+
+def test_codes_that_are_not_there_or_cannot_be_are_told(
+    coder: Path, encoded: Path, store: Path, load: Load, reporter: Reporter, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="holds no codes of this tokenizer for this view"):
+        pretrain(load(*CENTRE, codes(coder, cached="true")), reporter=reporter, out="runs/wrong")
+    for changed in ("data.crop=corners", "data.flip=0.5"):
+        with pytest.raises(RecipeError, match="`cached: true` of a target reads codes of one view"):
+            load(*CENTRE, codes(coder, cached="true"), changed)
+    with pytest.raises(UsageError, match="is not a multiple of the tokenizer's stride, 8"):
+        encode(encoded, coder, size=(30, 32))
+    other = tmp_path / "store"
+    shutil.copytree(encoded, other)
+    text = (other / "manifest.jsonl").read_text().splitlines()
+    (other / "manifest.jsonl").write_text("\n".join(text[1:]) + "\n")
+    changed = load(*CENTRE, codes(coder, cached="true"), f"data.store={other}")
+    with pytest.raises(DataError, match="are of other videos"):
+        pretrain(changed, reporter=reporter, out="runs/wrong")
 
 
 def test_wrong_tokenizers_are_named(

@@ -123,3 +123,13 @@ class Recipe(Section):
                 " a masked autoencoder; targets name a trained tokenizer by its folder"
             )
         return self
+
+    @model_validator(mode="after")
+    def _cached_codes_have_one_view(self) -> Self:
+        cached = any(getattr(target, "cached", False) for target in self.targets)
+        if cached and (self.data.crop != "centre" or self.data.flip):
+            raise ValueError(
+                "`cached: true` of a target reads codes of one view of each frame:"
+                " it needs `data.crop: centre` and `data.flip: 0`"
+            )
+        return self

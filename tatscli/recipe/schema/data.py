@@ -96,8 +96,11 @@ class Data(Section):
     """Height and width of the view in pixels: one number, or `[height, width]`."""
     sampling: Sampling = Sampling(stride=4)
     """How pretraining draws its frames."""
+    crop: Literal["corners", "centre"] = "corners"
+    """View of pretraining. `corners`: VideoMAE's multi-scale corner crop. `centre`: always the
+    largest crop in the middle, as in evaluation."""
     crop_scales: Annotated[list[Factor], Field(min_length=1)] = [1, 0.875, 0.75, 0.66]
-    """Multi-scale corner crop of pretraining: sides as shares of those of the largest crop with the
+    """Of `crop: corners`: sides as shares of those of the largest crop with the
     aspect of the view."""
     flip: Share = 0.0
     """Probability of a horizontal flip in pretraining; VideoMAE uses none."""

@@ -49,6 +49,9 @@ class CodesTarget(Section):
     scale: Positive = 1.0
     """Frames are resized by this before the tokenizer sees them: 0.5 gives each patch of 16 pixels
     one code of a tokenizer of stride 8."""
+    cached: bool = False
+    """Read the codes that `tats store encode` wrote; views must not change, so this needs
+    `data.crop: centre` and `data.flip: 0`."""
     weight: Positive = 1.0
     """Weight of this target in the loss."""
 
