@@ -36,9 +36,9 @@ SMALL = [
     "finetune.optim.total_batch=2",
     "finetune.optim.batch_per_device=2",
     "finetune.split=train",
-    "mask.ratio=0.75",
     "run.device=cpu",
 ]
+MASKED = [*SMALL, "mask.ratio=0.75"]
 
 
 def commands_of_page(page: Path) -> list[str]:
@@ -110,10 +110,13 @@ class Workshop:
         if "--store" not in words:
             self.provide("prepared/given")
             words = [*words, "--store", "prepared/given"]
-        fresh = [*(word for word in words if word != "--resume"), *SMALL, "--overwrite"]
+        if words[1].startswith("mam2"):
+            self.provide(f"runs/tokenizer-{'small' if words[1].endswith('small') else 'vq'}")
+        small = SMALL if words[1].startswith("tokenizer") else MASKED
+        fresh = [*(word for word in words if word != "--resume"), *small, "--overwrite"]
         self.must([*fresh, "--max-steps", "1"])
         if "--resume" in words:
-            self.must([*words, *SMALL, "--max-steps", "2"])
+            self.must([*words, *small, "--max-steps", "2"])
 
     def provide(self, word: str) -> None:
         """Make the store or run that a word names, if it names one that is not there."""
@@ -124,12 +127,13 @@ class Workshop:
             shutil.copytree(self.base / "prepared" / "videos", path)
         if path.parts[:1] == ("runs",):
             kind = "finetuned" if path.name.endswith("-finetune") else "pretrained"
+            kind = "tokenizer" if path.name.startswith("tokenizer") else kind
             shutil.copytree(self.base / "runs" / kind, path, symlinks=True)
 
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Videos, lists, a clip, a store and two runs."""
+    """Videos, lists, a clip, a store and three runs."""
     from tatscli.cli import main
 
     folder = tmp_path_factory.mktemp("base")
@@ -147,12 +151,15 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ]
         (folder / f"{split}.csv").write_text("".join(lines))
     store, runs = folder / "prepared" / "videos", folder / "runs"
-    shared = [*SMALL, "-q", "--store", store]
+    given = ["-q", "--store", store]
+    shared = [*MASKED, *given]
     lines = [
         ["prepare", folder / "videos", "--out", store, "--workers", "1", "-q"],
         ["pretrain", "small", *shared, "--max-steps", "1", "--out", runs / "pretrained"],
         ["finetune", "small", *shared, "--max-steps", "2", "--init", runs / "pretrained",
          "--out", runs / "finetuned"],
+        ["pretrain", "tokenizer/small", *SMALL, *given, "--max-steps", "1",
+         "--out", runs / "tokenizer"],
     ]  # fmt: skip
     for line in lines:
         assert main([str(word) for word in line]) == 0

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tatscli.commands.options import Json, Quiet, Verbose, reporter, view_size
+from tatscli.commands.encode import EPILOG as ENCODE_EPILOG
+from tatscli.commands.encode import encode
+from tatscli.commands.options import Json, Quiet, Verbose, reporter
 from tatscli.errors import Exit
 
 if TYPE_CHECKING:
@@ -51,12 +52,6 @@ Examples:
 LISTS_EPILOG = """\b
 Examples:
   tats store lists prepared/videos --out lists/videos
-"""
-
-ENCODE_EPILOG = """\b
-Examples:
-  tats store encode prepared/videos --tokenizer runs/tokenizer-vq --size 224
-  tats store encode prepared/videos --tokenizer vqvae --kind diffusers --size 112x224
 """
 
 MERGE_EPILOG = """\b
@@ -258,64 +253,7 @@ def merge(
     report.result({**dict(zip(columns, values, strict=True)), "store": str(out)})
 
 
-class TokenizerKind(StrEnum):
-    """Who made a tokenizer."""
-
-    RUN = "run"
-    DIFFUSERS = "diffusers"
-    TAMING = "taming"
-
-
-@store.command("encode", epilog=ENCODE_EPILOG)
-def encode(
-    path: StoreArgument,
-    tokenizer: Annotated[
-        str, typer.Option("--tokenizer", metavar="PATH", help="A trained tokenizer.")
-    ],
-    size: Annotated[
-        str,
-        typer.Option("--size", metavar="N|HxW", help="The recipe's `data.size`, in pixels."),
-    ] = "224",
-    kind: Annotated[
-        TokenizerKind,
-        typer.Option(
-            "--kind",
-            help="`run`: of `tats pretrain`; `diffusers`: a folder; `taming`: a VQGAN's `.ckpt`.",
-        ),
-    ] = TokenizerKind.RUN,
-    scale: Annotated[
-        float, typer.Option("--scale", min=0.01, max=16, help="The target's `scale`.")
-    ] = 1.0,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> None:
-    """Write a tokenizer's codes of all frames beside them, for targets with `cached: true`.
-
-    They are those of the middle crop (`data.crop: centre`). Stopped, it goes on where it was.
-    """
-    from pydantic import TypeAdapter
-
-    from tatscli.recipe.schema import TrainedTokenizer
-    from tatscli.tasks.encode import encode_store
-
-    say = reporter(json, quiet, verbose)
-    source: TrainedTokenizer = TypeAdapter(TrainedTokenizer).validate_python(
-        {"kind": kind.value, "path": tokenizer}
-    )
-    sides = view_size(size)
-    result = encode_store(
-        path,
-        source,
-        size=(sides, sides) if isinstance(sides, int) else sides,
-        scale=scale,
-        reporter=say,
-    )
-    say.info(
-        f"wrote {result['codes']}: {result['frames']} frames of {result['videos']} videos, "
-        f"{result['bytes'] / 1e6:.1f} MB"
-    )
-    say.result(result)
+store.command("encode", epilog=ENCODE_EPILOG)(encode)
 
 
 def _facts(opened: Store) -> dict[str, Any]:
