@@ -21,13 +21,13 @@ from tatscli.engine.optim import build_optimizer
 from tatscli.engine.part import Lesson
 from tatscli.engine.schedule import lr_at
 from tatscli.engine.session import Session
-from tatscli.errors import DataError, UsageError
+from tatscli.errors import DataError, RecipeError, UsageError
 from tatscli.evaluation.scores import merge_views, top_accuracy
 from tatscli.evaluation.views import score_views
 from tatscli.nn.classifier import Classifier
 from tatscli.nn.load import load_encoder
 from tatscli.nn.vit import build_encoder
-from tatscli.recipe.derive import Schedule
+from tatscli.recipe.derive import Schedule, derive_batch
 from tatscli.recipe.load import LoadedRecipe
 from tatscli.recipe.schema import Recipe
 from tatscli.store.reader import Store
@@ -90,9 +90,10 @@ class Finetuning(Stage):
         """Build the classifier, and the views it is trained and scored on.
 
         Raises:
-            TatsError: If weights do not fit.
+            TatsError: If weights do not fit, or the recipe's head cannot be built or trained.
         """
         recipe, settings, store = self.recipe, self.settings, self.store
+        refuse_lonely_views(recipe, world=here.world.size)
         self.model = build_classifier(recipe, classes=len(store.class_names))
         if self.init is not None and not resume:
             start = find_checkpoint(Path(self.init))
@@ -202,8 +203,29 @@ def build_classifier(recipe: Recipe, *, classes: int) -> Classifier:
     settings = recipe.finetune
     encoder = build_encoder(recipe.model, recipe.grid, drop_path=settings.drop_path)
     return Classifier(
-        encoder, classes, dropout=settings.head_dropout, head_scale=settings.head_scale
+        encoder,
+        classes,
+        dropout=settings.head_dropout,
+        head_scale=settings.head_scale,
+        form=settings.head,
     )
+
+
+def refuse_lonely_views(recipe: Recipe, *, world: int) -> None:
+    """Refuse a BatchNorm over a single view, which would make every feature zero.
+
+    Raises:
+        RecipeError: If the micro-batches of all ranks together are one view.
+    """
+    settings = recipe.finetune
+    views = derive_batch(settings.optim, world=world)[0] * settings.repeats * world
+    if settings.head.norm == "batch" and views < 2:
+        raise RecipeError(
+            "`finetune.head.norm: batch` needs two views or more in a forward pass, and "
+            f"`finetune.optim.batch_per_device: {settings.optim.batch_per_device}` makes one",
+            hint="set `finetune.optim.batch_per_device=2` (and `total_batch` to a multiple), or "
+            "`finetune.head.norm=layer`",
+        )
 
 
 def labelled(store: Store, split: str) -> list[int]:

@@ -13,7 +13,14 @@ from typing import Annotated, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from tatscli.recipe.schema.data import Data, Motion, Sampling
-from tatscli.recipe.schema.downstream import Augment, Evaluate, Finetune, FinetuneOptim, Knn
+from tatscli.recipe.schema.downstream import (
+    Augment,
+    ClassHead,
+    Evaluate,
+    Finetune,
+    FinetuneOptim,
+    Knn,
+)
 from tatscli.recipe.schema.learned import AdamaeMask, LearnedMask, TatsMask
 from tatscli.recipe.schema.masks import (
     BlockMask,

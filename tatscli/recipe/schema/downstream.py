@@ -77,6 +77,22 @@ class FinetuneOptim(Optim):
     """Learning-rate factor per block from the head down."""
 
 
+class ClassHead(Section):
+    """From the tokens of a clip to the scores of its classes."""
+
+    pool: Literal["mean", "attention", "cls"] = "mean"
+    """What the classifier reads: the mean of all tokens (VideoMAE's form), what a few learned
+    queries find among them, or one learned token that goes through all blocks beside the others.
+    The encoder is pretrained without such a token: it is new, as the classifier is."""
+    norm: Literal["layer", "batch"] = "layer"
+    """What comes before the linear layer: LayerNorm (VideoMAE's form), or LayerNorm and then
+    BatchNorm without weights, which takes out what all clips have in common. With `batch` set
+    `head_scale: 1`."""
+    queries: Annotated[int, Field(ge=1, le=32)] = 8
+    """Learned queries of `pool: attention`; they share the encoder's width, so it must be a
+    multiple."""
+
+
 class Finetune(Section):
     """Action recognition on top of the pretrained encoder."""
 
@@ -95,8 +111,9 @@ class Finetune(Section):
     """Stochastic depth of the last block, rising linearly from 0."""
     head_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout before the classifier."""
+    head: ClassHead = ClassHead()
     head_scale: Positive = 0.001
-    """Factor on the classifier's initial weights."""
+    """Factor on the classifier's initial weights, which have a deviation of 0.02."""
     augment: Augment = Augment()
     optim: FinetuneOptim = FinetuneOptim()
 
