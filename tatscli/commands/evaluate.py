@@ -25,6 +25,12 @@ EPILOG = """Examples:
 
   tats evaluate runs/ucf101 --protocol knn
 
+  tats evaluate runs/ucf101 --protocol attentive evaluate.probe.queries=16
+
+  tats evaluate runs/ucf101 --protocol linear evaluate.layer=4
+
+  tats evaluate runs/ucf101 --protocol linear --untrained
+
   tats evaluate runs/ucf101-finetune --checkpoint best --split test
 """
 
@@ -34,6 +40,8 @@ class Protocol(StrEnum):
 
     FINETUNED = "finetuned"
     KNN = "knn"
+    LINEAR = "linear"
+    ATTENTIVE = "attentive"
 
 
 class Which(StrEnum):
@@ -44,12 +52,19 @@ class Which(StrEnum):
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run or checkpoint folder.")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN", help="A run or checkpoint folder; with --untrained also a recipe."
+        ),
+    ],
     overrides: Overrides = None,
     protocol: Annotated[
         Protocol,
         typer.Option(
-            "--protocol", help="`finetuned`: the classifier; `knn`: neighbours of frozen features."
+            "--protocol",
+            help="`finetuned`: the classifier. On frozen features, `knn`: neighbours; `linear`, "
+            "`attentive`: a probe, its learning rate chosen on held-out training videos.",
         ),
     ] = Protocol.FINETUNED,
     store: StoreOption = None,
@@ -59,6 +74,10 @@ def evaluate(
     checkpoint: Annotated[
         Which, typer.Option("--checkpoint", help="`best` was chosen on `finetune.val_split`.")
     ] = Which.LAST,
+    untrained: Annotated[
+        bool,
+        typer.Option("--untrained", help="The encoder as training begins, not the run's weights."),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Result file.", show_default="in RUN/results"),
@@ -79,6 +98,7 @@ def evaluate(
         protocol=protocol.value,
         overrides=given,
         prefer=checkpoint.value,
+        untrained=untrained,
         out=out,
     )
     say.table(

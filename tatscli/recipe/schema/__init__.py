@@ -20,6 +20,7 @@ from tatscli.recipe.schema.downstream import (
     Finetune,
     FinetuneOptim,
     Knn,
+    Probe,
 )
 from tatscli.recipe.schema.learned import AdamaeMask, LearnedMask, TatsMask
 from tatscli.recipe.schema.masks import (
