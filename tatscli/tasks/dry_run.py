@@ -23,6 +23,7 @@ from tatscli.store.reader import Store
 from tatscli.system.cost import count_flops, count_parameters, system_cost
 from tatscli.tasks.finetune import build_classifier
 from tatscli.tasks.training import batch_rows, schedule_rows
+from tatscli.tasks.watch import part_watched
 
 ADAM_BYTES = 16  # float32 weight, gradient and two moments
 
@@ -41,6 +42,9 @@ def plan_pretraining(loaded: LoadedRecipe, run: Path) -> dict[str, Any]:
         "sampler": count_parameters(system.masker),
     }
     store, rows, store_note = _open(recipe.data.store, recipe.data.split)
+    if store is not None and recipe.run.watch is not None:
+        rows, held = part_watched(store, rows, recipe.run.watch)
+        store_note += f"; {len(held)} of them are watched, not trained on"
     videos = len(rows) if store else None
     without_motion = None
     if store is not None and system.follows_motion:

@@ -28,6 +28,7 @@ from tatscli.system.cost import count_parameters
 from tatscli.system.load import refuse_other_frozen
 from tatscli.system.system import System, build_system
 from tatscli.tasks.training import Stage, run_training
+from tatscli.tasks.watch import Watcher, part_watched
 
 
 def pretrain(
@@ -73,7 +74,7 @@ class Pretraining(Stage):
 
     def __init__(self, loaded: LoadedRecipe, store: Store, init: Path | str | None) -> None:
         data = loaded.recipe.data
-        rows = store.part(data.split)
+        rows, self.held = part_watched(store, store.part(data.split), loaded.recipe.run.watch)
         super().__init__(loaded, store, rows, loaded.recipe.optim, repeats=data.repeats)
         self.init = init
 
@@ -101,6 +102,13 @@ class Pretraining(Stage):
             if unknown and here.world.main:
                 notice = motion_notice(self.system, recipe, unknown=unknown, videos=len(self.rows))
                 here.reporter.warn(notice)
+        self.watcher = (
+            Watcher(
+                self.store, self.rows, self.held, recipe, follows_motion=self.system.follows_motion
+            )
+            if recipe.run.watch is not None
+            else None
+        )
 
     def to(self, device: torch.device) -> None:
         """Move the system to a device, ready to train."""
@@ -134,6 +142,16 @@ class Pretraining(Stage):
     def step(self, batch: Batch, generator: Generator) -> Lesson:
         """Take `step`, with the autoencoder as it is wrapped."""
         return step(self.system.called(self.network), batch, generator)
+
+    def score(self, epoch: int, here: Session) -> tuple[None, dict[str, float]] | None:
+        """Look at the videos held out, after every so many passes and the last; nothing is chosen
+        by them."""
+        if self.watcher is None or not self.watcher.due(epoch):
+            return None
+        found = self.watcher.look(self.system, here)
+        words = "  ".join(f"{name} {value:.4g}" for name, value in found.items())
+        here.reporter.info(f"pass {epoch} of {self.optim.epochs}: {words}")
+        return None, found
 
     def check(self, means: dict[str, float]) -> None:
         """Find out that a mask or selection has broken the rules of `MaskPlan`.

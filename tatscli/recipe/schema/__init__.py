@@ -48,7 +48,7 @@ from tatscli.recipe.schema.predict import (
 )
 from tatscli.recipe.schema.section import Section
 from tatscli.recipe.schema.targets import DifferenceTarget, PixelTarget, Target
-from tatscli.recipe.schema.training import Optim, Run
+from tatscli.recipe.schema.training import Optim, Run, Watch
 
 
 class Recipe(Section):
