@@ -104,6 +104,7 @@ def test_both_halves_train_the_same_encoder(load: Load, mask: str) -> None:
     assert (f"loss/{mask}" in lesson.metrics) == (mask == "tats")
 
 
+@pytest.mark.slow
 def test_a_joint_run_resumes_bit_equal_and_is_evaluated(load: Load, reporter: Reporter) -> None:
     """With a learned mask: sampler, head and both optimisers as well."""
     words = (SHARE, "finetune.head.norm=batch")

@@ -22,7 +22,7 @@ Load = Callable[..., LoadedRecipe]
 PLAIN = "finetune.augment={flip: 0, rand_augment: 0, erasing: 0, mixup: 0, cutmix: 0}"
 
 
-@pytest.mark.parametrize("pool", ["attention", "cls"])
+@pytest.mark.parametrize("pool", ["cls", pytest.param("attention", marks=pytest.mark.slow)])
 def test_other_heads_resume_bit_equal_and_are_evaluated(
     load: Load, reporter: Reporter, pool: str
 ) -> None:

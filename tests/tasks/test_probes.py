@@ -67,6 +67,7 @@ def test_a_probe_says_how_it_was_chosen_and_counts_every_video_once(
     assert written == json.loads(json.dumps(result))
 
 
+@pytest.mark.slow
 def test_results_of_what_differs_lie_side_by_side(run: Path, reporter: Reporter) -> None:
     names = [
         Path(scored(run, reporter, protocol, *words, **options)["results"]).name

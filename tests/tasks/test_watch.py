@@ -117,7 +117,11 @@ def test_what_is_watched_is_never_trained_on(
     assert (plan["videos"], plan["schedule"]["steps_per_epoch"]) == (6, 1)
 
 
-@pytest.mark.parametrize("mask", ["", "mask={kind: adamae, ratio: 0.75, width: 32}"])
+@pytest.mark.parametrize(
+    "mask",
+    ["", pytest.param("mask={kind: adamae, ratio: 0.75, width: 32}", marks=pytest.mark.slow)],
+    ids=["tats", "adamae"],
+)
 def test_looking_leaves_every_weight_as_it_is(load: Load, reporter: Reporter, mask: str) -> None:
     """Sampler, optimisers and guards too."""
     words = (*SHORT, *([mask] if mask else []))
@@ -175,6 +179,7 @@ def test_the_numbers_are_those_by_hand(load: Load, reporter: Reporter, store: Pa
     assert last["watch/knn_top1"] == pytest.approx(sum(right) / len(right))
 
 
+@pytest.mark.slow
 def test_watching_resumes_bit_equal_and_its_share_is_fixed(load: Load, reporter: Reporter) -> None:
     pretrain(load(HALF, *SHORT), reporter=reporter, out="runs/straight")
     pretrain(load(HALF, *SHORT, "run.max_steps=2"), reporter=reporter, out="runs/halves")
