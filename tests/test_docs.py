@@ -85,6 +85,7 @@ class Workshop:
             return None
         if command == "evaluate":
             words += ["evaluate.split=val", "finetune.split=train", "data.workers=0"]
+            words += ["evaluate.probe.epochs=1"]
             words = [word for word in words if word not in ("--split", "test")]
         if command == "prepare" and "--check" not in words:
             words.append("--overwrite")  # the examples of a page are alternatives

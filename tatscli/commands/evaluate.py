@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,9 @@ from tatscli.commands.options import (
     reporter,
 )
 
+if TYPE_CHECKING:
+    from tatscli.console import Reporter
+
 EPILOG = """Examples:
 
   tats evaluate runs/ucf101-finetune
@@ -25,7 +28,15 @@ EPILOG = """Examples:
 
   tats evaluate runs/ucf101 --protocol knn
 
+  tats evaluate runs/ucf101 --protocol attentive evaluate.probe.queries=16
+
+  tats evaluate runs/ucf101 --protocol linear evaluate.layer=4
+
+  tats evaluate runs/ucf101 --protocol linear --untrained
+
   tats evaluate runs/ucf101-finetune --checkpoint best --split test
+
+  tats evaluate runs/tokenizer-vq
 """
 
 
@@ -34,6 +45,9 @@ class Protocol(StrEnum):
 
     FINETUNED = "finetuned"
     KNN = "knn"
+    LINEAR = "linear"
+    ATTENTIVE = "attentive"
+    RECONSTRUCTION = "reconstruction"
 
 
 class Which(StrEnum):
@@ -44,14 +58,23 @@ class Which(StrEnum):
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run or checkpoint folder.")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN", help="A run or checkpoint folder; with --untrained also a recipe."
+        ),
+    ],
     overrides: Overrides = None,
     protocol: Annotated[
-        Protocol,
+        Protocol | None,
         typer.Option(
-            "--protocol", help="`finetuned`: the classifier; `knn`: neighbours of frozen features."
+            "--protocol",
+            help="`finetuned`: the classifier. On frozen features, `knn`: neighbours; `linear`, "
+            "`attentive`: a probe, its learning rate chosen on held-out training videos. "
+            "`reconstruction`: of a tokenizer.",
+            show_default="finetuned, of a tokenizer reconstruction",
         ),
-    ] = Protocol.FINETUNED,
+    ] = None,
     store: StoreOption = None,
     split: Annotated[
         str | None, typer.Option("--split", help="Part to score.", show_default="evaluate.split")
@@ -59,6 +82,10 @@ def evaluate(
     checkpoint: Annotated[
         Which, typer.Option("--checkpoint", help="`best` was chosen on `finetune.val_split`.")
     ] = Which.LAST,
+    untrained: Annotated[
+        bool,
+        typer.Option("--untrained", help="The encoder as training begins, not the run's weights."),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Result file.", show_default="in RUN/results"),
@@ -68,17 +95,28 @@ def evaluate(
     verbose: Verbose = False,
 ) -> None:
     """Score a run: segments x crops per video, merged by video; no video is ever replaced."""
+    from tatscli.nn.load import is_tokenizer
     from tatscli.tasks.evaluate import evaluate as run_evaluation
+    from tatscli.tasks.evaluate_tokenizer import evaluate_tokenizer
     from tatscli.tasks.recipes import shorthand
 
     say = reporter(json, quiet, verbose)
     given = shorthand(overrides, {"data.store": store, "evaluate.split": split})
+    if protocol is Protocol.RECONSTRUCTION or is_tokenizer(run):
+        _refuse_labels(run, protocol, untrained)
+        result = evaluate_tokenizer(
+            run, reporter=say, overrides=given, prefer=checkpoint.value, out=out
+        )
+        _show_reconstruction(result, say)
+        return
+    protocol = protocol or Protocol.FINETUNED
     result = run_evaluation(
         run,
         reporter=say,
         protocol=protocol.value,
         overrides=given,
         prefer=checkpoint.value,
+        untrained=untrained,
         out=out,
     )
     say.table(
@@ -94,5 +132,42 @@ def evaluate(
             ("all: top-5", result["videos"], f"{result['top5']:.4f}"),
         ],
     )
+    say.info(f"wrote {result['results']}")
+    say.result(result)
+
+
+def _refuse_labels(run: Path, protocol: Protocol | None, untrained: bool) -> None:
+    """Find out that something is asked of a tokenizer that it does not have.
+
+    Raises:
+        UsageError: If so.
+    """
+    from tatscli.errors import UsageError
+
+    if protocol not in (None, Protocol.RECONSTRUCTION):
+        raise UsageError(
+            f"`{run}` is a tokenizer: it has no encoder for `--protocol {protocol.value}`",
+            hint="leave `--protocol` out: it is scored by what it reconstructs",
+        )
+    if untrained:
+        raise UsageError(f"`{run}` is a tokenizer, and `--untrained` is about encoders")
+
+
+def _show_reconstruction(result: dict[str, Any], say: Reporter) -> None:
+    say.table(
+        f"reconstruction on {result['split']}: "
+        f"{result['videos']} videos, {result['pictures']} pictures",
+        ["video", "PSNR, dB", "SSIM", "codes used", "perplexity"],
+        [
+            (one["id"], f"{one['psnr']:.2f}", f"{one['ssim']:.3f}", one["codes"],
+             f"{one['perplexity']:.1f}")
+            for one in result["per_video"]
+        ]
+        + [
+            ("all", f"{result['psnr']:.2f}", f"{result['ssim']:.3f}",
+             f"{result['code_use']:.1%} of {result['codebook_size']}",
+             f"{result['perplexity']:.1f}")
+        ],
+    )  # fmt: skip
     say.info(f"wrote {result['results']}")
     say.result(result)

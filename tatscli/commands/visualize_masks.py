@@ -131,7 +131,7 @@ def visualize_masks(
 ) -> None:
     """Draw masks over a clip: probabilities, visible tokens, reconstruction, error, motion."""
     from tatscli.errors import UsageError
-    from tatscli.nn.load import checkpoint_kind
+    from tatscli.nn.load import is_tokenizer
     from tatscli.tasks.compare_masks import compare_masks
     from tatscli.tasks.visualize_masks import Wishes
     from tatscli.tasks.visualize_masks import visualize_masks as draw
@@ -149,7 +149,7 @@ def visualize_masks(
         "fps": fps,
         "windows": windows,
     }
-    if run is not None and checkpoint_kind(run) == "tokenizer":
+    if run is not None and is_tokenizer(run):
         result = _draw_tokenizer(where, clip, compare=compare, every=every)
         names, count = f"{result['codebook_size']} codes", len(result["windows"])
     elif compare is None:

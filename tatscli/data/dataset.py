@@ -204,15 +204,28 @@ class FinetuneClips(Clips):
         data: The recipe's `data`.
         finetune: The recipe's `finetune`.
         seed: Seed of every draw.
+        motion: Gives the clips their motion, where a mask follows it: that of the crop, which
+            RandAugment's turns and shifts do not change.
+        patch: Height and width of a token in pixels, for the motion.
 
     Raises:
         DataError: If a row has no label.
     """
 
     def __init__(
-        self, store: Store, rows: Sequence[int], data: Data, finetune: Finetune, *, seed: int
+        self,
+        store: Store,
+        rows: Sequence[int],
+        data: Data,
+        finetune: Finetune,
+        *,
+        seed: int,
+        motion: MotionSource | None = None,
+        patch: int = 16,
     ) -> None:
         super().__init__(store, rows, data)
+        self.motion_source = motion
+        self.patch = patch
         self.finetune = finetune
         self.sampling = finetune.sampling or data.sampling
         self.seed = seed
@@ -235,6 +248,8 @@ class FinetuneClips(Clips):
             row, self.sampling, lambda n: train_indices(n, self.sampling, data.frames, draw)
         )
         video_TCHW = self.pictures(row, frames)
+        source = self.motion_source
+        track = source.track(row, frames) if source else None
         height, width = video_TCHW.shape[-2:]
         samples = []
         for repeat in range(self.finetune.repeats):
@@ -259,7 +274,13 @@ class FinetuneClips(Clips):
             clip_TCHW = erase(
                 clip_TCHW, probability=augment.erasing, mean=data.mean, std=data.std, rng=rng
             )
-            samples.append(Sample(clip_TCHW.transpose(0, 1), self.label(row), row, repeat))
+            motion = (
+                source.seen(view, clip_TCHW, track, frames, self.patch, name=self.name(row))
+                if source
+                else None
+            )
+            label = self.label(row)
+            samples.append(Sample(clip_TCHW.transpose(0, 1), label, row, repeat, motion))
         return samples
 
 

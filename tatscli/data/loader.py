@@ -134,6 +134,53 @@ def evaluation_batches(
     return _batches(reader, order, name=name, workers=workers, timeout=timeout)
 
 
+def fixed_batches(
+    dataset: Clips,
+    *,
+    batch: int,
+    workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    on_bad: Callable[[int, str], None] | None = None,
+    timeout: float = TIMEOUT,
+) -> Iterator[tuple[int, Batch]]:
+    """Yield every clip of the first pass once, in batches that are the same on any number of ranks.
+
+    A rank takes every `world`-th batch. An unreadable video is replaced by the next one.
+
+    Args:
+        dataset: Training clips, indexed by (epoch, position).
+        batch: Videos in a batch; the last may be smaller.
+        workers: Loader processes; 0 reads in this one.
+        rank: Number of this process.
+        world: Processes in all.
+        on_bad: Told of each unreadable video: row and reason.
+        timeout: Seconds to wait for a batch.
+
+    Yields:
+        The number of the batch among those of all ranks, and the batch.
+
+    Raises:
+        DataError: If many videos in a row cannot be read, or a worker hangs or dies.
+    """
+    positions = range(len(dataset.rows))
+    numbers = range(rank, -(-len(positions) // batch), world)
+
+    def order() -> Iterator[list[Key]]:
+        return ([(0, at) for at in positions[n * batch : (n + 1) * batch]] for n in numbers)
+
+    def name(key: Key) -> str:
+        return dataset.name(dataset.rows[key[1]])
+
+    reader = _Reader(dataset, replace=True)
+    batches = _batches(reader, order, name=name, workers=workers, timeout=timeout)
+    for number, one in zip(numbers, batches, strict=True):
+        if on_bad is not None:
+            for row, reason in one.bad:
+                on_bad(row, reason)
+        yield number, one
+
+
 class _Reader(Dataset[Batch | TatsError]):
     """Reads whole batches; a user's error is handed over as a value, lest it become a traceback."""
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -69,6 +69,11 @@ def alone() -> bool:
     return not (dist.is_available() and dist.is_initialized())
 
 
+def size() -> int:
+    """Return the number of processes that have joined."""
+    return 1 if alone() else dist.get_world_size()
+
+
 def wait() -> None:
     """Wait until every process is here."""
     if not alone():
@@ -111,6 +116,26 @@ def total(value: Tensor) -> Tensor:
 def mean(value: Tensor) -> Tensor:
     """Return the mean of a tensor over all processes; the tensor itself where there is one."""
     return value if alone() else total(value) / dist.get_world_size()
+
+
+class _Mean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return mean(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return mean(gradient)
+
+
+def mean_with_gradient(value: Tensor) -> Tensor:
+    """Return `mean`, through which gradients flow to the values of all processes.
+
+    Each gets the mean of all gradients, as of the mean of all losses: what averaging the gradients
+    of the parameters afterwards makes of it is what one process with all the data has.
+    """
+    mixed: Tensor = value if alone() else _Mean.apply(value)  # type: ignore[no-untyped-call]
+    return mixed
 
 
 def average_(tensors: Sequence[Tensor]) -> None:

@@ -75,7 +75,7 @@ class Training:
         reporter: Speaks to the user.
         synced: The DistributedDataParallel wrapper that `step` calls, if any.
         score: Scores the model after a pass, higher is better, with metrics; None when it is not
-            yet time.
+            yet time. A score of None is no score: there are metrics, and nothing to choose by.
         check: Looks at the averages of every log line, and raises if they show a fault.
         done: Optimiser steps done.
         best: Best score so far.
@@ -95,7 +95,7 @@ class Training:
     dtype: torch.dtype
     reporter: Reporter
     synced: DistributedDataParallel | None = None
-    score: Callable[[int], tuple[float, dict[str, float]] | None] | None = None
+    score: Callable[[int], tuple[float | None, dict[str, float]] | None] | None = None
     check: Callable[[dict[str, float]], None] | None = None
     done: int = 0
     best: float | None = None
@@ -294,7 +294,7 @@ def _score(training: Training, log: MetricsLog | None, means: dict[str, float]) 
     training.reporter.detail(
         f"pass {epoch}: " + "  ".join(f"{k} {v:.4g}" for k, v in metrics.items())
     )
-    better = training.best is None or value > training.best
+    better = value is not None and (training.best is None or value > training.best)
     if better:
         training.best = value
     return better

@@ -21,7 +21,7 @@ def build_optimizer(
 ) -> torch.optim.AdamW:
     """Make AdamW with one group per (weight decay, layer).
 
-    Biases, norms, other one-dimensional parameters and mask tokens are not decayed. With layer
+    Biases, norms, other one-dimensional parameters and learned tokens are not decayed. With layer
     decay, layer i of `layers` learns at decay ** (layers - i); the model itself says which
     layer a parameter belongs to.
 
@@ -36,9 +36,9 @@ def build_optimizer(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        plain = parameter.ndim > 1 and not name.endswith(("bias", "mask_token"))
         scale = layer_decay ** (layers - layer_of(name))
-        groups.setdefault((optim.weight_decay if plain else 0.0, scale), []).append(parameter)
+        decay = optim.weight_decay if decays(name, parameter) else 0.0
+        groups.setdefault((decay, scale), []).append(parameter)
     return fused_adamw(
         [
             {"params": parameters, "weight_decay": decay, "lr_scale": scale}
@@ -48,6 +48,11 @@ def build_optimizer(
         betas=optim.betas,
         eps=optim.eps,
     )
+
+
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter takes weight decay: matrices do; biases, norms and learned tokens not."""
+    return parameter.ndim > 1 and not name.endswith(("bias", "mask_token", "queries_MD"))
 
 
 def fused_adamw(groups: list[dict[str, Any]], **options: Any) -> torch.optim.AdamW:

@@ -5,11 +5,12 @@ Shapes: B batch, V views, L classes or D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
+from tatscli.data.batch import Batch
 from tatscli.data.dataset import EvalViews
 from tatscli.data.loader import evaluation_batches, worker_count
 from tatscli.data.normalize import standardized
@@ -39,9 +40,30 @@ def score_views(
         output: Applied to the model's float32 output; softmax by default.
         description: Label of the progress bar.
     """
-    model.eval()
     finish = output or (lambda logits: logits.softmax(dim=-1))
     rows, labels, outputs = list[Tensor](), list[Tensor](), list[Tensor]()
+    for batch, result in run_views(model, views, recipe, here, description=description):
+        rows.append(batch.row_B)
+        labels.append(batch.label_B)
+        outputs.append(finish(result).cpu())
+    # A rank beyond the last view has nothing to add.
+    mine = [(torch.cat(rows), torch.cat(labels), torch.cat(outputs))] if rows else []
+    parts = distributed.gathered(mine)
+    row_V, label_V, score_VL = (torch.cat(column) for column in zip(*parts, strict=True))
+    return ViewScores(row_V, label_V, score_VL)
+
+
+def run_views(
+    model: nn.Module, views: EvalViews, recipe: Recipe, here: Session, *, description: str
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Run `model`, in evaluation mode and without gradient, over this rank's share of the views.
+
+    Arguments are those of `score_views`.
+
+    Yields:
+        Batches, on the CPU, and the model's float32 outputs, where the model is.
+    """
+    model.eval()
     batches = evaluation_batches(
         views,
         batch=recipe.evaluate.batch_per_device,
@@ -50,18 +72,12 @@ def score_views(
         world=here.world.size,
     )
     steps = -(-len(views) // (recipe.evaluate.batch_per_device * here.world.size))
-    bar = here.reporter.progress(batches, total=steps, description=description, unit="batch")
-    with torch.inference_mode():
-        for batch in bar:
-            video_BCTHW = batch.video_BCTHW.to(here.device, non_blocking=True)
-            video_BCTHW = standardized(video_BCTHW, recipe.data.mean, recipe.data.std)
-            with autocast(here.device, here.dtype):
-                result = model(video_BCTHW)
-            rows.append(batch.row_B.cpu())
-            labels.append(batch.label_B.cpu())
-            outputs.append(finish(result.float()).cpu())
-    # A rank beyond the last view has nothing to add.
-    mine = [(torch.cat(rows), torch.cat(labels), torch.cat(outputs))] if rows else []
-    parts = distributed.gathered(mine)
-    row_V, label_V, score_VL = (torch.cat(column) for column in zip(*parts, strict=True))
-    return ViewScores(row_V, label_V, score_VL)
+    for batch in here.reporter.progress(
+        batches, total=steps, description=description, unit="batch"
+    ):
+        video_BCTHW = batch.video_BCTHW.to(here.device, non_blocking=True)
+        video_BCTHW = standardized(video_BCTHW, recipe.data.mean, recipe.data.std)
+        # Entered anew for every batch: a generator must not leave its caller without gradients.
+        with torch.inference_mode(), autocast(here.device, here.dtype):
+            result = model(video_BCTHW).float()
+        yield batch, result

@@ -1,17 +1,21 @@
-"""Action classifier on top of the encoder: mean pool, norm, linear (VideoMAE's fine-tuning form).
+"""Action classifier on top of the encoder: pool, norm, linear; by default VideoMAE's form.
 
 Shapes: B batch, C channels, T frames, N tokens, D width.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
+from tatscli.nn.batch_norm import BatchNorm
+from tatscli.nn.pool import EfficientPool
 from tatscli.nn.vit import NORM_EPS, Encoder
+from tatscli.recipe import schema
 
 
 class Classifier(nn.Module):
-    """Encoder over all tokens, mean pooling, `fc_norm`, dropout and a linear head.
+    """Encoder over all tokens, pooling, `fc_norm`, dropout and a linear head.
 
     The encoder's own last norm is passed over, as published; it is frozen here so that every
     parameter that trains gets a gradient.
@@ -20,27 +24,62 @@ class Classifier(nn.Module):
         encoder: The pretrained (or fresh) encoder; used, not copied.
         classes: Number of labels.
         dropout: Dropout before the head.
-        head_scale: Factor on the head's first weights.
+        head_scale: Factor on the head's first weights, of deviation 0.02.
+        form: How tokens become one feature, and what norm comes before the linear head. None is
+            VideoMAE's form: mean pooling and LayerNorm. With `cls` a learned token, which no
+            pretraining knows, goes through all blocks behind the clip's own and is read at the end.
+
+    Raises:
+        RecipeError: If the queries of `form` cannot share the encoder's width.
     """
 
+    cls_D: nn.Parameter | None
+
     def __init__(
-        self, encoder: Encoder, classes: int, *, dropout: float = 0.0, head_scale: float = 0.001
+        self,
+        encoder: Encoder,
+        classes: int,
+        *,
+        dropout: float = 0.0,
+        head_scale: float = 0.001,
+        form: schema.ClassHead | None = None,
     ) -> None:
         super().__init__()
+        form = form or schema.ClassHead()
+        width = encoder.width
         self.encoder = encoder
         self.encoder.norm.requires_grad_(False)
-        self.fc_norm = nn.LayerNorm(encoder.width, eps=NORM_EPS)
+        self.fc_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(encoder.width, classes)
+        self.head = nn.Linear(width, classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02, a=-0.02, b=0.02)
         self.head.weight.data.mul_(head_scale)
         nn.init.zeros_(self.head.bias)
+        # What VideoMAE's form lacks is None, and has no tensors in a checkpoint.
+        self.batch_norm = BatchNorm(width) if form.norm == "batch" else None
+        self.pool = (
+            EfficientPool(width, form.queries, key="finetune.head.queries")
+            if form.pool == "attention"
+            else None
+        )
+        # A vector, so that it is not decayed; it has no position, which tells it from the others.
+        self.cls_D = nn.Parameter(0.02 * torch.randn(width)) if form.pool == "cls" else None
 
     def forward(self, video_BCTHW: Tensor) -> Tensor:
         """Score a standardised video: (B, classes)."""
         tokens_BND = self.encoder.embed(self.encoder.cubes(video_BCTHW))
-        pooled_BD = self.encoder.features(tokens_BND).mean(dim=1)
-        return self.head(self.dropout(self.fc_norm(pooled_BD)))
+        feature_BD = self.fc_norm(self._pooled(tokens_BND))
+        if self.batch_norm is not None:
+            feature_BD = self.batch_norm(feature_BD)
+        return self.head(self.dropout(feature_BD))
+
+    def _pooled(self, tokens_BND: Tensor) -> Tensor:
+        """Run the blocks and make one feature of each clip: (B, D)."""
+        if self.cls_D is not None:
+            cls_B1D = self.cls_D.expand(len(tokens_BND), 1, -1)
+            return self.encoder.features(tokens_BND, extra_BED=cls_B1D)[:, -1]
+        tokens_BND = self.encoder.features(tokens_BND)
+        return tokens_BND.mean(dim=1) if self.pool is None else self.pool(tokens_BND)
 
     @property
     def layers(self) -> int:
@@ -48,7 +87,11 @@ class Classifier(nn.Module):
         return self.encoder.depth + 1
 
     def layer_of(self, name: str) -> int:
-        """Return a parameter's layer, for layer decay: from 0, the patch embedding, to `layers`."""
+        """Return a parameter's layer, for layer decay: from 0, the patch embedding, to `layers`.
+
+        Whatever is new belongs to the last one, the learned token as well: nothing of it is there
+        to be kept.
+        """
         if name.startswith("encoder.patch_embed."):
             return 0
         if name.startswith("encoder.blocks."):

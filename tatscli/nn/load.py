@@ -33,13 +33,12 @@ def open_checkpoint(path: Path | str, *, prefer: str = "last") -> LoadedRun:
     return LoadedRun(Recipe.model_validate(checkpoint.meta["recipe"]), checkpoint)
 
 
-def checkpoint_kind(path: Path | str) -> str:
-    """Return what a run or checkpoint is: `pretrained`, `finetuned` or `tokenizer`.
-
-    Raises:
-        CheckpointError: If there is none.
-    """
-    return find_checkpoint(Path(path)).kind
+def is_tokenizer(path: Path | str) -> bool:
+    """Whether a run or checkpoint is a tokenizer; anything that is no run is not."""
+    try:
+        return find_checkpoint(Path(path)).kind == "tokenizer"
+    except CheckpointError:
+        return False
 
 
 _HARMLESS = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",)

@@ -6,6 +6,8 @@ token, D width, H heads. Tokens are time-major: index = (t * h + row) * w + colu
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -144,7 +146,7 @@ class Block(nn.Module):
         return tokens_BKD + self.drop_path(self.mlp(self.norm2(tokens_BKD)))
 
 
-def run_blocks(blocks: nn.ModuleList, tokens_BKD: Tensor, *, checkpointing: bool) -> Tensor:
+def run_blocks(blocks: Iterable[nn.Module], tokens_BKD: Tensor, *, checkpointing: bool) -> Tensor:
     """Pass tokens through blocks, recomputing activations in the backward pass where asked."""
     for block in blocks:
         if checkpointing and block.training and torch.is_grad_enabled():
@@ -215,14 +217,29 @@ class Encoder(nn.Module):
         """Embed raw cubes, any subset of a clip's, without position: (B, K, D)."""
         return self.patch_embed(cubes_BKP)
 
-    def features(self, tokens_BKD: Tensor, index_BK: Tensor | None = None) -> Tensor:
-        """Add positions and run the blocks, without the final norm: (B, K, D).
+    def features(
+        self,
+        tokens_BKD: Tensor,
+        index_BK: Tensor | None = None,
+        *,
+        extra_BED: Tensor | None = None,
+        depth: int | None = None,
+    ) -> Tensor:
+        """Add positions and run the blocks, without the final norm: (B, K + E, D).
 
-        `index_BK` says which tokens these are; None means all, in order.
+        Args:
+            tokens_BKD: Embedded tokens.
+            index_BK: Which tokens these are; None means all, in order.
+            extra_BED: Further tokens, without a place in the clip, that come after the others.
+            depth: Blocks to run, from the first; None runs all.
         """
         # In autocast the float32 table keeps the residual stream in float32.
         position = self.position_ND if index_BK is None else self.position_ND[index_BK]
-        return run_blocks(self.blocks, tokens_BKD + position, checkpointing=self.checkpointing)
+        tokens_BKD = tokens_BKD + position
+        if extra_BED is not None:
+            tokens_BKD = torch.cat([tokens_BKD, extra_BED], dim=1)
+        blocks = self.blocks if depth is None else self.blocks[:depth]
+        return run_blocks(blocks, tokens_BKD, checkpointing=self.checkpointing)
 
     def forward(self, tokens_BKD: Tensor, index_BK: Tensor | None = None) -> Tensor:
         """Return the normalised latents of the given tokens: (B, K, D)."""

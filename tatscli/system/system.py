@@ -5,7 +5,7 @@ Shapes: B batch, C channels, T frames, H and W pixels, K visible, M predicted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +15,7 @@ from tatscli.data.clip import Clip, ClipForm
 from tatscli.data.motion import MotionField
 from tatscli.engine.device import full_precision
 from tatscli.heads import build_head
-from tatscli.heads.base import Auxiliary
+from tatscli.heads.base import Auxiliary, HeadOutput
 from tatscli.masking import build_masker
 from tatscli.masking.base import Masker
 from tatscli.masking.plan import MaskPlan
@@ -72,7 +72,8 @@ class System:
         masker: Chooses what is seen.
         selection: Chooses which of the hidden tokens are predicted.
         targets: What hidden tokens are compared with, by name, in the recipe's order.
-        network: What is called in place of `autoencoder`, such as the wrapper of many processes.
+        network: What is called in place of `autoencoder`, such as the wrapper of many processes;
+            takes the same and returns the same.
     """
 
     form: ClipForm
@@ -80,7 +81,7 @@ class System:
     masker: Masker
     selection: Selection
     targets: Mapping[str, Target]
-    network: nn.Module | None = None
+    network: Callable[[Clip, MaskPlan], HeadOutput] | None = None
 
     @property
     def encoder(self) -> Encoder:
@@ -134,7 +135,7 @@ class System:
         found = (one for part in self.parts for one in part.modules() if isinstance(one, Frozen))
         return list(dict.fromkeys(found))
 
-    def called(self, network: nn.Module) -> System:
+    def called(self, network: Callable[[Clip, MaskPlan], HeadOutput]) -> System:
         """Return this system with another network in place of the bare autoencoder."""
         return replace(self, network=network)
 
@@ -184,11 +185,10 @@ class System:
         return Errors(plan, output.predictions, by_target, error_BM, output.auxiliary)
 
 
-def build_system(recipe: Recipe) -> System:
-    """Build the system a recipe describes, with fresh weights."""
-    model = recipe.model
+def build_system(recipe: Recipe, *, encoder: Encoder | None = None) -> System:
+    """Build the system a recipe describes, with fresh weights, perhaps around a given encoder."""
     form = build_form(recipe)
-    encoder = build_encoder(model, recipe.grid)
+    encoder = build_encoder(recipe.model, recipe.grid) if encoder is None else encoder
     targets: dict[str, Target] = {}
     for place, config in enumerate(recipe.targets):
         # Two of a kind are told apart by number.

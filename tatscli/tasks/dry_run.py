@@ -23,6 +23,7 @@ from tatscli.store.reader import Store
 from tatscli.system.cost import count_flops, count_parameters, system_cost
 from tatscli.tasks.finetune import build_classifier
 from tatscli.tasks.training import batch_rows, schedule_rows
+from tatscli.tasks.watch import part_watched
 from tatscli.tokenizer.adversary import Adversary
 from tatscli.tokenizer.image import ImageTokenizer
 
@@ -45,6 +46,9 @@ def plan_pretraining(loaded: LoadedRecipe, run: Path) -> dict[str, Any]:
         "sampler": count_parameters(system.masker),
     }
     store, rows, store_note = _open(recipe.data.store, recipe.data.split)
+    if store is not None and recipe.run.watch is not None:
+        rows, held = part_watched(store, rows, recipe.run.watch)
+        store_note += f"; {len(held)} of them are watched, not trained on"
     videos = len(rows) if store else None
     without_motion = None
     if store is not None and system.follows_motion:
@@ -80,16 +84,22 @@ def plan_finetuning(loaded: LoadedRecipe, run: Path) -> dict[str, Any]:
         height, width = (side * recipe.model.patch for side in recipe.grid[1:])
         video_BCTHW = torch.zeros(1, 3, recipe.data.frames, height, width)
         flops = count_flops(lambda: model(video_BCTHW))
-    encoder = count_parameters(model.encoder)
+    parameters = {"encoder": count_parameters(model.encoder)}
+    work = {"encoder": flops}
+    if settings.auxiliary is not None:
+        system, masked = system_cost(recipe)
+        parameters["head"] = count_parameters(system.autoencoder.head)
+        parameters["sampler"] = count_parameters(system.masker)
+        work["masked half"] = sum(masked.values())
     return {
         "stage": "finetune",
         "recipe": loaded.name,
         "run": str(run),
         "grid": list(recipe.grid),
         "tokens": model.encoder.tokens,
-        "parameters": {"encoder": encoder},
-        "gflops_per_clip": {"encoder": flops / 1e9},
-        "optimizer_gb": encoder * ADAM_BYTES / 1e9,
+        "parameters": parameters,
+        "gflops_per_clip": {name: value / 1e9 for name, value in work.items()},
+        "optimizer_gb": sum(parameters.values()) * ADAM_BYTES / 1e9,
         "frames_in_memory": str(plan_cache(store, rows, recipe.data)) if store else None,
         **_optimisation(settings.optim, len(rows) if store else None, settings.repeats, store_note),
     }

@@ -1,54 +1,53 @@
-"""Evaluation: a fine-tuned classifier over segments x crops, or nearest neighbours on frozen
-features.
-
-Shapes: B batch, C channels, T frames, D width.
-"""
+"""Evaluation: a fine-tuned classifier over segments x crops, or neighbours and probes on frozen
+features."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor, nn
-
+from tatscli import __version__
 from tatscli.console import Reporter
-from tatscli.data.dataset import EvalViews
+from tatscli.engine.checkpoint import Checkpoint
 from tatscli.engine.session import Session, session
-from tatscli.errors import CheckpointError, DataError, UsageError
-from tatscli.evaluation.knn import knn_scores, whiten
+from tatscli.errors import CheckpointError, RecipeError, UsageError
 from tatscli.evaluation.scores import ViewScores, merge_views, summarise
 from tatscli.evaluation.views import score_views
 from tatscli.files import write_safely
-from tatscli.nn.load import LoadedRun, copy_weights, load_encoder, open_checkpoint
-from tatscli.nn.vit import Encoder, build_encoder
-from tatscli.recipe.load import override_recipe
-from tatscli.recipe.schema import Recipe, Sampling
+from tatscli.nn.load import copy_weights, open_checkpoint
+from tatscli.recipe.load import load_recipe, override_recipe
+from tatscli.recipe.schema import Recipe
 from tatscli.store.reader import Store
 from tatscli.tasks.finetune import build_classifier, labelled
+from tatscli.tasks.frozen import (
+    frozen_encoder,
+    refuse_other_classes,
+    score_neighbours,
+    score_probe,
+    scored_views,
+)
+from tatscli.tasks.pretrain import pretrain_folder
 
-Protocol = Literal["finetuned", "knn"]
+Protocol = Literal["finetuned", "knn", "linear", "attentive"]
 
 
-class PooledFeatures(nn.Module):
-    """The frozen encoder over all tokens, final norm, means of groups of tokens, joined.
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is evaluated.
 
-    Args:
-        encoder: The encoder.
-        groups: Runs of tokens that are averaged: 1, slices or tokens of a clip.
+    Attributes:
+        recipe: Overrides included.
+        checkpoint: Whose weights; None for those that a training begins with.
+        home: The run folder, where results go.
     """
 
-    def __init__(self, encoder: Encoder, groups: int = 1) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.groups = groups
-
-    def forward(self, video_BCTHW: Tensor) -> Tensor:
-        """Return one feature per clip: (B, groups x D)."""
-        tokens_BND = self.encoder(self.encoder.embed(self.encoder.cubes(video_BCTHW)))
-        return tokens_BND.unflatten(1, (self.groups, -1)).mean(dim=2).flatten(1)
+    recipe: Recipe
+    checkpoint: Checkpoint | None
+    home: Path
 
 
 def evaluate(
@@ -58,23 +57,25 @@ def evaluate(
     protocol: Protocol = "finetuned",
     overrides: Sequence[str] = (),
     prefer: Literal["last", "best"] = "last",
+    untrained: bool = False,
     out: Path | str | None = None,
 ) -> dict[str, Any]:
     """Score a run on a split of its recipe's store; a video that cannot be read stops the
     evaluation.
 
     Args:
-        path: Run or checkpoint folder.
+        path: Run or checkpoint folder; with `untrained` also a recipe.
         reporter: Speaks to the user.
-        protocol: `finetuned` needs a fine-tuned run; `knn` takes any.
+        protocol: `finetuned` needs a fine-tuned run; the others take any, and freeze its encoder.
         overrides: Recipe keys to change, such as `evaluate.segments=5`.
         prefer: Which checkpoint of a run to take.
+        untrained: Evaluate the encoder as a training by this recipe begins: what training must
+            beat.
         out: Where the result is written; by default in the run (`results_path`).
 
     Returns:
         The results object: protocol, split, counts of videos and views, top-1, top-5, per-class
-            table,
-        confusion matrix, hashes of checkpoint and store.
+            table, confusion matrix, hashes of checkpoint and store; of a probe, how it was chosen.
 
     Raises:
         TatsError: If run, store or labels cannot be used.
@@ -82,36 +83,50 @@ def evaluate(
     if out is not None and Path(out).is_dir():
         raise UsageError(f"`{out}` is a folder", hint="name a file, such as `result.json`")
     began = time.perf_counter()
-    run = open_checkpoint(path, prefer=prefer)
-    recipe = override_recipe(run.recipe, overrides, origin=run.checkpoint.path)
+    subject = open_subject(path, overrides, prefer=prefer, untrained=untrained)
+    recipe, checkpoint = subject.recipe, subject.checkpoint
+    if protocol == "finetuned":
+        _refuse_frozen_settings(recipe, untrained=untrained)
     store = Store.open(recipe.data.store)
-    names = list(run.checkpoint.meta.get("class_names") or store.class_names)
+    meta = checkpoint.meta if checkpoint else {}
+    names = list(meta.get("class_names") or store.class_names)
     with session(recipe.run, reporter) as here:
+        extra: dict[str, Any] = {}
         if protocol == "finetuned":
-            views = _finetuned(run, recipe, store, names, here)
+            assert checkpoint is not None
+            views = _finetuned(checkpoint, recipe, store, names, here)
         else:
-            views = _knn(run, recipe, store, names, here)
+            encoder = frozen_encoder(recipe, checkpoint)
+            refuse_other_classes(store, names)
+            if protocol == "knn":
+                views, extra = score_neighbours(encoder, recipe, store, here)
+            else:
+                views, extra = score_probe(encoder, recipe, store, protocol, here)
         videos = merge_views(views)
         result: dict[str, Any] = {
             "protocol": protocol,
             "split": recipe.evaluate.split,
             "segments": recipe.evaluate.segments,
             "crops": recipe.evaluate.crops,
+            "layer": recipe.evaluate.layer,
+            "shots": recipe.evaluate.shots,
+            "untrained": untrained,
             "videos": len(videos.row_V),
             "views": len(views.row_V),
+            **extra,
             **summarise(videos, names),
             "class_names": names,
-            "checkpoint": str(run.checkpoint.path),
-            "checkpoint_sha256": run.checkpoint.digest(),
-            "step": run.checkpoint.step,
+            "checkpoint": str(checkpoint.path) if checkpoint else None,
+            "checkpoint_sha256": checkpoint.digest() if checkpoint else None,
+            "step": checkpoint.step if checkpoint else 0,
             "store": str(store.path),
             "store_fingerprint": store.fingerprint(),
-            "trained_on": run.checkpoint.meta["store_fingerprint"],
+            "trained_on": meta.get("store_fingerprint"),
             "recipe": recipe.model_dump(mode="json"),
-            "tats": run.checkpoint.meta["tats"],
+            "tats": meta.get("tats", __version__),
             "seconds": round(time.perf_counter() - began, 3),
         }
-        target = Path(out) if out is not None else results_path(result, Path(path), prefer)
+        target = Path(out) if out is not None else results_path(result, subject.home, prefer)
         result["results"] = str(target)
         if here.world.main:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -119,90 +134,84 @@ def evaluate(
     return result
 
 
+def open_subject(
+    path: Path | str, overrides: Sequence[str], *, prefer: str, untrained: bool
+) -> Subject:
+    """Find what a path means: a run or checkpoint, or without its weights also a recipe.
+
+    The results of a recipe's untrained encoder go to `runs/<recipe>-untrained`, so that its run
+    folder stays free.
+
+    Raises:
+        TatsError: If there is neither, or the overrides are wrong.
+    """
+    path = Path(path)
+    if untrained and prefer == "best":
+        raise UsageError("`--checkpoint` chooses weights, and `--untrained` takes none")
+    if untrained and not ((path / "checkpoints").is_dir() or (path / "meta.json").is_file()):
+        loaded = load_recipe(str(path), overrides)
+        folder = pretrain_folder(loaded)
+        return Subject(loaded.recipe, None, folder.with_name(f"{folder.name}-untrained"))
+    run = open_checkpoint(path, prefer=prefer)
+    recipe = override_recipe(run.recipe, overrides, origin=run.checkpoint.path)
+    home = path if (path / "checkpoints").is_dir() else run.checkpoint.path.parents[1]
+    return Subject(recipe, None if untrained else run.checkpoint, home)
+
+
 def _finetuned(
-    run: LoadedRun, recipe: Recipe, store: Store, names: list[str], here: Session
+    checkpoint: Checkpoint, recipe: Recipe, store: Store, names: list[str], here: Session
 ) -> ViewScores:
     """Class probabilities of every view by the fine-tuned classifier."""
-    if run.checkpoint.kind != "finetuned":
+    if checkpoint.kind != "finetuned":
         raise CheckpointError(
-            f"`{run.checkpoint.path}` is a {run.checkpoint.kind} run: "
-            "it has no classifier to evaluate",
-            hint="train one with `tats finetune RUN`, or use `--protocol knn`, which needs none",
+            f"`{checkpoint.path}` is a {checkpoint.kind} run: it has no classifier to evaluate",
+            hint="train one with `tats finetune RUN`, or use `--protocol knn`, `linear` or "
+            "`attentive`, which need none",
         )
-    rows = labelled(store, recipe.evaluate.split)
-    _refuse_other_classes(store, names)
+    labelled(store, recipe.evaluate.split)
+    refuse_other_classes(store, names)
     model = build_classifier(recipe, classes=len(names))
-    copy_weights(model, run.checkpoint.tensors("model"), run.checkpoint)
-    views = EvalViews(
-        store,
-        rows,
-        recipe.data,
-        sampling=view_sampling(recipe),
-        segments=recipe.evaluate.segments,
-        crops=recipe.evaluate.crops,
+    copy_weights(model, checkpoint.tensors("model"), checkpoint)
+    return score_views(
+        model.to(here.device), scored_views(recipe, store), recipe, here, description="evaluate"
     )
-    return score_views(model.to(here.device), views, recipe, here, description="evaluate")
 
 
-def _knn(
-    run: LoadedRun, recipe: Recipe, store: Store, names: list[str], here: Session
-) -> ViewScores:
-    """Votes of the nearest training videos for every view; neighbours are one centre view each."""
-    settings = recipe.evaluate.knn
-    encoder = build_encoder(recipe.model, recipe.grid)
-    load_encoder(encoder, run.checkpoint)
-    groups = {"clip": 1, "slice": encoder.grid[0], "token": encoder.tokens}[settings.pool]
-    model = PooledFeatures(encoder, groups).to(here.device)
-    _refuse_other_classes(store, names)
-
-    def features(split: str, segments: int, crops: int) -> ViewScores:
-        views = EvalViews(
-            store,
-            labelled(store, split),
-            recipe.data,
-            sampling=view_sampling(recipe),
-            segments=segments,
-            crops=crops,
+def _refuse_frozen_settings(recipe: Recipe, *, untrained: bool) -> None:
+    """Refuse what makes no sense for a classifier that is there already."""
+    others = "`--protocol knn`, `linear` and `attentive`"
+    if untrained:
+        raise UsageError(
+            "an untrained encoder has no classifier for `--protocol finetuned`",
+            hint=f"`--untrained` goes with {others}",
         )
-        return score_views(
-            model, views, recipe, here, output=lambda out: out, description=f"features of {split}"
-        )
-
-    stored = features(settings.split, 1, 1)
-    asked = features(recipe.evaluate.split, recipe.evaluate.segments, recipe.evaluate.crops)
-    stored_QD, asked_RD = stored.score_VL, asked.score_VL
-    if settings.whiten is not None:
-        stored_QD, asked_RD = whiten(stored_QD, asked_RD, settings.whiten)
-    votes = knn_scores(
-        asked_RD,
-        stored_QD,
-        stored.label_V,
-        query_row_R=asked.row_V,
-        stored_row_Q=stored.row_V,
-        classes=len(names),
-        neighbours=settings.neighbours,
-        temperature=settings.temperature,
-    )
-    return ViewScores(asked.row_V, asked.label_V, votes)
+    for key in ("layer", "shots"):
+        value = getattr(recipe.evaluate, key)
+        if value is not None:
+            raise RecipeError(
+                f"`evaluate.{key}: {value}` is for frozen features, and `--protocol finetuned` "
+                "scores the classifier of the run as it is",
+                hint=f"it goes with {others}; `evaluate.{key}=null` takes it back",
+            )
 
 
-def view_sampling(recipe: Recipe) -> Sampling:
-    """Return how evaluation draws its frames: its own way, else fine-tuning's, else the data's."""
-    return recipe.evaluate.sampling or recipe.finetune.sampling or recipe.data.sampling
+def results_path(result: dict[str, Any], home: Path, prefer: str) -> Path:
+    """Return where a result belongs: in the run, named by what was done.
 
-
-def _refuse_other_classes(store: Store, names: list[str]) -> None:
-    if store.class_names != names:
-        raise DataError(
-            f"the classes of `{store.path}` ({len(store.class_names)}) are not those the run was "
-            f"trained on ({len(names)})",
-            hint="evaluate on a store prepared with the same `labels.txt` or class folders",
-        )
-
-
-def results_path(result: dict[str, Any], run: Path, prefer: str) -> Path:
-    """Return where a result belongs: in the run, named by what was done."""
-    views = f"{result['segments']}x{result['crops']}"
-    best = "-best" if prefer == "best" else ""
-    home = run if (run / "checkpoints").is_dir() else Path(result["checkpoint"]).parents[1]
-    return home / "results" / f"{result['protocol']}-{result['split']}-{views}{best}.json"
+    `linear-val-1x1.json`, `attentive-efficient8-val-2x3-layer4-shots5-seed1.json`,
+    `untrained-knn-val-1x1-seed0.json`: the seed is named where it decides on labels or weights.
+    """
+    probe = result.get("probe", {})
+    words = ["untrained"] if result["untrained"] else []
+    words.append(result["protocol"])
+    if "form" in probe:
+        words.append(f"{probe['form']}{probe['queries']}")
+    words += [result["split"], f"{result['segments']}x{result['crops']}"]
+    if result["layer"] is not None:
+        words.append(f"layer{result['layer']}")
+    if result["shots"] is not None:
+        words.append(f"shots{result['shots']}")
+    if result["shots"] is not None or result["untrained"]:
+        words.append(f"seed{result['recipe']['run']['seed']}")
+    words += ["best"] if prefer == "best" else []
+    return home / "results" / ("-".join(words) + ".json")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Generator
 
 from tatscli.console import Reporter
@@ -15,23 +16,26 @@ from tatscli.data.augment import Mix
 from tatscli.data.batch import Batch
 from tatscli.data.dataset import EvalViews, FinetuneClips
 from tatscli.data.normalize import standardized
+from tatscli.data.provide import MotionSource
 from tatscli.engine.checkpoint import Checkpoint, find_checkpoint
 from tatscli.engine.learner import Learner
 from tatscli.engine.optim import build_optimizer
-from tatscli.engine.part import Lesson
+from tatscli.engine.part import Lesson, Part, Weights
 from tatscli.engine.schedule import lr_at
 from tatscli.engine.session import Session
-from tatscli.errors import DataError, UsageError
+from tatscli.errors import DataError, RecipeError, UsageError
 from tatscli.evaluation.scores import merge_views, top_accuracy
 from tatscli.evaluation.views import score_views
 from tatscli.nn.classifier import Classifier
 from tatscli.nn.load import load_encoder
 from tatscli.nn.vit import build_encoder
-from tatscli.recipe.derive import Schedule
+from tatscli.recipe.derive import Schedule, derive_batch
 from tatscli.recipe.load import LoadedRecipe
 from tatscli.recipe.schema import Recipe
 from tatscli.store.reader import Store
-from tatscli.tasks.pretrain import pretrain_folder
+from tatscli.system.joint import Joint
+from tatscli.tasks.auxiliary import Auxiliary
+from tatscli.tasks.pretrain import pretrain_folder, refuse_faulty_plans, warn_of_unknown_motion
 from tatscli.tasks.training import Stage, run_training
 
 
@@ -67,7 +71,7 @@ def finetune(
 
 
 class Finetuning(Stage):
-    """A classifier of labelled videos.
+    """A classifier of labelled videos, alone or beside masked modelling on the same encoder.
 
     Args:
         loaded: The merged recipe.
@@ -76,7 +80,9 @@ class Finetuning(Stage):
     """
 
     kind = "finetuned"
-    model: Classifier
+    model: Classifier | Joint
+    classifier: Classifier
+    auxiliary: Auxiliary | None = None
 
     def __init__(self, loaded: LoadedRecipe, store: Store, init: Path | str | None) -> None:
         self.settings = settings = loaded.recipe.finetune
@@ -90,25 +96,57 @@ class Finetuning(Stage):
         """Build the classifier, and the views it is trained and scored on.
 
         Raises:
-            TatsError: If weights do not fit.
+            TatsError: If weights do not fit, or the recipe's head cannot be built or trained.
         """
         recipe, settings, store = self.recipe, self.settings, self.store
-        self.model = build_classifier(recipe, classes=len(store.class_names))
+        refuse_lonely_views(recipe, world=here.world.size)
+        self.classifier = build_classifier(recipe, classes=len(store.class_names))
+        self.model = self.classifier
+        if settings.auxiliary is not None:
+            self.auxiliary = Auxiliary(recipe, self.classifier)
+            self.model = self.auxiliary.model
         if self.init is not None and not resume:
-            start = find_checkpoint(Path(self.init))
-            count = load_encoder(self.model.encoder, start)
-            here.reporter.info(f"the encoder starts from `{start.path}` ({count} tensors)")
-            self.origin = str(start.path)
+            here.reporter.info(self._start_from(self.init))
         elif not resume:
             here.reporter.info("the encoder starts from scratch")
-        self.clips = FinetuneClips(store, self.rows, recipe.data, settings, seed=recipe.run.seed)
+        self.clips = FinetuneClips(
+            store,
+            self.rows,
+            recipe.data,
+            settings,
+            seed=recipe.run.seed,
+            motion=self._motion(here),
+            patch=recipe.model.patch,
+        )
         self.val_views = EvalViews(
             store, self.val_rows, recipe.data, sampling=settings.sampling or recipe.data.sampling
         )
         self.mix = Mix(settings.augment, classes=len(store.class_names))
 
+    def _start_from(self, init: Path | str) -> str:
+        start = find_checkpoint(Path(init))
+        self.origin = str(start.path)
+        if self.auxiliary is not None:
+            return self.auxiliary.start_from(init)
+        count = load_encoder(self.classifier.encoder, start)
+        return f"the encoder starts from `{start.path}` ({count} tensors)"
+
+    def _motion(self, here: Session) -> MotionSource | None:
+        """Return what gives the clips their motion, where a mask of the auxiliary follows it."""
+        if self.auxiliary is None or not self.auxiliary.system.follows_motion:
+            return None
+        source = MotionSource(self.store, self.recipe.data.motion)
+        warn_of_unknown_motion(self.auxiliary.system, source, self.rows, self.recipe, here)
+        return source
+
+    def to(self, device: torch.device) -> None:
+        """Move everything to a device."""
+        super().to(device)
+        if self.auxiliary is not None:
+            self.auxiliary.to(device)
+
     def learners(self, schedule: Schedule) -> dict[str, Learner]:
-        """Return the classifier's, with a learning rate that decays layer by layer."""
+        """Return the model's, with a learning rate that decays layer by layer; and a sampler's."""
         optimizer = build_optimizer(
             self.model,
             self.settings.optim,
@@ -120,35 +158,56 @@ class Finetuning(Stage):
         learner = Learner(
             self.model, optimizer, lr=lambda step: lr_at(step, schedule), clip_grad=clip_grad
         )
-        return {"classifier": learner}
+        sampler = self.auxiliary.learners(schedule) if self.auxiliary is not None else {}
+        return {"classifier": learner} | sampler
+
+    def parts(self, learners: dict[str, Learner]) -> dict[str, Part]:
+        """Return the classifier as the model, whatever trains beside it, and the rest."""
+        parts = super().parts(learners) | {"model": Weights(self.classifier)}
+        return parts | self.auxiliary.parts() if self.auxiliary is not None else parts
 
     def facts(self, resumed: Checkpoint | None) -> dict[str, Any]:
         """Name the classes, and the weights it all began with."""
         origin = self.origin if resumed is None else resumed.meta["init"]
-        return {"class_names": self.store.class_names, "init": origin}
+        frozen = self.auxiliary.facts(resumed) if self.auxiliary is not None else {}
+        return {"class_names": self.store.class_names, "init": origin, **frozen}
 
     def step(self, batch: Batch, generator: Generator) -> Lesson:
-        """Mix, classify, compare."""
+        """Mix, classify, compare; and mask, guess, compare."""
         data = self.recipe.data
         video_BCTHW = standardized(batch.video_BCTHW, data.mean, data.std)
         video_BCTHW, target_BL = self.mix(video_BCTHW, batch.label_B, generator=generator)
-        logits_BL = self.network(video_BCTHW).float()
-        loss = -(target_BL * logits_BL.log_softmax(dim=-1)).sum(dim=-1).mean()
-        return Lesson(loss=loss)
+        if self.auxiliary is None:
+            masked, logits_BL = None, self.network(video_BCTHW)
+        else:
+            masked, logits_BL = self.auxiliary.step(self.network, batch, video_BCTHW, generator)
+        loss = -(target_BL * logits_BL.float().log_softmax(dim=-1)).sum(dim=-1).mean()
+        if self.auxiliary is None or masked is None:
+            return Lesson(loss=loss)
+        return self.auxiliary.join(masked, loss)
+
+    def check(self, means: dict[str, float]) -> None:
+        """Find out that a mask or selection has broken the rules of `MaskPlan`.
+
+        Raises:
+            RuntimeError: If so; it is a bug.
+        """
+        refuse_faulty_plans(means, self.recipe)
 
     def score(self, epoch: int, here: Session) -> tuple[float, dict[str, float]] | None:
         """Return top-1 on the validation split, after every so many passes and the last."""
         settings, last = self.settings, epoch == self.settings.optim.epochs
         if settings.val_split is None or (epoch % settings.val_every and not last):
             return None
-        scored = score_views(self.model, self.val_views, self.recipe, here)
+        scored = score_views(self.classifier, self.val_views, self.recipe, here)
         top1 = top_accuracy(merge_views(scored), 1)
         return top1, {"val_top1": top1}
 
     def work(self) -> float:
         """Count six operations for each weight and token."""
-        weights = sum(parameter.numel() for parameter in self.model.parameters())
-        return 6.0 * self.model.encoder.tokens * weights
+        weights = sum(parameter.numel() for parameter in self.classifier.parameters())
+        masked = self.auxiliary.work() if self.auxiliary is not None else 0.0
+        return 6.0 * self.classifier.encoder.tokens * weights + masked
 
 
 def finetune_folder(
@@ -202,8 +261,29 @@ def build_classifier(recipe: Recipe, *, classes: int) -> Classifier:
     settings = recipe.finetune
     encoder = build_encoder(recipe.model, recipe.grid, drop_path=settings.drop_path)
     return Classifier(
-        encoder, classes, dropout=settings.head_dropout, head_scale=settings.head_scale
+        encoder,
+        classes,
+        dropout=settings.head_dropout,
+        head_scale=settings.head_scale,
+        form=settings.head,
     )
+
+
+def refuse_lonely_views(recipe: Recipe, *, world: int) -> None:
+    """Refuse a BatchNorm over a single view, which would make every feature zero.
+
+    Raises:
+        RecipeError: If the micro-batches of all ranks together are one view.
+    """
+    settings = recipe.finetune
+    views = derive_batch(settings.optim, world=world)[0] * settings.repeats * world
+    if settings.head.norm == "batch" and views < 2:
+        raise RecipeError(
+            "`finetune.head.norm: batch` needs two views or more in a forward pass, and "
+            f"`finetune.optim.batch_per_device: {settings.optim.batch_per_device}` makes one",
+            hint="set `finetune.optim.batch_per_device=2` (and `total_batch` to a multiple), or "
+            "`finetune.head.norm=layer`",
+        )
 
 
 def labelled(store: Store, split: str) -> list[int]:

@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 from tatscli.console import Reporter
 from tatscli.data.batch import Batch
 from tatscli.data.dataset import PretrainClips
+from tatscli.data.provide import MotionSource
 from tatscli.engine.checkpoint import Checkpoint, find_checkpoint
 from tatscli.engine.learner import Learner
 from tatscli.engine.optim import build_optimizer
@@ -29,6 +30,7 @@ from tatscli.system.load import refuse_other_frozen
 from tatscli.system.system import System, build_system
 from tatscli.tasks.tokenizer import train_tokenizer
 from tatscli.tasks.training import Stage, run_training
+from tatscli.tasks.watch import Watcher, part_watched
 
 
 def pretrain(
@@ -78,7 +80,7 @@ class Pretraining(Stage):
 
     def __init__(self, loaded: LoadedRecipe, store: Store, init: Path | str | None) -> None:
         data = loaded.recipe.data
-        rows = store.part(data.split)
+        rows, self.held = part_watched(store, store.part(data.split), loaded.recipe.run.watch)
         super().__init__(loaded, store, rows, loaded.recipe.optim, repeats=data.repeats)
         self.init = init
 
@@ -102,11 +104,14 @@ class Pretraining(Stage):
             follows_motion=self.system.follows_motion,
             codes=self.system.cached_codes,
         )
-        if self.system.follows_motion:
-            unknown = len(clips.motion_source.unknown(self.rows))  # on all ranks: it may refuse
-            if unknown and here.world.main:
-                notice = motion_notice(self.system, recipe, unknown=unknown, videos=len(self.rows))
-                here.reporter.warn(notice)
+        warn_of_unknown_motion(self.system, clips.motion_source, self.rows, recipe, here)
+        self.watcher = (
+            Watcher(
+                self.store, self.rows, self.held, recipe, follows_motion=self.system.follows_motion
+            )
+            if recipe.run.watch is not None
+            else None
+        )
 
     def to(self, device: torch.device) -> None:
         """Move the system to a device, ready to train."""
@@ -141,27 +146,50 @@ class Pretraining(Stage):
         """Take `step`, with the autoencoder as it is wrapped."""
         return step(self.system.called(self.network), batch, generator)
 
+    def score(self, epoch: int, here: Session) -> tuple[None, dict[str, float]] | None:
+        """Look at the videos held out, after every so many passes and the last; nothing is chosen
+        by them."""
+        if self.watcher is None or not self.watcher.due(epoch):
+            return None
+        found = self.watcher.look(self.system, here)
+        words = "  ".join(f"{name} {value:.4g}" for name, value in found.items())
+        here.reporter.info(f"pass {epoch} of {self.optim.epochs}: {words}")
+        return None, found
+
     def check(self, means: dict[str, float]) -> None:
         """Find out that a mask or selection has broken the rules of `MaskPlan`.
 
         Raises:
             RuntimeError: If so; it is a bug.
         """
-        if means.pop("plan_faults", 0.0):
-            raise RuntimeError(
-                f"`mask.kind: {self.recipe.mask.kind}` with `predict.kind: "
-                f"{self.recipe.predict.kind}` made plans whose tokens are not ascending, disjoint "
-                "and within the clip"
-            )
+        refuse_faulty_plans(means, self.recipe)
 
     def work(self) -> float:
         """Count six operations for each weight and token."""
-        system, seen = self.system, self.system.masker.visible
-        head_tokens = seen + system.selection.budget
-        encoder = seen * count_parameters(system.encoder)
-        head = head_tokens * count_parameters(system.autoencoder.head)
-        sampler = system.encoder.tokens * count_parameters(system.masker)
-        return 6.0 * (encoder + head + sampler)
+        return work_of(self.system)
+
+
+def refuse_faulty_plans(means: dict[str, float], recipe: Recipe) -> None:
+    """Take `plan_faults` out of the averages of a log line.
+
+    Raises:
+        RuntimeError: If there were any; it is a bug.
+    """
+    if means.pop("plan_faults", 0.0):
+        raise RuntimeError(
+            f"`mask.kind: {recipe.mask.kind}` with `predict.kind: {recipe.predict.kind}` made "
+            "plans whose tokens are not ascending, disjoint and within the clip"
+        )
+
+
+def work_of(system: System) -> float:
+    """Estimate the floating-point operations of a step on one video: six a weight and token."""
+    seen = system.masker.visible
+    head_tokens = seen + system.selection.budget
+    encoder = seen * count_parameters(system.encoder)
+    head = head_tokens * count_parameters(system.autoencoder.head)
+    sampler = system.encoder.tokens * count_parameters(system.masker)
+    return 6.0 * (encoder + head + sampler)
 
 
 def step(system: System, batch: Batch, generator: Generator) -> Lesson:
@@ -186,6 +214,21 @@ def step(system: System, batch: Batch, generator: Generator) -> Lesson:
         return Lesson(metrics, lesson.notices, found.loss)
     metrics[f"loss/{system.masker.config.kind}"] = lesson.loss
     return Lesson(metrics, lesson.notices, found.loss + lesson.loss)
+
+
+def warn_of_unknown_motion(
+    system: System, source: MotionSource, rows: list[int], recipe: Recipe, here: Session
+) -> None:
+    """Say what stands in for the motion of videos that have none, where motion is followed.
+
+    Raises:
+        DataError: If there are some and the recipe allows no fallback.
+    """
+    if not system.follows_motion:
+        return
+    unknown = len(source.unknown(rows))  # on all ranks: it may refuse
+    if unknown and here.world.main:
+        here.reporter.warn(motion_notice(system, recipe, unknown=unknown, videos=len(rows)))
 
 
 def motion_notice(system: System, recipe: Recipe, *, unknown: int, videos: int) -> str:

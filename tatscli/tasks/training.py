@@ -34,6 +34,9 @@ from tatscli.recipe.schema import Optim, Recipe
 from tatscli.recipe.text import dump_recipe
 from tatscli.store.reader import Store
 
+FIXED = ("run.seed", "run.watch", "run.watch.share")
+"""Keys of `run` that say what is trained on, and how."""
+
 FREE_TO_CHANGE = (
     "run.",
     "evaluate.",
@@ -102,8 +105,11 @@ class Stage:
         """Estimate the floating-point operations of a step on one video."""
         raise NotImplementedError
 
-    def score(self, epoch: int, here: Session) -> tuple[float, dict[str, float]] | None:
-        """Score the model after a pass, higher is better, with metrics; None if there is none."""
+    def score(self, epoch: int, here: Session) -> tuple[float | None, dict[str, float]] | None:
+        """Score the model after a pass, higher is better, with metrics; None if there is none.
+
+        A score of None with metrics picks no `best`.
+        """
         return None
 
     def check(self, means: dict[str, float]) -> None:
@@ -296,13 +302,14 @@ def _refuse_other_recipe(folder: Path, loaded: LoadedRecipe) -> None:
     differing = [
         f"`{key}: {new}` (the run has `{old}`)"
         for key, old, new in _differences(before, now)
-        if key == "run.seed" or not key.startswith(FREE_TO_CHANGE)
+        if key in FIXED or not key.startswith(FREE_TO_CHANGE)
     ]
     if differing:
         raise UsageError(
             f"the recipe differs from the run in `{folder}`: " + ", ".join(differing),
-            hint="`run.*`, `evaluate.*`, `data.workers`, `data.cache*`, `data.max_bad_share` and "
-            "the place of the store may change on `--resume`; "
+            hint="`run.*` (but `run.seed` and `run.watch.share`), `evaluate.*`, `data.workers`, "
+            "`data.cache*`, `data.max_bad_share` and the place of the store may change on "
+            "`--resume`; "
             "to start anew from these weights, use `--init` and another `--out`",
         )
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
+from torch import nn
 
+from tatscli.engine.optim import decays
+from tatscli.errors import RecipeError
 from tatscli.nn.classifier import Classifier
+from tatscli.nn.pool import EfficientPool, JepaPool
 from tatscli.nn.vit import Encoder
+from tatscli.recipe.schema import ClassHead
 
 
-def make(**changes: float) -> Classifier:
+def make(**changes: Any) -> Classifier:
     torch.manual_seed(0)
     encoder = Encoder(width=32, depth=3, heads=4, grid=(2, 2, 2), tubelet=2, patch=4)
     return Classifier(encoder, 5, **changes)
@@ -53,3 +61,96 @@ def test_dropout_acts_in_training_only() -> None:
     assert not torch.equal(model(video), model(video))
     model.eval()
     assert torch.equal(model(video), model(video))
+
+
+FORMS = [
+    {"pool": pool, "norm": norm}
+    for pool in ("mean", "attention", "cls")
+    for norm in ("layer", "batch")
+]
+
+
+def test_the_default_form_is_videomaes_to_the_bit() -> None:
+    """Names and start values: what `finetune.head` adds must not shift a single draw."""
+    model = make(form=ClassHead())
+    torch.manual_seed(0)
+    encoder = Encoder(width=32, depth=3, heads=4, grid=(2, 2, 2), tubelet=2, patch=4)
+    head = nn.Linear(32, 5)
+    nn.init.trunc_normal_(head.weight, std=0.02, a=-0.02, b=0.02)
+    expected = {f"encoder.{name}": value for name, value in encoder.state_dict().items()} | {
+        "fc_norm.weight": torch.ones(32),
+        "fc_norm.bias": torch.zeros(32),
+        "head.weight": head.weight.data * 0.001,
+        "head.bias": torch.zeros(5),
+    }
+    found = model.state_dict()
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: "-".join(form.values()))
+def test_every_form_trains_all_it_has_and_scores_alike_twice(form: dict[str, str]) -> None:
+    model = make(form=ClassHead(**form, queries=4), head_scale=1.0)
+    video = torch.randn(4, 3, 4, 8, 8)
+    model(video).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+        assert 0 <= model.layer_of(name) <= model.layers
+        if parameter.requires_grad and not name.endswith("bias"):
+            assert parameter.grad.abs().sum() > 0, name
+    model.eval()
+    scores = model(video)
+    assert scores.shape == (4, 5)
+    # In evaluation no clip hears of the others.
+    torch.testing.assert_close(model(video[:1]), scores[:1], rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_new_learns_at_the_rate_of_the_head_and_learned_tokens_are_not_decayed() -> None:
+    for form, names in (
+        ({"pool": "attention"}, {"pool.queries_MD": False, "pool.value.weight": True}),
+        ({"pool": "cls"}, {"cls_D": False}),
+    ):
+        model = make(form=ClassHead(**form))
+        parameters = dict(model.named_parameters())
+        for name, decayed in names.items():
+            assert model.layer_of(name) == model.layers
+            assert decays(name, parameters[name]) == decayed
+
+
+def test_the_class_token_goes_through_the_blocks_behind_the_clips() -> None:
+    model = make(form=ClassHead(pool="cls"), head_scale=1.0).eval()
+    encoder, video = model.encoder, torch.randn(2, 3, 4, 8, 8)
+    tokens = encoder.embed(encoder.cubes(video)) + encoder.position_ND
+    tokens = torch.cat([tokens, model.cls_D.expand(2, 1, 32)], dim=1)
+    for block in encoder.blocks:
+        tokens = block(tokens)
+    torch.testing.assert_close(model(video), model.head(model.fc_norm(tokens[:, -1])))
+
+
+def test_queries_pool_their_share_of_the_values_by_what_they_attend_to() -> None:
+    torch.manual_seed(0)
+    pool = EfficientPool(6, 3, key="q")
+    tokens = torch.randn(2, 5, 6)
+    found = pool(tokens)
+    for clip in range(2):
+        normed = pool.norm(tokens[clip])
+        values = normed @ pool.value.weight.T
+        for query in range(3):
+            weight = torch.stack([pool.queries_MD[query] @ one for one in normed]) / 6**0.5
+            share = weight.softmax(0) @ values[:, 2 * query : 2 * query + 2]
+            torch.testing.assert_close(found[clip, 2 * query : 2 * query + 2], share)
+
+
+def test_queries_that_cannot_share_the_width_are_refused() -> None:
+    with pytest.raises(RecipeError, match=r"`finetune\.head\.queries: 5` does not divide .* 32"):
+        make(form=ClassHead(pool="attention", queries=5))
+
+
+def test_the_pool_of_v_jepa_has_three_blocks_and_a_query() -> None:
+    pool = JepaPool(32, 4)
+    assert len(pool.blocks) == 3
+    tokens = torch.randn(2, 7, 32)
+    assert pool(tokens).shape == (2, 32)
+    torch.testing.assert_close(pool(tokens), pool(tokens[:, torch.randperm(7)]))  # a set of tokens
+    pool(tokens).sum().backward()
+    assert all(parameter.grad is not None for parameter in pool.parameters())

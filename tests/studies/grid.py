@@ -34,13 +34,13 @@ from torch import Tensor
 from tatscli.console import Reporter
 from tatscli.data.dataset import EvalViews
 from tatscli.engine.session import session
+from tatscli.evaluation.features import PooledFeatures
 from tatscli.evaluation.knn import knn_scores, whiten
 from tatscli.evaluation.scores import ViewScores
 from tatscli.evaluation.views import score_views
 from tatscli.nn.load import load_encoder, open_checkpoint
 from tatscli.nn.vit import build_encoder
 from tatscli.store.reader import Store
-from tatscli.tasks.evaluate import PooledFeatures
 
 TASKS = ("digits", "verbs")
 TOP, LEFT, SIDE = 36, 24, 64  # the mouth in the 112 x 112 pixels of the sets

@@ -136,7 +136,7 @@ def test_neighbours_see_the_means_of_runs_of_tokens(
         seen.update(asked=query_RD, stored=stored_QD)
         return knn_scores(query_RD, stored_QD, *args, **kw)
 
-    monkeypatch.setattr("tatscli.tasks.evaluate.knn_scores", spy)
+    monkeypatch.setattr("tatscli.tasks.frozen.knn_scores", spy)
     words = [f"evaluate.knn.pool={pool}"]
     evaluate(pretrained, reporter=reporter, protocol="knn", overrides=words)
     recipe, opened = load().recipe, Store.open(store)

@@ -13,7 +13,15 @@ from typing import Annotated, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from tatscli.recipe.schema.data import Data, Motion, Sampling
-from tatscli.recipe.schema.downstream import Augment, Evaluate, Finetune, FinetuneOptim, Knn
+from tatscli.recipe.schema.downstream import (
+    Augment,
+    ClassHead,
+    Evaluate,
+    Finetune,
+    FinetuneOptim,
+    Knn,
+    Probe,
+)
 from tatscli.recipe.schema.learned import AdamaeMask, LearnedMask, TatsMask
 from tatscli.recipe.schema.masks import (
     BlockMask,
@@ -58,7 +66,7 @@ from tatscli.recipe.schema.tokenizer import (
     TrainedTokenizer,
     VqTokenizer,
 )
-from tatscli.recipe.schema.training import Optim, Run
+from tatscli.recipe.schema.training import Optim, Run, Watch
 
 _OF_MASKED = ("mask", "predict", "head", "targets")
 

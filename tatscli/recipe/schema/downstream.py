@@ -77,6 +77,22 @@ class FinetuneOptim(Optim):
     """Learning-rate factor per block from the head down."""
 
 
+class ClassHead(Section):
+    """From the tokens of a clip to the scores of its classes."""
+
+    pool: Literal["mean", "attention", "cls"] = "mean"
+    """What the classifier reads: the mean of all tokens (VideoMAE's form), what a few learned
+    queries find among them, or one learned token that goes through all blocks beside the others.
+    The encoder is pretrained without such a token: it is new, as the classifier is."""
+    norm: Literal["layer", "batch"] = "layer"
+    """What comes before the linear layer: LayerNorm (VideoMAE's form), or LayerNorm and then
+    BatchNorm without weights, which takes out what all clips have in common. With `batch` set
+    `head_scale: 1`."""
+    queries: Annotated[int, Field(ge=1, le=32)] = 8
+    """Learned queries of `pool: attention`; they share the encoder's width, so it must be a
+    multiple."""
+
+
 class Finetune(Section):
     """Action recognition on top of the pretrained encoder."""
 
@@ -95,8 +111,13 @@ class Finetune(Section):
     """Stochastic depth of the last block, rising linearly from 0."""
     head_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout before the classifier."""
+    head: ClassHead = ClassHead()
     head_scale: Positive = 0.001
-    """Factor on the classifier's initial weights."""
+    """Factor on the classifier's initial weights, which have a deviation of 0.02."""
+    auxiliary: Ratio | None = None
+    """Train masked modelling beside classification: its share of the loss, by the recipe's `mask`,
+    `predict`, `head` and `targets`, on the same clips. 0.9 is published for small data sets; null
+    trains classification alone."""
     augment: Augment = Augment()
     optim: FinetuneOptim = FinetuneOptim()
 
@@ -119,11 +140,59 @@ class Knn(Section):
     """Softmax temperature of the cosine similarities that weigh the votes."""
 
 
+class Probe(Section):
+    """A small classifier on frozen features: `--protocol linear` and `--protocol attentive`."""
+
+    split: str = "train"
+    """Part of the store it is trained on."""
+    views: Count = 1
+    """Views of each video whose features it is trained on: the middle of the video, and further
+    ones drawn as `finetune.augment` crops and mirrors."""
+    held_out: Ratio = 0.2
+    """Share of those videos, of each class alike, that learning rate and weight decay are chosen
+    on; what was chosen is then trained again on all. Nothing is held out where there is one
+    choice."""
+    epochs: Count = 90
+    """Passes over the videos, each by one of its views."""
+    batch: Count = 256
+    """Videos in a step, at most."""
+    rates: Annotated[list[Positive], Field(min_length=1)] = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]
+    """Peak learning rates to choose from; they are not scaled."""
+    decays: Annotated[list[NonNegative], Field(min_length=1)] = [0.01, 0.4]
+    """Weight decays to choose from, each with every rate."""
+    form: Literal["efficient", "vjepa"] = "efficient"
+    """How an attentive probe pools: one cross-attention of a few learned queries (efficient
+    probing), or V-JEPA 2's four blocks, three of self-attention and one of cross-attention by one
+    query."""
+    queries: Annotated[int, Field(ge=1, le=32)] = 8
+    """Learned queries of `form: efficient`; they share the encoder's width, so it must be a
+    multiple."""
+    precision: Literal["float16", "float32"] = "float16"
+    """Numbers that tokens wait as, between encoder and attentive probe; a linear probe's features
+    are few and wait as float32."""
+    cache_gb: Positive = 8.0
+    """Memory for waiting features, in GB, in each process. More than that is refused."""
+
+    @model_validator(mode="after")
+    def _choices_differ(self) -> Self:
+        for key, values in (("rates", self.rates), ("decays", self.decays)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"`{key}: {values}` names a value twice")
+        return self
+
+
 class Evaluate(Section):
     """Views per video and where to look."""
 
     split: str = "val"
     """Part of the store that is scored."""
+    layer: Annotated[int, Field(ge=0)] | None = None
+    """Blocks of the encoder that frozen features have gone through; 0 is the patch embeddings with
+    their positions. null is all, and the last norm, which no other layer has. For `knn`, `linear`
+    and `attentive`."""
+    shots: Count | None = None
+    """Labelled videos of each class that `knn`, `linear` and `attentive` may use, drawn by
+    `run.seed`; null is all. Those of fewer shots are among those of more."""
     segments: Count = 1
     """Clips along time."""
     crops: Literal[1, 3] = 1
@@ -134,3 +203,4 @@ class Evaluate(Section):
     batch_per_device: Count = 16
     """Views per forward pass."""
     knn: Knn = Knn()
+    probe: Probe = Probe()

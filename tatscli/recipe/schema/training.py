@@ -40,6 +40,17 @@ class Optim(Section):
     """Largest gradient norm; null does not clip."""
 
 
+class Watch(Section):
+    """Looking at a pretraining on videos that are held out of it: `watch/...` in metrics.jsonl."""
+
+    share: Ratio = 0.05
+    """Share of the training videos that is held out: at least one, always the same ones, whole."""
+    every: Count = 10
+    """Passes between two looks."""
+    videos: Count = 1000
+    """Training videos, at most, whose features are the neighbours of the held-out ones."""
+
+
 class Run(Section):
     """Where and how a training runs."""
 
@@ -64,5 +75,7 @@ class Run(Section):
     """Passes over the data between two checkpoints."""
     keep: Count = 2
     """Numbered checkpoints kept; `last` and `best` come on top."""
+    watch: Watch | None = None
+    """Hold videos out of a pretraining and look at them now and then; null trains on all."""
     max_bad_steps: Count = 5
     """Steps in a row with a loss or gradient that is not finite before training stops."""

@@ -1,0 +1,154 @@
+"""Features of a frozen encoder, computed once and kept in memory.
+
+Shapes: B batch, C channels, T frames, H and W pixels, N tokens, D width, R videos, V views of a
+video, X numbers of a feature.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tatscli.data.dataset import EvalViews
+from tatscli.engine import distributed
+from tatscli.engine.session import Session
+from tatscli.errors import CheckpointError, RecipeError
+from tatscli.evaluation.views import run_views
+from tatscli.nn.vit import Encoder
+from tatscli.recipe.schema import Recipe
+
+GB = 10**9
+
+
+class PooledFeatures(nn.Module):
+    """The frozen encoder over all tokens, means of groups of them, joined.
+
+    Args:
+        encoder: The encoder.
+        groups: Runs of tokens that are averaged: 1, slices or tokens of a clip.
+        layer: Blocks to run; None runs all, and the last norm.
+
+    Raises:
+        RecipeError: If the encoder has fewer blocks.
+    """
+
+    def __init__(self, encoder: Encoder, groups: int = 1, *, layer: int | None = None) -> None:
+        super().__init__()
+        if layer is not None and layer > encoder.depth:
+            raise RecipeError(
+                f"`evaluate.layer: {layer}` is more than the encoder's {encoder.depth} blocks",
+                hint=f"allowed are 0 (the patch embeddings) to {encoder.depth}, and null",
+            )
+        self.encoder = encoder
+        self.groups = groups
+        self.layer = layer
+
+    @property
+    def numbers(self) -> int:
+        """Numbers of a feature: groups x D."""
+        return self.groups * self.encoder.width
+
+    def forward(self, video_BCTHW: Tensor) -> Tensor:
+        """Return one feature per clip: (B, groups x D)."""
+        tokens_BND = self.encoder.embed(self.encoder.cubes(video_BCTHW))
+        if self.layer is None:
+            tokens_BND = self.encoder(tokens_BND)
+        else:
+            tokens_BND = self.encoder.features(tokens_BND, depth=self.layer)
+        return tokens_BND.unflatten(1, (self.groups, -1)).mean(dim=2).flatten(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Features of videos.
+
+    Attributes:
+        row_R: Manifest row of each video, int64, in the order of the views' rows.
+        label_R: Its class, int64.
+        value_RVX: Its views' features.
+    """
+
+    row_R: Tensor
+    label_R: Tensor
+    value_RVX: Tensor
+
+
+def collect_features(
+    model: PooledFeatures,
+    views: EvalViews,
+    recipe: Recipe,
+    here: Session,
+    *,
+    dtype: torch.dtype,
+    description: str = "features",
+) -> Features:
+    """Run the encoder once over all views, spread over the ranks; every rank keeps all features.
+
+    Where a feature is kept depends on its video and view alone, not on ranks or batches.
+
+    Args:
+        model: What makes features.
+        views: What to run over; a clip that cannot be read stops the evaluation.
+        recipe: Says how pixels are standardised, the batch, and how much memory may be taken.
+        here: Device, precision and peers.
+        dtype: What features wait as.
+        description: Label of the progress bar.
+
+    Raises:
+        RecipeError: If they take more memory than the recipe allows, or numbers than `dtype` holds.
+        CheckpointError: If they are not finite.
+    """
+    videos, settings = len(views.rows), recipe.evaluate.probe
+    shape = (videos, views.views, model.numbers)
+    refuse_too_large(shape, dtype, settings.cache_gb)
+    place = {row: number for number, row in enumerate(views.rows)}
+    value_RVX = torch.empty(shape, dtype=dtype)
+    label_R = torch.empty(videos, dtype=torch.int64)
+    arriving = run_views(model, views, recipe, here, description=description)
+    # Ranks go batch by batch together, so that no more than a batch of each is on its way; those
+    # with fewer videos have nothing to add at the end.
+    mine = -(-videos // here.world.size) * views.views
+    for _ in range(-(-mine // recipe.evaluate.batch_per_device)):
+        found = next(arriving, None)
+        sent = []
+        if found is not None:
+            batch, output_BX = found
+            kept_BX = output_BX.to(dtype).cpu()
+            if not kept_BX.isfinite().all():
+                _refuse_numbers(output_BX, dtype)
+            sent = [(batch.row_B, batch.view_B, batch.label_B, kept_BX)]
+        for row_B, view_B, label_B, part_BX in distributed.gathered(sent):
+            place_B = torch.tensor([place[row] for row in row_B.tolist()])
+            value_RVX[place_B, view_B] = part_BX
+            label_R[place_B] = label_B
+    return Features(torch.tensor(views.rows), label_R, value_RVX)
+
+
+def refuse_too_large(shape: tuple[int, int, int], dtype: torch.dtype, limit_gb: float) -> None:
+    """Refuse features that take more memory than the recipe allows.
+
+    Raises:
+        RecipeError: If so.
+    """
+    videos, views, numbers = shape
+    need = videos * views * numbers * dtype.itemsize / GB
+    if need > limit_gb:
+        raise RecipeError(
+            f"the features of {videos} videos x {views} views take {need:.3g} GB in each process, "
+            f"more than `evaluate.probe.cache_gb: {limit_gb:g}`",
+            hint="if the memory is there, raise it; else fewer labels (`evaluate.shots`), fewer "
+            "`evaluate.probe.views`, or `--protocol linear`, which keeps one mean of a clip",
+        )
+
+
+def _refuse_numbers(output_BX: Tensor, dtype: torch.dtype) -> None:
+    if output_BX.isfinite().all():
+        raise RecipeError(
+            f"features as large as {float(output_BX.abs().max()):.3g} do not fit into {dtype}",
+            hint="set `evaluate.probe.precision=float32`",
+        )
+    raise CheckpointError(
+        "the encoder's features are not finite", hint="take an earlier checkpoint of the run"
+    )

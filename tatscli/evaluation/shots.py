@@ -1,0 +1,86 @@
+"""Which labelled videos may be used, and which of them are kept for choosing.
+
+Shapes: R videos.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tatscli.errors import DataError
+from tatscli.seeding import random_of
+
+
+def draw_shots(
+    rows: Sequence[int], labels: Sequence[int], shots: int, *, seed: int, names: Sequence[str]
+) -> list[int]:
+    """Draw as many rows of each class; those of fewer shots are among those of more.
+
+    Args:
+        rows: Rows to draw from.
+        labels: Their classes.
+        shots: Rows of each class.
+        seed: Of the draw.
+        names: Names of the classes.
+
+    Returns:
+        The rows drawn, in the order they were given in.
+
+    Raises:
+        DataError: If a class has too few.
+    """
+    by_class: dict[int, list[int]] = {label: [] for label in range(len(names))}
+    for row, label in zip(rows, labels, strict=True):
+        by_class[label].append(row)
+    short = {label: len(found) for label, found in by_class.items() if len(found) < shots}
+    if short:
+        label = min(short, key=lambda one: short[one])
+        raise DataError(
+            f"`evaluate.shots: {shots}` asks for more videos than {len(short)} of {len(names)} "
+            f"classes have; `{names[label]}` has {short[label]}",
+            hint=f"the smallest class allows `evaluate.shots={short[label]}`"
+            if short[label]
+            else "choose a `split` that has videos of every class",
+        )
+    chosen: set[int] = set()
+    for label, found in by_class.items():
+        random_of("shots", seed, label).shuffle(found)
+        chosen.update(found[:shots])
+    return [row for row in rows if row in chosen]
+
+
+def hold_out(label_R: Tensor, share: float, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Part videos, those of each class alike: at least one is held out of a class of two.
+
+    Args:
+        label_R: Class of each video.
+        share: Share that is held out.
+        seed: Of the draw.
+
+    Returns:
+        Indices of the videos to train on and of those held out, ascending.
+
+    Raises:
+        DataError: If no class has a second video.
+    """
+    places: dict[int, list[int]] = defaultdict(list)
+    for place, label in enumerate(label_R.tolist()):
+        places[label].append(place)
+    held: list[int] = []
+    for label, found in places.items():
+        random_of("held out", seed, label).shuffle(found)
+        held += found[: min(len(found) - 1, max(1, round(share * len(found))))]
+    if not held:
+        raise DataError(
+            "no video can be held out to choose learning rate and weight decay on: each class has "
+            "one labelled video",
+            hint="name one of each, such as `evaluate.probe.rates=[1e-3] "
+            "evaluate.probe.decays=[0.01]`, or raise `evaluate.shots`",
+        )
+    kept = torch.ones(len(label_R), dtype=torch.bool)
+    kept[held] = False
+    return kept.nonzero().flatten(), (~kept).nonzero().flatten()

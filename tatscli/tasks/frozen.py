@@ -1,0 +1,235 @@
+"""What frozen features say: neighbours and probes, from any encoder.
+
+Shapes: Q stored features, R features asked about, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tatscli.data.dataset import EvalViews
+from tatscli.data.drawn import DrawnViews
+from tatscli.engine.checkpoint import Checkpoint
+from tatscli.engine.device import full_precision
+from tatscli.engine.rng import random_at
+from tatscli.engine.session import Session
+from tatscli.errors import DataError
+from tatscli.evaluation.features import PooledFeatures, collect_features
+from tatscli.evaluation.knn import knn_scores, whiten
+from tatscli.evaluation.probe import choose_probe
+from tatscli.evaluation.scores import ViewScores
+from tatscli.evaluation.shots import draw_shots
+from tatscli.evaluation.views import score_views
+from tatscli.nn.load import load_encoder
+from tatscli.nn.probe import build_probe
+from tatscli.nn.vit import Encoder, build_encoder
+from tatscli.recipe.schema import Recipe, Sampling
+from tatscli.seeding import seed_of
+from tatscli.store.reader import Store
+from tatscli.tasks.finetune import labelled
+
+
+def frozen_encoder(recipe: Recipe, checkpoint: Checkpoint | None) -> Encoder:
+    """Build the encoder with a checkpoint's weights; None leaves those a training begins with.
+
+    Every training builds its encoder first, so that the seed alone says what it begins with.
+
+    Raises:
+        CheckpointError: If the weights do not fit.
+    """
+    random_at(recipe.run.seed)
+    encoder = build_encoder(recipe.model, recipe.grid)
+    if checkpoint is not None:
+        load_encoder(encoder, checkpoint)
+    return encoder.requires_grad_(False)
+
+
+def score_neighbours(
+    encoder: Encoder, recipe: Recipe, store: Store, here: Session
+) -> tuple[ViewScores, dict[str, Any]]:
+    """Let the nearest training videos vote on every view; neighbours are one centre view each.
+
+    Returns:
+        Shares of the vote, and what the results say beside the usual.
+
+    Raises:
+        TatsError: If the recipe's layer, or its labels, are not there.
+    """
+    settings = recipe.evaluate.knn
+    groups = {"clip": 1, "slice": encoder.grid[0], "token": encoder.tokens}[settings.pool]
+    model = PooledFeatures(encoder, groups, layer=recipe.evaluate.layer).to(here.device)
+    rows = training_rows(recipe, store, settings.split)
+    views = EvalViews(store, rows, recipe.data, sampling=view_sampling(recipe))
+    stored = score_views(
+        model, views, recipe, here, output=_as_is, description=f"features of {settings.split}"
+    )
+    asked = score_views(
+        model, scored_views(recipe, store), recipe, here, output=_as_is,
+        description=f"features of {recipe.evaluate.split}",
+    )  # fmt: skip
+    stored_QD, asked_RD = stored.score_VL, asked.score_VL
+    if settings.whiten is not None:
+        stored_QD, asked_RD = whiten(stored_QD, asked_RD, settings.whiten)
+    votes = knn_scores(
+        asked_RD,
+        stored_QD,
+        stored.label_V,
+        query_row_R=asked.row_V,
+        stored_row_Q=stored.row_V,
+        classes=len(store.class_names),
+        neighbours=settings.neighbours,
+        temperature=settings.temperature,
+    )
+    return ViewScores(asked.row_V, asked.label_V, votes), {"train_videos": len(rows)}
+
+
+class Probed(nn.Module):
+    """Frozen features and the probe on them, as one classifier of videos."""
+
+    def __init__(self, features: PooledFeatures, probe: nn.Module) -> None:
+        super().__init__()
+        self.features = features
+        self.probe = probe
+
+    def forward(self, video_BCTHW: Tensor) -> Tensor:
+        """Score a standardised video: (B, classes)."""
+        features_BX = self.features(video_BCTHW)
+        with full_precision(features_BX.device):  # as it was trained
+            return self.probe(features_BX.float())
+
+
+def score_probe(
+    encoder: Encoder, recipe: Recipe, store: Store, protocol: str, here: Session
+) -> tuple[ViewScores, dict[str, Any]]:
+    """Train a probe on features of the training videos, and score every view with it.
+
+    The videos to be scored are not read before it is chosen and trained.
+
+    Args:
+        encoder: Frozen.
+        recipe: Says how.
+        store: Labelled videos.
+        protocol: `linear` or `attentive`.
+        here: Device, precision and peers.
+
+    Returns:
+        Class probabilities, and what the results say beside the usual.
+
+    Raises:
+        TatsError: If the recipe's layer, labels or queries do not fit, or features are too large.
+    """
+    settings, seed = recipe.evaluate.probe, recipe.run.seed
+    attentive = protocol == "attentive"
+    model = PooledFeatures(
+        encoder, encoder.tokens if attentive else 1, layer=recipe.evaluate.layer
+    ).to(here.device)
+    start = build_probe(
+        protocol,
+        settings,
+        width=encoder.width,
+        heads=encoder.heads,
+        classes=len(store.class_names),
+        seed=seed_of("probe", seed),
+    )
+    rows = training_rows(recipe, store, settings.split)
+    views = DrawnViews(
+        store,
+        rows,
+        recipe.data,
+        sampling=view_sampling(recipe),
+        augment=recipe.finetune.augment,
+        views=settings.views,
+        seed=seed,
+    )
+    data = collect_features(
+        model,
+        views,
+        recipe,
+        here,
+        dtype=torch.float16 if attentive and settings.precision == "float16" else torch.float32,
+        description=f"features of {settings.split}",
+    )
+    chosen = choose_probe(start, data, settings, seed=seed, here=here)
+    best = chosen.choice
+    if best.top1 is not None:
+        here.reporter.info(
+            f"chose learning rate {best.rate:g} and weight decay {best.decay:g} of "
+            f"{len(chosen.choices)}: top-1 {best.top1:.4f} on {chosen.held_out} videos held out of "
+            f"`{settings.split}`"
+        )
+    whole = Probed(model, chosen.probe)
+    scored = score_views(
+        whole, scored_views(recipe, store), recipe, here, description=recipe.evaluate.split
+    )
+    facts = {
+        "rate": best.rate,
+        "decay": best.decay,
+        "held_out": chosen.held_out,
+        "choices": [
+            {"rate": one.rate, "decay": one.decay, "top1": one.top1, "loss": one.loss}
+            for one in chosen.choices
+        ],
+        "views": settings.views,
+        "parameters": sum(parameter.numel() for parameter in start.parameters()),
+    }
+    if attentive:
+        facts["form"] = settings.form
+        facts["queries"] = settings.queries if settings.form == "efficient" else 1
+    return scored, {"train_videos": len(rows), "probe": facts}
+
+
+def training_rows(recipe: Recipe, store: Store, split: str) -> list[int]:
+    """Return the rows of a split whose labels may be used: all, or so many of each class.
+
+    Raises:
+        DataError: If labels are missing, or a class has fewer videos.
+    """
+    rows = labelled(store, split)
+    shots = recipe.evaluate.shots
+    if shots is None:
+        return rows
+    labels = [store.rows[row].label for row in rows]
+    known = [label for label in labels if label is not None]
+    return draw_shots(rows, known, shots, seed=recipe.run.seed, names=store.class_names)
+
+
+def scored_views(recipe: Recipe, store: Store) -> EvalViews:
+    """Return the views of the split that is scored.
+
+    Raises:
+        DataError: If labels are missing.
+    """
+    return EvalViews(
+        store,
+        labelled(store, recipe.evaluate.split),
+        recipe.data,
+        sampling=view_sampling(recipe),
+        segments=recipe.evaluate.segments,
+        crops=recipe.evaluate.crops,
+    )
+
+
+def view_sampling(recipe: Recipe) -> Sampling:
+    """Return how evaluation draws its frames: its own way, else fine-tuning's, else the data's."""
+    return recipe.evaluate.sampling or recipe.finetune.sampling or recipe.data.sampling
+
+
+def refuse_other_classes(store: Store, names: list[str]) -> None:
+    """Refuse a store whose classes are not those the run was trained on.
+
+    Raises:
+        DataError: If they differ.
+    """
+    if store.class_names != names:
+        raise DataError(
+            f"the classes of `{store.path}` ({len(store.class_names)}) are not those the run was "
+            f"trained on ({len(names)})",
+            hint="evaluate on a store prepared with the same `labels.txt` or class folders",
+        )
+
+
+def _as_is(output: Tensor) -> Tensor:
+    return output
