@@ -102,8 +102,10 @@ def evaluate(
 
     say = reporter(json, quiet, verbose)
     given = shorthand(overrides, {"data.store": store, "evaluate.split": split})
-    if protocol is Protocol.RECONSTRUCTION or is_tokenizer(run):
+    if is_tokenizer(run):
         _refuse_labels(run, protocol, untrained)
+        protocol = Protocol.RECONSTRUCTION
+    if protocol is Protocol.RECONSTRUCTION:
         result = evaluate_tokenizer(
             run, reporter=say, overrides=given, prefer=checkpoint.value, out=out
         )
