@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -115,7 +115,7 @@ def evaluate(
     result = run_evaluation(
         run,
         reporter=say,
-        protocol=protocol.value,
+        protocol=cast("Any", protocol.value),
         overrides=given,
         prefer=checkpoint.value,
         untrained=untrained,

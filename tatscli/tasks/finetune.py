@@ -257,7 +257,16 @@ def choose_start(
 
 
 def build_classifier(recipe: Recipe, *, classes: int) -> Classifier:
-    """Build the classifier a recipe describes, with fresh weights."""
+    """Build the classifier a recipe describes, with fresh weights.
+
+    Raises:
+        RecipeError: If it describes a tokenizer.
+    """
+    if recipe.tokenizer is not None:
+        raise RecipeError(
+            "this recipe trains a tokenizer: it has no encoder to fine-tune",
+            hint="fine-tune a masked autoencoder, such as one that predicts its codes",
+        )
     settings = recipe.finetune
     encoder = build_encoder(recipe.model, recipe.grid, drop_path=settings.drop_path)
     return Classifier(

@@ -46,11 +46,13 @@ def open_run(path: Path) -> tuple[ImageTokenizer, str, Checkpoint]:
     Raises:
         CheckpointError: If `path` holds no such run.
     """
+    hint = "train one with `tats pretrain tokenizer/vq`"
+    if not path.exists():
+        raise CheckpointError(f"there is no tokenizer at `{path}`", hint=hint)
     run = open_checkpoint(path)
     if run.checkpoint.kind != "tokenizer" or run.recipe.tokenizer is None:
         raise CheckpointError(
-            f"`{path}` is a {run.checkpoint.kind} run, not a tokenizer",
-            hint="train one with `tats pretrain tokenizer/vq`",
+            f"`{path}` is a {run.checkpoint.kind} run, not a tokenizer", hint=hint
         )
     tokenizer = ImageTokenizer(run.recipe.tokenizer)
     restore_part("model", Weights(tokenizer), run.checkpoint)

@@ -8,7 +8,7 @@ at least that of `plain` less 1.5 dB, and at least half of its codes are used. B
 many steps as the tokenizer takes in 15 minutes on two cores.
 
     python tests/studies/tokenizer.py --store STORE --out FOLDER [--recipe tokenizer/small]
-        [--steps 2200] [--set KEY=VALUE ...]
+        [--steps 1200] [--set KEY=VALUE ...]
 
 STORE has the splits `train` and `val`. Both arms can be killed and started again; the figures are
 printed, and kept in FOLDER/figures.json.
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--store", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--recipe", default="tokenizer/small")
-    parser.add_argument("--steps", type=int, default=2200)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--set", nargs="*", default=[])
     parser.add_argument("--arms", nargs="*", default=["codes", "plain"])

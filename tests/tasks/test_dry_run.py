@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from tatscli.engine.checkpoint import save_checkpoint
+from tatscli.recipe.load import load_recipe
 from tatscli.recipe.shipped import shipped
+from tatscli.tokenizer.image import ImageTokenizer
 from tests.nn.counting import block_macs, regressor_macs, trajectory_macs
 
 Plan = Callable[..., dict[str, Any]]
@@ -35,17 +38,46 @@ def gflops(macs: float) -> Any:
     return pytest.approx(2 * macs / 1e9, rel=1e-9)
 
 
+@pytest.fixture(scope="module")
+def coders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tokenizers that nothing trained, by the recipe that needs them."""
+    made = {}
+    for name in ("vq", "small"):
+        recipe = load_recipe(f"tokenizer/{name}").recipe
+        folder = tmp_path_factory.mktemp(name)
+        save_checkpoint(
+            folder,
+            step=0,
+            tensors={"model": ImageTokenizer(recipe.tokenizer).state_dict()},
+            meta={"kind": "tokenizer", "recipe": recipe.model_dump(mode="json")},
+            keep=1,
+            best=False,
+        )
+        made[name] = folder
+    return made
+
+
 @pytest.mark.parametrize("name", [recipe.name for recipe in shipped()])
 def test_every_shipped_recipe_passes_a_dry_run(
-    name: str, cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    cli: Callable[..., Any],
+    coders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    coder = coders["small" if name.endswith("small") else "vq"]
+    more = [f"targets.0.tokenizer.path={coder}"] if name.startswith("mam2/") else []
     for command in ("pretrain", "finetune"):
-        outcome = cli(command, name, "--dry-run", "--json")
+        outcome = cli(command, name, *more, "--dry-run", "--json")
+        if command == "finetune" and name.startswith("tokenizer/"):
+            assert outcome.code == 2
+            assert "trains a tokenizer" in outcome.stderr
+            continue
         assert outcome.code == 0, outcome.stderr
         plan = outcome.json()
         assert plan["tokens"] == plan["grid"][0] * plan["grid"][1] * plan["grid"][2]
-        assert cli(command, name, "--dry-run").stdout.strip()
+        assert cli(command, name, *more, "--dry-run").stdout.strip()
     assert not any(tmp_path.iterdir())
 
 

@@ -279,7 +279,7 @@ def test_wrong_tokenizers_are_named(
     coder: Path, load: Load, load_coder: Load, reporter: Reporter
 ) -> None:
     cases: list[tuple[type[TatsError], str, str]] = [
-        (CheckpointError, "`runs/nowhere` does not exist", codes(Path("runs/nowhere"))),
+        (CheckpointError, "there is no tokenizer at `runs/nowhere`", codes(Path("runs/nowhere"))),
         (RecipeError, "does not have a whole number of codes", codes(coder, scale=0.25)),
         (
             CheckpointError,

@@ -123,6 +123,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _tokenizer_stands_alone(self) -> Self:
+        if self.tokenizer is None and "mask" not in self.model_fields_set:
+            raise ValueError("`mask` is missing")
         fields = type(self).model_fields
         other = [key for key in _OF_MASKED if getattr(self, key) != fields[key].default]
         if self.tokenizer is not None and other:
