@@ -32,8 +32,9 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "adamae": LEARNED | {"detach": st.booleans()},
     "everest": {"keep": st.just(0.8)},
     "block": {"blocks": st.integers(1, 2)},
-    "decoder": {"depth": st.integers(1, 2)},
+    "decoder": {"depth": st.integers(1, 2), "shared": st.booleans()},
     "regressor": {
+        "shared": st.booleans(),
         "depth": st.integers(0, 1),
         "regressor_depth": st.integers(1, 2),
         "alignment": st.sampled_from([0.0, 2.0]),
