@@ -6,6 +6,8 @@ token, D width, H heads. Tokens are time-major: index = (t * h + row) * w + colu
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -223,6 +225,13 @@ class Encoder(nn.Module):
         # In autocast the float32 table keeps the residual stream in float32.
         position = self.position_ND if index_BK is None else self.position_ND[index_BK]
         return run_blocks(self.blocks, tokens_BKD + position, checkpointing=self.checkpointing)
+
+    def by_block(self, tokens_BND: Tensor) -> Iterator[Tensor]:
+        """Add positions to all tokens of clips and give what each block makes of them, in turn."""
+        tokens_BND = tokens_BND + self.position_ND
+        for block in self.blocks:
+            tokens_BND = block(tokens_BND)
+            yield tokens_BND
 
     def forward(self, tokens_BKD: Tensor, index_BK: Tensor | None = None) -> Tensor:
         """Return the normalised latents of the given tokens: (B, K, D)."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 from tatscli.data.clip import ClipForm
 from tatscli.recipe import schema
-from tatscli.targets.base import Target
+from tatscli.targets.base import AllTargets, Target
 from tatscli.targets.difference import DifferenceTarget
+from tatscli.targets.ema import EmaTarget
 from tatscli.targets.pixels import PixelTarget
 
 TARGETS: dict[str, type[Target]] = {
     "pixels": PixelTarget,
     "difference": DifferenceTarget,
+    "ema": EmaTarget,
 }
 
 

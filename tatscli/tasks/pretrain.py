@@ -27,6 +27,7 @@ from tatscli.store.reader import Store
 from tatscli.system.cost import count_parameters
 from tatscli.system.load import refuse_other_frozen
 from tatscli.system.system import System, build_system
+from tatscli.targets import AllTargets
 from tatscli.tasks.training import Stage, run_training
 
 
@@ -88,6 +89,7 @@ class Pretraining(Stage):
         self.model = self.system.autoencoder
         if self.init is not None and not resume:
             here.reporter.info(start_from(self.system, self.init))
+            self.system.follow()
         self.clips = clips = PretrainClips(
             self.store,
             self.rows,
@@ -117,8 +119,12 @@ class Pretraining(Stage):
         return {"autoencoder": main} | self.system.masker.learners(schedule)
 
     def parts(self, learners: dict[str, Learner]) -> dict[str, Part]:
-        """Return model, optimiser and masker."""
-        return super().parts(learners) | {"masker": self.system.masker}
+        """Return model, optimiser, masker and targets."""
+        system = self.system
+        return super().parts(learners) | {
+            "masker": system.masker,
+            "targets": AllTargets(system.targets),
+        }
 
     def facts(self, resumed: Checkpoint | None) -> dict[str, Any]:
         """Name the frozen networks, of which a checkpoint has no copy.

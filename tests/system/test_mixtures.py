@@ -22,7 +22,7 @@ from tatscli.masking.selection import SELECTIONS
 from tatscli.recipe.derive import Schedule, derive_schedule
 from tatscli.recipe.schema import Recipe
 from tatscli.system.system import build_system
-from tatscli.targets import TARGETS
+from tatscli.targets import TARGETS, AllTargets
 from tatscli.tasks.pretrain import step
 
 CLIPS = 2
@@ -40,6 +40,11 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "alignment": st.sampled_from([0.0, 2.0]),
     },
     "pixels": {"normalize": st.booleans(), "weight": st.sampled_from([0.5, 1.0])},
+    "ema": {
+        "momentum": st.sampled_from([0.0, 0.9]),
+        "norm": st.sampled_from(["layer", "final"]),
+        "beta": st.sampled_from([0.0, 1.0]),
+    },
     "difference": {
         "span": st.sampled_from(["cube", "clip"]),
         "normalize": st.booleans(),
@@ -103,7 +108,12 @@ class Trained:
             lr=lambda number: lr_at(number, self.schedule),
         )
         self.learners = {"autoencoder": main} | self.system.masker.learners(self.schedule)
-        self.parts = {"model": Weights(model), "optimizer": main, "masker": self.system.masker}
+        self.parts = {
+            "model": Weights(model),
+            "optimizer": main,
+            "masker": self.system.masker,
+            "targets": AllTargets(self.system.targets),
+        }
 
     def step(self, number: int) -> Lesson:
         for learner in self.learners.values():
@@ -170,8 +180,9 @@ def test_any_mixture_trains_two_steps_with_exact_counts_and_resumes_bit_for_bit(
     halves.step(0)
     resumed = Trained(recipe)
     with torch.no_grad():
-        for parameter in resumed.system.autoencoder.parameters():
-            parameter.add_(1.0)  # a resumed run must not owe anything to its own start
+        for part in (resumed.system.autoencoder, *resumed.system.targets.values()):
+            for parameter in part.parameters():
+                parameter.add_(1.0)  # a resumed run must not owe anything to its own start
     resumed.load(halves.state())
     resumed.step(1)
     expected, got = straight.state(), resumed.state()

@@ -28,6 +28,7 @@ from tatscli.nn.vit import Block
 from tatscli.recipe.derive import derive_schedule
 from tatscli.recipe.schema import Recipe
 from tatscli.system.system import System, build_system
+from tatscli.targets import AllTargets
 from tatscli.tasks.pretrain import step
 from tests.system.fake_device import GPU, NoWaits, pretend_gpu, to_gpu, walk_back
 
@@ -42,6 +43,9 @@ TARGETS = [
     [{"kind": "difference"}],
     [{"kind": "pixels", "normalize": False}, {"kind": "difference", "span": "clip"}],
 ]
+OTHER_TARGETS: dict[str, dict[str, Any]] = {
+    "ema": {"layers": 1},
+}
 HEAD_OPTIONS: dict[str, dict[str, Any]] = {
     "decoder": {"depth": 1},
     "regressor": {"depth": 1, "regressor_depth": 1, "alignment": 2.0},
@@ -138,7 +142,12 @@ def _train_steps(system: System, recipe: Recipe, folder: Path, steps: int) -> No
         model=model,
         step=lambda batch, generator: step(system, batch, generator),
         learners=learners,
-        parts={"model": Weights(model), "optimizer": main, "masker": system.masker},
+        parts={
+            "model": Weights(model),
+            "optimizer": main,
+            "masker": system.masker,
+            "targets": AllTargets(system.targets),
+        },
         schedule=schedule,
         batches=lambda start: batches(),
         run=recipe.run,
@@ -200,6 +209,15 @@ def test_every_other_mixture_neither(
 ) -> None:
     recipe = recipe_of({"kind": mask} | MASKS[mask], head, TARGETS[targets], predict)
     train_steps(recipe, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("kind", OTHER_TARGETS)
+def test_no_target_makes_a_step_wait(
+    kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    targets = [{"kind": "pixels"}, {"kind": kind} | OTHER_TARGETS[kind]]
+    recipe = recipe_of({"kind": "tube"}, "decoder", targets, "random")
+    train_steps(recipe, tmp_path, monkeypatch, steps=2)
 
 
 @pytest.mark.parametrize(

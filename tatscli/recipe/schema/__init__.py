@@ -39,7 +39,12 @@ from tatscli.recipe.schema.predict import (
     PredictUniform,
 )
 from tatscli.recipe.schema.section import Section
-from tatscli.recipe.schema.targets import DifferenceTarget, PixelTarget, Target
+from tatscli.recipe.schema.targets import (
+    DifferenceTarget,
+    EmaTarget,
+    PixelTarget,
+    Target,
+)
 from tatscli.recipe.schema.training import Optim, Run
 
 

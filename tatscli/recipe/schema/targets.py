@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from tatscli.recipe.schema.section import Count, Positive, Section
+from tatscli.recipe.schema.section import Count, NonNegative, Positive, Section, Share
 
 
 class PixelTarget(Section):
@@ -37,7 +37,39 @@ class DifferenceTarget(Section):
     """Weight of this target in the loss; MAM2's lambda."""
 
 
+class EmaTarget(Section):
+    """Features that the encoder's own moving average gives the hidden tokens, seeing the whole clip
+    (data2vec, V-JEPA)."""
+
+    kind: Literal["ema"]
+    momentum: Share = 0.998
+    """Share of the slow encoder that an optimiser step leaves as it is, in the first step;
+    V-JEPA's."""
+    momentum_end: Share = 1.0
+    """The same in the last step of the training; V-JEPA's."""
+    ramp: Literal["linear", "cosine"] = "linear"
+    """How the momentum goes from the one to the other."""
+    layers: Count = 1
+    """Last blocks whose outputs are averaged, each normalised, as data2vec does."""
+    norm: Literal["layer", "final"] = "layer"
+    """`layer` gives each token mean 0 and deviation 1; `final` takes the slow encoder's own final
+    norm, with its weights."""
+    beta: NonNegative = 1.0
+    """Differences below this count squared, others plainly (smooth L1); 0 is L1, V-JEPA's."""
+    weight: Positive = 1.0
+    """Weight of this target in the loss."""
+
+    @model_validator(mode="after")
+    def _final_norm_has_one_input(self) -> Self:
+        if self.norm == "final" and self.layers > 1:
+            raise ValueError(
+                f"`norm: final` is that of the last block, and `layers: {self.layers}` averages"
+                " several; use `norm: layer`"
+            )
+        return self
+
+
 Target = Annotated[
-    PixelTarget | DifferenceTarget,
+    PixelTarget | DifferenceTarget | EmaTarget,
     Field(discriminator="kind"),
 ]
