@@ -123,7 +123,7 @@ class PretrainClips(Clips):
         data: The recipe's `data`.
         patch: Height and width of a token in pixels.
         seed: Seed of every draw.
-        follows_motion: Whether mask or selection need the motion; else no clip is refused for
+        follows_motion: Whether mask, selection or targets need the motion; else no clip is refused for
             having none.
 
     Raises:

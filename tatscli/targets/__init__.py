@@ -8,11 +8,13 @@ from tatscli.recipe import schema
 from tatscli.targets.base import AllTargets, Target
 from tatscli.targets.difference import DifferenceTarget
 from tatscli.targets.ema import EmaTarget
+from tatscli.targets.motion import MotionTarget
 from tatscli.targets.pixels import PixelTarget
 
 TARGETS: dict[str, type[Target]] = {
     "pixels": PixelTarget,
     "difference": DifferenceTarget,
+    "motion": MotionTarget,
     "ema": EmaTarget,
 }
 

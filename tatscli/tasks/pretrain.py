@@ -18,6 +18,7 @@ from tatscli.engine.optim import build_optimizer
 from tatscli.engine.part import Lesson, Part, under
 from tatscli.engine.schedule import lr_at
 from tatscli.engine.session import Session
+from tatscli.errors import DataError
 from tatscli.masking.insight import mask_insight
 from tatscli.nn.load import copy_weights, load_encoder
 from tatscli.recipe.derive import Schedule
@@ -100,8 +101,10 @@ class Pretraining(Stage):
         )
         if self.system.follows_motion:
             unknown = len(clips.motion_source.unknown(self.rows))  # on all ranks: it may refuse
+            videos = len(self.rows)
+            refuse_nothing_to_predict(self.system, recipe, unknown=unknown, videos=videos)
             if unknown and here.world.main:
-                notice = motion_notice(self.system, recipe, unknown=unknown, videos=len(self.rows))
+                notice = motion_notice(self.system, recipe, unknown=unknown, videos=videos)
                 here.reporter.warn(notice)
 
     def to(self, device: torch.device) -> None:
@@ -185,7 +188,7 @@ def step(system: System, batch: Batch, generator: Generator) -> Lesson:
 
 
 def motion_notice(system: System, recipe: Recipe, *, unknown: int, videos: int) -> str:
-    """Say what stands in for the motion of videos that have none."""
+    """Say what happens with videos that have no motion."""
     fallback = recipe.data.motion.fallback
     stand_ins = []
     if system.masker.needs_motion:
@@ -193,7 +196,28 @@ def motion_notice(system: System, recipe: Recipe, *, unknown: int, videos: int) 
     if system.selection.needs_motion:
         chance = "any tokens" if fallback == "tube" else f"`{fallback}`"
         stand_ins.append(f"`predict.kind: {recipe.predict.kind}` falls back to {chance}")
+    stand_ins += [f"`targets: {name}` counts no error" for name in guessing_motion(system)]
     return f"{unknown} of {videos} videos have no motion: there {' and '.join(stand_ins)}"
+
+
+def refuse_nothing_to_predict(system: System, recipe: Recipe, *, unknown: int, videos: int) -> None:
+    """Find out that a target would predict motion where no video has any.
+
+    Raises:
+        DataError: If so.
+    """
+    names = guessing_motion(system)
+    if names and unknown == videos:
+        raise DataError(
+            f"none of the {videos} videos in `{recipe.data.store}` has motion, which "
+            f"`targets: {names[0]}` predicts",
+            hint="`tats prepare --motion auto` makes vectors for files that have none",
+        )
+
+
+def guessing_motion(system: System) -> list[str]:
+    """Name the targets that follow motion."""
+    return [name for name, target in system.targets.items() if target.needs_motion]
 
 
 def pretrain_folder(loaded: LoadedRecipe, out: Path | str | None = None) -> Path:

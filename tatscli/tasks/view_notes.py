@@ -66,7 +66,7 @@ def _store_notes(recipe: Recipe, page: Page) -> list[str]:
 
 
 def mask_notes(choice: Choice, windows: Sequence[Window]) -> list[str]:
-    """Say what a mask, and a selection, that follow motion do where there is none."""
+    """Say what masks, selections and targets that follow motion do where there is none."""
     system, recipe = choice.viewer.system, choice.recipe
     parts = []
     if system.masker.needs_motion:
@@ -87,6 +87,13 @@ def mask_notes(choice: Choice, windows: Sequence[Window]) -> list[str]:
                 f"no motion vectors in {_listed(changes)}: there {who} falls back to "
                 "`framediff`, the change of grey levels"
             )
+    if lost and choice.viewer.trained:
+        where = _listed([one.number + 1 for one in lost])
+        notes += [
+            f"no motion is known of {where}: there the error has no part of `targets: {name}`"
+            for name, target in system.targets.items()
+            if target.needs_motion
+        ]
     return notes
 
 

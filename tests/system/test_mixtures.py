@@ -40,6 +40,7 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "alignment": st.sampled_from([0.0, 2.0]),
     },
     "pixels": {"normalize": st.booleans(), "weight": st.sampled_from([0.5, 1.0])},
+    "motion": {"scale": st.sampled_from(["clip", "patch", "none"])},
     "ema": {
         "momentum": st.sampled_from([0.0, 0.9]),
         "norm": st.sampled_from(["layer", "final"]),

@@ -44,6 +44,7 @@ TARGETS = [
     [{"kind": "pixels", "normalize": False}, {"kind": "difference", "span": "clip"}],
 ]
 OTHER_TARGETS: dict[str, dict[str, Any]] = {
+    "motion": {"scale": "clip"},
     "ema": {"layers": 1},
 }
 HEAD_OPTIONS: dict[str, dict[str, Any]] = {

@@ -37,6 +37,20 @@ class DifferenceTarget(Section):
     """Weight of this target in the loss; MAM2's lambda."""
 
 
+class MotionTarget(Section):
+    """The motion of `data.motion` at the hidden tokens: x and y for each frame of the cube."""
+
+    kind: Literal["motion"]
+    scale: Literal["clip", "patch", "none"] = "clip"
+    """`clip` divides by the root mean square length of the clip's known vectors, `patch` by the
+    side of a token, `none` leaves pixels of the view. Ours."""
+    floor: Positive = 1.0
+    """Least length in pixels that `scale: clip` divides by, so that noise of still clips is not
+    blown up. Ours."""
+    weight: Positive = 1.0
+    """Weight of this target in the loss."""
+
+
 class EmaTarget(Section):
     """Features that the encoder's own moving average gives the hidden tokens, seeing the whole clip
     (data2vec, V-JEPA)."""
@@ -70,6 +84,6 @@ class EmaTarget(Section):
 
 
 Target = Annotated[
-    PixelTarget | DifferenceTarget | EmaTarget,
+    PixelTarget | DifferenceTarget | MotionTarget | EmaTarget,
     Field(discriminator="kind"),
 ]
