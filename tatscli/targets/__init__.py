@@ -8,12 +8,14 @@ from tatscli.recipe import schema
 from tatscli.targets.base import AllTargets, Target
 from tatscli.targets.difference import DifferenceTarget
 from tatscli.targets.ema import EmaTarget
+from tatscli.targets.hog import HogTarget
 from tatscli.targets.motion import MotionTarget
 from tatscli.targets.pixels import PixelTarget
 
 TARGETS: dict[str, type[Target]] = {
     "pixels": PixelTarget,
     "difference": DifferenceTarget,
+    "hog": HogTarget,
     "motion": MotionTarget,
     "ema": EmaTarget,
 }

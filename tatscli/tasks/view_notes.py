@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tatscli.data.provide import one_scale
-from tatscli.recipe.schema import Recipe
+from tatscli.recipe.schema import Recipe, ScheduleMask
 from tatscli.store.schema import Settings
 from tatscli.tasks.viewers import STRIDE, Choice
 from tatscli.visualize.render import Page, is_sheet
@@ -77,6 +77,8 @@ def mask_notes(choice: Choice, windows: Sequence[Window]) -> list[str]:
     missing = [one.number + 1 for one in lost if one.motion.missing_B.any()]
     changes = [one.number + 1 for one in lost if not one.motion.missing_B.any()]
     notes = []
+    if isinstance(recipe.mask, ScheduleMask):
+        notes.append(f"the `schedule` mask is shown as it ends: `{recipe.mask.to.kind}`")
     for who, fallback in parts:
         if missing:
             notes.append(

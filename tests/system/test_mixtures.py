@@ -31,6 +31,12 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "tats": LEARNED | {"epochs": st.integers(1, 2), "rollouts": st.integers(1, 2)},
     "adamae": LEARNED | {"detach": st.booleans()},
     "everest": {"keep": st.just(0.8)},
+    "future": {"gap": st.just(0)},
+    "schedule": {
+        "from": st.sampled_from(["random", "tube", {"kind": "adamae", "width": 16, "heads": 2}]),
+        "to": st.sampled_from(["mgm", "frame", "future"]),
+        "over": st.sampled_from([0.1, 0.5]),
+    },
     "block": {"blocks": st.integers(1, 2)},
     "decoder": {"depth": st.integers(1, 2), "shared": st.booleans()},
     "regressor": {
@@ -40,6 +46,7 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "alignment": st.sampled_from([0.0, 2.0]),
     },
     "pixels": {"normalize": st.booleans(), "weight": st.sampled_from([0.5, 1.0])},
+    "hog": {"cell": st.sampled_from([2, 4]), "frames": st.sampled_from(["middle", "all"])},
     "motion": {"scale": st.sampled_from(["clip", "patch", "none"])},
     "ema": {
         "momentum": st.sampled_from([0.0, 0.9]),

@@ -37,6 +37,7 @@ MASKS: dict[str, dict[str, Any]] = {kind: {} for kind in MASKERS} | {
     "tats": LEARNED,
     "adamae": LEARNED,
     "everest": {"keep": 0.6},
+    "schedule": {"from": "tube", "to": {"kind": "tats"} | LEARNED, "over": 0.1},
 }
 TARGETS = [
     [{"kind": "pixels"}],
@@ -44,6 +45,7 @@ TARGETS = [
     [{"kind": "pixels", "normalize": False}, {"kind": "difference", "span": "clip"}],
 ]
 OTHER_TARGETS: dict[str, dict[str, Any]] = {
+    "hog": {"cell": 2},
     "motion": {"scale": "clip"},
     "ema": {"layers": 1},
 }

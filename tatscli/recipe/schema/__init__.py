@@ -19,12 +19,15 @@ from tatscli.recipe.schema.masks import (
     BlockMask,
     EverestMask,
     FrameMask,
+    FutureMask,
     Mask,
     MgmAdvectMask,
     MgmMask,
     MgmTopkMask,
     MotionBinsMask,
+    OneMask,
     RandomMask,
+    ScheduleMask,
     SimulatedMask,
     TubeMask,
 )
@@ -42,6 +45,7 @@ from tatscli.recipe.schema.section import Section
 from tatscli.recipe.schema.targets import (
     DifferenceTarget,
     EmaTarget,
+    HogTarget,
     MotionTarget,
     PixelTarget,
     Target,

@@ -37,6 +37,20 @@ class DifferenceTarget(Section):
     """Weight of this target in the loss; MAM2's lambda."""
 
 
+class HogTarget(Section):
+    """Histograms of oriented gradients of the hidden tokens (MaskFeat, arXiv 2112.09133)."""
+
+    kind: Literal["hog"]
+    cell: Count = 8
+    """Height and width of a cell in pixels; divides `model.patch`. MaskFeat's."""
+    bins: Count = 9
+    """Orientations of a histogram, equal parts of 180 degrees; MaskFeat's."""
+    frames: Literal["middle", "all"] = "middle"
+    """Frames of the cube that are described: the middle one (the later of two), or every one."""
+    weight: Positive = 1.0
+    """Weight of this target in the loss."""
+
+
 class MotionTarget(Section):
     """The motion of `data.motion` at the hidden tokens: x and y for each frame of the cube."""
 
@@ -84,6 +98,6 @@ class EmaTarget(Section):
 
 
 Target = Annotated[
-    PixelTarget | DifferenceTarget | MotionTarget | EmaTarget,
+    PixelTarget | DifferenceTarget | HogTarget | MotionTarget | EmaTarget,
     Field(discriminator="kind"),
 ]
