@@ -11,6 +11,7 @@ from tatscli.targets.ema import EmaTarget
 from tatscli.targets.hog import HogTarget
 from tatscli.targets.motion import MotionTarget
 from tatscli.targets.pixels import PixelTarget
+from tatscli.targets.teacher import TeacherTarget
 
 TARGETS: dict[str, type[Target]] = {
     "pixels": PixelTarget,
@@ -18,6 +19,7 @@ TARGETS: dict[str, type[Target]] = {
     "hog": HogTarget,
     "motion": MotionTarget,
     "ema": EmaTarget,
+    "teacher": TeacherTarget,
 }
 
 

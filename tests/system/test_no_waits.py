@@ -28,9 +28,11 @@ from tatscli.nn.vit import Block
 from tatscli.recipe.derive import derive_schedule
 from tatscli.recipe.schema import Recipe
 from tatscli.system.system import System, build_system
+from tatscli.targets import TARGETS as ALL_TARGETS
 from tatscli.targets import AllTargets
 from tatscli.tasks.pretrain import step
 from tests.system.fake_device import GPU, NoWaits, pretend_gpu, to_gpu, walk_back
+from tests.teaching import write_run
 
 LEARNED = {"width": 16, "heads": 2}
 MASKS: dict[str, dict[str, Any]] = {kind: {} for kind in MASKERS} | {
@@ -119,7 +121,7 @@ def train_steps(
     """Take whole optimiser steps on the pretend GPU."""
     system = build_system(recipe).train()
     with pretend_gpu(monkeypatch):
-        to_gpu(*system.parts)
+        to_gpu(*system.parts, *(one._network[0] for one in system.frozen()))
         _train_steps(system, recipe, folder, steps)
 
 
@@ -214,6 +216,11 @@ def test_every_other_mixture_neither(
     train_steps(recipe, tmp_path, monkeypatch)
 
 
+def test_the_tables_name_every_target() -> None:
+    named = {one["kind"] for mixture in TARGETS for one in mixture} | OTHER_TARGETS.keys()
+    assert named == set(ALL_TARGETS) - {"teacher"}  # which needs a run, below
+
+
 @pytest.mark.parametrize("kind", OTHER_TARGETS)
 def test_no_target_makes_a_step_wait(
     kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -221,6 +228,15 @@ def test_no_target_makes_a_step_wait(
     targets = [{"kind": "pixels"}, {"kind": kind} | OTHER_TARGETS[kind]]
     recipe = recipe_of({"kind": "tube"}, "decoder", targets, "random")
     train_steps(recipe, tmp_path, monkeypatch, steps=2)
+
+
+def test_no_teacher_makes_a_step_wait(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    recipe = recipe_of({"kind": "tube"}, "decoder", [{"kind": "pixels"}], "all")
+    data = recipe.data.model_dump() | {"size": 32}
+    write_run(tmp_path / "run", data=data, model=recipe.model.model_dump() | {"patch": 8})
+    teacher = {"kind": "teacher", "run": str(tmp_path / "run"), "size": 32}
+    recipe = recipe_of({"kind": "tube"}, "decoder", [teacher], "all")
+    train_steps(recipe, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ from tatscli.recipe.schema.targets import (
     MotionTarget,
     PixelTarget,
     Target,
+    TeacherTarget,
 )
 from tatscli.recipe.schema.training import Optim, Run
 

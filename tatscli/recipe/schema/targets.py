@@ -97,7 +97,62 @@ class EmaTarget(Section):
         return self
 
 
+class TeacherTarget(Section):
+    """Features that a frozen network gives the hidden tokens, seeing the whole clip: one of our
+    runs (SALT, arXiv 2509.24317), or a network from elsewhere."""
+
+    kind: Literal["teacher"]
+    run: str | None = None
+    """A run folder or checkpoint of ours, whose encoder teaches."""
+    transformers: str | None = None
+    """A local folder of the `transformers` library with a VideoMAE, V-JEPA 2 or DINOv3."""
+    torchvision: str | None = None
+    """A classifier of torchvision by name, for pictures or videos, such as `resnet50`."""
+    weights: str | None = None
+    """For `torchvision`: a local file with its weights, .pth or .safetensors."""
+    layer: Count | str | None = None
+    """Block, counted from 1, whose output is taken, or for `torchvision` a node of its graph; null
+    is the last one, with its final norm."""
+    size: Count | tuple[Count, Count] | None = None
+    """Height and width to which frames are resized for the teacher; null leaves them."""
+    frames: Literal["mean", "first"] = "mean"
+    """For networks that see one picture: average over the frames of a cube, or the first one."""
+    mean: tuple[float, float, float] | None = None
+    """Mean of red, green and blue in [0, 1] that it was trained with; null is its own."""
+    std: tuple[Positive, Positive, Positive] | None = None
+    """Deviation of red, green and blue that it was trained with; null is its own."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """What the teacher computes in; its features are compared in fp32."""
+    beta: NonNegative = 1.0
+    """Differences below this count squared, others plainly (smooth L1); 0 is L1."""
+    weight: Positive = 1.0
+    """Weight of this target in the loss."""
+
+    @property
+    def source(self) -> str:
+        """Which of the three it is."""
+        return next(name for name in _SOURCES if getattr(self, name) is not None)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        named = [f"`{name}`" for name in _SOURCES if getattr(self, name) is not None]
+        if len(named) != 1:
+            found = f"{' and '.join(named)} are given" if named else "none is"
+            raise ValueError(
+                f"a teacher needs one of `run`, `transformers` and `torchvision`; {found}"
+            )
+        if (self.torchvision is None) != (self.weights is None):
+            raise ValueError("`torchvision` and `weights`, a local file, belong together")
+        if self.layer is not None and isinstance(self.layer, str) != (self.source == "torchvision"):
+            kind = "a node by its name" if self.source == "torchvision" else "a block by its number"
+            raise ValueError(f"`layer: {self.layer}` with {named[0]} must be {kind}")
+        return self
+
+
+_SOURCES = ("run", "transformers", "torchvision")
+
+
 Target = Annotated[
-    PixelTarget | DifferenceTarget | HogTarget | MotionTarget | EmaTarget,
+    PixelTarget | DifferenceTarget | HogTarget | MotionTarget | EmaTarget | TeacherTarget,
     Field(discriminator="kind"),
 ]
