@@ -93,7 +93,8 @@ class Clip:
     Args:
         form: How it was cut.
         pixels_BNP: uint8 RGB, all cubes.
-        motion: The clips' motion on the token grid, where a mask or selection follows it.
+        motion: The clips' motion on the token grid, where a mask, selection or target
+            follows it.
         label_B: int64 classes; -1 where there is none.
         row_B: int64 rows of the store's manifest.
         codes: By name of the tokenizer, codes of all frames, where the store holds them: int64

@@ -128,8 +128,8 @@ class PretrainClips(Clips):
         data: The recipe's `data`.
         patch: Height and width of a token in pixels.
         seed: Seed of every draw.
-        follows_motion: Whether mask or selection need the motion; else no clip is refused for
-            having none.
+        follows_motion: Whether mask, selection or targets need the motion; else no clip is refused
+            for having none.
         codes: Names of codes that the store holds, which clips bring along.
 
     Raises:

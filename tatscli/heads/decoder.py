@@ -20,39 +20,47 @@ from tatscli.recipe import schema
 
 
 class Decoder(nn.Module):
-    """Narrow ViT whose last tokens become predictions; the names below it are VideoMAE's."""
+    """Narrow ViT whose last tokens become predictions; the names below it are VideoMAE's.
 
-    def __init__(self, *, width: int, depth: int, heads: int, out: int) -> None:
+    With several values in `outs` there is a linear output for each, `head` the first of them.
+    """
+
+    def __init__(self, *, width: int, depth: int, heads: int, outs: Sequence[int]) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.head = nn.Linear(width, out)
+        self.head = nn.Linear(width, outs[0])
+        self.further = nn.ModuleList(nn.Linear(width, out) for out in outs[1:])
 
-    def forward(self, tokens_BXE: Tensor, predicted: int, *, checkpointing: bool) -> Tensor:
-        """Return predictions for the last `predicted` tokens: (B, M, C)."""
+    def forward(self, tokens_BXE: Tensor, predicted: int, *, checkpointing: bool) -> list[Tensor]:
+        """Return predictions for the last `predicted` tokens: (B, M, C) for each output."""
         tokens_BXE = run_blocks(self.blocks, tokens_BXE, checkpointing=checkpointing)
-        return self.head(self.norm(tokens_BXE[:, -predicted:]))
+        tokens_BME = self.norm(tokens_BXE[:, -predicted:])
+        return [output(tokens_BME) for output in (self.head, *self.further)]
 
 
 class Branch(nn.Module):
-    """From the latents to one target: projection, mask token, positions and decoder."""
+    """From the latents to one target, or several that share it: projection, mask token, positions
+    and decoder."""
 
     position_NE: Tensor
 
-    def __init__(self, *, encoder: Encoder, width: int, depth: int, heads: int, out: int) -> None:
+    def __init__(
+        self, *, encoder: Encoder, width: int, depth: int, heads: int, outs: Sequence[int]
+    ) -> None:
         super().__init__()
         self.checkpointing = encoder.checkpointing
         self.encoder_to_decoder = nn.Linear(encoder.width, width, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.decoder = Decoder(width=width, depth=depth, heads=heads, out=out)
+        self.decoder = Decoder(width=width, depth=depth, heads=heads, outs=outs)
         self.register_buffer(
             "position_NE", sine_cosine_table(encoder.tokens, width), persistent=False
         )
         initialize(self)
         nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
 
-    def forward(self, latents_BKD: Tensor, visible_BK: Tensor, predict_BM: Tensor) -> Tensor:
-        """Return predictions (B, M, C); only the mask tokens of `predict_BM` enter the decoder."""
+    def forward(self, latents_BKD: Tensor, visible_BK: Tensor, predict_BM: Tensor) -> list[Tensor]:
+        """Return (B, M, C) for each target; only mask tokens of `predict_BM` enter the decoder."""
         seen_BKE = self.encoder_to_decoder(latents_BKD) + self.position_NE[visible_BK]
         asked_BME = self.mask_token + self.position_NE[predict_BM]
         return self.decoder(
@@ -63,7 +71,7 @@ class Branch(nn.Module):
 
 
 class DecoderHead(Head):
-    """MAE decoder, one branch per target.
+    """MAE decoder, one branch per target or, where they share it, one for all.
 
     Width and heads that the recipe leaves open are half the encoder's (at least one head).
 
@@ -79,17 +87,18 @@ class DecoderHead(Head):
         super().__init__(config, encoder=encoder, predicts=predicts)
         width, heads = decoder_width(config, encoder)
         self.branches = nn.ModuleList(
-            Branch(encoder=encoder, width=width, depth=config.depth, heads=heads, out=out)
-            for out in self.predicts
+            Branch(encoder=encoder, width=width, depth=config.depth, heads=heads, outs=outs)
+            for outs in decoded_together(config, self.predicts)
         )
 
     def forward(
         self, clip: Clip, latents_BKD: Tensor, plan: MaskPlan, encode: Encode
     ) -> HeadOutput:
-        """Decode visible latents and mask tokens, once for every target."""
-        return HeadOutput(
-            [branch(latents_BKD, plan.visible_BK, plan.predict_BM) for branch in self.branches]
-        )
+        """Decode visible latents and mask tokens, once in every branch."""
+        predictions: list[Tensor] = []
+        for branch in self.branches:
+            predictions += branch(latents_BKD, plan.visible_BK, plan.predict_BM)
+        return HeadOutput(predictions)
 
 
 def decoder_width(
@@ -108,3 +117,10 @@ def decoder_width(
             hint="null takes half the encoder's for both",
         )
     return width, heads
+
+
+def decoded_together(
+    config: schema.DecoderHead | schema.RegressorHead, predicts: Sequence[int]
+) -> list[list[int]]:
+    """Return what each of a head's decoders predicts: that of all targets, or of one each."""
+    return [list(predicts)] if config.shared else [[out] for out in predicts]

@@ -1,4 +1,4 @@
-"""`regressor`: MAM2's, latents of hidden tokens regressed, then one decoder per target.
+"""`regressor`: MAM2's, latents of hidden tokens regressed, then decoded, once for each target.
 
 MAM2 (Song et al. 2022, arXiv 2210.05234) publishes the three parts and the two decoders; the
 regressor is CAE's (arXiv 2202.03026), from the same group. Widths and depths are recipe keys.
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tatscli.data.clip import Clip
 from tatscli.heads.base import Auxiliary, Encode, Head, HeadOutput
-from tatscli.heads.decoder import decoder_width
+from tatscli.heads.decoder import decoded_together, decoder_width
 from tatscli.masking.plan import MaskPlan
 from tatscli.nn.regressor import MaskedDecoder, Regressor
 from tatscli.nn.vit import Encoder
@@ -50,24 +50,26 @@ class RegressorHead(Head):
                 width=width,
                 depth=config.depth,
                 heads=heads,
-                out=out,
+                outs=outs,
                 tokens=encoder.tokens,
                 input_width=encoder.width,
                 checkpointing=encoder.checkpointing,
             )
-            for out in self.predicts
+            for outs in decoded_together(config, self.predicts)
         )
 
     def forward(
         self, clip: Clip, latents_BKD: Tensor, plan: MaskPlan, encode: Encode
     ) -> HeadOutput:
-        """Regress the latents of the hidden tokens and decode them, once for every target.
+        """Regress the latents of the hidden tokens and decode them, once in every decoder.
 
         With `alignment`, the mean squared distance of the regressed latents from what the encoder
         itself makes of the hidden tokens comes as an error of that name.
         """
         regressed_BMD = self.regressor(latents_BKD, plan.visible_BK, plan.predict_BM)
-        predictions = [decoder(regressed_BMD, plan.predict_BM) for decoder in self.decoders]
+        predictions: list[Tensor] = []
+        for decoder in self.decoders:
+            predictions += decoder(regressed_BMD, plan.predict_BM)
         if not self.config.alignment:
             return HeadOutput(predictions)
         encoded_BMD = encode(plan.predict_BM)

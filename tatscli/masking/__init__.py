@@ -7,11 +7,13 @@ from tatscli.masking.base import Masker
 from tatscli.masking.block import BlockMasker
 from tatscli.masking.everest import EverestMasker
 from tatscli.masking.frame import FrameMasker
+from tatscli.masking.future import FutureMasker
 from tatscli.masking.mgm import MgmMasker
 from tatscli.masking.mgm_advect import MgmAdvectMasker
 from tatscli.masking.mgm_topk import MgmTopkMasker
 from tatscli.masking.motion_bins import MotionBinsMasker
 from tatscli.masking.random import RandomMasker
+from tatscli.masking.schedule import ScheduleMasker
 from tatscli.masking.simulated import SimulatedMasker
 from tatscli.masking.tats import TatsMasker
 from tatscli.masking.tube import TubeMasker
@@ -28,8 +30,10 @@ MASKERS: dict[str, type[Masker]] = {
     "mgm_advect": MgmAdvectMasker,
     "motion_bins": MotionBinsMasker,
     "everest": EverestMasker,
+    "future": FutureMasker,
     "adamae": AdamaeMasker,
     "tats": TatsMasker,
+    "schedule": ScheduleMasker,
 }
 
 

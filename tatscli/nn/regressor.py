@@ -14,6 +14,8 @@ width, H heads, d = D / H, E decoder width, C target width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -192,7 +194,8 @@ class Regressor(nn.Module):
 
 
 class MaskedDecoder(nn.Module):
-    """From regressed latents to one target, by self-attention among hidden positions alone.
+    """From regressed latents to one target, or several that share it, by self-attention among
+    hidden positions alone.
 
     The positions are added once, before the first block, at depth 0 too. (CAE's decoder without
     blocks leaves them out; here the depth changes the number of blocks and nothing else.)
@@ -201,7 +204,7 @@ class MaskedDecoder(nn.Module):
         width: Width E of the decoder.
         depth: Self-attention blocks; at 0 each token is decoded on its own.
         heads: Attention heads of a block.
-        out: Target width C.
+        outs: Values C of each target; `head` is the output of the first.
         tokens: Tokens N of a clip.
         input_width: Width D of the regressed latents; None is E. If it differs from E, a linear
             map comes first.
@@ -219,7 +222,7 @@ class MaskedDecoder(nn.Module):
         width: int,
         depth: int,
         heads: int,
-        out: int,
+        outs: Sequence[int],
         tokens: int,
         input_width: int | None = None,
         checkpointing: bool = False,
@@ -228,7 +231,7 @@ class MaskedDecoder(nn.Module):
         check_depth(depth)
         self.width = width
         self.depth = depth
-        self.out = out
+        self.outs = list(outs)
         self.input_width = width if input_width is None else input_width
         self.checkpointing = checkpointing
         self.narrow = (
@@ -236,15 +239,17 @@ class MaskedDecoder(nn.Module):
         )
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.head = nn.Linear(width, out)
+        self.head = nn.Linear(width, outs[0])
+        self.further = nn.ModuleList(nn.Linear(width, out) for out in outs[1:])
         self.register_buffer("position_NE", sine_cosine_table(tokens, width), persistent=False)
         initialize(self)
 
-    def forward(self, regressed_BMD: Tensor, predict_BM: Tensor) -> Tensor:
-        """Return the predictions for the tokens `predict_BM`: (B, M, C)."""
+    def forward(self, regressed_BMD: Tensor, predict_BM: Tensor) -> list[Tensor]:
+        """Return the predictions for the tokens `predict_BM`: (B, M, C) for each target."""
         tokens_BME = self.narrow(regressed_BMD) + self.position_NE[predict_BM]
         tokens_BME = run_blocks(self.blocks, tokens_BME, checkpointing=self.checkpointing)
-        return self.head(self.norm(tokens_BME))
+        tokens_BME = self.norm(tokens_BME)
+        return [output(tokens_BME) for output in (self.head, *self.further)]
 
 
 def check_depth(depth: int) -> None:

@@ -6,7 +6,7 @@ token, D width, H heads. Tokens are time-major: index = (t * h + row) * w + colu
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -240,6 +240,13 @@ class Encoder(nn.Module):
             tokens_BKD = torch.cat([tokens_BKD, extra_BED], dim=1)
         blocks = self.blocks if depth is None else self.blocks[:depth]
         return run_blocks(blocks, tokens_BKD, checkpointing=self.checkpointing)
+
+    def by_block(self, tokens_BND: Tensor) -> Iterator[Tensor]:
+        """Add positions to all tokens of clips and give what each block makes of them, in turn."""
+        tokens_BND = tokens_BND + self.position_ND
+        for block in self.blocks:
+            tokens_BND = block(tokens_BND)
+            yield tokens_BND
 
     def forward(self, tokens_BKD: Tensor, index_BK: Tensor | None = None) -> Tensor:
         """Return the normalised latents of the given tokens: (B, K, D)."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from pydantic.fields import FieldInfo
+
 from tatscli.recipe.schema import Recipe, Section
 
 Key = str | int
@@ -48,8 +50,13 @@ def node_of(annotation: Any) -> Node:
 
 def child(section: type[Section], key: Key) -> Node:
     """The node below a key of a section; None if there is no such key."""
-    field = section.model_fields.get(str(key))
+    field = fields_of(section).get(str(key))
     return None if field is None else node_of(field.annotation)
+
+
+def fields_of(section: type[Section]) -> dict[str, FieldInfo]:
+    """The keys of a section as recipes spell them: `from`, which Python does not let be a name."""
+    return {field.alias or name: field for name, field in section.model_fields.items()}
 
 
 def kind_name(section: type[Section]) -> str:
@@ -79,22 +86,29 @@ def unknown(section: type[Section], parent: Keys, wrong: str) -> str:
     name = f"`{dotted((*parent, wrong))}`"
     node = _node_at(parent)
     kinds = node.by_name.items() if isinstance(node, Kinds) else ()
-    owners = [kind for kind, other in kinds if wrong in other.model_fields]
+    owners = [kind for kind, other in kinds if wrong in fields_of(other)]
     if owners:
         return f"{name} belongs to `kind: {_either(owners)}, and this is `{kind_name(section)}`"
-    fields = list(section.model_fields)
+    fields = list(fields_of(section))
     near = get_close_matches(wrong, fields, n=1) or [field for field in fields if wrong in field]
     meant: list[Keys] = [(*parent, field) for field in near]
-    meant = meant or [keys for keys in _all_keys(Recipe) if keys[-1] == wrong]
+    meant = meant or _nearest_the_top([keys for keys in _all_keys(Recipe) if keys[-1] == wrong])
     if meant:
         maybe = " or ".join(f"`{dotted(keys)}`" for keys in meant[:3])
         return f"{name} is unknown; did you mean {maybe}?"
     return f"{name} is unknown; its section has {listed(section)}"
 
 
+def _nearest_the_top(found: list[Keys]) -> list[Keys]:
+    """Of the keys in each section of a recipe, keep those that lie least deep: a mask inside a mask
+    has the keys of one that is not."""
+    depths = [(keys[0], len(keys)) for keys in found]
+    return [keys for keys in found if len(keys) == min(n for top, n in depths if top == keys[0])]
+
+
 def listed(section: type[Section]) -> str:
     """List the keys of a section."""
-    return ", ".join(f"`{field}`" for field in section.model_fields)
+    return ", ".join(f"`{field}`" for field in fields_of(section))
 
 
 def kind_at(mapping: Any, keys: Keys) -> tuple[Keys, type[Section]] | None:
@@ -139,7 +153,7 @@ def _either(names: list[str]) -> str:
 def _all_keys(section: type[Section], parent: Keys = ()) -> Iterator[Keys]:
     """Every key of the schema once; lists are shown by their first item."""
     seen: set[Keys] = set()
-    for name, field in section.model_fields.items():
+    for name, field in fields_of(section).items():
         keys: Keys = (*parent, name)
         node = node_of(field.annotation)
         if isinstance(node, Items):

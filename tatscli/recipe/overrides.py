@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from tatscli.errors import RecipeError
-from tatscli.recipe.keys import Items, Keys, Kinds, Node, child, chosen, dotted, unknown
+from tatscli.recipe.keys import Items, Keys, Kinds, Node, child, chosen, dotted, fields_of, unknown
 from tatscli.recipe.schema import Recipe, Section
 from tatscli.recipe.text import parse_value
 
@@ -91,7 +91,7 @@ def _drop_foreign(here: dict[str, Any], node: Kinds, keys: Keys, kind: Any) -> s
     section = node.by_name.get(kind) if isinstance(kind, str) else None
     if section is None:
         return None
-    foreign = [key for key in here if key not in section.model_fields]
+    foreign = [key for key in here if key not in fields_of(section)]
     for key in foreign:
         del here[key]
     if not foreign:
@@ -110,7 +110,7 @@ def _section(here: Any, node: Node, keys: Keys, step: str) -> type[Section]:
     section = chosen(node, here)
     if section is None:
         raise OverrideError(f"`{where}.kind` must be chosen before `{where}.{step}` can be set")
-    if step not in section.model_fields:
+    if step not in fields_of(section):
         raise OverrideError(unknown(section, keys, step), (*keys, step))
     return section
 
@@ -125,7 +125,7 @@ def _index(here: Any, keys: Keys, step: str) -> int:
 
 def _default(section: type[Section], key: str) -> Any:
     """The default of a key as plain values a user might have written."""
-    default = section.model_fields[key].get_default(call_default_factory=True)
+    default = fields_of(section)[key].get_default(call_default_factory=True)
     if isinstance(default, BaseModel):
         return _written(default)
     if isinstance(default, (list, tuple)):

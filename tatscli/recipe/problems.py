@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from tatscli.recipe.keys import Items, Keys, Kinds, Node, child, dotted, node_of, unknown
+from tatscli.recipe.keys import Items, Keys, Kinds, Node, child, dotted, fields_of, node_of, unknown
 from tatscli.recipe.schema import Recipe, Section
 
 if TYPE_CHECKING:
@@ -116,14 +116,14 @@ def _describe_choice(
 def _kinds(owner: type[Section], keys: Keys) -> list[str]:
     """The kinds a section may have; `keys` end in a field of `owner` or an item of its list."""
     field = keys[-1] if isinstance(keys[-1], str) else keys[-2]
-    node = node_of(owner.model_fields[str(field)].annotation)
+    node = node_of(fields_of(owner)[str(field)].annotation)
     if isinstance(node, Items):
         node = node.item
     return list(node.by_name) if isinstance(node, Kinds) else []
 
 
 def _purpose(owner: type[Section], key: str) -> str:
-    description = owner.model_fields[key].description
+    description = fields_of(owner)[key].description
     return f": {description.splitlines()[0].rstrip('.')}" if description else ""
 
 

@@ -30,8 +30,8 @@ def system_cost(recipe: Recipe) -> tuple[System, dict[str, int]]:
     """Build a system whose tensors have shapes but no memory, and count a forward pass of a clip.
 
     Returns:
-        The system, and the operations of `encoder`, `head`, and where mask or selection looks at
-        all patch embeddings, of `sampler`.
+        The system, and the operations of `encoder`, `head`, where mask or selection looks at all
+        patch embeddings of `sampler`, and where targets ask networks of their own of `targets`.
     """
     with torch.device("meta"):
         system = build_system(recipe)
@@ -69,4 +69,6 @@ def _flops(system: System) -> dict[str, int]:
     flops = {"encoder": count_flops(encode), "head": count_flops(guess)}
     if system.needs_embeddings:
         flops["sampler"] = count_flops(lambda: system.plan(clip))
-    return flops
+    targets = system.targets.values()
+    asked = count_flops(lambda: [one.of(clip, plan.predict_BM) for one in targets])
+    return flops | ({"targets": asked} if asked else {})

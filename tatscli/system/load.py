@@ -11,6 +11,7 @@ from tatscli.engine.part import Weights
 from tatscli.errors import CheckpointError
 from tatscli.nn.load import LoadedRun, open_checkpoint
 from tatscli.system.system import System, build_system
+from tatscli.targets import AllTargets
 
 
 def load_system(
@@ -32,6 +33,7 @@ def load_system(
     refuse_other_frozen(system, run.checkpoint)
     restore_part("model", Weights(system.autoencoder), run.checkpoint)
     restore_part("masker", system.masker, run.checkpoint)
+    restore_part("targets", AllTargets(system.targets), run.checkpoint)
     return run, system.to(device).eval()
 
 

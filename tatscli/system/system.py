@@ -6,6 +6,7 @@ Shapes: B batch, C channels, T frames, H and W pixels, K visible, M predicted.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -95,8 +96,9 @@ class System:
 
     @property
     def follows_motion(self) -> bool:
-        """Whether mask or selection reads the clips' motion."""
-        return self.masker.needs_motion or self.selection.needs_motion
+        """Whether mask, selection or a target reads the clips' motion."""
+        readers = (self.masker, self.selection, *self.targets.values())
+        return any(one.needs_motion for one in readers)
 
     @property
     def cached_codes(self) -> list[str]:
@@ -134,6 +136,11 @@ class System:
         """Return the frozen networks inside the parts: a checkpoint names them, it has no copy."""
         found = (one for part in self.parts for one in part.modules() if isinstance(one, Frozen))
         return list(dict.fromkeys(found))
+
+    def follow(self) -> None:
+        """Tell the targets that the encoder has taken other weights."""
+        for target in self.targets.values():
+            target.follow(self.encoder)
 
     def called(self, network: Callable[[Clip, MaskPlan], HeadOutput]) -> System:
         """Return this system with another network in place of the bare autoencoder."""
@@ -178,8 +185,9 @@ class System:
             self.targets.items(), output.predictions, strict=True
         ):
             # Autocast would round what the errors are differences of.
-            with full_precision(clip.device):
+            with nullcontext() if target.rounds else full_precision(clip.device):
                 values = target.of(clip, plan.predict_BM)
+            with full_precision(clip.device):
                 by_target[name] = target.error(prediction_BMC, values)
             error_BM = error_BM + target.weight * by_target[name]
         return Errors(plan, output.predictions, by_target, error_BM, output.auxiliary)
@@ -195,6 +203,7 @@ def build_system(recipe: Recipe, *, encoder: Encoder | None = None) -> System:
         alike = sum(before.kind == config.kind for before in recipe.targets[:place])
         name = f"{config.kind}_{alike + 1}" if alike else config.kind
         targets[name] = build_target(config, form=form)
+        targets[name].follow(encoder)
     predicts = [target.predicts for target in targets.values()]
     head = build_head(recipe.head, encoder=encoder, predicts=predicts)
     masker = build_masker(recipe.mask, grid=recipe.grid, width=encoder.width)

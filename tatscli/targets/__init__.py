@@ -5,17 +5,25 @@ from __future__ import annotations
 
 from tatscli.data.clip import ClipForm
 from tatscli.recipe import schema
-from tatscli.targets.base import Target
+from tatscli.targets.base import AllTargets, Target
 from tatscli.targets.codes import CodesTarget
 from tatscli.targets.difference import DifferenceTarget
+from tatscli.targets.ema import EmaTarget
+from tatscli.targets.hog import HogTarget
 from tatscli.targets.latents import LatentsTarget
+from tatscli.targets.motion import MotionTarget
 from tatscli.targets.pixels import PixelTarget
+from tatscli.targets.teacher import TeacherTarget
 
 TARGETS: dict[str, type[Target]] = {
     "pixels": PixelTarget,
     "difference": DifferenceTarget,
     "codes": CodesTarget,
     "latents": LatentsTarget,
+    "hog": HogTarget,
+    "motion": MotionTarget,
+    "ema": EmaTarget,
+    "teacher": TeacherTarget,
 }
 
 

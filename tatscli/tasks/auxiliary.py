@@ -29,6 +29,7 @@ from tatscli.recipe.schema import Recipe
 from tatscli.system.joint import Joint
 from tatscli.system.load import refuse_other_frozen
 from tatscli.system.system import build_system
+from tatscli.targets import AllTargets
 from tatscli.tasks.pretrain import start_from, step, work_of
 
 
@@ -57,7 +58,9 @@ class Auxiliary:
         Raises:
             CheckpointError: If not even the encoder's fit.
         """
-        return start_from(self.system, init)
+        taken = start_from(self.system, init)
+        self.system.follow()
+        return taken
 
     def to(self, device: torch.device) -> None:
         """Move everything to a device, ready to train."""
@@ -69,7 +72,11 @@ class Auxiliary:
 
     def parts(self) -> dict[str, Part]:
         """Return what a checkpoint keeps beside the classifier."""
-        return {"head": Weights(self.system.autoencoder.head), "masker": self.system.masker}
+        return {
+            "head": Weights(self.system.autoencoder.head),
+            "masker": self.system.masker,
+            "targets": AllTargets(self.system.targets),
+        }
 
     def facts(self, resumed: Checkpoint | None) -> dict[str, Any]:
         """Name the frozen networks.

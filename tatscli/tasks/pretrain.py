@@ -19,6 +19,7 @@ from tatscli.engine.optim import build_optimizer
 from tatscli.engine.part import Lesson, Part, under
 from tatscli.engine.schedule import lr_at
 from tatscli.engine.session import Session
+from tatscli.errors import DataError
 from tatscli.masking.insight import mask_insight
 from tatscli.nn.load import copy_weights, load_encoder
 from tatscli.recipe.derive import Schedule
@@ -28,6 +29,7 @@ from tatscli.store.reader import Store
 from tatscli.system.cost import count_parameters
 from tatscli.system.load import refuse_other_frozen
 from tatscli.system.system import System, build_system
+from tatscli.targets import AllTargets
 from tatscli.tasks.tokenizer import train_tokenizer
 from tatscli.tasks.training import Stage, run_training
 from tatscli.tasks.watch import Watcher, part_watched
@@ -95,6 +97,7 @@ class Pretraining(Stage):
         self.model = self.system.autoencoder
         if self.init is not None and not resume:
             here.reporter.info(start_from(self.system, self.init))
+            self.system.follow()
         self.clips = clips = PretrainClips(
             self.store,
             self.rows,
@@ -106,9 +109,7 @@ class Pretraining(Stage):
         )
         warn_of_unknown_motion(self.system, clips.motion_source, self.rows, recipe, here)
         self.watcher = (
-            Watcher(
-                self.store, self.rows, self.held, recipe, follows_motion=self.system.follows_motion
-            )
+            Watcher(self.store, self.rows, self.held, recipe, self.system)
             if recipe.run.watch is not None
             else None
         )
@@ -128,8 +129,12 @@ class Pretraining(Stage):
         return {"autoencoder": main} | self.system.masker.learners(schedule)
 
     def parts(self, learners: dict[str, Learner]) -> dict[str, Part]:
-        """Return model, optimiser and masker."""
-        return super().parts(learners) | {"masker": self.system.masker}
+        """Return model, optimiser, masker and targets."""
+        system = self.system
+        return super().parts(learners) | {
+            "masker": system.masker,
+            "targets": AllTargets(system.targets),
+        }
 
     def facts(self, resumed: Checkpoint | None) -> dict[str, Any]:
         """Name the frozen networks, of which a checkpoint has no copy.
@@ -222,17 +227,19 @@ def warn_of_unknown_motion(
     """Say what stands in for the motion of videos that have none, where motion is followed.
 
     Raises:
-        DataError: If there are some and the recipe allows no fallback.
+        DataError: If there are some and the recipe allows no fallback, or a target has nothing to
+            predict.
     """
     if not system.follows_motion:
         return
     unknown = len(source.unknown(rows))  # on all ranks: it may refuse
+    refuse_nothing_to_predict(system, recipe, unknown=unknown, videos=len(rows))
     if unknown and here.world.main:
         here.reporter.warn(motion_notice(system, recipe, unknown=unknown, videos=len(rows)))
 
 
 def motion_notice(system: System, recipe: Recipe, *, unknown: int, videos: int) -> str:
-    """Say what stands in for the motion of videos that have none."""
+    """Say what happens with videos that have no motion."""
     fallback = recipe.data.motion.fallback
     stand_ins = []
     if system.masker.needs_motion:
@@ -240,7 +247,28 @@ def motion_notice(system: System, recipe: Recipe, *, unknown: int, videos: int) 
     if system.selection.needs_motion:
         chance = "any tokens" if fallback == "tube" else f"`{fallback}`"
         stand_ins.append(f"`predict.kind: {recipe.predict.kind}` falls back to {chance}")
+    stand_ins += [f"`targets: {name}` counts no error" for name in guessing_motion(system)]
     return f"{unknown} of {videos} videos have no motion: there {' and '.join(stand_ins)}"
+
+
+def refuse_nothing_to_predict(system: System, recipe: Recipe, *, unknown: int, videos: int) -> None:
+    """Find out that a target would predict motion where no video has any.
+
+    Raises:
+        DataError: If so.
+    """
+    names = guessing_motion(system)
+    if names and unknown == videos:
+        raise DataError(
+            f"none of the {videos} videos in `{recipe.data.store}` has motion, which "
+            f"`targets: {names[0]}` predicts",
+            hint="`tats prepare --motion auto` makes vectors for files that have none",
+        )
+
+
+def guessing_motion(system: System) -> list[str]:
+    """Name the targets that follow motion."""
+    return [name for name, target in system.targets.items() if target.needs_motion]
 
 
 def pretrain_folder(loaded: LoadedRecipe, out: Path | str | None = None) -> Path:

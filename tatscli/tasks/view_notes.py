@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tatscli.data.provide import one_scale
-from tatscli.recipe.schema import Recipe
+from tatscli.recipe.schema import Recipe, ScheduleMask
 from tatscli.store.schema import Settings
 from tatscli.tasks.viewers import STRIDE, Choice
 from tatscli.visualize.render import Page, is_sheet
@@ -66,7 +66,7 @@ def _store_notes(recipe: Recipe, page: Page) -> list[str]:
 
 
 def mask_notes(choice: Choice, windows: Sequence[Window]) -> list[str]:
-    """Say what a mask, and a selection, that follow motion do where there is none."""
+    """Say what masks, selections and targets that follow motion do where there is none."""
     system, recipe = choice.viewer.system, choice.recipe
     parts = []
     if system.masker.needs_motion:
@@ -77,6 +77,8 @@ def mask_notes(choice: Choice, windows: Sequence[Window]) -> list[str]:
     missing = [one.number + 1 for one in lost if one.motion.missing_B.any()]
     changes = [one.number + 1 for one in lost if not one.motion.missing_B.any()]
     notes = []
+    if isinstance(recipe.mask, ScheduleMask):
+        notes.append(f"the `schedule` mask is shown as it ends: `{recipe.mask.to.kind}`")
     for who, fallback in parts:
         if missing:
             notes.append(
@@ -87,6 +89,13 @@ def mask_notes(choice: Choice, windows: Sequence[Window]) -> list[str]:
                 f"no motion vectors in {_listed(changes)}: there {who} falls back to "
                 "`framediff`, the change of grey levels"
             )
+    if lost and choice.viewer.trained:
+        where = _listed([one.number + 1 for one in lost])
+        notes += [
+            f"no motion is known of {where}: there the error has no part of `targets: {name}`"
+            for name, target in system.targets.items()
+            if target.needs_motion
+        ]
     return notes
 
 

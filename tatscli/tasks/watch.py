@@ -78,7 +78,7 @@ class Watcher:
         trained: Rows that are trained on; of them at most `run.watch.videos` are looked at.
         held: Rows held out.
         recipe: The recipe.
-        follows_motion: Whether mask or selection read the clips' motion.
+        system: Says what clips must bring along.
     """
 
     def __init__(
@@ -87,8 +87,7 @@ class Watcher:
         trained: Sequence[int],
         held: Sequence[int],
         recipe: Recipe,
-        *,
-        follows_motion: bool,
+        system: System,
     ) -> None:
         assert recipe.run.watch is not None
         self.settings = recipe.run.watch
@@ -104,7 +103,8 @@ class Watcher:
             data,
             patch=recipe.model.patch,
             seed=recipe.run.seed,
-            follows_motion=follows_motion,
+            follows_motion=system.follows_motion,
+            codes=system.cached_codes,
         )
         self.held, self.stored = (
             EvalViews(store, rows, data, sampling=data.sampling) for rows in (held, sorted(some))
@@ -157,6 +157,7 @@ class Watcher:
                     motion=there.motion,
                     label_B=there.label_B,
                     row_B=there.row_B,
+                    codes=there.codes,
                 )
                 errors = system.errors(clip, generator)
                 metrics = {"loss": errors.loss, **errors.metrics}

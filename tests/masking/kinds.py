@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from tatscli.masking.selection import build_selection
 from tatscli.masking.selection.base import Selection
 from tatscli.recipe import schema
 from tatscli.recipe.derive import Schedule, derive_schedule
+from tatscli.recipe.keys import Kinds, node_of
 from tests.fields import motion_of
 
 Grid = tuple[int, int, int]
@@ -24,8 +25,9 @@ WIDTH = 6
 
 def sections(union: Any) -> dict[str, Any]:
     """Return the sections of a union by their kind."""
-    members = get_args(get_args(union)[0])
-    return {get_args(one.model_fields["kind"].annotation)[0]: one for one in members}
+    kinds = node_of(union)
+    assert isinstance(kinds, Kinds)
+    return dict(kinds.by_name)
 
 
 MASKS = sections(schema.Mask)

@@ -24,7 +24,7 @@ from tests.masking.kinds import (
     tokens_on,
 )
 
-PLACED = ["block", "simulated", "mgm", "mgm_advect"]
+PLACED = ["block", "simulated", "mgm", "mgm_advect", "schedule"]
 """Masks that know where in a slice a token lies."""
 
 SHAPES = st.sampled_from([(3, 8), (8, 3), (4, 6), (1, 24), (24, 1), (2, 12)])

@@ -11,7 +11,7 @@ from torch import Tensor
 from tatscli.data.clip import Clip, ClipForm
 from tatscli.errors import RecipeError
 from tatscli.heads import build_head
-from tatscli.heads.base import HeadOutput
+from tatscli.heads.base import Head, HeadOutput
 from tatscli.heads.decoder import DecoderHead
 from tatscli.masking.plan import MaskPlan
 from tatscli.nn.vit import Encoder
@@ -44,7 +44,7 @@ def asked(plan: MaskPlan, places: Tensor | slice) -> MaskPlan:
     return MaskPlan(plan.visible_BK, plan.predict_BM[:, places])
 
 
-def run(head: DecoderHead, latents: Tensor, plan: MaskPlan) -> list[Tensor]:
+def run(head: Head, latents: Tensor, plan: MaskPlan) -> list[Tensor]:
     """Ask a head that has no errors of its own, of a clip that it must not look at."""
     form = ClipForm(GRID, 2, 4)
     nothing = Clip(form, torch.zeros(0, 24, 96, dtype=torch.uint8))
@@ -139,3 +139,66 @@ def test_a_width_that_the_heads_do_not_divide_is_refused(section: Any) -> None:
     kind = {schema.DecoderHead: "decoder", schema.RegressorHead: "regressor"}[section]
     with pytest.raises(RecipeError, match=r"`head.width: 10` is not a multiple of `head.heads: 4`"):
         build_head(section(kind=kind, width=10, heads=4), encoder=encoder, predicts=[2])
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "decoder": {"depth": 2},
+    "regressor": {"depth": 1, "regressor_depth": 1},
+}
+
+
+def built(kind: str, predicts: list[int], *, shared: bool) -> Head:
+    """A head of either kind with weights of one seed, and positions of its own in every one."""
+    section = {"decoder": schema.DecoderHead, "regressor": schema.RegressorHead}[kind]
+    torch.manual_seed(0)
+    encoder = Encoder(width=32, depth=1, heads=4, grid=GRID, tubelet=2, patch=4)
+    config = section.model_validate({"kind": kind, "shared": shared} | KINDS[kind])
+    return build_head(config, encoder=encoder, predicts=predicts)
+
+
+def decoded_in(head: Head, kind: str) -> torch.nn.ModuleList:
+    stack = head.branches if kind == "decoder" else head.decoders
+    assert isinstance(stack, torch.nn.ModuleList)
+    return stack
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_a_shared_decoder_of_one_target_is_that_of_the_target(kind: str) -> None:
+    """In names, start values and numbers: a checkpoint of either loads into the other."""
+    own, shared = built(kind, [10], shared=False), built(kind, [10], shared=True)
+    assert own.state_dict().keys() == shared.state_dict().keys()
+    latents, plan = latents_and_plan()
+    (one,), (other,) = run(own, latents, plan), run(shared, latents, plan)
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_targets_that_share_a_decoder_have_an_output_each(kind: str) -> None:
+    head = built(kind, [10, 3, 7], shared=True)
+    assert len(decoded_in(head, kind)) == 1
+    assert len(decoded_in(built(kind, [10, 3, 7], shared=False), kind)) == 3
+    latents, plan = latents_and_plan()
+    predictions = run(head, latents, plan)
+    assert [one.shape for one in predictions] == [(2, 18, 10), (2, 18, 3), (2, 18, 7)]
+    predictions[1].square().sum().backward()
+    reached = {name for name, one in head.named_parameters() if one.grad is not None}
+    silent = {name for name, _ in head.named_parameters()} - reached
+    assert {name.rsplit(".", 2)[-2] for name in silent} == {"head", "1"}  # of the other two
+    assert [name for name in reached if ".blocks." in name]
+    # With the trunk held, each output is what a decoder of its own would make of it.
+    alone = built(kind, [3], shared=False)
+    weights = {name: one for name, one in head.state_dict().items() if ".further." not in name}
+    for name in [name for name in weights if name.rsplit(".", 2)[-2] == "head"]:
+        further = name.replace(".head.", ".further.0.")
+        weights[name] = head.state_dict()[further]
+    alone.load_state_dict(weights)
+    assert torch.equal(run(alone, latents, plan)[0], predictions[1])
+
+
+def test_a_shared_decoder_is_paid_for_once() -> None:
+    latents, plan = latents_and_plan()
+    one = MaskPlan(plan.visible_BK[:1], plan.predict_BM[:1])
+    head = built("decoder", [10, 3], shared=True)
+    trunk = 6 * 32 * 16 + 2 * block_macs(24, 16)
+    assert counted_macs(lambda: run(head, latents[:1], one)) == trunk + 18 * 16 * (10 + 3)

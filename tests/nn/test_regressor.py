@@ -33,7 +33,7 @@ def make(depth: int, **changes: Any) -> Regressor:
 
 def decoder(depth: int, **changes: Any) -> MaskedDecoder:
     torch.manual_seed(0)
-    part = MaskedDecoder(width=6, depth=depth, heads=2, out=7, tokens=TOKENS, **changes)
+    part = MaskedDecoder(width=6, depth=depth, heads=2, outs=[7], tokens=TOKENS, **changes)
     shake(part)
     return part
 
@@ -180,7 +180,7 @@ def test_two_decoders_send_gradients_to_latents_and_every_parameter(latent_width
     latents.requires_grad_()
     grads = []
     for part in (decoder(2, input_width=WIDTH), decoder(1, input_width=WIDTH)):
-        predictions = part(regressor(latents, visible, predict), predict)
+        predictions = part(regressor(latents, visible, predict), predict)[0]
         parameters = [latents, *regressor.parameters(), *part.parameters()]
         grads.append(torch.autograd.grad(predictions.square().sum(), parameters))
         assert all(grad.abs().max() > 0 for grad in grads[-1])
@@ -195,15 +195,15 @@ def test_decoders_see_hidden_positions_alone(depth: int) -> None:
     latents, visible, predict = plan()
     broken = torch.full_like(latents, torch.nan)
     # Straight past the visible tokens: depth 0 hands on mask tokens alone.
-    assert part(make(0)(broken, visible, predict), predict).isfinite().all()
+    assert part(make(0)(broken, visible, predict), predict)[0].isfinite().all()
     # Whatever of them reaches the predictions came through the regressor's guesses.
-    assert part(make(1)(broken, visible, predict), predict).isnan().all()
+    assert part(make(1)(broken, visible, predict), predict)[0].isnan().all()
     # Hidden positions that are not asked for, and visible ones, have no row in the input.
     regressed = make(1)(latents, visible, predict)
-    straight = part(regressed, predict)
+    straight = part(regressed, predict)[0]
     asked = torch.zeros(TOKENS, dtype=torch.bool).index_fill(0, predict.flatten(), True)
     part.position_NE[~asked] = torch.nan
-    assert torch.equal(part(regressed, predict), straight)
+    assert torch.equal(part(regressed, predict)[0], straight)
 
 
 @torch.no_grad()
@@ -216,8 +216,8 @@ def test_decoder_adds_positions_once_before_the_first_block() -> None:
         tokens = block(tokens)
     expected = nn.functional.layer_norm(tokens, (6,), part.norm.weight, part.norm.bias, eps=1e-6)
     expected = expected @ part.head.weight.T + part.head.bias
-    assert part(regressed, predict).shape == (2, HIDDEN, 7)
-    torch.testing.assert_close(part(regressed, predict), expected, atol=1e-6, rtol=0)
+    assert part(regressed, predict)[0].shape == (2, HIDDEN, 7)
+    torch.testing.assert_close(part(regressed, predict)[0], expected, atol=1e-6, rtol=0)
 
 
 @torch.no_grad()
@@ -228,7 +228,7 @@ def test_tokens_meet_in_the_decoders_blocks_and_only_there() -> None:
     other[:, 0] = torch.randn(2, 6)
     for depth, reached in ((0, False), (1, True)):
         part = decoder(depth)
-        change = (part(other, predict) - part(regressed, predict)).abs().amax(-1)
+        change = (part(other, predict)[0] - part(regressed, predict)[0]).abs().amax(-1)
         assert (change[:, 0] > 1e-3).all()
         assert bool((change[:, 1:] > 1e-5).all()) == bool(change[:, 1:].any()) == reached
 
@@ -240,7 +240,7 @@ def test_checkpointing_changes_no_bit() -> None:
         part = decoder(2, input_width=WIDTH, checkpointing=checkpointing)
         latents, visible, predict = plan()
         latents.requires_grad_()
-        out = part(regressor(latents, visible, predict), predict)
+        out = part(regressor(latents, visible, predict), predict)[0]
         parameters = [latents, *regressor.parameters(), *part.parameters()]
         results.append([out, *torch.autograd.grad(out.square().sum(), parameters)])
     for plain, again in zip(*results, strict=True):
@@ -253,13 +253,13 @@ def test_bfloat16_autocast_stays_near_float32(latent_width: int) -> None:
     regressor = Regressor(
         width=32, depth=4, heads=4, tokens=TOKENS, latent_width=latent_width, checkpointing=True
     )
-    part = MaskedDecoder(width=16, depth=2, heads=2, out=7, tokens=TOKENS, input_width=32)
+    part = MaskedDecoder(width=16, depth=2, heads=2, outs=[7], tokens=TOKENS, input_width=32)
     latents, visible, predict = plan(latent_width)
     regressed = regressor(latents, visible, predict)
-    exact = part(regressed, predict)
+    exact = part(regressed, predict)[0]
     with torch.autocast("cpu", torch.bfloat16):
         rounded_regressed = regressor(latents, visible, predict)
-        rounded = part(rounded_regressed, predict)
+        rounded = part(rounded_regressed, predict)[0]
     assert rounded_regressed.dtype == torch.float32  # the stream between blocks is not rounded
     torch.testing.assert_close(rounded_regressed, regressed, atol=0.03, rtol=0.03)
     torch.testing.assert_close(rounded.float(), exact, atol=0.05, rtol=0.05)

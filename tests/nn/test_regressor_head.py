@@ -62,7 +62,10 @@ def test_the_regressor_is_as_wide_as_the_encoder_and_decoders_half() -> None:
     for scale in (0.1, 0.9):
         gamma = head_of(make(layer_scale=scale)).regressor.blocks[1].gamma_mlp
         assert gamma.mean().item() == pytest.approx(scale, abs=0.1)
-    assert [(one.width, one.depth, one.out) for one in head.decoders] == [(16, 1, 96), (16, 1, 48)]
+    assert [(one.width, one.depth, one.outs) for one in head.decoders] == [
+        (16, 1, [96]),
+        (16, 1, [48]),
+    ]
     assert head.decoders[0].blocks[0].attn.heads == 2
     wide = head_of(make(width=24, heads=3)).decoders[0]
     assert (wide.width, wide.blocks[0].attn.heads) == (24, 3)
@@ -113,7 +116,7 @@ def test_depth_zero_hands_mask_tokens_straight_to_the_decoders() -> None:
     output = system.autoencoder(clip, plan)
     mask_tokens = head.regressor.mask_token.expand(2, HIDDEN, -1)
     for prediction, decoder in zip(output.predictions, head.decoders, strict=True):
-        assert torch.equal(prediction, decoder(mask_tokens, plan.predict_BM))
+        assert torch.equal(prediction, decoder(mask_tokens, plan.predict_BM)[0])
     # A clip of other pixels gives the same: only positions are left to tell tokens by.
     other = system.clip(torch.zeros(2, 3, 4, 16, 16, dtype=torch.uint8))
     for first, second in zip(

@@ -22,7 +22,7 @@ from tatscli.masking.selection import SELECTIONS
 from tatscli.recipe.derive import Schedule, derive_schedule
 from tatscli.recipe.schema import Recipe
 from tatscli.system.system import build_system
-from tatscli.targets import TARGETS
+from tatscli.targets import TARGETS, AllTargets
 from tatscli.tasks.pretrain import step
 
 CLIPS = 2
@@ -31,14 +31,28 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "tats": LEARNED | {"epochs": st.integers(1, 2), "rollouts": st.integers(1, 2)},
     "adamae": LEARNED | {"detach": st.booleans()},
     "everest": {"keep": st.just(0.8)},
+    "future": {"gap": st.just(0)},
+    "schedule": {
+        "from": st.sampled_from(["random", "tube", {"kind": "adamae", "width": 16, "heads": 2}]),
+        "to": st.sampled_from(["mgm", "frame", "future"]),
+        "over": st.sampled_from([0.1, 0.5]),
+    },
     "block": {"blocks": st.integers(1, 2)},
-    "decoder": {"depth": st.integers(1, 2)},
+    "decoder": {"depth": st.integers(1, 2), "shared": st.booleans()},
     "regressor": {
+        "shared": st.booleans(),
         "depth": st.integers(0, 1),
         "regressor_depth": st.integers(1, 2),
         "alignment": st.sampled_from([0.0, 2.0]),
     },
     "pixels": {"normalize": st.booleans(), "weight": st.sampled_from([0.5, 1.0])},
+    "hog": {"cell": st.sampled_from([2, 4]), "frames": st.sampled_from(["middle", "all"])},
+    "motion": {"scale": st.sampled_from(["clip", "patch", "none"])},
+    "ema": {
+        "momentum": st.sampled_from([0.0, 0.9]),
+        "norm": st.sampled_from(["layer", "final"]),
+        "beta": st.sampled_from([0.0, 1.0]),
+    },
     "difference": {
         "span": st.sampled_from(["cube", "clip"]),
         "normalize": st.booleans(),
@@ -58,7 +72,8 @@ def any_of(kinds: Any) -> st.SearchStrategy[dict[str, Any]]:
 @st.composite
 def recipes(draw: st.DrawFn) -> Recipe:
     tubelet = draw(st.sampled_from([1, 2]))
-    targets = draw(st.lists(any_of(TARGETS), min_size=1, max_size=3))
+    # A teacher is a network on disk that fits one grid; `tests/tasks/test_teacher.py` trains one.
+    targets = draw(st.lists(any_of(set(TARGETS) - {"teacher"}), min_size=1, max_size=3))
     for target in targets:
         if target["kind"] == "difference" and tubelet == 1:
             target["span"] = "clip"  # a cube of one frame has no difference
@@ -102,7 +117,12 @@ class Trained:
             lr=lambda number: lr_at(number, self.schedule),
         )
         self.learners = {"autoencoder": main} | self.system.masker.learners(self.schedule)
-        self.parts = {"model": Weights(model), "optimizer": main, "masker": self.system.masker}
+        self.parts = {
+            "model": Weights(model),
+            "optimizer": main,
+            "masker": self.system.masker,
+            "targets": AllTargets(self.system.targets),
+        }
 
     def step(self, number: int) -> Lesson:
         for learner in self.learners.values():
@@ -169,8 +189,9 @@ def test_any_mixture_trains_two_steps_with_exact_counts_and_resumes_bit_for_bit(
     halves.step(0)
     resumed = Trained(recipe)
     with torch.no_grad():
-        for parameter in resumed.system.autoencoder.parameters():
-            parameter.add_(1.0)  # a resumed run must not owe anything to its own start
+        for part in (resumed.system.autoencoder, *resumed.system.targets.values()):
+            for parameter in part.parameters():
+                parameter.add_(1.0)  # a resumed run must not owe anything to its own start
     resumed.load(halves.state())
     resumed.step(1)
     expected, got = straight.state(), resumed.state()

@@ -28,20 +28,29 @@ from tatscli.nn.vit import Block
 from tatscli.recipe.derive import derive_schedule
 from tatscli.recipe.schema import Recipe
 from tatscli.system.system import System, build_system
+from tatscli.targets import TARGETS as ALL_TARGETS
+from tatscli.targets import AllTargets
 from tatscli.tasks.pretrain import step
 from tests.system.fake_device import GPU, NoWaits, pretend_gpu, to_gpu, walk_back
+from tests.teaching import write_run
 
 LEARNED = {"width": 16, "heads": 2}
 MASKS: dict[str, dict[str, Any]] = {kind: {} for kind in MASKERS} | {
     "tats": LEARNED,
     "adamae": LEARNED,
     "everest": {"keep": 0.6},
+    "schedule": {"from": "tube", "to": {"kind": "tats"} | LEARNED, "over": 0.1},
 }
 TARGETS = [
     [{"kind": "pixels"}],
     [{"kind": "difference"}],
     [{"kind": "pixels", "normalize": False}, {"kind": "difference", "span": "clip"}],
 ]
+OTHER_TARGETS: dict[str, dict[str, Any]] = {
+    "hog": {"cell": 2},
+    "motion": {"scale": "clip"},
+    "ema": {"layers": 1},
+}
 HEAD_OPTIONS: dict[str, dict[str, Any]] = {
     "decoder": {"depth": 1},
     "regressor": {"depth": 1, "regressor_depth": 1, "alignment": 2.0},
@@ -112,7 +121,7 @@ def train_steps(
     """Take whole optimiser steps on the pretend GPU."""
     system = build_system(recipe).train()
     with pretend_gpu(monkeypatch):
-        to_gpu(*system.parts)
+        to_gpu(*system.parts, *(one._network[0] for one in system.frozen()))
         _train_steps(system, recipe, folder, steps)
 
 
@@ -138,7 +147,12 @@ def _train_steps(system: System, recipe: Recipe, folder: Path, steps: int) -> No
         model=model,
         step=lambda batch, generator: step(system, batch, generator),
         learners=learners,
-        parts={"model": Weights(model), "optimizer": main, "masker": system.masker},
+        parts={
+            "model": Weights(model),
+            "optimizer": main,
+            "masker": system.masker,
+            "targets": AllTargets(system.targets),
+        },
         schedule=schedule,
         batches=lambda start: batches(),
         run=recipe.run,
@@ -199,6 +213,29 @@ def test_every_other_mixture_neither(
     tmp_path: Path,
 ) -> None:
     recipe = recipe_of({"kind": mask} | MASKS[mask], head, TARGETS[targets], predict)
+    train_steps(recipe, tmp_path, monkeypatch)
+
+
+def test_the_tables_name_every_target() -> None:
+    named = {one["kind"] for mixture in TARGETS for one in mixture} | OTHER_TARGETS.keys()
+    assert named == set(ALL_TARGETS) - {"teacher"}  # which needs a run, below
+
+
+@pytest.mark.parametrize("kind", OTHER_TARGETS)
+def test_no_target_makes_a_step_wait(
+    kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    targets = [{"kind": "pixels"}, {"kind": kind} | OTHER_TARGETS[kind]]
+    recipe = recipe_of({"kind": "tube"}, "decoder", targets, "random")
+    train_steps(recipe, tmp_path, monkeypatch, steps=2)
+
+
+def test_no_teacher_makes_a_step_wait(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    recipe = recipe_of({"kind": "tube"}, "decoder", [{"kind": "pixels"}], "all")
+    data = recipe.data.model_dump() | {"size": 32}
+    write_run(tmp_path / "run", data=data, model=recipe.model.model_dump() | {"patch": 8})
+    teacher = {"kind": "teacher", "run": str(tmp_path / "run"), "size": 32}
+    recipe = recipe_of({"kind": "tube"}, "decoder", [teacher], "all")
     train_steps(recipe, tmp_path, monkeypatch)
 
 

@@ -27,12 +27,15 @@ from tatscli.recipe.schema.masks import (
     BlockMask,
     EverestMask,
     FrameMask,
+    FutureMask,
     Mask,
     MgmAdvectMask,
     MgmMask,
     MgmTopkMask,
     MotionBinsMask,
+    OneMask,
     RandomMask,
+    ScheduleMask,
     SimulatedMask,
     TubeMask,
 )
@@ -50,9 +53,13 @@ from tatscli.recipe.schema.section import Section
 from tatscli.recipe.schema.targets import (
     CodesTarget,
     DifferenceTarget,
+    EmaTarget,
+    HogTarget,
     LatentsTarget,
+    MotionTarget,
     PixelTarget,
     Target,
+    TeacherTarget,
 )
 from tatscli.recipe.schema.tokenizer import (
     DiffusersTokenizer,
@@ -97,6 +104,16 @@ class Recipe(Section):
         height, width = self.data.view_size
         patch = self.model.patch
         return self.data.frames // self.model.tubelet, height // patch, width // patch
+
+    @model_validator(mode="after")
+    def _motion_has_a_direction(self) -> Self:
+        guessed = any(target.kind == "motion" for target in self.targets)
+        if guessed and self.data.motion.source == "framediff":
+            raise ValueError(
+                "`data.motion.source: framediff` knows no direction, which `targets` of"
+                " `kind: motion` predict; use `codec` or `flow`"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sizes_divide(self) -> Self:

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import (
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import core_schema
 
-from tatscli.recipe.schema.learned import AdamaeMask, TatsMask
-from tatscli.recipe.schema.section import Count, NonNegative, Positive, Ratio, Section, Share
+from tatscli.recipe.schema.learned import AdamaeMask, LearnedMask, TatsMask
+from tatscli.recipe.schema.section import (
+    Count,
+    Factor,
+    NonNegative,
+    Positive,
+    Ratio,
+    Section,
+    Share,
+)
 
 
 class RandomMask(Section):
@@ -135,7 +153,20 @@ class MotionBinsMask(Section):
     """Share of the visible tokens that comes from the moving half."""
 
 
-Mask = Annotated[
+class FutureMask(Section):
+    """The first slices shown whole, and of the later ones a small share (SiamMAE, arXiv 2305.14344;
+    RVM, arXiv 2512.13684)."""
+
+    kind: Literal["future"]
+    ratio: Ratio = 0.95
+    """Share of the tokens of the later slices hidden; SiamMAE's and RVM's."""
+    past: Count = 1
+    """Slices at the start that are shown whole."""
+    gap: Annotated[int, Field(ge=0)] = 0
+    """Slices after those that take no part: neither shown nor predicted."""
+
+
+OneMask = Annotated[
     RandomMask
     | TubeMask
     | FrameMask
@@ -146,7 +177,92 @@ Mask = Annotated[
     | MgmAdvectMask
     | MotionBinsMask
     | EverestMask
+    | FutureMask
     | AdamaeMask
     | TatsMask,
+    Field(discriminator="kind"),
+]
+"""Every mask but the schedule, which goes from one of them to another."""
+
+
+class _OrName:
+    """Lets a section be written as its kind alone: `to: mgm` is `to: {kind: mgm}`."""
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        def read(value: Any, section: ValidatorFunctionWrapHandler) -> Any:
+            if isinstance(value, str):
+                return section({"kind": value})
+            if isinstance(value, dict):
+                # Strict validation takes a list for a tuple only while it reads JSON itself.
+                value = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+            return section(value)
+
+        return core_schema.no_info_wrap_validator_function(read, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, section: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        written = handler(section)
+        names = list(written["discriminator"]["mapping"])
+        return {"anyOf": [written, {"enum": names, "type": "string"}]}
+
+
+class ScheduleMask(Section):
+    """One mask at first, another in the end, and in between more and more of the second: easy
+    first, as CL-MAE (arXiv 2308.16572) and the warm-up of TATS have it."""
+
+    kind: Literal["schedule"]
+    ratio: Ratio = 0.9
+    """Share hidden, in both masks; they take no `ratio` of their own."""
+    from_: Annotated[OneMask, _OrName()] = Field(RandomMask(kind="random"), alias="from")
+    """The mask of the first steps: its section, or its kind alone."""
+    to: Annotated[OneMask, _OrName()] = MgmMask(kind="mgm")
+    """The mask of the last steps: its section, or its kind alone."""
+    over: Factor = 0.5
+    """First share of the training, in which the share of steps that use `to` rises from 0 to 1."""
+
+    @property
+    def both(self) -> tuple[OneMask, OneMask]:
+        """The two masks, with the ratio of the schedule."""
+        first, second = (
+            type(one).model_validate(one.model_dump() | {"ratio": self.ratio})
+            for one in (self.from_, self.to)
+        )
+        return first, second
+
+    @model_validator(mode="after")
+    def _masks_fit(self) -> Self:
+        sides = {"from": self.from_, "to": self.to}
+        for name, one in sides.items():
+            if "ratio" in one.model_fields_set and one.ratio != self.ratio:
+                raise ValueError(
+                    f"`{name}.ratio: {one.ratio:g}` differs from the schedule's own, `ratio:"
+                    f" {self.ratio:g}`, which is that of both masks; leave it out"
+                )
+        learned = [one.kind for one in sides.values() if isinstance(one, LearnedMask)]
+        if len(learned) > 1:
+            raise ValueError(
+                f"`from: {learned[0]}` and `to: {learned[1]}` both learn; one of them may"
+            )
+        try:
+            _ = self.both
+        except ValidationError as error:  # such as `keep` of everest, which depends on the ratio
+            raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+        return self
+
+    @model_serializer(mode="wrap")
+    def _write(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write what reading takes: the key `from`, and no ratio that was not given."""
+        written = {"from" if key == "from_" else key: value for key, value in write(self).items()}
+        for name, one in (("from", self.from_), ("to", self.to)):
+            if name in written and "ratio" not in one.model_fields_set:
+                written[name] = {k: v for k, v in written[name].items() if k != "ratio"}
+        return written
+
+
+Mask = Annotated[
+    OneMask | ScheduleMask,
     Field(discriminator="kind"),
 ]

@@ -69,6 +69,8 @@ class DecoderHead(Section):
     """Decoder blocks; published: 4 (small, base), 12 (large, huge)."""
     heads: Count | None = None
     """Decoder heads; null is half the encoder's."""
+    shared: bool = False
+    """One decoder for all targets, with a linear output for each, instead of one decoder each."""
 
 
 class RegressorHead(Section):
@@ -90,6 +92,9 @@ class RegressorHead(Section):
     alignment: NonNegative = 0.0
     """Weight of the squared distance between regressed latents and those the encoder gives the
     hidden tokens; CAE's is 2. Whether MAM2 has it is not known."""
+    shared: bool = False
+    """One decoder for all targets, with a linear output for each, instead of MAM2's one decoder
+    each."""
 
 
 Head = Annotated[
