@@ -32,7 +32,7 @@ from tatscli.system.system import build_system
 from tatscli.tasks.pretrain import start_from, step, work_of
 
 
-class Auxiliary:
+class MaskedHalf:
     """The masked half of a joint training.
 
     Args:
