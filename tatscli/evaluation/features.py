@@ -68,11 +68,13 @@ class Features:
         row_R: Manifest row of each video, int64, in the order of the views' rows.
         label_R: Its class, int64.
         value_RVX: Its views' features.
+        source_R: Number of the file it was cut from, int64; None where each has its own.
     """
 
     row_R: Tensor
     label_R: Tensor
     value_RVX: Tensor
+    source_R: Tensor | None = None
 
 
 def collect_features(
@@ -123,7 +125,10 @@ def collect_features(
             place_B = torch.tensor([place[row] for row in row_B.tolist()])
             value_RVX[place_B, view_B] = part_BX
             label_R[place_B] = label_B
-    return Features(torch.tensor(views.rows), label_R, value_RVX)
+    numbers: dict[str, int] = {}
+    sources = [views.store.rows[row].path or views.store.rows[row].id for row in views.rows]
+    source_R = torch.tensor([numbers.setdefault(name, len(numbers)) for name in sources])
+    return Features(torch.tensor(views.rows), label_R, value_RVX, source_R)
 
 
 def refuse_too_large(shape: tuple[int, int, int], dtype: torch.dtype, limit_gb: float) -> None:

@@ -83,7 +83,9 @@ def choose_probe(
     choices = [Choice(rate, decay) for rate, decay in product(settings.rates, settings.decays)]
     everyone, held = torch.arange(len(data.label_R)), 0
     if len(choices) > 1:
-        kept_R, held_R = hold_out(data.label_R, settings.held_out, seed=seed)
+        kept_R, held_R = hold_out(
+            data.label_R, settings.held_out, seed=seed, source_R=data.source_R
+        )
         held = len(held_R)
         mine = choices[here.world.rank :: here.world.size]
         probes = train_probes(start, data, kept_R, mine, settings, seed=seed, here=here)

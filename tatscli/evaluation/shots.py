@@ -53,13 +53,19 @@ def draw_shots(
     return [row for row in rows if row in chosen]
 
 
-def hold_out(label_R: Tensor, share: float, *, seed: int) -> tuple[Tensor, Tensor]:
+def hold_out(
+    label_R: Tensor, share: float, *, seed: int, source_R: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Part videos, those of each class alike: at least one is held out of a class of two.
+
+    Segments of one file stay together, for they look alike: the file counts for the class of its
+    first segment.
 
     Args:
         label_R: Class of each video.
         share: Share that is held out.
         seed: Of the draw.
+        source_R: Number of the file each was cut from; None where each has its own.
 
     Returns:
         Indices of the videos to train on and of those held out, ascending.
@@ -67,13 +73,18 @@ def hold_out(label_R: Tensor, share: float, *, seed: int) -> tuple[Tensor, Tenso
     Raises:
         DataError: If no class has a second video.
     """
-    places: dict[int, list[int]] = defaultdict(list)
-    for place, label in enumerate(label_R.tolist()):
-        places[label].append(place)
+    sources = range(len(label_R)) if source_R is None else source_R.tolist()
+    segments: dict[int, list[int]] = defaultdict(list)
+    for place, source in enumerate(sources):
+        segments[source].append(place)
+    by_class: dict[int, list[list[int]]] = defaultdict(list)
+    for places in segments.values():
+        by_class[int(label_R[places[0]])].append(places)
     held: list[int] = []
-    for label, found in places.items():
-        random_of("held out", seed, label).shuffle(found)
-        held += found[: min(len(found) - 1, max(1, round(share * len(found))))]
+    for label, files in by_class.items():
+        random_of("held out", seed, label).shuffle(files)
+        count = min(len(files) - 1, max(1, round(share * len(files))))
+        held += [place for places in files[:count] for place in places]
     if not held:
         raise DataError(
             "no video can be held out to choose learning rate and weight decay on: each class has "

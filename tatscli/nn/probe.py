@@ -14,7 +14,7 @@ from tatscli.recipe import schema
 QUERIES = "evaluate.probe.queries"
 
 
-class Linear(nn.Module):
+class LinearProbe(nn.Module):
     """BatchNorm without weights and a linear layer that begins at a deviation of 0.01: the probe of
     MAE (He et al. 2022, arXiv 2111.06377, appendix A.1; facebookresearch/mae, main_linprobe.py)."""
 
@@ -31,11 +31,11 @@ class Linear(nn.Module):
         return self.head(self.norm(features_BD))
 
 
-class Attentive(nn.Module):
+class AttentiveProbe(nn.Module):
     """Pooling that learns, and a classifier behind it.
 
-    With `efficient` that is `Linear`, as in efficient probing; with `vjepa` a bare linear layer, as
-    in V-JEPA.
+    With `efficient` that is `LinearProbe`, as in efficient probing; with `vjepa` a bare linear
+    layer, as in V-JEPA.
 
     Args:
         settings: The recipe's `evaluate.probe`.
@@ -54,7 +54,7 @@ class Attentive(nn.Module):
         self.classify: nn.Module
         if settings.form == "efficient":
             self.pool = EfficientPool(width, settings.queries, key=QUERIES)
-            self.classify = Linear(width, classes)
+            self.classify = LinearProbe(width, classes)
         else:
             self.pool = JepaPool(width, heads)
             self.classify = nn.Linear(width, classes)
@@ -77,5 +77,5 @@ def build_probe(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if protocol == "linear":
-            return Linear(width, classes)
-        return Attentive(settings, width=width, heads=heads, classes=classes)
+            return LinearProbe(width, classes)
+        return AttentiveProbe(settings, width=width, heads=heads, classes=classes)

@@ -33,7 +33,7 @@ from tatscli.targets import AllTargets
 from tatscli.tasks.pretrain import start_from, step, work_of
 
 
-class Auxiliary:
+class MaskedHalf:
     """The masked half of a joint training.
 
     Args:

@@ -14,7 +14,7 @@ from tatscli import __version__
 from tatscli.console import Reporter
 from tatscli.engine.checkpoint import Checkpoint
 from tatscli.engine.session import Session, session
-from tatscli.errors import CheckpointError, RecipeError, UsageError
+from tatscli.errors import CheckpointError, DataError, RecipeError, UsageError
 from tatscli.evaluation.scores import ViewScores, merge_views, summarise
 from tatscli.evaluation.views import score_views
 from tatscli.files import write_safely
@@ -25,7 +25,6 @@ from tatscli.store.reader import Store
 from tatscli.tasks.finetune import build_classifier, labelled
 from tatscli.tasks.frozen import (
     frozen_encoder,
-    refuse_other_classes,
     score_neighbours,
     score_probe,
     scored_views,
@@ -89,15 +88,15 @@ def evaluate(
         _refuse_frozen_settings(recipe, untrained=untrained)
     store = Store.open(recipe.data.store)
     meta = checkpoint.meta if checkpoint else {}
-    names = list(meta.get("class_names") or store.class_names)
+    names = store.class_names
     with session(recipe.run, reporter) as here:
         extra: dict[str, Any] = {}
         if protocol == "finetuned":
             assert checkpoint is not None
+            names = list(meta.get("class_names") or names)
             views = _finetuned(checkpoint, recipe, store, names, here)
         else:
             encoder = frozen_encoder(recipe, checkpoint)
-            refuse_other_classes(store, names)
             if protocol == "knn":
                 views, extra = score_neighbours(encoder, recipe, store, here)
             else:
@@ -169,12 +168,23 @@ def _finetuned(
             "`attentive`, which need none",
         )
     labelled(store, recipe.evaluate.split)
-    refuse_other_classes(store, names)
+    _refuse_other_classes(store, names)
     model = build_classifier(recipe, classes=len(names))
     copy_weights(model, checkpoint.tensors("model"), checkpoint)
     return score_views(
         model.to(here.device), scored_views(recipe, store), recipe, here, description="evaluate"
     )
+
+
+def _refuse_other_classes(store: Store, names: list[str]) -> None:
+    """A classifier knows the classes it was trained on, frozen features know none."""
+    if store.class_names != names:
+        raise DataError(
+            f"the classes of `{store.path}` ({len(store.class_names)}) are not those the run was "
+            f"trained on ({len(names)})",
+            hint="evaluate on a store prepared with the same `labels.txt` or class folders, or its "
+            "frozen features with `--protocol knn`, `linear` or `attentive`",
+        )
 
 
 def _refuse_frozen_settings(recipe: Recipe, *, untrained: bool) -> None:

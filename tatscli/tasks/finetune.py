@@ -34,7 +34,7 @@ from tatscli.recipe.load import LoadedRecipe
 from tatscli.recipe.schema import Recipe
 from tatscli.store.reader import Store
 from tatscli.system.joint import Joint
-from tatscli.tasks.auxiliary import Auxiliary
+from tatscli.tasks.auxiliary import MaskedHalf
 from tatscli.tasks.pretrain import pretrain_folder, refuse_faulty_plans, warn_of_unknown_motion
 from tatscli.tasks.training import Stage, run_training
 
@@ -82,7 +82,7 @@ class Finetuning(Stage):
     kind = "finetuned"
     model: Classifier | Joint
     classifier: Classifier
-    auxiliary: Auxiliary | None = None
+    auxiliary: MaskedHalf | None = None
 
     def __init__(self, loaded: LoadedRecipe, store: Store, init: Path | str | None) -> None:
         self.settings = settings = loaded.recipe.finetune
@@ -103,7 +103,7 @@ class Finetuning(Stage):
         self.classifier = build_classifier(recipe, classes=len(store.class_names))
         self.model = self.classifier
         if settings.auxiliary is not None:
-            self.auxiliary = Auxiliary(recipe, self.classifier)
+            self.auxiliary = MaskedHalf(recipe, self.classifier)
             self.model = self.auxiliary.model
         if self.init is not None and not resume:
             here.reporter.info(self._start_from(self.init))

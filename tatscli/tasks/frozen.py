@@ -16,7 +16,6 @@ from tatscli.engine.checkpoint import Checkpoint
 from tatscli.engine.device import full_precision
 from tatscli.engine.rng import random_at
 from tatscli.engine.session import Session
-from tatscli.errors import DataError
 from tatscli.evaluation.features import PooledFeatures, collect_features
 from tatscli.evaluation.knn import knn_scores, whiten
 from tatscli.evaluation.probe import choose_probe
@@ -215,20 +214,6 @@ def scored_views(recipe: Recipe, store: Store) -> EvalViews:
 def view_sampling(recipe: Recipe) -> Sampling:
     """Return how evaluation draws its frames: its own way, else fine-tuning's, else the data's."""
     return recipe.evaluate.sampling or recipe.finetune.sampling or recipe.data.sampling
-
-
-def refuse_other_classes(store: Store, names: list[str]) -> None:
-    """Refuse a store whose classes are not those the run was trained on.
-
-    Raises:
-        DataError: If they differ.
-    """
-    if store.class_names != names:
-        raise DataError(
-            f"the classes of `{store.path}` ({len(store.class_names)}) are not those the run was "
-            f"trained on ({len(names)})",
-            hint="evaluate on a store prepared with the same `labels.txt` or class folders",
-        )
 
 
 def _as_is(output: Tensor) -> Tensor:

@@ -119,7 +119,7 @@ class Watcher:
         class, `watch/knn_top1`; the system is in training mode afterwards."""
         quiet = replace(here, reporter=Reporter(quiet=True))  # the training has a bar already
         system.eval()
-        found = self._losses(system, quiet)
+        found = self._losses(system, here)
         model = PooledFeatures(system.encoder)
         asked, stored = (
             score_views(model, views, self.recipe, quiet, output=_as_is)

@@ -15,7 +15,7 @@ from tatscli.errors import DataError, RecipeError
 from tatscli.evaluation.features import Features, refuse_too_large
 from tatscli.evaluation.probe import Choice, Chosen, choose_probe, judge, train_probes
 from tatscli.evaluation.shots import draw_shots, hold_out
-from tatscli.nn.probe import Attentive, build_probe
+from tatscli.nn.probe import AttentiveProbe, build_probe
 from tatscli.recipe.schema import Probe
 
 WIDTH, TOKENS, CLASSES = 16, 6, 3
@@ -159,6 +159,9 @@ def test_held_out_videos_are_a_share_of_each_class() -> None:
     assert label[held].bincount(minlength=4).tolist() == [2, 1, 1, 0]
     assert sorted([*kept.tolist(), *held.tolist()]) == list(range(18))
     assert not torch.equal(hold_out(label, 0.2, seed=1)[1], held)
+    # Five files of four segments each: whole files.
+    _, held = hold_out(torch.zeros(20).long(), 0.4, seed=0, source_R=torch.arange(20) // 4)
+    assert (held // 4).bincount(minlength=5).tolist().count(4) == len(held) // 4 == 2
 
 
 def test_shots_are_exact_nested_and_drawn_by_the_seed() -> None:
@@ -185,4 +188,4 @@ def test_features_that_are_too_large_are_refused_before_anything_is_read() -> No
 
 def test_queries_must_share_the_width() -> None:
     with pytest.raises(RecipeError, match=r"`evaluate\.probe\.queries: 7` does not divide"):
-        Attentive(Probe(queries=7), width=128, heads=4, classes=2)
+        AttentiveProbe(Probe(queries=7), width=128, heads=4, classes=2)

@@ -193,6 +193,42 @@ def test_an_untrained_encoder_is_the_one_that_training_begins_with(
     assert not torch.equal(other["patch_embed.proj.weight"], fresh["patch_embed.proj.weight"])
 
 
+def test_features_that_two_bytes_cannot_hold_are_refused(
+    run: Path, reporter: Reporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = PooledFeatures.forward
+
+    def large(self: PooledFeatures, video: torch.Tensor) -> torch.Tensor:
+        return plain(self, video) * factor
+
+    monkeypatch.setattr(PooledFeatures, "forward", large)
+    factor = 1e5
+    with pytest.raises(RecipeError, match=r"do not fit into torch\.float16") as error:
+        scored(run, reporter, "attentive")
+    assert "evaluate.probe.precision=float32" in str(error.value.hint)
+    assert scored(run, reporter, "attentive", "evaluate.probe.precision=float32")["videos"] == 6
+    factor = float("nan")
+    with pytest.raises(CheckpointError, match="features are not finite"):
+        scored(run, reporter, "attentive")
+
+
+def test_frozen_features_know_no_classes(
+    load: Load, reporter: Reporter, store: Path, tmp_path: Path
+) -> None:
+    """A classifier of other classes has an encoder as good as any."""
+    short = load("run.max_steps=1", "finetune.val_split=null")
+    tuned = finetune(short, reporter=reporter, init=None)["run"]
+    other = tmp_path / "other"
+    shutil.copytree(store, other)
+    facts = json.loads((other / "dataset.json").read_text())
+    facts["class_names"] = ["a", "b", "c"]
+    (other / "dataset.json").write_text(json.dumps(facts))
+    words = f"data.store={other}"
+    assert scored(Path(tuned), reporter, "linear", words)["class_names"] == ["a", "b", "c"]
+    with pytest.raises(DataError, match="are not those the run was trained on"):
+        scored(Path(tuned), reporter, "finetuned", words)
+
+
 def test_an_untrained_encoder_needs_a_recipe_alone(
     recipe_file: Path, run: Path, reporter: Reporter
 ) -> None:
