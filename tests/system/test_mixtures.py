@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import tempfile
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,10 +23,11 @@ from tatscli.heads import HEADS
 from tatscli.masking import MASKERS
 from tatscli.masking.selection import SELECTIONS
 from tatscli.recipe.derive import Schedule, derive_schedule
-from tatscli.recipe.schema import Recipe
+from tatscli.recipe.schema import FsqTokenizer, Recipe
 from tatscli.system.system import build_system
 from tatscli.targets import TARGETS, AllTargets
 from tatscli.tasks.pretrain import step
+from tests.tokenizer.saved import save_tokenizer
 
 CLIPS = 2
 LEARNED = {"width": st.just(16), "heads": st.just(2), "quota": st.booleans()}
@@ -62,7 +66,20 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
 
 
 def section(kind: str) -> st.SearchStrategy[dict[str, Any]]:
-    return st.fixed_dictionaries({"kind": st.just(kind)} | OPTIONS.get(kind, {}))
+    options = OPTIONS.get(kind, {})
+    if kind in ("codes", "latents"):
+        options = {
+            "tokenizer": st.just({"kind": "run", "path": str(coder())}),
+            "frames": st.sampled_from(["all", "first", "middle"]),
+        }
+    return st.fixed_dictionaries({"kind": st.just(kind)} | options)
+
+
+@cache
+def coder() -> Path:
+    """A tokenizer whose codes fill any grid of patches of 4 pixels."""
+    config = FsqTokenizer(kind="fsq", stride=4, widths=[4], blocks=1, levels=[3, 3])
+    return save_tokenizer(Path(tempfile.mkdtemp()), config, size=16)
 
 
 def any_of(kinds: Any) -> st.SearchStrategy[dict[str, Any]]:

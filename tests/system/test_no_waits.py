@@ -26,13 +26,14 @@ from tatscli.masking import MASKERS
 from tatscli.masking.selection import SELECTIONS
 from tatscli.nn.vit import Block
 from tatscli.recipe.derive import derive_schedule
-from tatscli.recipe.schema import Recipe
+from tatscli.recipe.schema import Recipe, VqTokenizer
 from tatscli.system.system import System, build_system
 from tatscli.targets import TARGETS as ALL_TARGETS
 from tatscli.targets import AllTargets
 from tatscli.tasks.pretrain import step
 from tests.system.fake_device import GPU, NoWaits, pretend_gpu, to_gpu, walk_back
 from tests.teaching import write_run
+from tests.tokenizer.saved import save_tokenizer
 
 LEARNED = {"width": 16, "heads": 2}
 MASKS: dict[str, dict[str, Any]] = {kind: {} for kind in MASKERS} | {
@@ -218,7 +219,7 @@ def test_every_other_mixture_neither(
 
 def test_the_tables_name_every_target() -> None:
     named = {one["kind"] for mixture in TARGETS for one in mixture} | OTHER_TARGETS.keys()
-    assert named == set(ALL_TARGETS) - {"teacher"}  # which needs a run, below
+    assert named == set(ALL_TARGETS) - {"teacher", "codes", "latents"}  # which need a run, below
 
 
 @pytest.mark.parametrize("kind", OTHER_TARGETS)
@@ -236,6 +237,17 @@ def test_no_teacher_makes_a_step_wait(monkeypatch: pytest.MonkeyPatch, tmp_path:
     write_run(tmp_path / "run", data=data, model=recipe.model.model_dump() | {"patch": 8})
     teacher = {"kind": "teacher", "run": str(tmp_path / "run"), "size": 32}
     recipe = recipe_of({"kind": "tube"}, "decoder", [teacher], "all")
+    train_steps(recipe, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("kind", ["codes", "latents"])
+def test_no_tokenizer_makes_a_step_wait(
+    kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = VqTokenizer(kind="vq", stride=4, widths=[8], blocks=1, codes=6, code_width=2)
+    run = save_tokenizer(tmp_path / "coder", config, size=16)
+    target = {"kind": kind, "tokenizer": {"kind": "run", "path": str(run)}, "frames": "middle"}
+    recipe = recipe_of({"kind": "tube"}, "decoder", [target], "all")
     train_steps(recipe, tmp_path, monkeypatch)
 
 

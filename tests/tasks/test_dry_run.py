@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from tatscli.engine.checkpoint import save_checkpoint
 from tatscli.recipe.load import load_recipe
 from tatscli.recipe.shipped import shipped
-from tatscli.tokenizer.image import ImageTokenizer
 from tests.nn.counting import block_macs, regressor_macs, trajectory_macs
+from tests.tokenizer.saved import save_tokenizer
 
 Plan = Callable[..., dict[str, Any]]
 
@@ -41,20 +40,14 @@ def gflops(macs: float) -> Any:
 @pytest.fixture(scope="module")
 def coders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Tokenizers that nothing trained, by the recipe that needs them."""
-    made = {}
-    for name in ("vq", "small"):
-        recipe = load_recipe(f"tokenizer/{name}").recipe
-        folder = tmp_path_factory.mktemp(name)
-        save_checkpoint(
-            folder,
-            step=0,
-            tensors={"model": ImageTokenizer(recipe.tokenizer).state_dict()},
-            meta={"kind": "tokenizer", "recipe": recipe.model_dump(mode="json")},
-            keep=1,
-            best=False,
+    return {
+        name: save_tokenizer(
+            tmp_path_factory.mktemp(name),
+            load_recipe(f"tokenizer/{name}").recipe.tokenizer,
+            size=64,
         )
-        made[name] = folder
-    return made
+        for name in ("vq", "small")
+    }
 
 
 @pytest.mark.parametrize("name", [recipe.name for recipe in shipped()])
