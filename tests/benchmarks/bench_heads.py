@@ -3,6 +3,7 @@
     python tests/benchmarks/bench_heads.py
     python tests/benchmarks/bench_heads.py --model small --rounds 1
     python tests/benchmarks/bench_heads.py --sides decoder regressor_1_half --rounds 3
+    python tests/benchmarks/bench_heads.py --sides decoder shared_codes shared_codes_cached
     python tests/benchmarks/bench_heads.py --sides    # counts alone
 
 A step is that of the training loop (`steps.py`), from uint8 frames in memory to the updated
@@ -11,7 +12,9 @@ as the encoder, and pixels. `decoder_both` adds the difference of frames, by a s
 `regressor_both` is MAM2's shape: four blocks of cross-attention as wide as the encoder, then a
 decoder of four blocks for each target, over hidden tokens alone. The other sides are smaller forms
 of that: fewer blocks in the regressor (`_2`, `_1`), a block in each decoder (`_thin`), half of the
-hidden tokens predicted (`_half`).
+hidden tokens predicted (`_half`). `_codes` puts the codes of `tokenizer/vq` (untrained, which costs
+the same) in the place of pixels, both frames of a cube, `_middle` one; the tokenizer runs in every
+step, or (`_cached`) its codes came with the clip. `shared_` has one decoder for both targets.
 
 Prints one JSON object. Counts of all sides: floating-point operations of a step, by torch, and of a
 forward pass in encoder and head; parameters, and MiB of weights, gradients and moments; MiB of
@@ -29,7 +32,9 @@ import json
 import multiprocessing
 import os
 import sys
+import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +47,15 @@ from tests.benchmarks.steps import Steps, counted, noise
 
 PIXELS = [{"kind": "pixels"}]
 BOTH = [*PIXELS, {"kind": "difference"}]
+CODER = "CODER"  # stands for the folder of the tokenizer, made when needed
+
+
+def codes(**more: Any) -> list[dict[str, Any]]:
+    """Return MAM2's targets."""
+    source = {"kind": "run", "path": CODER}
+    return [{"kind": "codes", "tokenizer": source} | more, {"kind": "difference"}]
+
+
 HALF = {"kind": "running_cell"}
 
 
@@ -64,6 +78,16 @@ SIDES: dict[str, dict[str, Any]] = {
     "regressor_1_half": side("regressor", BOTH, regressor_depth=1, predict=HALF),
     "regressor_1_thin_half": side("regressor", BOTH, regressor_depth=1, depth=1, predict=HALF),
     "decoder_both_half": side("decoder", BOTH, predict=HALF),
+    "regressor_codes": side("regressor", codes()),
+    "decoder_codes": side("decoder", codes()),
+    "shared_codes": side("decoder", codes(), shared=True),
+    "shared_codes_cached": side("decoder", codes(cached=True), shared=True),
+    "shared_codes_middle": side("decoder", codes(frames="middle"), shared=True),
+    "regressor_shared_codes": side("regressor", codes(), shared=True),
+    "regressor_1_shared_codes": side("regressor", codes(), regressor_depth=1, shared=True),
+    "regressor_1_shared_codes_half": side(
+        "regressor", codes(), regressor_depth=1, shared=True, predict=HALF
+    ),
 }
 RATIOS = ("gflop", "parameters", "kept_mib")
 MEASURED = ("decoder", "decoder_both", "regressor_both")
@@ -73,14 +97,27 @@ def recipe_of(name: str, options: dict[str, Any]) -> Any:
     """Return the recipe of a side."""
     from tatscli.recipe.schema import Recipe
 
-    return Recipe.model_validate(
+    data = {"store": "unused", "frames": options["frames"], "size": options["size"]}
+    text = json.dumps(
         {
-            "data": {"store": "unused", "frames": options["frames"], "size": options["size"]},
+            "data": data | {"crop": "centre"},
             "model": {"size": options["model"]},
             "mask": {"kind": "tube", "ratio": 0.9},
             **SIDES[name],
         }
     )
+    return Recipe.model_validate_json(text.replace(CODER, options["coder"]))
+
+
+def clips(recipe: Any, system: Any, count: int) -> Any:
+    """Return clips of noise, with noise for codes where a target reads them from the store."""
+    import torch
+
+    batch = noise(recipe, count)
+    _, rows, columns = recipe.grid
+    shape = (count, recipe.data.frames, rows, columns)
+    known = {name: torch.randint(0, 1024, shape) for name in system.cached_codes}
+    return replace(batch, codes=known)
 
 
 def prepared(name: str, options: dict[str, Any]) -> Steps:
@@ -92,7 +129,8 @@ def prepared(name: str, options: dict[str, Any]) -> Steps:
     torch.set_num_threads(options["threads"])
     torch.manual_seed(0)
     recipe = recipe_of(name, options)
-    return Steps(recipe, build_system(recipe), noise(recipe, options["batch"]))
+    system = build_system(recipe)
+    return Steps(recipe, system, clips(recipe, system, options["batch"]))
 
 
 def kept_mib(name: str, options: dict[str, Any]) -> float:
@@ -112,7 +150,8 @@ def kept_mib(name: str, options: dict[str, Any]) -> float:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    clip = system.clip(noise(recipe, options["batch"]).video_BCTHW)
+    batch = clips(recipe, system, options["batch"])
+    clip = system.clip(batch.video_BCTHW, codes=batch.codes)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = system.errors(clip).loss
     assert loss.requires_grad  # the graph lives until here, so no memory is counted twice
@@ -149,7 +188,8 @@ def peaks(name: str, options: dict[str, Any]) -> dict[str, float]:
     before = resident_kib("VmRSS")
     torch.manual_seed(0)
     recipe = recipe_of(name, options)
-    system, batch = build_system(recipe), noise(recipe, options["batch"])
+    system = build_system(recipe)
+    batch = clips(recipe, system, options["batch"])
     built = resident_kib("VmRSS")
     step = Steps(recipe, system, batch)
     for _ in range(2):
@@ -195,7 +235,18 @@ def main() -> None:
     options = vars(parser.parse_args())
     import torch
 
+    from tatscli.recipe.load import load_recipe
+    from tests.tokenizer.saved import save_tokenizer
+
     torch.set_num_threads(options["threads"])
+    with tempfile.TemporaryDirectory() as folder:
+        coder = load_recipe("tokenizer/vq").recipe
+        options["coder"] = str(save_tokenizer(Path(folder), coder.tokenizer, size=224))
+        compare(options)
+
+
+def compare(options: dict[str, Any]) -> None:
+    """Count, measure, print."""
     names, settings = options.pop("sides"), dict(options)
     result: dict[str, Any] = {
         "settings": {"sides": names, **settings},

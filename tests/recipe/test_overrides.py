@@ -1,5 +1,6 @@
 """`key.sub=value` on the command line."""
 
+import json
 import math
 
 import pytest
@@ -35,6 +36,8 @@ def leaves(value, keys=()):
 
 
 def as_yaml(value: object) -> str:
+    if isinstance(value, str):  # PyYAML would not quote `0E0`, which a recipe reads as a number
+        return json.dumps(value, ensure_ascii=False)
     text = yaml.safe_dump(value, default_flow_style=True, width=math.inf)
     return text.removesuffix("...\n").strip()
 
