@@ -22,6 +22,7 @@ from tatscli.recipe.schema import Optim
 from tatscli.store.reader import Store
 from tatscli.system.cost import count_flops, count_parameters, system_cost
 from tatscli.tasks.finetune import build_classifier
+from tatscli.tasks.pretrain import refuse_nothing_to_predict
 from tatscli.tasks.training import batch_rows, schedule_rows
 
 ADAM_BYTES = 16  # float32 weight, gradient and two moments
@@ -32,6 +33,7 @@ def plan_pretraining(loaded: LoadedRecipe, run: Path) -> dict[str, Any]:
 
     Raises:
         RecipeError: If the total batch cannot be divided.
+        DataError: If no video has the motion that mask, selection or targets cannot do without.
     """
     recipe = loaded.recipe
     system, flops = system_cost(recipe)
@@ -46,6 +48,7 @@ def plan_pretraining(loaded: LoadedRecipe, run: Path) -> dict[str, Any]:
     if store is not None and system.follows_motion:
         source = MotionSource(store, recipe.data.motion, needed=True)
         without_motion = len(source.unknown(rows))
+        refuse_nothing_to_predict(system, recipe, unknown=without_motion, videos=len(rows))
     return {
         "stage": "pretrain",
         "recipe": loaded.name,

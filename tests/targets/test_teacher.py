@@ -295,6 +295,12 @@ def test_networks_of_transformers_that_see_other_clips_are_refused(
     assert "the recipe one of 2 x 4 x 4" in error.message
 
 
+def test_patches_must_fill_the_picture(tmp_path: Path) -> None:
+    transformers_network("dinov3_vit").save_pretrained(tmp_path / "hf")
+    error = refused(transformers=str(tmp_path / "hf"), size=36)
+    assert "patches of 8 x 8 pixels, which do not fill 36 x 36" in error.message
+
+
 def test_what_is_not_there_is_one_message(tmp_path: Path) -> None:
     assert "`nowhere` does not exist" in refused(run="nowhere").message
     assert "folder `nowhere` does not exist" in refused(transformers="nowhere").message
