@@ -215,7 +215,7 @@ def test_it_teaches_and_learns_nothing(tmp_path: Path) -> None:
 def test_it_may_compute_in_half_precision(tmp_path: Path) -> None:
     write_run(tmp_path / "run", model=MODEL)
     exact, rounded = (
-        make(run=str(tmp_path / "run"), precision=precision).targets["teacher"]
+        make(run=str(tmp_path / "run"), precision=precision, size=32).targets["teacher"]
         for precision in ("fp32", "bf16")
     )
     clip = clip_of(make(run=str(tmp_path / "run")))
