@@ -22,6 +22,7 @@ from tatscli.recipe.schema import Optim, Tokenizer
 from tatscli.store.reader import Store
 from tatscli.system.cost import count_flops, count_parameters, system_cost
 from tatscli.tasks.finetune import build_classifier
+from tatscli.tasks.pretrain import refuse_nothing_to_predict
 from tatscli.tasks.training import batch_rows, schedule_rows
 from tatscli.tasks.watch import part_watched
 from tatscli.tokenizer.adversary import Adversary
@@ -35,6 +36,7 @@ def plan_pretraining(loaded: LoadedRecipe, run: Path) -> dict[str, Any]:
 
     Raises:
         RecipeError: If the total batch cannot be divided.
+        DataError: If no video has the motion that mask, selection or targets cannot do without.
     """
     recipe = loaded.recipe
     if recipe.tokenizer is not None:
@@ -54,6 +56,7 @@ def plan_pretraining(loaded: LoadedRecipe, run: Path) -> dict[str, Any]:
     if store is not None and system.follows_motion:
         source = MotionSource(store, recipe.data.motion, needed=True)
         without_motion = len(source.unknown(rows))
+        refuse_nothing_to_predict(system, recipe, unknown=without_motion, videos=len(rows))
     return {
         "stage": "pretrain",
         "recipe": loaded.name,

@@ -214,6 +214,9 @@ def test_a_name_is_a_section_and_one_ratio_is_both_masks() -> None:
     )
     assert short == long
     assert [one.ratio for one in short.both] == [0.6, 0.6]
+    for side in ("from", "to"):  # editors know both spellings
+        section_or_name = MASKS["schedule"].model_json_schema()["properties"][side]["anyOf"]
+        assert "mgm" in section_or_name[1]["enum"] and "discriminator" in section_or_name[0]
     written = short.model_dump(mode="json")
     assert written["from"] == {"kind": "tube"} and "from_" not in written
     assert type(short).model_validate(written) == short

@@ -47,11 +47,14 @@ TARGETS = [
     [{"kind": "difference"}],
     [{"kind": "pixels", "normalize": False}, {"kind": "difference", "span": "clip"}],
 ]
+ON_DISK = {
+    "teacher",
+    "codes",
+    "latents",
+}  # these need a network that was trained; tests of their own have one
 OTHER_TARGETS: dict[str, dict[str, Any]] = {
-    "hog": {"cell": 2},
-    "motion": {"scale": "clip"},
-    "ema": {"layers": 1},
-}
+    kind: {} for kind in ALL_TARGETS.keys() - ON_DISK - {"pixels", "difference"}
+} | {"hog": {"cell": 2}}
 HEAD_OPTIONS: dict[str, dict[str, Any]] = {
     "decoder": {"depth": 1},
     "regressor": {"depth": 1, "regressor_depth": 1, "alignment": 2.0},
@@ -217,12 +220,7 @@ def test_every_other_mixture_neither(
     train_steps(recipe, tmp_path, monkeypatch)
 
 
-def test_the_tables_name_every_target() -> None:
-    named = {one["kind"] for mixture in TARGETS for one in mixture} | OTHER_TARGETS.keys()
-    assert named == set(ALL_TARGETS) - {"teacher", "codes", "latents"}  # which need a run, below
-
-
-@pytest.mark.parametrize("kind", OTHER_TARGETS)
+@pytest.mark.parametrize("kind", sorted(OTHER_TARGETS))
 def test_no_target_makes_a_step_wait(
     kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -215,7 +215,7 @@ def test_it_teaches_and_learns_nothing(tmp_path: Path) -> None:
 def test_it_may_compute_in_half_precision(tmp_path: Path) -> None:
     write_run(tmp_path / "run", model=MODEL)
     exact, rounded = (
-        make(run=str(tmp_path / "run"), precision=precision).targets["teacher"]
+        make(run=str(tmp_path / "run"), precision=precision, size=32).targets["teacher"]
         for precision in ("fp32", "bf16")
     )
     clip = clip_of(make(run=str(tmp_path / "run")))
@@ -293,6 +293,12 @@ def test_networks_of_transformers_that_see_other_clips_are_refused(
     error = refused(transformers=str(tmp_path / "hf"))
     assert words in f"{error.message} {error.hint}"
     assert "the recipe one of 2 x 4 x 4" in error.message
+
+
+def test_patches_must_fill_the_picture(tmp_path: Path) -> None:
+    transformers_network("dinov3_vit").save_pretrained(tmp_path / "hf")
+    error = refused(transformers=str(tmp_path / "hf"), size=36)
+    assert "patches of 8 x 8 pixels, which do not fill 36 x 36" in error.message
 
 
 def test_what_is_not_there_is_one_message(tmp_path: Path) -> None:

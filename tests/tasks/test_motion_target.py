@@ -19,6 +19,7 @@ from tatscli.errors import DataError
 from tatscli.recipe.load import LoadedRecipe
 from tatscli.store.reader import Store
 from tatscli.system.system import build_system
+from tatscli.tasks.dry_run import plan_pretraining
 from tatscli.tasks.pretrain import pretrain
 from tests.clips import pan, render
 from tests.tasks.conftest import MOVES
@@ -78,10 +79,16 @@ def test_a_store_without_motion_is_refused_and_a_part_of_it_counted(
     prepare(tmp_path / "videos", tmp_path / "bare", "--motion", "none")
     bare = ("data.split=null", f"data.store={tmp_path / 'bare'}", "run.max_steps=1",
             "optim.total_batch=2", "optim.batch_per_device=2")  # fmt: skip
-    with pytest.raises(DataError, match=r"none of the 4 videos in `.*bare` has motion") as refused:
-        pretrain(load(*bare, *TARGET), reporter=spoken())
-    assert "`targets: motion` predicts" in refused.value.message
-    assert refused.value.hint and "--motion auto" in refused.value.hint
+    for refuse in (
+        lambda: plan_pretraining(load(*bare, *TARGET), Path("runs/tiny")),
+        lambda: pretrain(load(*bare, *TARGET), reporter=spoken()),
+    ):
+        with pytest.raises(
+            DataError, match=r"none of the 4 videos in `.*bare` has motion"
+        ) as found:
+            refuse()
+        assert "`targets: motion` predicts" in found.value.message
+        assert found.value.hint and "--motion auto" in found.value.hint
     assert not Path("runs").exists()
 
     prepare(tmp_path / "videos", tmp_path / "native", "--motion", "native")

@@ -11,7 +11,7 @@ from tatscli.data.clip import ClipForm
 from tatscli.errors import RecipeError
 from tatscli.nn.frozen import Frozen
 from tatscli.nn.teachers.base import Given, Source, Teacher
-from tatscli.nn.teachers.hub import open_transformers
+from tatscli.nn.teachers.hf import open_transformers
 from tatscli.nn.teachers.run import open_run
 from tatscli.nn.teachers.vision import open_torchvision
 from tatscli.recipe import schema

@@ -151,9 +151,9 @@ def first_blocks(blocks: nn.ModuleList, layer: int, name: str) -> nn.ModuleList:
 
 def resized(video_BCTHW: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize every frame, bilinearly and without aliasing."""
-    pictures = video_BCTHW.transpose(1, 2).flatten(0, 1)
+    pictures = video_BCTHW.transpose(1, 2).flatten(0, 1).float()  # not on every device in bf16
     pictures = F.interpolate(pictures, size, mode="bilinear", antialias=True, align_corners=False)
-    return pictures.unflatten(0, (len(video_BCTHW), -1)).transpose(1, 2)
+    return pictures.unflatten(0, (len(video_BCTHW), -1)).transpose(1, 2).to(video_BCTHW.dtype)
 
 
 def digest_of(paths: Sequence[Path]) -> str:

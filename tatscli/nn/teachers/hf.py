@@ -55,6 +55,9 @@ class TransformersTeacher(Teacher):
     """A network of `transformers` that sees whole clips, or their frames one by one.
 
     Class and register tokens, which belong to no place, are dropped.
+
+    Raises:
+        RecipeError: If its patches do not fill the pictures it is given.
     """
 
     def __init__(
@@ -77,6 +80,12 @@ class TransformersTeacher(Teacher):
             self.by_frame = ByFrame(given.tubelet, config.frames)
             self.extra = 1 + int(settings.num_register_tokens)
             self.sees = (0, 0, 0)  # its positions are worked out for any size
+            if height % patch[0] or width % patch[1]:
+                raise RecipeError(
+                    f"`targets`: the teacher `{folder}` cuts pictures into patches of "
+                    f"{patch[0]} x {patch[1]} pixels, which do not fill {height} x {width}",
+                    hint="`size` resizes the clip for the teacher",
+                )
         elif settings.model_type == "vjepa2":
             t = frames // int(settings.tubelet_size)
             self.sees = (0, *_pair(settings.crop_size))
