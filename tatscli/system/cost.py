@@ -34,7 +34,8 @@ def system_cost(recipe: Recipe) -> tuple[System, dict[str, int]]:
         patch embeddings of `sampler`, and where targets ask networks of their own of `targets`.
     """
     with torch.device("meta"):
-        system = build_system(recipe)
+        # Tokenizers were read from disk and have numbers yet.
+        system = build_system(recipe).to("meta")
         return system, _flops(system)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -183,8 +184,11 @@ def counted(recipe: Recipe, system: System | None = None) -> dict[str, int]:
 
     batch = noise(recipe, 1).to("meta")
     with torch.device("meta"):
-        system = (system or build_system(recipe)).train()
+        system = (system or build_system(recipe)).to("meta").train()
         tokens, visible = system.form.tokens, system.masker.visible
+        shape = (1, recipe.data.frames, *recipe.grid[1:])
+        known = {name: torch.zeros(shape, dtype=torch.int64) for name in system.cached_codes}
+        batch = replace(batch, codes=known)
         plan = MaskPlan(
             torch.arange(visible)[None],
             torch.arange(tokens - system.selection.budget, tokens)[None],
