@@ -26,6 +26,12 @@ targets: [{{kind: colour}}, {{kind: pixels, weight: 0.5}}]
 optim: {{epochs: 4, total_batch: 2, batch_per_device: 2}}
 run: {{log_every: 1, save_every: 1, device: cpu}}
 """
+CODER = """
+data: {{store: {store}, frames: 2, size: 32, sampling: {{stride: 1}}, workers: 0}}
+tokenizer: {{kind: signs, bits: 5, stride: 8, widths: [8, 8], blocks: 1}}
+optim: {{epochs: 2, total_batch: 2, batch_per_device: 2}}
+run: {{log_every: 1, device: cpu}}
+"""
 
 
 def blocks() -> list[tuple[str, str]]:
@@ -65,6 +71,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         render(path, pan((1, 0), frames=6, height=32, width=40, seed=number))
     run(home, "prepare", "videos", "--out", "store", "--workers", "1")
     (home / "extended.yaml").write_text(RECIPE.format(store="store"))
+    (home / "coder.yaml").write_text(CODER.format(store="store"))
     return home
 
 
@@ -95,6 +102,28 @@ def test_the_examples_train_resume_and_are_drawn(home: Path) -> None:
     assert len(json.loads(drawn)["windows"][0]["error"]) == 3
 
 
+def test_the_quantizer_trains_and_codes(home: Path) -> None:
+    result = json.loads(run(home, "pretrain", "coder.yaml", "--json"))
+    assert result["loss"] == pytest.approx(result["loss/reconstruction"])
+    drawn = json.loads(
+        run(
+            home,
+            "visualize-masks",
+            "videos/0.mp4",
+            "--run",
+            "runs/coder",
+            "--out",
+            "b.png",
+            "--json",
+        )
+    )
+    assert drawn["codebook_size"] == 32
+    codes = {code for frame in drawn["windows"][0]["codes"] for row in frame for code in row}
+    assert len(codes) > 1
+    assert codes <= set(range(32))
+
+
+@pytest.mark.slow  # mypy reads the whole copy
 def test_the_examples_are_typed_and_in_style(home: Path) -> None:
     new = [where.removeprefix("new: ") for where, _ in blocks() if where.startswith("new: ")]
     for words in (

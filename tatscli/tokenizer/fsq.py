@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from tatscli.engine.device import full_precision
+from tatscli.recipe import schema
 from tatscli.tokenizer.quantize import Quantized, Quantizer, straight_through
 
 _EPS = 1e-3  # room above the outermost level, so that tanh reaches it
@@ -61,6 +63,11 @@ class FiniteScalar(Quantizer):
             ("basis_C", basis_C),
         ):
             self.register_buffer(name, value, persistent=False)
+
+    @classmethod
+    def of(cls, config: schema.FsqTokenizer) -> Self:
+        """Build what a recipe's `tokenizer` section asks for."""
+        return cls(config.levels, entropy=config.entropy, commitment=config.commitment)
 
     def bound(self, vectors_C: Tensor) -> Tensor:
         """Squash values to where rounding gives their levels, steps being 1 apart."""

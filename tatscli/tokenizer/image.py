@@ -14,10 +14,9 @@ from torch import Tensor
 
 from tatscli.nn.convolution import PictureDecoder, PictureEncoder
 from tatscli.recipe import schema
+from tatscli.tokenizer import QUANTIZERS
 from tatscli.tokenizer.base import Tokenizer
-from tatscli.tokenizer.fsq import FiniteScalar
 from tatscli.tokenizer.quantize import Quantizer
-from tatscli.tokenizer.vq import Codebook
 
 
 class Reconstruction(NamedTuple):
@@ -44,13 +43,13 @@ class ImageTokenizer(Tokenizer):
 
     def __init__(
         self,
-        config: schema.VqTokenizer | schema.FsqTokenizer,
+        config: schema.Tokenizer,
         *,
         quantizer: Quantizer | None = None,
     ) -> None:
         super().__init__()
         self.config = config
-        self.quantizer = quantizer or build_quantizer(config)
+        self.quantizer = quantizer or QUANTIZERS[config.kind].of(config)
         self.width = self.quantizer.width
         self.stride = config.stride
         self.codebook_size = self.quantizer.size
@@ -86,21 +85,6 @@ class ImageTokenizer(Tokenizer):
 
     def _draw(self, vectors_XhwD: Tensor) -> Tensor:
         return (self.decoder(vectors_XhwD.permute(0, 3, 1, 2)) + 1) / 2
-
-
-def build_quantizer(config: schema.VqTokenizer | schema.FsqTokenizer) -> Quantizer:
-    """Build what the recipe's `tokenizer.kind` names."""
-    if isinstance(config, schema.FsqTokenizer):
-        return FiniteScalar(config.levels, entropy=config.entropy, commitment=config.commitment)
-    return Codebook(
-        config.codes,
-        config.code_width,
-        cosine=config.cosine,
-        decay=config.decay,
-        commitment=config.commitment,
-        kmeans=config.kmeans,
-        restart=config.restart,
-    )
 
 
 def _pictures(frames_BCTHW: Tensor) -> Tensor:

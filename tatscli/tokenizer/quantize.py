@@ -6,7 +6,7 @@ Shapes: ... any, C values of a vector, K codes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 from torch import Tensor, nn
 
@@ -35,6 +35,11 @@ class Quantizer(nn.Module):
 
     size: int
     width: int
+
+    @classmethod
+    def of(cls, config: Any) -> Self:
+        """Build what a recipe's `tokenizer` section asks for."""
+        raise NotImplementedError
 
     def forward(self, vectors_C: Tensor) -> Quantized:
         """Quantise vectors (..., C); in training, what there is to learn is learned here."""

@@ -10,12 +10,15 @@ Shapes: N vectors, C values of each, K codes, ... any.
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tatscli.engine import distributed
 from tatscli.engine.device import full_precision
+from tatscli.recipe import schema
 from tatscli.tokenizer.quantize import Quantized, Quantizer, straight_through
 
 _EPS = 1e-5  # Laplace smoothing of the counts, so that an unused code divides by more than 0
@@ -69,6 +72,19 @@ class Codebook(Quantizer):
         self.register_buffer("count_K", torch.ones(size))
         self.register_buffer("begun", torch.tensor(kmeans == 0))
         self._begun: bool | None = None  # `begun`, read from the device once
+
+    @classmethod
+    def of(cls, config: schema.VqTokenizer) -> Self:
+        """Build what a recipe's `tokenizer` section asks for."""
+        return cls(
+            config.codes,
+            config.code_width,
+            cosine=config.cosine,
+            decay=config.decay,
+            commitment=config.commitment,
+            kmeans=config.kmeans,
+            restart=config.restart,
+        )
 
     def forward(self, vectors_C: Tensor) -> Quantized:
         """Replace vectors (..., C) by their nearest codes, and let the codebook follow them."""
