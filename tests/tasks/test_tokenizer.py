@@ -256,6 +256,25 @@ def test_encoding_goes_on_where_it_was_stopped(coder: Path, store: Path, tmp_pat
     assert lost.read_bytes() == files[lost.name]
 
 
+def test_codes_of_videos_that_have_changed_are_made_anew(
+    coder: Path, store: Path, tmp_path: Path
+) -> None:
+    """As where `tats prepare --overwrite` has made another store of the same names."""
+    copy = tmp_path / "store"
+    shutil.copytree(store, copy)
+    shards = encode(copy, coder)["shards"]
+    manifest = copy / "manifest.jsonl"
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for row in rows:
+        row["label"] = 0  # no matter for codes
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert encode(copy, coder)["shards"] == 0
+    for row in rows:
+        row["checksum"] = row["checksum"][::-1]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert encode(copy, coder)["shards"] == shards
+
+
 def test_codes_that_are_not_there_or_cannot_be_are_told(
     coder: Path, encoded: Path, store: Path, load: Load, reporter: Reporter, tmp_path: Path
 ) -> None:
