@@ -20,8 +20,10 @@ from tatscli.errors import CheckpointError, DataError, RecipeError, TatsError, U
 from tatscli.recipe.load import LoadedRecipe, load_recipe
 from tatscli.recipe.schema import RunTokenizer
 from tatscli.system.load import load_system
+from tatscli.tasks.dry_run import plan_pretraining
 from tatscli.tasks.encode import encode_store
 from tatscli.tasks.evaluate_tokenizer import evaluate_tokenizer
+from tatscli.tasks.finetune import finetune
 from tatscli.tasks.pretrain import pretrain
 from tatscli.tasks.viewers import Wishes
 from tatscli.tasks.visualize_tokenizer import visualize_tokenizer
@@ -316,6 +318,20 @@ def test_wrong_tokenizers_are_named(
         pretrain(masked, reporter=reporter, out="runs/wrong")
     with pytest.raises(CheckpointError, match="is a pretrained run, not a tokenizer"):
         pretrain(load_coder(), reporter=reporter, init="runs/masked", out="runs/wrong")
+
+
+def test_a_tokenizer_is_no_encoder_to_start_from_or_to_be_taught_by(
+    coder: Path, load: Load, reporter: Reporter
+) -> None:
+    plain = load("mask.kind=tube")
+    with pytest.raises(CheckpointError, match="is a tokenizer: it has no ViT encoder"):
+        pretrain(plain, reporter=reporter, init=coder, out="runs/wrong")
+    with pytest.raises(CheckpointError, match="is a tokenizer: it has no ViT encoder"):
+        finetune(plain, reporter=reporter, init=coder, out="runs/wrong")
+    taught = load("mask.kind=tube", f"targets=[{{kind: teacher, run: {coder}}}]")
+    with pytest.raises(RecipeError, match=r"a `teacher`: .* is a tokenizer"):
+        plan_pretraining(taught, Path("runs/wrong"))
+    assert not Path("runs/wrong").exists()
 
 
 @pytest.mark.parametrize(
