@@ -341,6 +341,8 @@ def test_a_tokenizer_is_no_encoder_to_start_from_or_to_be_taught_by(
         ("data.size=36", "`data.size: 36` is not a multiple of `tokenizer.stride: 8`"),
         ("tokenizer.widths=[8]", "there are 2 resolutions, and `widths: \\[8\\]` names 1"),
         ("tokenizer.kind=vae", "must be one of `vq`, `fsq`"),
+        ("run.watch={}", "`run.watch` looks at masked autoencoders alone"),
+        ("tokenizer.discriminator={layers: 4}", "need pictures of 48 pixels a side"),
     ],
 )
 def test_recipes_that_cannot_be_are_refused(load_coder: Load, override: str, words: str) -> None:
