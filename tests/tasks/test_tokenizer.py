@@ -22,6 +22,7 @@ from tatscli.recipe.schema import RunTokenizer
 from tatscli.system.load import load_system
 from tatscli.tasks.dry_run import plan_pretraining
 from tatscli.tasks.encode import encode_store
+from tatscli.tasks.evaluate import evaluate
 from tatscli.tasks.evaluate_tokenizer import evaluate_tokenizer
 from tatscli.tasks.finetune import finetune
 from tatscli.tasks.pretrain import pretrain
@@ -318,6 +319,11 @@ def test_wrong_tokenizers_are_named(
         pretrain(masked, reporter=reporter, out="runs/wrong")
     with pytest.raises(CheckpointError, match="is a pretrained run, not a tokenizer"):
         pretrain(load_coder(), reporter=reporter, init="runs/masked", out="runs/wrong")
+
+
+def test_a_tokenizers_recipe_has_no_untrained_encoder(load_coder: Load, reporter: Reporter) -> None:
+    with pytest.raises(RecipeError, match="it has no encoder to evaluate"):
+        evaluate(load_coder().source, reporter=reporter, protocol="knn", untrained=True)
 
 
 def test_a_tokenizer_is_no_encoder_to_start_from_or_to_be_taught_by(
