@@ -283,6 +283,8 @@ def test_codes_that_are_not_there_or_cannot_be_are_told(
 ) -> None:
     with pytest.raises(DataError, match="holds no codes of this tokenizer for this view"):
         pretrain(load(*CENTRE, codes(coder, cached="true")), reporter=reporter, out="runs/wrong")
+    with pytest.raises(DataError, match="holds no codes of this tokenizer for this view"):
+        plan_pretraining(load(*CENTRE, codes(coder, cached="true")), Path("runs/wrong"))
     for changed in ("data.crop=corners", "data.flip=0.5"):
         with pytest.raises(RecipeError, match="`cached: true` of a target reads codes of one view"):
             load(*CENTRE, codes(coder, cached="true"), changed)
