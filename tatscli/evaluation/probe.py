@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tatscli.engine import distributed
 from tatscli.engine.optim import decays, fused_adamw, set_lr
 from tatscli.engine.session import Session
+from tatscli.errors import DataError
 from tatscli.evaluation.features import Features
 from tatscli.evaluation.shots import hold_out
 from tatscli.recipe.schema import Probe
@@ -78,7 +79,7 @@ def choose_probe(
         here: Device and peers.
 
     Raises:
-        DataError: If there is a choice, and no video can be held out.
+        DataError: If there is a choice, and no video can be held out; or as `train_probes`.
     """
     choices = [Choice(rate, decay) for rate, decay in product(settings.rates, settings.decays)]
     everyone, held = torch.arange(len(data.label_R)), 0
@@ -128,7 +129,18 @@ def train_probes(
 
     Returns:
         The probes, in the order of the choices.
+
+    Raises:
+        DataError: If a step has one video, over which a BatchNorm tells nothing.
     """
+    size = min(settings.batch, len(video_R))
+    if size < 2 and any(isinstance(one, nn.BatchNorm1d) for one in start.modules()):
+        raise DataError(
+            f"a probe with BatchNorm needs two videos in a step, and with `evaluate.probe.batch: "
+            f"{settings.batch}` and {len(video_R)} to train on there is one",
+            hint="raise it, or label more videos; an attentive probe of "
+            "`evaluate.probe.form=vjepa` has no BatchNorm",
+        )
     probes = [copy.deepcopy(start).to(here.device).train() for _ in choices]
     if not probes:
         return []
@@ -138,7 +150,6 @@ def train_probes(
         for name, one in probe.named_parameters()
     ]
     optimizer = fused_adamw(groups, lr=1.0)
-    size = min(settings.batch, len(video_R))
     steps = len(video_R) // size
     total, views = settings.epochs * steps, data.value_RVX.shape[1]
     bar = here.reporter.progress(total=total, description="probes", unit="step")

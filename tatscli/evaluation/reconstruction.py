@@ -5,8 +5,9 @@ Shapes: X pictures, C colours, H and W pixels, K codes, ... any.
 
 from __future__ import annotations
 
+import math
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 _TAPS, _SIGMA = 11, 1.5  # of SSIM's window
@@ -26,14 +27,19 @@ def ssim(pictures_XCHW: Tensor, true_XCHW: Tensor) -> Tensor:
     whole; the mean over positions and colours. Pictures smaller than that have a smaller window.
     """
     side = min(_TAPS, *pictures_XCHW.shape[-2:])
-    place = torch.arange(side, device=pictures_XCHW.device) - (side - 1) / 2
-    weight = (-0.5 * (place / _SIGMA).square()).exp()
-    weight = weight / weight.sum()
+    taps = [math.exp(-0.5 * ((at - (side - 1) / 2) / _SIGMA) ** 2) for at in range(side)]
+    weights = [tap / sum(taps) for tap in taps]
 
     def blurred(values_XCHW: Tensor) -> Tensor:
-        maps = values_XCHW.flatten(0, 1)[:, None]
-        maps = F.conv2d(F.conv2d(maps, weight.view(1, 1, -1, 1)), weight.view(1, 1, 1, -1))
-        return maps[:, 0].unflatten(0, values_XCHW.shape[:2])
+        # Sums and not convolutions, which autocast and TF32 would round: variances are small
+        # differences of these.
+        for dim in (2, 3):
+            size = values_XCHW.shape[dim] - side + 1
+            summed = values_XCHW.narrow(dim, 0, size) * weights[0]
+            for at, weight in enumerate(weights[1:], start=1):
+                summed = summed.add_(values_XCHW.narrow(dim, at, size), alpha=weight)
+            values_XCHW = summed
+        return values_XCHW
 
     one, two = pictures_XCHW.float(), true_XCHW.float()
     mean_1, mean_2 = blurred(one), blurred(two)

@@ -41,6 +41,19 @@ def is_tokenizer(path: Path | str) -> bool:
         return False
 
 
+def refuse_tokenizer(checkpoint: Checkpoint) -> None:
+    """Find out that a checkpoint has an encoder of another kind.
+
+    Raises:
+        CheckpointError: If so.
+    """
+    if checkpoint.kind == "tokenizer":
+        raise CheckpointError(
+            f"`{checkpoint.path}` is a tokenizer: it has no ViT encoder",
+            hint="name a pretrained or fine-tuned run; a target takes a tokenizer's codes",
+        )
+
+
 _HARMLESS = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",)
 """Names in Lightning's checkpoints beside the tensors; a stand-in is put in their place."""
 
@@ -90,8 +103,9 @@ def load_encoder(encoder: Encoder, checkpoint: Checkpoint) -> int:
         The number of tensors copied.
 
     Raises:
-        CheckpointError: If names or shapes differ.
+        CheckpointError: If names or shapes differ, or it is a tokenizer's.
     """
+    refuse_tokenizer(checkpoint)
     given = {
         name.removeprefix("encoder."): value
         for name, value in checkpoint.tensors("model").items()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tatscli.store.reader import Store
 from tatscli.tensors import Tensor, write_tensors
 
 INDEX = "index.json"
+_STAMP = "videos"  # in the metadata of a file: `stamp_of` what it was made of
 _OPEN_FILES = 512  # mapped at the same time in one process
 
 
@@ -67,7 +69,7 @@ class Codes:
         record = self.store.rows[row]
         assert record.shard is not None
         try:
-            codes = self._file(Path(record.shard).stem).get_slice(f"{record.id}/codes")
+            codes = self._file(record.shard).get_slice(f"{record.id}/codes")
             first, last = min(frames), max(frames)
             found = codes[first : last + 1]
         except (SafetensorError, OSError) as error:
@@ -80,14 +82,14 @@ class Codes:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": OrderedDict()}
 
-    def _file(self, stem: str) -> Any:
-        if stem in self._files:
-            self._files.move_to_end(stem)
-            return self._files[stem]
-        self._files[stem] = safe_open(self.folder / f"{stem}.safetensors", framework="numpy")
+    def _file(self, shard: str) -> Any:
+        if shard in self._files:
+            self._files.move_to_end(shard)
+            return self._files[shard]
+        self._files[shard] = safe_open(_file_of(self.folder, shard), framework="numpy")
         if len(self._files) > _OPEN_FILES:
             self._files.popitem(last=False)
-        return self._files[stem]
+        return self._files[shard]
 
 
 def folder_of(store: Store, key: str) -> Path:
@@ -95,18 +97,34 @@ def folder_of(store: Store, key: str) -> Path:
     return store.path / "codes" / key
 
 
-def write_codes(folder: Path, shard: str, codes: Mapping[str, np.ndarray]) -> None:
+def stamp_of(store: Store, rows: Sequence[int]) -> str:
+    """Name what the codes of a shard are made of: its videos, and the bytes of each."""
+    digest = blake2b(digest_size=16)
+    for row in rows:
+        digest.update(f"{store.rows[row].id}\n{store.rows[row].checksum}\n".encode())
+    return digest.hexdigest()
+
+
+def write_codes(folder: Path, shard: str, codes: Mapping[str, np.ndarray], *, stamp: str) -> None:
     """Write the codes of a shard's videos, by id; whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = [Tensor.of(f"{name}/codes", one.astype("<i4")) for name, one in sorted(codes.items())]
-    write_tensors(folder / f"{Path(shard).stem}.safetensors", tensors)
+    write_tensors(_file_of(folder, shard), tensors, {_STAMP: stamp})
 
 
-def has_codes(folder: Path, shard: str) -> bool:
-    """Whether those of a shard are there."""
-    return (folder / f"{Path(shard).stem}.safetensors").is_file()
+def has_codes(folder: Path, shard: str, *, stamp: str) -> bool:
+    """Whether those of a shard are there, and of the videos that it holds now."""
+    try:
+        with safe_open(_file_of(folder, shard), framework="numpy") as file:
+            return bool((file.metadata() or {}).get(_STAMP) == stamp)
+    except (OSError, SafetensorError):
+        return False
 
 
 def finish_codes(folder: Path, facts: Mapping[str, Any]) -> None:
     """Write the index, which says that all are there."""
     write_safely(folder / INDEX, json.dumps(dict(facts), indent=1) + "\n")
+
+
+def _file_of(folder: Path, shard: str) -> Path:
+    return folder / f"{Path(shard).stem}.safetensors"

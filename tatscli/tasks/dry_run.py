@@ -19,6 +19,7 @@ from tatscli.errors import DataError
 from tatscli.recipe.derive import Schedule, derive_batch, derive_schedule
 from tatscli.recipe.load import LoadedRecipe
 from tatscli.recipe.schema import Optim, Tokenizer
+from tatscli.store.codes import Codes
 from tatscli.store.reader import Store
 from tatscli.system.cost import count_flops, count_parameters, system_cost
 from tatscli.tasks.finetune import build_classifier
@@ -36,7 +37,8 @@ def plan_pretraining(loaded: LoadedRecipe, run: Path) -> dict[str, Any]:
 
     Raises:
         RecipeError: If the total batch cannot be divided.
-        DataError: If no video has the motion that mask, selection or targets cannot do without.
+        DataError: If no video has the motion that mask, selection or targets cannot do without, or
+            the store lacks codes that they read.
     """
     recipe = loaded.recipe
     if recipe.tokenizer is not None:
@@ -57,6 +59,9 @@ def plan_pretraining(loaded: LoadedRecipe, run: Path) -> dict[str, Any]:
         source = MotionSource(store, recipe.data.motion, needed=True)
         without_motion = len(source.unknown(rows))
         refuse_nothing_to_predict(system, recipe, unknown=without_motion, videos=len(rows))
+    if store is not None:
+        for key in system.cached_codes:
+            Codes(store, key)
     return {
         "stage": "pretrain",
         "recipe": loaded.name,

@@ -21,7 +21,14 @@ from tatscli.data.vision import decode_jpegs
 from tatscli.engine.device import choose_device
 from tatscli.errors import UsageError
 from tatscli.recipe.schema import TrainedTokenizer
-from tatscli.store.codes import codes_key, finish_codes, folder_of, has_codes, write_codes
+from tatscli.store.codes import (
+    codes_key,
+    finish_codes,
+    folder_of,
+    has_codes,
+    stamp_of,
+    write_codes,
+)
 from tatscli.store.reader import Store
 from tatscli.tokenizer.base import Tokenizer, rescaled
 from tatscli.tokenizer.load import open_tokenizer
@@ -38,7 +45,8 @@ def encode_store(
     scale: float = 1.0,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Write the codes of every video of a store; what is there already is not done again.
+    """Write the codes of every video of a store; what is there already is not done again, unless
+    the videos have changed since.
 
     Args:
         path: The store.
@@ -79,12 +87,13 @@ def encode_store(
     written = 0
     with reporter.progress(total=len(by_shard), description="encode", unit="shard") as bar:
         for shard, rows in sorted(by_shard.items()):
-            if not has_codes(folder, shard):
+            stamp = stamp_of(store, rows)
+            if not has_codes(folder, shard, stamp=stamp):
                 codes = {
                     store.rows[row].id: _encode(store, row, tokenizer, size, scale, place)
                     for row in rows
                 }
-                write_codes(folder, shard, codes)
+                write_codes(folder, shard, codes, stamp=stamp)
                 written += 1
             bar.update()
     facts = {

@@ -16,6 +16,7 @@ from tatscli.engine.checkpoint import Checkpoint
 from tatscli.engine.device import full_precision
 from tatscli.engine.rng import random_at
 from tatscli.engine.session import Session
+from tatscli.errors import RecipeError
 from tatscli.evaluation.features import PooledFeatures, collect_features
 from tatscli.evaluation.knn import knn_scores, whiten
 from tatscli.evaluation.probe import choose_probe
@@ -37,8 +38,14 @@ def frozen_encoder(recipe: Recipe, checkpoint: Checkpoint | None) -> Encoder:
     Every training builds its encoder first, so that the seed alone says what it begins with.
 
     Raises:
+        RecipeError: If the recipe trains a tokenizer.
         CheckpointError: If the weights do not fit.
     """
+    if recipe.tokenizer is not None:
+        raise RecipeError(
+            "this recipe trains a tokenizer: it has no encoder to evaluate",
+            hint="`tats evaluate RUN` of a trained one tells what it reconstructs",
+        )
     random_at(recipe.run.seed)
     encoder = build_encoder(recipe.model, recipe.grid)
     if checkpoint is not None:

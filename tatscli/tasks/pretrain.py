@@ -108,6 +108,9 @@ class Pretraining(Stage):
             codes=self.system.cached_codes,
         )
         warn_of_unknown_motion(self.system, clips.motion_source, self.rows, recipe, here)
+        if self.held and self.system.follows_motion:
+            # Where no fallback is allowed, this is refused now and not at the first look.
+            clips.motion_source.unknown([*self.rows, *self.held])
         self.watcher = (
             Watcher(self.store, self.rows, self.held, recipe, self.system)
             if recipe.run.watch is not None

@@ -78,7 +78,8 @@ class FiniteScalar(Quantizer):
         with full_precision(vectors_C.device):
             bounded_C = self.bound(vectors_C.float())
             step_C = bounded_C.round()
-            codes = ((step_C.long() + self.width_C) * self.basis_C).sum(dim=-1)
+            place_C = step_C.nan_to_num().long() + self.width_C  # as an integer, NaN is any number
+            codes = (place_C * self.basis_C).sum(dim=-1)
             losses = {}
             if self.commitment:
                 distance = (bounded_C - step_C.detach()).square().mean()

@@ -129,6 +129,15 @@ def test_a_single_choice_holds_nothing_out() -> None:
     assert "evaluate.probe.rates=[1e-3]" in str(error.value.hint)
 
 
+def test_a_step_of_one_video_is_refused_where_there_is_a_batch_norm() -> None:
+    data, few = planted(signal=30, videos=6), planted(signal=30, videos=1)
+    one = {"rates": [1e-3], "epochs": 1}
+    for protocol, given, batch in (("linear", pooled(data), 1), ("attentive", few, 16)):
+        with pytest.raises(DataError, match="needs two videos in a step"):
+            chosen(protocol, given, settings(batch=batch, **one))
+    chosen("attentive", data, settings(batch=1, form="vjepa", **one))
+
+
 def test_a_rate_that_bursts_is_not_chosen() -> None:
     found = chosen("attentive", planted(signal=30), settings(rates=[1e30, 1e-3]))
     assert found.choice.rate == 1e-3

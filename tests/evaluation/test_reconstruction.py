@@ -43,6 +43,13 @@ def test_ssim_is_scikit_images() -> None:
     assert ssim(made, true).tolist() == pytest.approx(wanted, abs=1e-5)
 
 
+def test_autocast_does_not_round_the_ssim() -> None:
+    made, true = pictures()
+    wanted = ssim(made, true)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(ssim(made, true), wanted)
+
+
 def test_pictures_smaller_than_the_window_have_an_ssim_too() -> None:
     small = torch.rand(2, 3, 8, 6)
     assert ssim(small, small).tolist() == pytest.approx([1, 1])

@@ -20,8 +20,11 @@ from tatscli.errors import CheckpointError, DataError, RecipeError, TatsError, U
 from tatscli.recipe.load import LoadedRecipe, load_recipe
 from tatscli.recipe.schema import RunTokenizer
 from tatscli.system.load import load_system
+from tatscli.tasks.dry_run import plan_pretraining
 from tatscli.tasks.encode import encode_store
+from tatscli.tasks.evaluate import evaluate
 from tatscli.tasks.evaluate_tokenizer import evaluate_tokenizer
+from tatscli.tasks.finetune import finetune
 from tatscli.tasks.pretrain import pretrain
 from tatscli.tasks.viewers import Wishes
 from tatscli.tasks.visualize_tokenizer import visualize_tokenizer
@@ -256,11 +259,32 @@ def test_encoding_goes_on_where_it_was_stopped(coder: Path, store: Path, tmp_pat
     assert lost.read_bytes() == files[lost.name]
 
 
+def test_codes_of_videos_that_have_changed_are_made_anew(
+    coder: Path, store: Path, tmp_path: Path
+) -> None:
+    """As where `tats prepare --overwrite` has made another store of the same names."""
+    copy = tmp_path / "store"
+    shutil.copytree(store, copy)
+    shards = encode(copy, coder)["shards"]
+    manifest = copy / "manifest.jsonl"
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for row in rows:
+        row["label"] = 0  # no matter for codes
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert encode(copy, coder)["shards"] == 0
+    for row in rows:
+        row["checksum"] = row["checksum"][::-1]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert encode(copy, coder)["shards"] == shards
+
+
 def test_codes_that_are_not_there_or_cannot_be_are_told(
     coder: Path, encoded: Path, store: Path, load: Load, reporter: Reporter, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match="holds no codes of this tokenizer for this view"):
         pretrain(load(*CENTRE, codes(coder, cached="true")), reporter=reporter, out="runs/wrong")
+    with pytest.raises(DataError, match="holds no codes of this tokenizer for this view"):
+        plan_pretraining(load(*CENTRE, codes(coder, cached="true")), Path("runs/wrong"))
     for changed in ("data.crop=corners", "data.flip=0.5"):
         with pytest.raises(RecipeError, match="`cached: true` of a target reads codes of one view"):
             load(*CENTRE, codes(coder, cached="true"), changed)
@@ -299,6 +323,25 @@ def test_wrong_tokenizers_are_named(
         pretrain(load_coder(), reporter=reporter, init="runs/masked", out="runs/wrong")
 
 
+def test_a_tokenizers_recipe_has_no_untrained_encoder(load_coder: Load, reporter: Reporter) -> None:
+    with pytest.raises(RecipeError, match="it has no encoder to evaluate"):
+        evaluate(load_coder().source, reporter=reporter, protocol="knn", untrained=True)
+
+
+def test_a_tokenizer_is_no_encoder_to_start_from_or_to_be_taught_by(
+    coder: Path, load: Load, reporter: Reporter
+) -> None:
+    plain = load("mask.kind=tube")
+    with pytest.raises(CheckpointError, match="is a tokenizer: it has no ViT encoder"):
+        pretrain(plain, reporter=reporter, init=coder, out="runs/wrong")
+    with pytest.raises(CheckpointError, match="is a tokenizer: it has no ViT encoder"):
+        finetune(plain, reporter=reporter, init=coder, out="runs/wrong")
+    taught = load("mask.kind=tube", f"targets=[{{kind: teacher, run: {coder}}}]")
+    with pytest.raises(RecipeError, match=r"a `teacher`: .* is a tokenizer"):
+        plan_pretraining(taught, Path("runs/wrong"))
+    assert not Path("runs/wrong").exists()
+
+
 @pytest.mark.parametrize(
     "override, words",
     [
@@ -306,6 +349,8 @@ def test_wrong_tokenizers_are_named(
         ("data.size=36", "`data.size: 36` is not a multiple of `tokenizer.stride: 8`"),
         ("tokenizer.widths=[8]", "there are 2 resolutions, and `widths: \\[8\\]` names 1"),
         ("tokenizer.kind=vae", "must be one of `vq`, `fsq`"),
+        ("run.watch={}", "`run.watch` looks at masked autoencoders alone"),
+        ("tokenizer.discriminator={layers: 4}", "need pictures of 48 pixels a side"),
     ],
 )
 def test_recipes_that_cannot_be_are_refused(load_coder: Load, override: str, words: str) -> None:

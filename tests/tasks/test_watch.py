@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -115,6 +116,23 @@ def test_what_is_watched_is_never_trained_on(
     assert "pass 2 of 3: watch/loss 0." in stderr.getvalue() or "watch/loss 1." in stderr.getvalue()
     plan = plan_pretraining(load(HALF, *SHORT), Path("runs/x"))
     assert (plan["videos"], plan["schedule"]["steps_per_epoch"]) == (6, 1)
+
+
+def test_watched_videos_without_motion_are_refused_before_training(
+    load: Load, reporter: Reporter, store: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "store"
+    shutil.copytree(store, copy)
+    opened = Store.open(store)
+    held = part_watched(opened, opened.part("train"), Watch(share=0.5))[1]
+    manifest = copy / "manifest.jsonl"
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    rows[held[0]]["moving"] = 0
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    still = (f"data.store={copy}", "data.motion.fallback=error", "mask={kind: mgm}")
+    with pytest.raises(DataError, match="1 of 12 videos have no motion"):
+        pretrain(load(HALF, *SHORT, *still), reporter=reporter, out="runs/x")
+    assert not Path("runs/x").exists()
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,15 @@ def test_zero_is_a_legal_code_of_zero() -> None:
     assert quantizer(torch.zeros(1, 3)).vectors_C.abs().max() == 0
 
 
+def test_what_is_not_finite_has_a_legal_code_too() -> None:
+    """Such a step is left out by the optimiser; counting its codes must not end the run."""
+    quantizer = FiniteScalar([8, 5, 5])
+    given = torch.tensor([[math.nan] * 3, [math.inf] * 3, [-math.inf] * 3])
+    found = quantizer(given)
+    assert found.codes.tolist() == [quantizer(torch.zeros(3)).codes.item(), 199, 0]
+    assert found.vectors_C[0].isnan().all()
+
+
 def test_commitment_is_the_distance_to_the_steps() -> None:
     torch.manual_seed(0)
     given = torch.randn(100, 2)

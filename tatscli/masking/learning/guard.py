@@ -32,13 +32,17 @@ class Guard:
     def after_step(self, done: int) -> str | None:
         """Judge the policy every `INTERVAL` steps, and until it was good once; alike on all ranks.
 
+        Only by what was heard in this very step, for that is no part of a checkpoint: a mask that
+        is not asked in every step is judged at the next look of one in which it is.
+
         Returns:
             What is wrong with it, and whether it could be set back; None if it is good, or if
             there was no time to look.
         """
-        if self._entropy is None or (done % INTERVAL and self._good):
+        entropy, self._entropy = self._entropy, None
+        if entropy is None or (done % INTERVAL and self._good):
             return None
-        entropy, self._entropy = distributed.mean(self._entropy), None
+        entropy = distributed.mean(entropy)
         sound = nn.utils.get_total_norm(self._policy.parameters()).isfinite()
         value, finite = torch.stack([entropy, sound.float()]).tolist()
         if not math.isfinite(value) and finite:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from tatscli.errors import CheckpointError, RecipeError
-from tatscli.nn.load import load_encoder, open_checkpoint
+from tatscli.nn.load import load_encoder, open_checkpoint, refuse_tokenizer
 from tatscli.nn.teachers.base import Given, Source, Teacher, first_blocks
 from tatscli.nn.vit import Encoder, build_encoder
 from tatscli.recipe import schema
@@ -42,11 +42,12 @@ def open_run(config: schema.TeacherTarget, given: Given) -> Source:
     """Open the encoder of a run or checkpoint, pretrained or fine-tuned.
 
     Raises:
-        RecipeError: If there is none.
+        RecipeError: If there is none, or it is a tokenizer.
     """
     assert config.run is not None
     try:
         loaded = open_checkpoint(config.run)
+        refuse_tokenizer(loaded.checkpoint)
         encoder = build_encoder(loaded.recipe.model, loaded.recipe.grid, drop_path=0.0)
         if not given.meta:
             load_encoder(encoder, loaded.checkpoint)

@@ -152,6 +152,26 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _tokenizer_is_not_watched(self) -> Self:
+        if self.tokenizer is not None and self.run.watch is not None:
+            raise ValueError(
+                "`run.watch` looks at masked autoencoders alone, and this recipe trains a"
+                " tokenizer; `tats evaluate RUN` scores it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _discriminator_has_room(self) -> Self:
+        judge = None if self.tokenizer is None else self.tokenizer.discriminator
+        if judge is not None and min(self.data.view_size) < 3 * 2**judge.layers:
+            raise ValueError(
+                f"`tokenizer.discriminator.layers: {judge.layers}` need pictures of"
+                f" {3 * 2**judge.layers} pixels a side, and `data.size` makes"
+                f" {min(self.data.view_size)}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _cached_codes_have_one_view(self) -> Self:
         cached = any(getattr(target, "cached", False) for target in self.targets)
         if cached and (self.data.crop != "centre" or self.data.flip):

@@ -147,6 +147,19 @@ def test_a_batch_that_is_not_finite_is_no_fault_of_the_policy() -> None:
     assert same(guard.tensors(), dict(policy.state_dict()))
 
 
+def test_what_an_earlier_step_heard_is_not_looked_at() -> None:
+    """A schedule asks the policy in some steps only, and a resumed run knows nothing of them."""
+    policy = torch.nn.Linear(2, 2)
+    guard = Guard(policy)
+    guard.hear(torch.tensor(0.9))
+    assert guard.after_step(1) is None and guard.tensors()
+    guard.hear(torch.tensor(0.1))
+    assert guard.after_step(INTERVAL - 1) is None
+    assert guard.after_step(INTERVAL) is None
+    guard.hear(torch.tensor(0.1))
+    assert "has collapsed" in str(guard.after_step(2 * INTERVAL))
+
+
 def test_an_update_that_breaks_the_policy_is_seen_though_its_entropy_was_fine_before() -> None:
     masker = make()
     guard = Guard(masker.policy)
