@@ -157,7 +157,7 @@ def _refuse_labels(run: Path, protocol: Protocol | None, untrained: bool) -> Non
 
 def _show_reconstruction(result: dict[str, Any], say: Reporter) -> None:
     say.table(
-        f"reconstruction on {result['split']}: "
+        f"reconstruction on {result['split'] or 'all videos'}: "
         f"{result['videos']} videos, {result['pictures']} pictures",
         ["video", "PSNR, dB", "SSIM", "codes used", "perplexity"],
         [

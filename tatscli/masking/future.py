@@ -35,9 +35,9 @@ class FutureMasker(Masker):
         super().__init__(config, grid=grid, width=width)
         sites, ahead = grid[1] * grid[2], config.past + config.gap
         if ahead >= grid[0]:
-            gap = f" and `mask.gap: {config.gap}`" if config.gap else ""
+            gap = f" and `mask.gap: {config.gap}` leave" if config.gap else " leaves"
             raise RecipeError(
-                f"`mask.past: {config.past}`{gap} leave nothing to predict of {grid[0]} slices",
+                f"`mask.past: {config.past}`{gap} nothing to predict of {grid[0]} slices",
                 hint="smaller ones, or clips of more frames",
             )
         self.past = config.past * sites

@@ -50,7 +50,10 @@ class Codes:
         self.store = store
         self.folder = folder_of(store, key)
         self._files: OrderedDict[str, Any] = OrderedDict()
-        again = "`tats store encode STORE --tokenizer RUN --size N` writes them"
+        again = (
+            "`tats store encode STORE --tokenizer PATH --size N` writes them, with the target's "
+            "`--kind` and `--scale`"
+        )
         try:
             facts = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:

@@ -89,7 +89,11 @@ def evaluate_tokenizer(
     tokenizer, digest, checkpoint = open_run(run.checkpoint.path)
     recipe = override_recipe(run.recipe, overrides, origin=checkpoint.path)
     store, settings = Store.open(recipe.data.store), recipe.evaluate
-    rows = store.part(settings.split)
+    split: str | None = settings.split
+    if not any(row.split for row in store.rows):
+        reporter.info(f"`{store.path}` has no splits: all videos are scored, trained on or not")
+        split = None
+    rows = store.part(split)
     views = EvalViews(
         store,
         rows,
@@ -104,7 +108,7 @@ def evaluate_tokenizer(
         numbers = {row: tallies[row].numbers() for row in sorted(tallies)}
         result: dict[str, Any] = {
             "protocol": "reconstruction",
-            "split": settings.split,
+            "split": split,
             "segments": settings.segments,
             "crops": settings.crops,
             "videos": len(numbers),
@@ -126,7 +130,7 @@ def evaluate_tokenizer(
             "tats": checkpoint.meta["tats"],
             "seconds": round(time.perf_counter() - began, 3),
         }
-        name = f"reconstruction-{settings.split}-{settings.segments}x{settings.crops}.json"
+        name = f"reconstruction-{split or 'all'}-{settings.segments}x{settings.crops}.json"
         target = Path(out) if out else checkpoint.path.parents[1] / "results" / name
         result["results"] = str(target)
         if here.world.main:

@@ -5,6 +5,7 @@ A stage says what it trains; `run_training` does the rest.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -46,6 +47,10 @@ FREE_TO_CHANGE = (
     "data.store",
 )
 """Keys that may change on resuming. The store may move: its fingerprint is compared."""
+MOVABLE = re.compile(
+    r"targets\.\d+\.(tokenizer\.path|run|transformers|weights)|tokenizer\.perceptual\.weights"
+)
+"""Where frozen networks lie, which may move too: their digests are compared."""
 
 
 class Stage:
@@ -302,14 +307,14 @@ def _refuse_other_recipe(folder: Path, loaded: LoadedRecipe) -> None:
     differing = [
         f"`{key}: {new}` (the run has `{old}`)"
         for key, old, new in _differences(before, now)
-        if key in FIXED or not key.startswith(FREE_TO_CHANGE)
+        if key in FIXED or not (key.startswith(FREE_TO_CHANGE) or MOVABLE.fullmatch(key))
     ]
     if differing:
         raise UsageError(
             f"the recipe differs from the run in `{folder}`: " + ", ".join(differing),
             hint="`run.*` (but `run.seed` and `run.watch.share`), `evaluate.*`, `data.workers`, "
-            "`data.cache*`, `data.max_bad_share` and the place of the store may change on "
-            "`--resume`; "
+            "`data.cache*`, `data.max_bad_share` and the places of the store and of frozen "
+            "networks may change on `--resume`; "
             "to start anew from these weights, use `--init` and another `--out`",
         )
 
@@ -320,5 +325,8 @@ def _differences(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, A
             yield from _differences(
                 before.get(key), now.get(key), f"{path}.{key}" if path else str(key)
             )
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for place, (old, new) in enumerate(zip(before, now, strict=True)):
+            yield from _differences(old, new, f"{path}.{place}")
     elif before != now:
         yield path, before, now

@@ -34,8 +34,9 @@ def open_tokenizer(source: schema.TrainedTokenizer) -> tuple[Tokenizer, str]:
     Raises:
         CheckpointError: If there is none at `source.path`, or it is of another kind.
     """
-    # Wherever the system around it is built: its weights are read, not made.
-    with torch.device("cpu"):
+    # Its weights are read, not made: neither where the system around it is built, nor with random
+    # numbers that its other parts would miss.
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         tokenizer, digest = OPENERS[source.kind](Path(source.path))
     return tokenizer.eval().requires_grad_(False), digest
 

@@ -116,7 +116,8 @@ class Codebook(Quantizer):
         """Make the first codebook of the first batch: clusters of its vectors."""
         if self._begun is None:
             self._begun = bool(self.begun)
-        if self._begun:
+        # A batch gone wrong, which no optimiser learns from, would stay in the codebook for good.
+        if self._begun or distributed.total((~flat_NC.isfinite()).sum()):
             return
         code_KC = _drawn(flat_NC, self.size)
         count_K = torch.ones_like(self.count_K)

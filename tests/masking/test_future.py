@@ -48,7 +48,7 @@ def test_nothing_of_the_future_need_be_shown() -> None:
 
 
 def test_a_past_as_long_as_the_clip_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"`mask.past: 6` leave nothing to predict of 6 slices"):
+    with pytest.raises(RecipeError, match=r"`mask.past: 6` leaves nothing to predict of 6 slices"):
         mask_of("future", GRID, 0.5, past=6)
     with pytest.raises(RecipeError, match=r"`mask.past: 2` and `mask.gap: 4` leave nothing"):
         mask_of("future", GRID, 0.5, past=2, gap=4)

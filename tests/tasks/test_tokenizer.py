@@ -165,6 +165,21 @@ def test_evaluation_tells_of_every_video_and_of_all(
     assert json.loads((tmp_path / "result.json").read_text()) == result
 
 
+def test_a_store_without_splits_is_scored_whole(
+    coder: Path, store: Path, reporter: Reporter, tmp_path: Path
+) -> None:
+    copy = tmp_path / "store"
+    shutil.copytree(store, copy)
+    rows = [json.loads(line) for line in (copy / "manifest.jsonl").read_text().splitlines()]
+    lines = [json.dumps(row | {"split": None}) for row in rows]
+    (copy / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+    result = evaluate_tokenizer(
+        coder, reporter=reporter, overrides=[f"data.store={copy}"], out=tmp_path / "result.json"
+    )
+    assert (result["split"], result["videos"]) == (None, 18)
+    assert "has no splits" in reporter.stderr.getvalue()
+
+
 def test_it_is_drawn_with_its_codes(coder: Path, reporter: Reporter, tmp_path: Path) -> None:
     clip = tmp_path / "clip.mp4"
     render(clip, pan((1, 0), frames=8, height=48, width=64, seed=3))
@@ -190,7 +205,7 @@ def test_a_masked_autoencoder_predicts_its_codes(
     loaded = load("mask.kind=tube", codes(coder), "optim.base_lr=0.05")
     pretrain(loaded, reporter=reporter, out="runs/straight")
     lines = metrics(Path("runs/straight"))
-    assert lines[0]["loss/codes"] == pytest.approx(math.log(16), rel=0.2)
+    assert lines[0]["loss/codes"] == pytest.approx(math.log(16), rel=0.35)
     assert lines[-1]["loss/codes"] < lines[0]["loss/codes"]
     meta = find_checkpoint(Path("runs/straight")).meta
     assert [one["sha256"] for one in meta["frozen"]] == [find_checkpoint(coder).digest()]
@@ -200,6 +215,14 @@ def test_a_masked_autoencoder_predicts_its_codes(
     pretrain(halves, reporter=reporter, out="runs/halves")
     pretrain(loaded, reporter=reporter, out="runs/halves", resume=True)
     assert_equal(Path("runs/straight"), Path("runs/halves"), "model", "optimizer")
+    moved = Path("moved").resolve()
+    shutil.copytree(coder, moved, symlinks=True)
+    more = load("mask.kind=tube", codes(moved), "optim.base_lr=0.05", "run.max_steps=4")
+    pretrain(halves, reporter=reporter, out="runs/moved")
+    pretrain(more, reporter=reporter, out="runs/moved", resume=True)
+    other = load("mask.kind=tube", codes(coder, frames="first"), "optim.base_lr=0.05")
+    with pytest.raises(UsageError, match=r"`targets\.0\.frames: first` \(the run has `all`\)"):
+        pretrain(other, reporter=reporter, out="runs/moved", resume=True)
     _, system = load_system("runs/straight")
     tokenizer, _, _ = open_run(coder)
     video = torch.randint(0, 256, (1, 3, 8, 32, 32), dtype=torch.uint8)

@@ -108,6 +108,17 @@ def test_a_vector_that_is_not_finite_leaves_the_codebook_finite() -> None:
     assert book.sum_KC.isfinite().all()
 
 
+def test_a_first_batch_that_is_not_finite_begins_nothing() -> None:
+    book = Codebook(8, 3, restart=0).train()
+    broken = clusters()
+    broken[5] = torch.inf
+    book(broken)
+    assert not book.begun
+    assert book.code_KC.isfinite().all()
+    book(clusters())
+    assert book.begun
+
+
 def test_a_resumed_codebook_does_not_begin_again() -> None:
     book = Codebook(8, 3, restart=0).train()
     book(clusters())
