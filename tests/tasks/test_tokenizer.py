@@ -250,8 +250,7 @@ def encode(store: Path, coder: Path, **keys: Any) -> dict[str, Any]:
 CENTRE = ("data.crop=centre", "mask.kind=tube", "run.max_steps=3")
 
 
-@pytest.mark.parametrize("kind", ["codes", "latents"])
-@pytest.mark.parametrize("frames", ["all", "middle"])
+@pytest.mark.parametrize("kind, frames", [("codes", "all"), ("latents", "middle")])
 def test_codes_of_the_store_train_as_those_made_on_the_way(
     coder: Path, encoded: Path, load: Load, reporter: Reporter, kind: str, frames: str
 ) -> None:
