@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -86,6 +87,21 @@ def parse_value(text: str) -> Any:
         RecipeError: If it is not YAML.
     """
     return parse(text, text).value
+
+
+def dump_value(value: Any) -> str:
+    """Write a plain value on one line, so that `parse_value` gives it back; text in quotes, which
+    nothing in it can close."""
+    style = '"' if isinstance(value, str) else None
+    text = yaml.dump(
+        value,
+        Dumper=_Dumper,
+        default_style=style,
+        default_flow_style=True,
+        allow_unicode=True,
+        width=math.inf,
+    )
+    return str(text).removesuffix("...\n").strip()
 
 
 def dump_mapping(mapping: dict[str, Any]) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from tatscli.recipe.load import LoadedRecipe, load_recipe
+from tatscli.recipe.text import dump_value
 
 
 def open_recipe(source: str, overrides: Sequence[str]) -> tuple[LoadedRecipe, Path | None]:
@@ -25,10 +25,6 @@ def open_recipe(source: str, overrides: Sequence[str]) -> tuple[LoadedRecipe, Pa
 
 def shorthand(overrides: Sequence[str] | None, options: Mapping[str, object]) -> list[str]:
     """Return the overrides, with those that have an option of their own put last."""
-    # JSON is YAML that no value can break out of: a store may be called `2024` or `a: b`.
-    named = [
-        f"{key}={json.dumps(value, ensure_ascii=False)}"
-        for key, value in options.items()
-        if value is not None
-    ]
+    # In quotes that no value can break out of: a store may be called `2024` or `a: b`.
+    named = [f"{key}={dump_value(value)}" for key, value in options.items() if value is not None]
     return [*(overrides or []), *named]
