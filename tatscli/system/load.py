@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -54,3 +55,15 @@ def refuse_other_frozen(system: System, checkpoint: Checkpoint) -> None:
         f"`{checkpoint.path}` was trained with other frozen networks: {then}; here: {here}",
         hint="name the files it was trained with",
     )
+
+
+def frozen_facts(system: System, resumed: Checkpoint | None) -> dict[str, Any]:
+    """Name the frozen networks, of which a checkpoint has no copy, for its `meta.json`.
+
+    Raises:
+        CheckpointError: If those of the run to resume were others.
+    """
+    if resumed is not None:
+        refuse_other_frozen(system, resumed)
+    frozen = [one.facts for one in system.frozen()]
+    return {"frozen": frozen} if frozen else {}

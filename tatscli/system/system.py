@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Generator, Tensor, nn
 
+from tatscli.data.batch import Batch
 from tatscli.data.clip import Clip, ClipForm
 from tatscli.data.motion import MotionField
 from tatscli.engine.device import full_precision
@@ -163,6 +164,16 @@ class System:
             row_B=row_B,
             codes=codes,
             embed=self._embed,
+        )
+
+    def clip_of(self, batch: Batch) -> Clip:
+        """Make a clip of all that a batch brings along."""
+        return self.clip(
+            batch.video_BCTHW,
+            motion=batch.motion,
+            label_B=batch.label_B,
+            row_B=batch.row_B,
+            codes=batch.codes,
         )
 
     def _embed(self, cubes_BNP: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from tatscli.nn.classifier import Classifier
 from tatscli.recipe.derive import Schedule
 from tatscli.recipe.schema import Recipe
 from tatscli.system.joint import Joint
-from tatscli.system.load import refuse_other_frozen
+from tatscli.system.load import frozen_facts
 from tatscli.system.system import build_system
 from tatscli.targets import AllTargets
 from tatscli.tasks.pretrain import start_from, step, work_of
@@ -84,10 +84,7 @@ class MaskedHalf:
         Raises:
             CheckpointError: If those of the run to resume were others.
         """
-        if resumed is not None:
-            refuse_other_frozen(self.system, resumed)
-        frozen = [one.facts for one in self.system.frozen()]
-        return {"frozen": frozen} if frozen else {}
+        return frozen_facts(self.system, resumed)
 
     def step(
         self,

@@ -27,7 +27,7 @@ from tatscli.recipe.load import LoadedRecipe
 from tatscli.recipe.schema import Recipe
 from tatscli.store.reader import Store
 from tatscli.system.cost import count_parameters
-from tatscli.system.load import refuse_other_frozen
+from tatscli.system.load import frozen_facts
 from tatscli.system.system import System, build_system
 from tatscli.targets import AllTargets
 from tatscli.tasks.tokenizer import train_tokenizer
@@ -145,10 +145,7 @@ class Pretraining(Stage):
         Raises:
             CheckpointError: If those of the run to resume were others.
         """
-        if resumed is not None:
-            refuse_other_frozen(self.system, resumed)
-        frozen = [one.facts for one in self.system.frozen()]
-        return {"frozen": frozen} if frozen else {}
+        return frozen_facts(self.system, resumed)
 
     def step(self, batch: Batch, generator: Generator) -> Lesson:
         """Take `step`, with the autoencoder as it is wrapped."""
@@ -202,13 +199,7 @@ def work_of(system: System) -> float:
 
 def step(system: System, batch: Batch, generator: Generator) -> Lesson:
     """Mask, predict, compare; teach the masker, whose loss joins the autoencoder's."""
-    clip = system.clip(
-        batch.video_BCTHW,
-        motion=batch.motion,
-        label_B=batch.label_B,
-        row_B=batch.row_B,
-        codes=batch.codes,
-    )
+    clip = system.clip_of(batch)
     found = system.errors(clip, generator)
     lesson = system.masker.learn(found.plan, found.error_BM.detach())
     metrics = {

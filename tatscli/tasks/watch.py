@@ -152,14 +152,7 @@ class Watcher:
             there = batch.to(here.device)
             generator = random_at(seed, number)
             with torch.inference_mode(), autocast(here.device, here.dtype):
-                clip = system.clip(
-                    there.video_BCTHW,
-                    motion=there.motion,
-                    label_B=there.label_B,
-                    row_B=there.row_B,
-                    codes=there.codes,
-                )
-                errors = system.errors(clip, generator)
+                errors = system.errors(system.clip_of(there), generator)
                 metrics = {"loss": errors.loss, **errors.metrics}
             values = {name: float(value) for name, value in metrics.items()}
             mine.append((number, len(batch.row_B), values))
