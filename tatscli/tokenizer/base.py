@@ -5,8 +5,24 @@ Shapes: B batch, C colours, T frames, t codes along time, h and w codes along th
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class Coded(NamedTuple):
+    """What a tokenizer makes of frames.
+
+    Attributes:
+        codes_Bthw: int64.
+        scores_Bthw: How salient each code is, float32, never negative, comparable within a video;
+            None of a tokenizer that has no scores.
+    """
+
+    codes_Bthw: Tensor
+    scores_Bthw: Tensor | None = None
 
 
 class Tokenizer(nn.Module):
@@ -19,16 +35,35 @@ class Tokenizer(nn.Module):
         width: Values D of the vector a code stands for.
         stride: Pixels along the side of a code.
         frames: Frames that a code covers.
+        window: Frames that are encoded together: a longer video is cut into windows of so many,
+            from its first frame on. None where a code depends on its own frames alone, or all
+            frames are encoded together.
+        levels: Steps of each value of a vector, where the codes are the cells of a grid.
+        scored: Codes have scores.
     """
 
     codebook_size: int
     width: int
     stride: int
     frames: int = 1
+    window: int | None = None
+    levels: Sequence[int] | None = None
+    scored: bool = False
 
     def encode(self, frames_BCTHW: Tensor) -> Tensor:
         """Return the codes: int64 (B, t, h, w)."""
         raise NotImplementedError
+
+    def code(self, frames_BCTHW: Tensor) -> Coded:
+        """Return codes and scores."""
+        return Coded(self.encode(frames_BCTHW))
+
+    def stream(self, windows: Iterable[Tensor]) -> Iterator[Coded]:
+        """Code a video that comes in parts of `window` frames, the last perhaps shorter.
+
+        Never more than a part is held; joined, the answers are those of `code`.
+        """
+        return (self.code(frames_BCTHW) for frames_BCTHW in windows)
 
     def latents(self, frames_BCTHW: Tensor) -> Tensor:
         """Return the vectors of the codes: float32 (B, t, h, w, D)."""
