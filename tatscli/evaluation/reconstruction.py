@@ -51,15 +51,18 @@ def ssim(pictures_XCHW: Tensor, true_XCHW: Tensor) -> Tensor:
     return likeness.flatten(1).mean(dim=1)
 
 
-def code_counts(codes: Tensor, size: int) -> Tensor:
-    """Count how often each code is used: float32 (K)."""
+def code_counts(codes: Tensor, size: int, counted: Tensor | None = None) -> Tensor:
+    """Count how often each code is used, where `counted` is not 0: float32 (K)."""
+    once = torch.ones_like(codes, dtype=torch.float32) if counted is None else (counted > 0).float()
     count_K = torch.zeros(size, device=codes.device)
-    return count_K.scatter_add_(0, codes.flatten(), torch.ones_like(codes.flatten()).float())
+    return count_K.scatter_add_(0, codes.flatten(), once.flatten())
 
 
 def code_use(count_K: Tensor) -> Tensor:
-    """Return the share of codes that are used at all."""
-    return (count_K > 0).float().mean()
+    """Return the share of codes that are used at all, of as many as could be: no more than were
+    counted."""
+    most = count_K.sum().clamp(max=count_K.numel())
+    return (count_K > 0).sum() / most
 
 
 def perplexity(count_K: Tensor) -> Tensor:

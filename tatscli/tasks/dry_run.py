@@ -24,10 +24,10 @@ from tatscli.store.reader import Store
 from tatscli.system.cost import count_flops, count_parameters, system_cost
 from tatscli.tasks.finetune import build_classifier
 from tatscli.tasks.pretrain import refuse_nothing_to_predict
+from tatscli.tasks.tokenizer import build_adversary, tokenizer_flops
 from tatscli.tasks.training import batch_rows, schedule_rows
 from tatscli.tasks.watch import part_watched
-from tatscli.tokenizer.adversary import Adversary
-from tatscli.tokenizer.image import ImageTokenizer
+from tatscli.tokenizer.build import build_tokenizer
 
 ADAM_BYTES = 16  # float32 weight, gradient and two moments
 
@@ -116,12 +116,11 @@ def plan_finetuning(loaded: LoadedRecipe, run: Path) -> dict[str, Any]:
 def _plan_tokenizer(loaded: LoadedRecipe, config: Tokenizer, run: Path) -> dict[str, Any]:
     recipe = loaded.recipe
     store, rows, store_note = _open(recipe.data.store, recipe.data.split)
-    height, width = recipe.data.view_size
+    height, width = (side // config.stride for side in recipe.data.view_size)
     with torch.device("meta"):
-        model = ImageTokenizer(config).eval()
-        adversary = Adversary(config.discriminator) if config.discriminator else None
-        pictures_XCHW = torch.zeros(recipe.data.frames, 3, height, width)
-        flops = count_flops(lambda: model(pictures_XCHW))
+        model = build_tokenizer(recipe)
+        adversary = build_adversary(recipe, model)
+    slices = recipe.data.frames // model.frames
     parameters = {"tokenizer": count_parameters(model)}
     if adversary is not None:
         parameters["discriminator"] = count_parameters(adversary)
@@ -129,11 +128,11 @@ def _plan_tokenizer(loaded: LoadedRecipe, config: Tokenizer, run: Path) -> dict[
         "stage": "tokenizer",
         "recipe": loaded.name,
         "run": str(run),
-        "grid": [recipe.data.frames, height // config.stride, width // config.stride],
-        "tokens": recipe.data.frames * (height // config.stride) * (width // config.stride),
+        "grid": [slices, height, width],
+        "tokens": slices * height * width,
         "codebook_size": model.codebook_size,
         "parameters": parameters,
-        "gflops_per_clip": {"tokenizer": flops / 1e9},
+        "gflops_per_clip": {"tokenizer": tokenizer_flops(recipe) / 1e9},
         "optimizer_gb": sum(parameters.values()) * ADAM_BYTES / 1e9,
         "frames_in_memory": str(plan_cache(store, rows, recipe.data)) if store else None,
         **_optimisation(

@@ -1,13 +1,13 @@
 """Evaluating a tokenizer: what its codes keep of videos, and how many of them it uses.
 
-Shapes: B batch, C colours, T frames, X = B * T pictures, K codes.
+Shapes: B batch, C colours, T frames, X = B * T pictures, K codes that are used.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,13 +24,13 @@ from tatscli.engine import distributed
 from tatscli.engine.device import autocast
 from tatscli.engine.session import Session, session
 from tatscli.errors import UsageError
-from tatscli.evaluation.reconstruction import code_counts, code_use, perplexity, psnr, ssim
+from tatscli.evaluation.reconstruction import perplexity, psnr, ssim
 from tatscli.files import write_safely
 from tatscli.nn.load import open_checkpoint
 from tatscli.recipe.load import override_recipe
 from tatscli.recipe.schema import Recipe
 from tatscli.store.reader import Store
-from tatscli.tokenizer.base import Tokenizer
+from tatscli.tokenizer.base import TrainedTokenizer
 from tatscli.tokenizer.load import open_run
 
 
@@ -41,20 +41,26 @@ class _Tally:
     Attributes:
         psnr: Of every picture, in dB.
         ssim: Of every picture.
-        count_K: How often each code was used.
+        codes: How often each code was used; codebooks may be far larger than a video.
+        kept: Codes that were used, and those that could have been.
     """
 
-    count_K: torch.Tensor
     psnr: list[float] = field(default_factory=list)
     ssim: list[float] = field(default_factory=list)
+    codes: Counter[int] = field(default_factory=Counter)
+    kept: tuple[int, int] = (0, 0)
 
     def numbers(self) -> dict[str, float]:
         return {
             "psnr": fmean(self.psnr),
             "ssim": fmean(self.ssim),
-            "codes": int((self.count_K > 0).sum()),
-            "perplexity": perplexity(self.count_K).item(),
+            "codes": len(self.codes),
+            "perplexity": _perplexity(self.codes),
         }
+
+
+def _perplexity(codes: Counter[int]) -> float:
+    return perplexity(torch.tensor(list(codes.values()), dtype=torch.float64)).item()
 
 
 def evaluate_tokenizer(
@@ -76,8 +82,10 @@ def evaluate_tokenizer(
 
     Returns:
         `protocol: reconstruction`, split, counts; `psnr` and `ssim`, means over the videos;
-        `codebook_size`, `code_use` and `perplexity` over all codes; `per_video` (`id`, `psnr`,
-        `ssim`, `codes` used, `perplexity`); hashes of checkpoint and store.
+        `codebook_size`, `code_use` (share of the codes, or of as many as were looked at) and
+        `perplexity` over all codes; `kept`, the share of places whose code reached the decoder;
+        `per_video` (`id`, `psnr`, `ssim`, `codes` used, `perplexity`); hashes of checkpoint and
+        store.
 
     Raises:
         TatsError: If run or store cannot be used.
@@ -104,7 +112,8 @@ def evaluate_tokenizer(
     )
     with session(recipe.run, reporter) as here:
         tallies = reconstruct(tokenizer.to(here.device).eval(), views, recipe, here)
-        count_K = torch.stack([one.count_K for one in tallies.values()]).sum(dim=0)
+        codes: Counter[int] = sum((one.codes for one in tallies.values()), Counter())
+        used, places = (sum(one.kept[part] for one in tallies.values()) for part in (0, 1))
         numbers = {row: tallies[row].numbers() for row in sorted(tallies)}
         result: dict[str, Any] = {
             "protocol": "reconstruction",
@@ -117,8 +126,9 @@ def evaluate_tokenizer(
             "psnr": fmean(one["psnr"] for one in numbers.values()),
             "ssim": fmean(one["ssim"] for one in numbers.values()),
             "codebook_size": tokenizer.codebook_size,
-            "code_use": code_use(count_K).item(),
-            "perplexity": perplexity(count_K).item(),
+            "code_use": len(codes) / min(tokenizer.codebook_size, used),
+            "perplexity": _perplexity(codes),
+            "kept": used / places,
             "per_video": [{"id": store.rows[row].id, **numbers[row]} for row in sorted(numbers)],
             "checkpoint": str(checkpoint.path),
             "checkpoint_sha256": digest,
@@ -141,7 +151,7 @@ def evaluate_tokenizer(
 
 @torch.no_grad()
 def reconstruct(
-    tokenizer: Tokenizer, views: EvalViews, recipe: Recipe, here: Session
+    tokenizer: TrainedTokenizer, views: EvalViews, recipe: Recipe, here: Session
 ) -> dict[int, _Tally]:
     """Encode and decode all views, spread over the ranks, and return what came of each video."""
     batch_size = recipe.evaluate.batch_per_device
@@ -159,23 +169,24 @@ def reconstruct(
     ):
         frames_BCTHW = to_unit(batch.video_BCTHW.to(here.device, non_blocking=True))
         with autocast(here.device, here.dtype):
-            codes_BThw = tokenizer.encode(frames_BCTHW)
-            decoded_BCTHW = tokenizer.decode(codes_BThw)
+            found = tokenizer.reconstruct(frames_BCTHW)
         true_XCHW, decoded_XCHW = (
-            one.transpose(1, 2).flatten(0, 1).float() for one in (frames_BCTHW, decoded_BCTHW)
+            one.transpose(1, 2).flatten(0, 1).float() for one in (frames_BCTHW, found.video_BCTHW)
         )
         shape = (len(frames_BCTHW), -1)
         psnr_BT = psnr(decoded_XCHW, true_XCHW).view(shape).tolist()
         ssim_BT = ssim(decoded_XCHW, true_XCHW).view(shape).tolist()
         for place, row in enumerate(batch.row_B.tolist()):
-            count_K = code_counts(codes_BThw[place], tokenizer.codebook_size).cpu().double()
-            mine.append((row, count_K, psnr_BT[place], ssim_BT[place]))
-    tallies: dict[int, _Tally] = defaultdict(
-        lambda: _Tally(torch.zeros(tokenizer.codebook_size, dtype=torch.float64))
-    )
-    for row, count_K, psnr_T, ssim_T in distributed.gathered(mine):
+            codes_thw = found.codes_Bthw[place]
+            kept = codes_thw if found.kept_Bthw is None else codes_thw[found.kept_Bthw[place] > 0]
+            sizes = (kept.numel(), codes_thw.numel())
+            used = Counter(kept.flatten().tolist())
+            mine.append((row, used, sizes, psnr_BT[place], ssim_BT[place]))
+    tallies: dict[int, _Tally] = defaultdict(_Tally)
+    for row, used, sizes, psnr_T, ssim_T in distributed.gathered(mine):
         tally = tallies[row]
-        tally.count_K += count_K
+        tally.codes += used
+        tally.kept = (tally.kept[0] + sizes[0], tally.kept[1] + sizes[1])
         tally.psnr += psnr_T
         tally.ssim += ssim_T
     return tallies

@@ -22,15 +22,19 @@ from tatscli.engine.optim import build_optimizer
 from tatscli.engine.part import Lesson, Part, Weights
 from tatscli.engine.schedule import lr_at
 from tatscli.engine.session import Session
-from tatscli.errors import CheckpointError
+from tatscli.errors import CheckpointError, UsageError
 from tatscli.evaluation.reconstruction import code_counts, code_use, perplexity, psnr, ssim
+from tatscli.nn.averaged import Averaged
 from tatscli.nn.load import copy_weights
 from tatscli.recipe.derive import Schedule
 from tatscli.recipe.load import LoadedRecipe
+from tatscli.recipe.schema import AdaptiveTokenizer, Recipe
 from tatscli.store.reader import Store
+from tatscli.system.cost import count_flops
 from tatscli.tasks.training import Stage, run_training
 from tatscli.tokenizer.adversary import Adversary
-from tatscli.tokenizer.image import ImageTokenizer, Reconstruction
+from tatscli.tokenizer.base import Reconstruction, TrainedTokenizer
+from tatscli.tokenizer.build import build_tokenizer
 from tatscli.tokenizer.perceptual import PerceptualLoss
 
 
@@ -73,7 +77,7 @@ class TokenizerTraining(Stage):
     """
 
     kind = "tokenizer"
-    model: ImageTokenizer
+    model: TrainedTokenizer
 
     def __init__(self, loaded: LoadedRecipe, store: Store, init: Path | str | None) -> None:
         data = loaded.recipe.data
@@ -87,13 +91,19 @@ class TokenizerTraining(Stage):
         """Build tokenizer, discriminator and clips.
 
         Raises:
-            TatsError: If weights do not fit.
+            TatsError: If weights do not fit, or there are none whose decoder alone could be
+                trained.
         """
         recipe, config = self.recipe, self.config
-        self.model = ImageTokenizer(config)
+        self.model = build_tokenizer(recipe)
         if self.init is not None and not resume:
             here.reporter.info(_start_from(self.model, self.init))
-        self.adversary = Adversary(config.discriminator) if config.discriminator else None
+        self.average: Following | None = None
+        if isinstance(config, AdaptiveTokenizer):
+            self._freeze(config, started=resume or self.init is not None)
+            if config.ema is not None:
+                self.average = Following(self.model, config.ema)
+        self.adversary = build_adversary(recipe, self.model)
         self.perceptual = PerceptualLoss(config.perceptual) if config.perceptual else None
         self.clips = PretrainClips(
             self.store,
@@ -104,9 +114,26 @@ class TokenizerTraining(Stage):
             follows_motion=False,
         )
 
+    def _freeze(self, config: AdaptiveTokenizer, *, started: bool) -> None:
+        """Leave the decoder alone to be trained, where the recipe says so.
+
+        Raises:
+            UsageError: If there is nothing that it could decode.
+        """
+        if config.train == "all":
+            return
+        if not started:
+            raise UsageError(
+                "`tokenizer.train: decoder` needs a trained encoder",
+                hint="name the tokenizer of the first stage with `--init RUN`",
+            )
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name.startswith("decoder."))
+
     def to(self, device: torch.device) -> None:
         """Move everything to a device."""
-        for module in (self.model, self.adversary, self.perceptual):
+        average = None if self.average is None else self.average.average
+        for module in (self.model, average, self.adversary, self.perceptual):
             if module is not None:
                 module.to(device)
 
@@ -135,8 +162,14 @@ class TokenizerTraining(Stage):
         return learners
 
     def parts(self, learners: dict[str, Learner]) -> dict[str, Part]:
-        """Return the tokenizer, and the discriminator with its optimiser."""
+        """Return the tokenizer, and the discriminator with its optimiser.
+
+        Of an averaged tokenizer, `model` is the average, which is what others take; `trained` are
+        the weights that the optimiser moves.
+        """
         parts = super().parts(learners)
+        if self.average is not None:
+            parts |= {"model": self.average, "trained": Weights(self.model)}
         if self.adversary is not None:
             parts["discriminator"] = Weights(self.adversary)
             parts["discriminator_optimizer"] = learners["discriminator"]
@@ -159,52 +192,105 @@ class TokenizerTraining(Stage):
         return {"perceptual_sha256": digest}
 
     def step(self, batch: Batch, generator: Generator) -> Lesson:
-        """Reconstruct frames and compare; where it takes part, teach the discriminator as well."""
-        true_XCHW = to_unit(batch.video_BCTHW).transpose(1, 2).flatten(0, 1)
-        found: Reconstruction = self.network(true_XCHW)
-        pictures_XCHW = found.pictures_XCHW.float()
-        terms = {"reconstruction": self._distance(pictures_XCHW, true_XCHW), **found.losses}
+        """Reconstruct videos and compare; where it takes part, teach the discriminator as well."""
+        true_BCTHW = to_unit(batch.video_BCTHW)
+        found: Reconstruction = self.network(true_BCTHW)
+        video_BCTHW = found.video_BCTHW.float()
+        terms = {"reconstruction": self._distance(video_BCTHW, true_BCTHW), **found.losses}
         if self.config.perceptual and self.perceptual is not None:
             weight = self.config.perceptual.weight
-            terms["perceptual"] = weight * self.perceptual(pictures_XCHW, true_XCHW)
+            distance = self.perceptual(pictures_of(video_BCTHW), pictures_of(true_BCTHW))
+            terms["perceptual"] = weight * distance
         own = {}
         if self.adversary is not None and self._main.step >= self.adversary.config.start:
-            weight = self.adversary.config.weight
-            terms["adversarial"] = weight * self.adversary.judge(pictures_XCHW).float()
-            own["loss/discriminator"] = self.adversary.loss(pictures_XCHW, true_XCHW).float()
+            judge, settings = self.adversary, self.adversary.config
+            made, true = (
+                one if self.model.whole else pictures_of(one) for one in (video_BCTHW, true_BCTHW)
+            )
+            terms["adversarial"] = settings.weight * judge.judge(made).float()
+            own["loss/discriminator"] = judge.loss(made, true).float()
+            if settings.r1:
+                own["loss/r1"] = settings.r1 * judge.slope(true)
         loss = torch.stack([*terms.values()]).sum()
         metrics = {f"loss/{name}": term for name, term in terms.items()}
-        metrics |= own | self._quality(pictures_XCHW.detach(), true_XCHW, found.codes_Xhw)
+        metrics |= own | self._quality(found, true_BCTHW)
         # Neither side's gradient reaches the other, so that one backward pass serves both.
         return Lesson({"loss": loss, **metrics}, loss=sum(own.values(), loss))
 
-    def _distance(self, pictures_XCHW: Tensor, true_XCHW: Tensor) -> Tensor:
+    def _distance(self, video_BCTHW: Tensor, true_BCTHW: Tensor) -> Tensor:
         """Compare pixels in [-1, 1]."""
         if self.config.reconstruction == "l1":
-            return 2 * F.l1_loss(pictures_XCHW, true_XCHW)
-        return 4 * F.mse_loss(pictures_XCHW, true_XCHW)
+            return 2 * F.l1_loss(video_BCTHW, true_BCTHW)
+        return 4 * F.mse_loss(video_BCTHW, true_BCTHW)
 
     @torch.no_grad()
-    def _quality(
-        self, pictures_XCHW: Tensor, true_XCHW: Tensor, codes_Xhw: Tensor
-    ) -> dict[str, Tensor]:
-        count_K = code_counts(codes_Xhw, self.model.codebook_size)
-        shown_XCHW = pictures_XCHW.clamp(0, 1)
-        return {
+    def _quality(self, found: Reconstruction, true_BCTHW: Tensor) -> dict[str, Tensor]:
+        size = self.model.codebook_size
+        count_K = code_counts(found.codes_Bthw, size, found.kept_Bthw)
+        shown_XCHW = pictures_of(found.video_BCTHW.float().clamp(0, 1))
+        true_XCHW = pictures_of(true_BCTHW)
+        numbers = {
             "psnr": psnr(shown_XCHW, true_XCHW).mean(),
             "ssim": ssim(shown_XCHW, true_XCHW).mean(),
             "code_use": code_use(count_K),
             "perplexity": perplexity(count_K),
         }
+        if found.scores_Bthw is not None:
+            others_BN = found.scores_Bthw[:, 1:].flatten(1)
+            spread_B = others_BN.std(dim=1, correction=0)
+            numbers["score"] = others_BN.mean()
+            numbers["score_contrast"] = (spread_B / others_BN.mean(dim=1).clamp(min=1e-9)).mean()
+        return numbers
 
     def work(self) -> float:
-        """Count six operations for each weight at each position it is applied to."""
-        size, config = self.recipe.data.view_size, self.config
-        total, stride = 0, config.patch
-        for level, width in enumerate(config.widths):
-            pixels = size[0] * size[1] / (stride * 2**level) ** 2
-            total += int(pixels * (4 * config.blocks + 2) * 9 * width**2)
-        return 6.0 * self.recipe.data.frames * total
+        """Count the operations of a clip, forward and twice as many backward."""
+        return 3.0 * tokenizer_flops(self.recipe)
+
+
+class Following:
+    """The moving average of a network as a part: saved, and moved after every step.
+
+    Args:
+        network: What it begins as, and follows.
+        momentum: Share of itself that a step leaves.
+    """
+
+    def __init__(self, network: nn.Module, momentum: float) -> None:
+        self.average = Averaged(network)
+        self.network = network
+        self.momentum = momentum
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the averaged weights."""
+        return dict(self.average.network.state_dict())
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what `tensors` returned."""
+        self.average.network.load_state_dict(tensors)
+
+    def after_step(self, done: int, total: int) -> Lesson:
+        """Follow by a step."""
+        self.average.follow(self.network, self.momentum)
+        return Lesson()
+
+
+def build_adversary(recipe: Recipe, model: TrainedTokenizer) -> Adversary | None:
+    """Build the discriminator a recipe asks for, if it does."""
+    config = recipe.tokenizer.discriminator if recipe.tokenizer else None
+    return None if config is None else Adversary(config, dims=3 if model.whole else 2)
+
+
+def tokenizer_flops(recipe: Recipe) -> int:
+    """Count the floating-point operations of a forward pass over one clip."""
+    with torch.device("meta"):
+        model = build_tokenizer(recipe).eval()
+        frames_BCTHW = torch.zeros(1, 3, recipe.data.frames, *recipe.data.view_size)
+        return count_flops(lambda: model(frames_BCTHW))
+
+
+def pictures_of(video_BCTHW: Tensor) -> Tensor:
+    """Lay the frames of videos side by side: (B * T, C, H, W)."""
+    return video_BCTHW.transpose(1, 2).flatten(0, 1)
 
 
 def _start_from(tokenizer: nn.Module, init: Path | str) -> str:

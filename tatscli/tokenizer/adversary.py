@@ -1,37 +1,53 @@
 """The other side of a tokenizer's training: a discriminator, and what each side loses.
 
-Shapes: X pictures, C colours, H and W pixels.
+Shapes: X pictures, C colours, H and W pixels; or B videos of T frames, (B, C, T, H, W).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
+from tatscli.engine.device import full_precision
 from tatscli.nn.convolution import PatchDiscriminator
 from tatscli.recipe import schema
 
 
 class Adversary(PatchDiscriminator):
-    """A PatchGAN with hinge loss (Lim & Ye 2017; as in taming-transformers, modules/losses).
+    """A PatchGAN with hinge loss (Lim & Ye 2017; as in taming-transformers, modules/losses), or
+    with the logistic one that does not saturate (Goodfellow et al. 2014; StyleGAN, MAGVIT).
 
     Args:
         config: The recipe's `tokenizer.discriminator`.
+        dims: 2 judges pictures, 3 videos.
     """
 
-    def __init__(self, config: schema.Discriminator) -> None:
-        super().__init__(config.width, config.layers)
+    def __init__(self, config: schema.Discriminator, *, dims: Literal[2, 3] = 2) -> None:
+        super().__init__(config.width, config.layers, dims=dims)
         self.config = config
 
-    def loss(self, pictures_XCHW: Tensor, true_XCHW: Tensor) -> Tensor:
-        """Return the discriminator's own: verdicts above 1 on frames, below -1 on the others."""
-        false = F.relu(1 + self(pictures_XCHW.detach())).mean()
-        return (F.relu(1 - self(true_XCHW)).mean() + false) / 2
+    def loss(self, made: Tensor, true: Tensor) -> Tensor:
+        """Return the discriminator's own loss: high verdicts are wanted on frames, low ones on what
+        was made of them."""
+        on_made, on_true = self(made.detach()), self(true)
+        if self.config.loss == "hinge":
+            return (F.relu(1 - on_true).mean() + F.relu(1 + on_made).mean()) / 2
+        return F.softplus(-on_true).mean() + F.softplus(on_made).mean()
 
-    def judge(self, pictures_XCHW: Tensor) -> Tensor:
+    def slope(self, true: Tensor) -> Tensor:
+        """Return half the squared norm of the gradient of the verdict on frames, the mean over them
+        (R1, Mescheder et al. 2018, arXiv 1801.04406), not weighted."""
+        with torch.enable_grad(), full_precision(true.device):
+            given = true.detach().float().requires_grad_()
+            (gradient,) = torch.autograd.grad(self(given).sum(), given, create_graph=True)
+        return gradient.square().flatten(1).sum(dim=1).mean() / 2
+
+    def judge(self, made: Tensor) -> Tensor:
         """Return what the tokenizer loses by being found out; teaches the discriminator nothing."""
         state: dict[str, Any] = {name: one.detach() for name, one in self.named_parameters()}
-        return -functional_call(self, state, (pictures_XCHW,)).mean()
+        verdict = functional_call(self, state, (made,))
+        return -verdict.mean() if self.config.loss == "hinge" else F.softplus(-verdict).mean()

@@ -5,9 +5,10 @@ Shapes: B batch, C colours, T frames, t codes along time, h and w codes along th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -76,6 +77,47 @@ class Tokenizer(nn.Module):
     def decode(self, codes_Bthw: Tensor) -> Tensor:
         """Return the frames that codes stand for: (B, C, T, H, W) in [0, 1]."""
         raise NotImplementedError
+
+
+class Reconstruction(NamedTuple):
+    """What training makes of videos.
+
+    Attributes:
+        video_BCTHW: In about [0, 1].
+        codes_Bthw: int64, of what reached the decoder.
+        losses: The quantizer's terms of the loss, already weighted.
+        scores_Bthw: As in `Coded`.
+        kept_Bthw: 1 where a code reached the decoder as it is, 0 where zeros did; None where all
+            do.
+    """
+
+    video_BCTHW: Tensor
+    codes_Bthw: Tensor
+    losses: Mapping[str, Tensor] = {}
+    scores_Bthw: Tensor | None = None
+    kept_Bthw: Tensor | None = None
+
+
+class TrainedTokenizer(Tokenizer):
+    """One that `tats pretrain` trains.
+
+    Attributes:
+        config: The recipe's `tokenizer`.
+        whole: Its discriminator sees videos whole, not picture by picture.
+    """
+
+    config: Any
+    whole: bool = False
+
+    def forward(self, frames_BCTHW: Tensor) -> Reconstruction:
+        """Encode, quantise and decode, with gradient; what training calls."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def reconstruct(self, frames_BCTHW: Tensor) -> Reconstruction:
+        """Do the same with videos of any length, pixels in [0, 1]: what evaluation shows."""
+        codes_Bthw = self.encode(frames_BCTHW)
+        return Reconstruction(self.decode(codes_Bthw), codes_Bthw)
 
 
 def rescaled(frames_BCTHW: Tensor, scale: float) -> Tensor:

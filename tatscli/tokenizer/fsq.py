@@ -31,14 +31,19 @@ class FiniteScalar(Quantizer):
         levels: Steps along each axis.
         entropy: Weight of the entropy term.
         commitment: Weight of the distance between bounded values and their steps.
+
+    Attributes:
+        zero: The code of the zero vector, which zeros are rounded to: int64 scalar.
     """
 
+    levels: list[int]
     levels_C: Tensor
     half_C: Tensor
     offset_C: Tensor
     shift_C: Tensor
     width_C: Tensor
     basis_C: Tensor
+    zero: Tensor
 
     def __init__(
         self, levels: Sequence[int], *, entropy: float = 0.0, commitment: float = 0.0
@@ -61,11 +66,12 @@ class FiniteScalar(Quantizer):
             ("shift_C", (offset_C / half_C).atanh()),
             ("width_C", levels_C // 2),
             ("basis_C", basis_C),
+            ("zero", (levels_C // 2 * basis_C).sum()),
         ):
             self.register_buffer(name, value, persistent=False)
 
     @classmethod
-    def of(cls, config: schema.FsqTokenizer) -> Self:
+    def of(cls, config: schema.FsqTokenizer | schema.AdaptiveTokenizer) -> Self:
         """Build what a recipe's `tokenizer` section asks for."""
         return cls(config.levels, entropy=config.entropy, commitment=config.commitment)
 

@@ -6,34 +6,17 @@ picture, D values of a code's vector.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from tatscli.nn.convolution import PictureDecoder, PictureEncoder
 from tatscli.recipe import schema
 from tatscli.tokenizer import QUANTIZERS
-from tatscli.tokenizer.base import Tokenizer
+from tatscli.tokenizer.base import Reconstruction, TrainedTokenizer
 from tatscli.tokenizer.quantize import Quantizer
 
 
-class Reconstruction(NamedTuple):
-    """What training makes of pictures.
-
-    Attributes:
-        pictures_XCHW: In about [0, 1].
-        codes_Xhw: int64.
-        losses: The quantizer's terms of the loss, already weighted.
-    """
-
-    pictures_XCHW: Tensor
-    codes_Xhw: Tensor
-    losses: Mapping[str, Tensor]
-
-
-class ImageTokenizer(Tokenizer):
+class ImageTokenizer(TrainedTokenizer):
     """Encoder, quantizer and decoder.
 
     Args:
@@ -53,14 +36,19 @@ class ImageTokenizer(Tokenizer):
         self.width = self.quantizer.width
         self.stride = config.stride
         self.codebook_size = self.quantizer.size
+        self.levels = self.quantizer.levels
         widths, blocks, patch = config.widths, config.blocks, config.patch
         self.encoder = PictureEncoder(widths, blocks, patch=patch, out=self.width)
         self.decoder = PictureDecoder(widths, blocks, patch=patch, given=self.width)
 
-    def forward(self, pictures_XCHW: Tensor) -> Reconstruction:
-        """Encode, quantise and decode pictures in [0, 1], with gradient; what training calls."""
-        found = self.quantizer(self._embed(pictures_XCHW))
-        return Reconstruction(self._draw(found.vectors_C), found.codes, found.losses)
+    def forward(self, frames_BCTHW: Tensor) -> Reconstruction:
+        """Encode, quantise and decode, with gradient; what training calls."""
+        found = self.quantizer(self._embed(_pictures(frames_BCTHW)))
+        return Reconstruction(
+            self._video(self._draw(found.vectors_C), len(frames_BCTHW)),
+            found.codes.unflatten(0, (len(frames_BCTHW), -1)),
+            found.losses,
+        )
 
     @torch.no_grad()
     def encode(self, frames_BCTHW: Tensor) -> Tensor:
@@ -76,8 +64,7 @@ class ImageTokenizer(Tokenizer):
     def decode(self, codes_BThw: Tensor) -> Tensor:
         """Return the frames that codes stand for: (B, C, T, H, W) in [0, 1]."""
         vectors_XhwD = self.quantizer.vectors(codes_BThw.flatten(0, 1))
-        pictures_XCHW = self._draw(vectors_XhwD).clamp(0, 1)
-        return pictures_XCHW.unflatten(0, codes_BThw.shape[:2]).transpose(1, 2)
+        return self._video(self._draw(vectors_XhwD).clamp(0, 1), len(codes_BThw))
 
     def _embed(self, pictures_XCHW: Tensor) -> Tensor:
         signed_XCHW = (2 * pictures_XCHW - 1).contiguous(memory_format=torch.channels_last)
@@ -85,6 +72,9 @@ class ImageTokenizer(Tokenizer):
 
     def _draw(self, vectors_XhwD: Tensor) -> Tensor:
         return (self.decoder(vectors_XhwD.permute(0, 3, 1, 2)) + 1) / 2
+
+    def _video(self, pictures_XCHW: Tensor, videos: int) -> Tensor:
+        return pictures_XCHW.unflatten(0, (videos, -1)).transpose(1, 2)
 
 
 def _pictures(frames_BCTHW: Tensor) -> Tensor:

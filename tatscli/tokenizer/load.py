@@ -12,9 +12,9 @@ from tatscli.engine.part import Weights
 from tatscli.errors import CheckpointError
 from tatscli.nn.load import open_checkpoint
 from tatscli.recipe import schema
-from tatscli.tokenizer.base import Tokenizer
+from tatscli.tokenizer.base import Tokenizer, TrainedTokenizer
+from tatscli.tokenizer.build import build_tokenizer
 from tatscli.tokenizer.diffusers import open_diffusers
-from tatscli.tokenizer.image import ImageTokenizer
 from tatscli.tokenizer.taming import open_taming
 
 OPENERS: dict[str, Callable[[Path], tuple[Tokenizer, str]]] = {
@@ -41,7 +41,7 @@ def open_tokenizer(source: schema.TrainedTokenizer) -> tuple[Tokenizer, str]:
     return tokenizer.eval().requires_grad_(False), digest
 
 
-def open_run(path: Path) -> tuple[ImageTokenizer, str, Checkpoint]:
+def open_run(path: Path) -> tuple[TrainedTokenizer, str, Checkpoint]:
     """Open a tokenizer that `tats pretrain` trained.
 
     Raises:
@@ -55,6 +55,6 @@ def open_run(path: Path) -> tuple[ImageTokenizer, str, Checkpoint]:
         raise CheckpointError(
             f"`{path}` is a {run.checkpoint.kind} run, not a tokenizer", hint=hint
         )
-    tokenizer = ImageTokenizer(run.recipe.tokenizer)
+    tokenizer = build_tokenizer(run.recipe)
     restore_part("model", Weights(tokenizer), run.checkpoint)
     return tokenizer, run.checkpoint.digest(), run.checkpoint

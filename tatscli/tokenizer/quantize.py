@@ -5,7 +5,7 @@ Shapes: ... any, C values of a vector, K codes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 from torch import Tensor, nn
@@ -31,10 +31,12 @@ class Quantizer(nn.Module):
     Attributes:
         size: Number of codes K.
         width: Values C of a vector.
+        levels: Steps of each value, where the codes are the cells of a grid.
     """
 
     size: int
     width: int
+    levels: Sequence[int] | None = None
 
     @classmethod
     def of(cls, config: Any) -> Self:

@@ -58,7 +58,10 @@ def test_pictures_smaller_than_the_window_have_an_ssim_too() -> None:
 def test_use_and_perplexity_of_codes() -> None:
     count = code_counts(torch.tensor([[0, 0], [3, 3]]), 8)
     assert count.tolist() == [2, 0, 0, 2, 0, 0, 0, 0]
-    assert code_use(count).item() == 0.25
+    assert code_use(count).item() == 0.5  # of the four that were counted, no more can be used
+    assert code_use(torch.tensor([2.0, 0, 0, 7])).item() == 0.5
+    kept = code_counts(torch.tensor([[0, 0], [3, 3]]), 8, torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
+    assert kept.tolist() == [1, 0, 0, 2, 0, 0, 0, 0]
     assert perplexity(count).item() == pytest.approx(2)
     uneven = torch.tensor([9.0, 1.0])
     wanted = math.exp(-(0.9 * math.log(0.9) + 0.1 * math.log(0.1)))

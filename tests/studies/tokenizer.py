@@ -32,6 +32,7 @@ from tatscli.tasks import evaluate_tokenizer as evaluation
 from tatscli.tasks.tokenizer import TokenizerTraining
 from tatscli.tasks.training import run_training
 from tatscli.tokenizer import load
+from tatscli.tokenizer.base import Reconstruction
 from tatscli.tokenizer.image import ImageTokenizer
 from tatscli.tokenizer.quantize import Quantized, Quantizer
 
@@ -54,16 +55,10 @@ class PlainTokenizer(ImageTokenizer):
     def __init__(self, config: Any) -> None:
         width = len(config.levels) if config.kind == "fsq" else config.code_width
         super().__init__(config, quantizer=Nothing(width))
-        self.seen: Tensor | None = None
 
-    def encode(self, frames_BCTHW: Tensor) -> Tensor:
-        pictures = frames_BCTHW.transpose(1, 2).flatten(0, 1)
-        self.seen = self(pictures).pictures_XCHW.clamp(0, 1)
-        return super().encode(frames_BCTHW)
-
-    def decode(self, codes_BThw: Tensor) -> Tensor:
-        assert self.seen is not None
-        return self.seen.unflatten(0, codes_BThw.shape[:2]).transpose(1, 2)
+    def reconstruct(self, frames_BCTHW: Tensor) -> Reconstruction:
+        found = self(frames_BCTHW)
+        return found._replace(video_BCTHW=found.video_BCTHW.clamp(0, 1))
 
 
 class PlainTraining(TokenizerTraining):
@@ -99,7 +94,9 @@ def run_arm(arm: str, options: argparse.Namespace) -> dict[str, Any]:
     trained = run_training(stage, folder, reporter=say, resume=resume, overwrite=not resume)
     took = {"wall": time.perf_counter() - wall, "processor": time.process_time() - spent}
     if arm == "plain":
-        load.ImageTokenizer = PlainTokenizer  # the way evaluation opens the run
+        load.build_tokenizer = lambda recipe: PlainTokenizer(
+            recipe.tokenizer
+        )  # the way evaluation opens the run
     result = evaluation.evaluate_tokenizer(
         folder, reporter=say, overrides=["evaluate.segments=4", "data.workers=0"]
     )

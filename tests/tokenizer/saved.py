@@ -8,17 +8,24 @@ import torch
 
 from tatscli.engine.checkpoint import save_checkpoint
 from tatscli.recipe.schema import Data, Recipe, Tokenizer
-from tatscli.tokenizer.image import ImageTokenizer
+from tatscli.tokenizer.build import build_tokenizer
 
 
-def save_tokenizer(folder: Path, config: Tokenizer, *, size: int) -> Path:
-    """Write a run whose checkpoint `tats` takes for a trained tokenizer; return its folder."""
-    recipe = Recipe(data=Data(store="", frames=1, size=size), tokenizer=config)
+def save_tokenizer(folder: Path, config: Tokenizer, *, size: int, frames: int = 1) -> Path:
+    """Write a run whose checkpoint `tats` takes for a trained tokenizer; return its folder.
+
+    Args:
+        folder: The run.
+        config: The tokenizer.
+        size: Of the view.
+        frames: Of a clip, the window of a tokenizer of videos.
+    """
+    recipe = Recipe(data=Data(store="", frames=frames, size=size), tokenizer=config)
     torch.manual_seed(0)
     save_checkpoint(
         folder,
         step=0,
-        tensors={"model": ImageTokenizer(config).state_dict()},
+        tensors={"model": build_tokenizer(recipe).state_dict()},
         meta={"kind": "tokenizer", "recipe": recipe.model_dump(mode="json")},
         keep=1,
         best=False,

@@ -38,14 +38,10 @@ def test_frames_are_coded_one_by_one_and_decoded(kind: str) -> None:
     assert decoded.min() >= 0
     assert decoded.max() <= 1
     with torch.no_grad():
-        trained = tokenizer(frames.transpose(1, 2).flatten(0, 1))
-    assert torch.equal(trained.codes_Xhw, codes.flatten(0, 1))
-    torch.testing.assert_close(
-        trained.pictures_XCHW.clamp(0, 1),
-        decoded.transpose(1, 2).flatten(0, 1),
-        atol=1e-4,
-        rtol=0,
-    )
+        trained = tokenizer(frames)
+    assert torch.equal(trained.codes_Bthw, codes)
+    torch.testing.assert_close(trained.video_BCTHW.clamp(0, 1), decoded, atol=1e-4, rtol=0)
+    assert torch.equal(tokenizer.reconstruct(frames).video_BCTHW, decoded)
 
 
 @pytest.mark.parametrize("patch, stride, widths", [(1, 4, 3), (2, 16, 4), (4, 4, 1), (4, 32, 4)])
@@ -62,9 +58,9 @@ def test_any_patch_and_stride_gives_its_grid(patch: int, stride: int, widths: in
 @pytest.mark.parametrize("kind", ["vq", "fsq"])
 def test_every_weight_gets_a_gradient(kind: str) -> None:
     tokenizer = build(kind).train()
-    pictures = torch.rand(4, 3, 16, 16)
-    found = tokenizer(pictures)
-    loss = (found.pictures_XCHW - pictures).square().mean() + sum(found.losses.values())
+    frames = torch.rand(2, 3, 2, 16, 16)
+    found = tokenizer(frames)
+    loss = (found.video_BCTHW - frames).square().mean() + sum(found.losses.values())
     loss.backward()
     assert all(one.grad is not None for one in tokenizer.parameters())
     assert tokenizer.encoder.stem.weight.grad.abs().sum() > 0

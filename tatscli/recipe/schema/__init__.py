@@ -62,10 +62,11 @@ from tatscli.recipe.schema.targets import (
     TeacherTarget,
 )
 from tatscli.recipe.schema.tokenizer import (
+    AdaptiveTokenizer,
+    CnnTokenizer,
     DiffusersTokenizer,
     Discriminator,
     FsqTokenizer,
-    ImageTokenizer,
     Perceptual,
     RunTokenizer,
     TamingTokenizer,
@@ -125,7 +126,7 @@ class Recipe(Section):
                 raise ValueError(
                     f"`data.size: {size}` is not a multiple of `tokenizer.stride: {stride}`"
                 )
-            return self
+            return self._codes_of_a_window()
         wholes = [(f"`data.frames: {data.frames}`", data.frames, "tubelet")]
         if isinstance(data.size, int):
             wholes.append((f"`data.size: {data.size}`", data.size, "patch"))
@@ -136,6 +137,28 @@ class Recipe(Section):
             part = getattr(self.model, key)
             if whole % part:
                 raise ValueError(f"{words} is not a multiple of `model.{key}: {part}`")
+        return self
+
+    def _codes_of_a_window(self) -> Self:
+        """Check what a tokenizer of videos makes of a window of `data.frames`."""
+        config, frames = self.tokenizer, self.data.frames
+        if not isinstance(config, AdaptiveTokenizer):
+            return self
+        if frames % config.tubelet:
+            raise ValueError(
+                f"`data.frames: {frames}` is not a multiple of `tokenizer.tubelet:"
+                f" {config.tubelet}`"
+            )
+        height, width = (side // config.stride for side in self.data.view_size)
+        slices = frames // config.tubelet
+        codes, first = slices * height * width, height * width
+        least, most = (first + 1, codes - 1) if config.first == "among" else (1, codes - first - 1)
+        if config.keep is not None and not least <= config.keep <= most:
+            raise ValueError(
+                f"`tokenizer.keep: {config.keep}` must lie between {least} and {most}: a window has"
+                f" {codes} codes, {first} of them in its first slice, which is always kept; null"
+                " keeps all"
+            )
         return self
 
     @model_validator(mode="after")

@@ -21,22 +21,29 @@ class Perceptual(Section):
 
 
 class Discriminator(Section):
-    """A PatchGAN with hinge loss that learns to tell reconstructions from frames."""
+    """A PatchGAN that learns to tell reconstructions from frames; that of a tokenizer of videos
+    sees them whole, with 3D convolutions."""
 
     start: Annotated[int, Field(ge=0)] = 20_000
     """Optimiser step from which it takes part; LlamaGen's."""
     weight: Positive = 0.5
     """Weight of its verdict in the tokenizer's loss; LlamaGen's."""
+    loss: Literal["hinge", "nonsaturating"] = "hinge"
+    """How verdicts are scored: `hinge` (LlamaGen, taming), or the logistic loss of StyleGAN and
+    MAGVIT."""
+    r1: NonNegative = 0.0
+    """Weight of half the squared gradient of its verdict on frames (R1, Mescheder et al. 2018),
+    which keeps it smooth; MAGVIT's is 10."""
     width: Count = 64
     """Channels of its first layer, twice as many in each of the next, at most eight times."""
     layers: Count = 3
-    """Layers that halve the picture."""
+    """Layers that halve the picture, and the time of a video."""
     base_lr: Positive | None = None
     """Learning rate per 256 videos; null is that of `optim`."""
 
 
-class ImageTokenizer(Section):
-    """What the tokenizers of frames share: a residual CNN down to `stride` and back up."""
+class CnnTokenizer(Section):
+    """What the tokenizers share: a residual CNN down to `stride` and back up."""
 
     stride: Literal[4, 8, 16, 32] = 16
     """Pixels along the side of a code."""
@@ -65,7 +72,7 @@ class ImageTokenizer(Section):
         return self
 
 
-class VqTokenizer(ImageTokenizer):
+class VqTokenizer(CnnTokenizer):
     """Codes are the nearest of a learned codebook (VQ-VAE with a moving-average codebook)."""
 
     kind: Literal["vq"]
@@ -86,7 +93,7 @@ class VqTokenizer(ImageTokenizer):
     batch; 0 never restarts one."""
 
 
-class FsqTokenizer(ImageTokenizer):
+class FsqTokenizer(CnnTokenizer):
     """Codes are the cells of a fixed grid (FSQ, Mentzer et al. 2023, arXiv 2309.15505)."""
 
     kind: Literal["fsq"]
@@ -98,8 +105,44 @@ class FsqTokenizer(ImageTokenizer):
     """Weight of the squared distance of bounded values to their steps; VidTok's is 0.25."""
 
 
+class AdaptiveTokenizer(CnnTokenizer):
+    """A tokenizer of videos that learns which of its codes matter (LVMAE, arXiv 2411.13683): a 3D
+    CNN after MAGVIT, FSQ, and scores. It takes windows of `data.frames` frames."""
+
+    kind: Literal["adaptive"]
+    tubelet: Literal[1, 2, 4] = 2
+    """Frames of a code; LVMAE's."""
+    levels: Annotated[list[Annotated[int, Field(ge=3)]], Field(min_length=1)] = [8, 8, 8, 8, 8, 8]
+    """Steps along each axis of the grid of codes; 2^18 codes, LVMAE's number."""
+    keep: Count | None = 768
+    """Codes of a window that reach the decoder in training, those of the highest scores; the rest
+    are zeros. LVMAE's, of 1,568. null keeps all, and learns no scores."""
+    first: Literal["beside", "among"] = "beside"
+    """The first slice of a window is always kept: `beside` the `keep` others, or `among` them.
+    LVMAE does not say."""
+    topk: Literal["straight_through", "perturbed"] = "straight_through"
+    """How the choice passes a gradient to the scores; LVMAE does not say."""
+    softness: Positive = 0.25
+    """Of the choice, in deviations of a clip's scores: width of the sigmoid that
+    `straight_through` takes the gradient of, or deviation of the noise of `perturbed`. Ours."""
+    samples: Count = 64
+    """Draws of noise of `topk: perturbed`. Ours."""
+    scorer_width: Count = 64
+    """Channels of the two convolutions that score. Ours."""
+    entropy: NonNegative = 0.0
+    """Weight of a term that makes each choice clear and all codes as likely; VidTok's is 0.1."""
+    commitment: NonNegative = 0.0
+    """Weight of the squared distance of bounded values to their steps; VidTok's is 0.25."""
+    ema: Ratio | None = 0.999
+    """Momentum of the moving average of the weights, which is what a checkpoint's model is; null
+    keeps the weights themselves. MAGVIT's."""
+    train: Literal["all", "decoder"] = "all"
+    """`decoder` trains nothing else: a second stage for sharper pictures, after `--init`, in which
+    codes and scores stay as they are."""
+
+
 Tokenizer = Annotated[
-    VqTokenizer | FsqTokenizer,
+    VqTokenizer | FsqTokenizer | AdaptiveTokenizer,
     Field(discriminator="kind"),
 ]
 
