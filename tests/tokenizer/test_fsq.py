@@ -13,7 +13,7 @@ from tatscli.tokenizer.fsq import FiniteScalar
 LEVELS = [[8, 5, 5, 5], [8, 8, 8], [3], [7, 4, 6]]
 
 
-@pytest.mark.parametrize("levels", LEVELS, ids=str)
+@pytest.mark.parametrize("levels", [*LEVELS, [8] * 6], ids=str)
 def test_codes_indices_and_gradients_are_the_librarys(levels: list[int]) -> None:
     torch.manual_seed(0)
     given = torch.randn(4, 50, len(levels)) * 2
@@ -43,7 +43,9 @@ def test_every_code_is_reached_and_looked_up(levels: list[int]) -> None:
 def test_zero_is_a_legal_code_of_zero() -> None:
     """What LVMAE's masked tokens rest on."""
     quantizer = FiniteScalar([8, 7, 5])
-    assert quantizer(torch.zeros(1, 3)).vectors_C.abs().max() == 0
+    found = quantizer(torch.zeros(1, 3))
+    assert found.vectors_C.abs().max() == 0
+    assert found.codes.item() == quantizer.zero.item()
 
 
 def test_what_is_not_finite_has_a_legal_code_too() -> None:

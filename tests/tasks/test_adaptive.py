@@ -1,0 +1,204 @@
+"""An adaptive tokenizer of videos through its training: second stage, ranks, a sudden end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tatscli.console import Reporter
+from tatscli.engine.checkpoint import find_checkpoint
+from tatscli.errors import RecipeError, UsageError
+from tatscli.recipe.load import LoadedRecipe, load_recipe
+from tatscli.tasks.dry_run import plan_pretraining
+from tatscli.tasks.evaluate_tokenizer import evaluate_tokenizer
+from tatscli.tasks.pretrain import pretrain
+from tatscli.tokenizer.adaptive import AdaptiveTokenizer
+from tatscli.tokenizer.load import open_run
+
+Load = Callable[..., LoadedRecipe]
+RECIPE = """
+data:
+  {{store: {store}, split: train, frames: 8, size: 32, sampling: {{mode: dense, stride: 1}},
+    workers: 0}}
+tokenizer:
+  {{kind: adaptive, stride: 8, patch: 4, widths: [8, 8], blocks: 1, levels: [5, 5], keep: 20,
+    scorer_width: 4, ema: 0.8}}
+optim: {{epochs: 4, total_batch: 6, batch_per_device: 6, base_lr: 0.2, warmup_epochs: 0}}
+run: {{log_every: 1, save_every: 0.5, device: cpu}}
+"""
+GAN = "tokenizer.discriminator={start: 2, width: 4, layers: 2, loss: nonsaturating, r1: 1}"
+PARTS = ("model", "trained", "optimizer", "discriminator", "discriminator_optimizer")
+
+
+@pytest.fixture
+def load_coder(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "coder.yaml"
+    path.write_text(RECIPE.format(store=store))
+    return lambda *overrides: load_recipe(path, overrides)
+
+
+@pytest.fixture(scope="module")
+def coder(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained tokenizer that every test may read."""
+    folder = tmp_path_factory.mktemp("adaptive")
+    (folder / "coder.yaml").write_text(RECIPE.format(store=store))
+    say = Reporter()
+    say.quiet = True
+    pretrain(load_recipe(folder / "coder.yaml", [GAN]), reporter=say, out=folder / "run")
+    return folder / "run"
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(run: Path, part: str = "model") -> dict[str, torch.Tensor]:
+    return find_checkpoint(run).tensors(part)
+
+
+def assert_equal(one: Path, two: Path, *parts: str) -> None:
+    for part in parts:
+        first, second = weights(one, part), weights(two, part)
+        assert first.keys() == second.keys()
+        assert all(torch.equal(value, second[name]) for name, value in first.items()), part
+
+
+def test_it_learns_and_tells_how_well(coder: Path) -> None:
+    lines = [line for line in metrics(coder) if "psnr" in line]
+    assert len(lines) == 8
+    assert lines[-1]["psnr"] > lines[0]["psnr"] + 0.5
+    for number, line in enumerate(lines):
+        assert line["score"] > 0
+        assert line["score_contrast"] > 0
+        assert 0 < line["code_use"] <= 1
+        assert ("loss/r1" in line) == ("loss/adversarial" in line) == (number >= 2)
+        parts = line["loss/reconstruction"] + line.get("loss/adversarial", 0)
+        assert line["loss"] == pytest.approx(parts, rel=1e-5)
+    scorers = (weights(coder, "trained"), open_run(coder)[0].state_dict())
+    assert not torch.equal(*(one["scorer.first.weight"] for one in scorers))
+
+
+def test_the_model_of_a_checkpoint_is_the_average(load_coder: Load, reporter: Reporter) -> None:
+    """Of the weights after every step, by the formula."""
+    runs = []
+    for steps in (1, 2, 3):
+        loaded = load_coder(f"run.max_steps={steps}", "run.keep=9")
+        pretrain(loaded, reporter=reporter, out=f"runs/{steps}")
+        runs.append(Path(f"runs/{steps}"))
+    # The first average is the start: one step back from the first one.
+    after = [weights(run, "trained")["encoder.stem.weight"] for run in runs]
+    mean = (weights(runs[0])["encoder.stem.weight"] - 0.2 * after[0]) / 0.8
+    for run, one in zip(runs, after, strict=True):
+        mean = 0.8 * mean + 0.2 * one
+        torch.testing.assert_close(weights(run)["encoder.stem.weight"], mean, atol=1e-6, rtol=1e-5)
+    plain = load_coder("tokenizer.ema=null", "run.max_steps=2")
+    pretrain(plain, reporter=reporter, out="runs/plain")
+    assert torch.equal(weights(Path("runs/plain"))["encoder.stem.weight"], after[1])
+    assert not find_checkpoint(Path("runs/plain")).has("trained")
+
+
+def test_killed_and_resumed_it_is_bit_equal(
+    coder: Path, load_coder: Load, reporter: Reporter
+) -> None:
+    """Generator, discriminator and average, as a run that nobody disturbed."""
+    loaded = load_coder(GAN)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tatscli", "pretrain", "coder.yaml", GAN, "--out", "runs/killed"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,
+    )
+    last = Path("runs/killed/checkpoints/last/meta.json")
+    while not (last.exists() and json.loads(last.read_text())["step"] >= 4):
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    pretrain(loaded, reporter=reporter, out="runs/killed", resume=True)
+    assert "resuming after step" in reporter.stderr.getvalue()
+    assert_equal(coder, Path("runs/killed"), *PARTS)
+
+
+def test_two_ranks_learn_what_one_process_learns(
+    load_coder: Load, tats: Callable[..., subprocess.CompletedProcess[str]], reporter: Reporter
+) -> None:
+    # Biases before a norm of single channels have no gradient but rounding, which Adam would scale
+    # up to steps of full length.
+    slow = (GAN, "optim.base_lr=0.01", "optim.epochs=2", "optim.eps=1e-4")
+    pretrain(load_coder(*slow), reporter=reporter, out="runs/one")
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
+    words = ("pretrain", "coder.yaml", *slow, "optim.batch_per_device=3", "--out", "runs/two")
+    two = tats(*words, launch=launch)
+    assert two.returncode == 0, two.stderr
+    for part in ("model", "trained", "discriminator"):
+        first, second = weights(Path("runs/one"), part), weights(Path("runs/two"), part)
+        for name, value in first.items():
+            torch.testing.assert_close(second[name], value, atol=1e-5, rtol=1e-5, msg=name)
+    moved = weights(Path("runs/one"), "trained")["decoder.stem.weight"]
+    assert (moved - weights(Path("runs/one"))["decoder.stem.weight"]).abs().max() > 1e-4
+
+
+def test_a_second_stage_trains_the_decoder_alone(
+    coder: Path, load_coder: Load, reporter: Reporter
+) -> None:
+    second = load_coder("tokenizer.train=decoder", "run.max_steps=3")
+    with pytest.raises(UsageError, match=r"`tokenizer\.train: decoder` needs a trained encoder"):
+        pretrain(second, reporter=reporter, out="runs/second")
+    pretrain(second, reporter=reporter, init=coder, out="runs/second")
+    before, after = weights(coder), weights(Path("runs/second"))
+    for name, value in before.items():
+        same = torch.equal(value, after[name])
+        assert same == (not name.startswith("decoder.")), name
+    optimizer = weights(Path("runs/second"), "optimizer")
+    assert all(name.startswith("decoder.") for name in optimizer)
+    whole = load_coder("tokenizer.train=decoder", "run.max_steps=4")
+    pretrain(whole, reporter=reporter, out="runs/second", resume=True)
+    frames = torch.rand(1, 3, 8, 32, 32)
+    one, two = open_run(coder)[0].eval(), open_run(Path("runs/second"))[0].eval()
+    assert torch.equal(one.encode(frames), two.encode(frames))
+
+
+def test_evaluation_shows_what_the_kept_codes_hold(
+    coder: Path, reporter: Reporter, tmp_path: Path
+) -> None:
+    result = evaluate_tokenizer(coder, reporter=reporter, out=tmp_path / "result.json")
+    assert (result["videos"], result["pictures"]) == (6, 48)
+    assert result["kept"] == pytest.approx((16 + 20) / 64)
+    assert 0 < result["code_use"] <= 1
+    assert result["codebook_size"] == 25
+    tokenizer, _, _ = open_run(coder)
+    assert isinstance(tokenizer, AdaptiveTokenizer)
+    assert (tokenizer.window, tokenizer.frames) == (8, 2)
+
+
+def test_a_dry_run_tells_its_grid_and_cost(load_coder: Load) -> None:
+    plan = plan_pretraining(load_coder(GAN), Path("runs/coder"))
+    assert plan["grid"] == [4, 4, 4]
+    assert plan["tokens"] == 64
+    assert plan["codebook_size"] == 25
+    assert plan["gflops_per_clip"]["tokenizer"] > 0
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("tokenizer.keep=48", "`tokenizer.keep: 48` must lie between 1 and 47"),
+        ("tokenizer={kind: adaptive, first: among, keep: 16, stride: 8, widths: [8, 8]}", "17 and"),
+        ("data.frames=7", "`data.frames: 7` is not a multiple of `tokenizer.tubelet: 2`"),
+        ("tokenizer.levels=[2]", "`tokenizer.levels.0: 2` must be at least 3"),
+        ("tokenizer.ema=1", "`tokenizer.ema: 1` must be less than 1"),
+    ],
+)
+def test_recipes_that_cannot_be_are_refused(load_coder: Load, override: str, words: str) -> None:
+    with pytest.raises(RecipeError, match=words.replace("[", r"\[")):
+        load_coder(override)
