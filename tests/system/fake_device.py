@@ -65,8 +65,11 @@ def walk_back(loss: Tensor, gradient: Tensor | None = None) -> None:
             assert (gradient.shape, gradient.device) == (variable.shape, variable.device)
             variable.grad = gradient if variable.grad is None else variable.grad + gradient
             continue
-        results = node(*(given.get(place) for place in range(len(node._input_metadata))))
+        run = node if callable(node) else node.apply  # a function of our own is not callable
+        results = run(*(given.get(place) for place in range(len(node._input_metadata))))
         results = results if isinstance(results, tuple) else (results,)
+        if not callable(node):  # it has gradients, None, for arguments that are no tensors as well
+            results = results[: len(node.next_functions)]
         for (below, place), result in zip(node.next_functions, results, strict=True):
             if below is not None and result is not None:
                 # The engine adds up what was broadcast, and brings gradients to the input's type.

@@ -103,7 +103,7 @@ class Arrived:
         return self.batch.to(device)
 
 
-def host_batch(recipe: Recipe) -> Batch:
+def host_batch(recipe: Recipe, size: int = 16) -> Batch:
     t, h, w = recipe.grid
     unknown_B = torch.zeros(2, dtype=torch.bool)
     motion = MotionField(
@@ -115,7 +115,7 @@ def host_batch(recipe: Recipe) -> Batch:
         recipe.model.patch,
     )
     number_B = torch.zeros(2, dtype=torch.int64)
-    video = torch.zeros(2, 3, recipe.data.frames, 16, 16, dtype=torch.uint8)
+    video = torch.zeros(2, 3, recipe.data.frames, size, size, dtype=torch.uint8)
     return Batch(video, motion, number_B, number_B, number_B)
 
 

@@ -17,13 +17,22 @@ import torch
 
 from tatscli.console import Reporter
 from tatscli.engine.checkpoint import find_checkpoint
+from tatscli.engine.distributed import World
+from tatscli.engine.loop import Training, optimise
+from tatscli.engine.metrics import Averages
+from tatscli.engine.session import Session
 from tatscli.errors import RecipeError, UsageError
+from tatscli.recipe.derive import derive_schedule
 from tatscli.recipe.load import LoadedRecipe, load_recipe
+from tatscli.store.reader import Store
 from tatscli.tasks.dry_run import plan_pretraining
 from tatscli.tasks.evaluate_tokenizer import evaluate_tokenizer
 from tatscli.tasks.pretrain import pretrain
+from tatscli.tasks.tokenizer import TokenizerTraining
 from tatscli.tokenizer.adaptive import AdaptiveTokenizer
 from tatscli.tokenizer.load import open_run
+from tests.system.fake_device import GPU, NoWaits, pretend_gpu, to_gpu
+from tests.system.test_no_waits import Arrived, host_batch
 
 Load = Callable[..., LoadedRecipe]
 RECIPE = """
@@ -179,6 +188,46 @@ def test_evaluation_shows_what_the_kept_codes_hold(
     tokenizer, _, _ = open_run(coder)
     assert isinstance(tokenizer, AdaptiveTokenizer)
     assert (tokenizer.window, tokenizer.frames) == (8, 2)
+
+
+@pytest.mark.parametrize("topk", ["straight_through", "perturbed"])
+def test_a_step_waits_for_nothing_on_the_device(
+    topk: str, load_coder: Load, reporter: Reporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a pretend GPU; without R1, whose gradient torch wants from a real one."""
+    gan = "tokenizer.discriminator={start: 0, width: 4, layers: 2}"
+    loaded = load_coder(gan, f"tokenizer.topk={topk}")
+    stage = TokenizerTraining(loaded, Store.open(loaded.recipe.data.store), None)
+    here = Session(World(), torch.device("cpu"), torch.float32, reporter, {})
+    stage.build(here, resume=False)
+    assert stage.adversary is not None
+    assert stage.average is not None
+    schedule = derive_schedule(loaded.recipe.optim, videos=12, repeats=1, world=1)
+    with pretend_gpu(monkeypatch):
+        to_gpu(stage.model, stage.average.average, stage.adversary)
+        stage.network = stage.model
+        learners = stage.learners(schedule)
+        batches = iter([Arrived(host_batch(loaded.recipe, size=32))] * 2)
+        training = Training(
+            model=stage.model,
+            step=stage.step,
+            learners=learners,
+            parts=stage.parts(learners),
+            schedule=schedule,
+            batches=lambda start: batches,
+            run=loaded.recipe.run,
+            folder=Path("runs/pretend"),
+            meta={},
+            world=World(),
+            device=GPU,
+            dtype=torch.float32,
+            reporter=reporter,
+        )
+        with NoWaits():
+            for _ in range(2):
+                optimise(training, batches, Averages())
+        for module in (stage.model, stage.adversary, stage.average.average):
+            assert all(one.device == GPU for one in module.parameters())
 
 
 def test_a_dry_run_tells_its_grid_and_cost(load_coder: Load) -> None:
