@@ -10,6 +10,7 @@ from tatscli.recipe.schema.data import Sampling
 from tatscli.recipe.schema.section import (
     Count,
     Factor,
+    Momentum,
     NonNegative,
     Positive,
     Ratio,
@@ -71,7 +72,7 @@ class FinetuneOptim(Optim):
     """First learning rate per 256 videos."""
     warmup_epochs: NonNegative = 5
     """Passes with a linearly rising learning rate; at most `epochs`."""
-    betas: tuple[Ratio, Ratio] = (0.9, 0.999)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
     """AdamW betas."""
     layer_decay: Factor = 0.75
     """Learning-rate factor per block from the head down."""

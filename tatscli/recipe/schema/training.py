@@ -6,7 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tatscli.recipe.schema.section import Count, NonNegative, Positive, Ratio, Section
+from tatscli.recipe.schema.section import (
+    Count,
+    Momentum,
+    NonNegative,
+    Positive,
+    Ratio,
+    Section,
+)
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -30,7 +37,7 @@ class Optim(Section):
     """First learning rate per 256 videos."""
     warmup_epochs: NonNegative = 40
     """Passes with a linearly rising learning rate; at most `epochs`."""
-    betas: tuple[Ratio, Ratio] = (0.9, 0.95)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.95)
     """AdamW betas."""
     eps: Positive = 1e-8
     """AdamW epsilon."""
