@@ -17,15 +17,14 @@ class LatentsTarget(TokenizerTarget):
     """The vectors of a cube's codes, regressed."""
 
     config: schema.LatentsTarget
-    vectors = True
 
     def __init__(self, config: schema.LatentsTarget, *, form: ClipForm) -> None:
         super().__init__(config, form=form)
-        self.predicts = self.per_cube * self.width
+        self.predicts = self.asked.per_cube * self.asked.width
 
     def of(self, clip: Clip, index_BM: Tensor) -> Tensor:
         """Return the vectors: float32 (B, M, C)."""
-        return self.ask(clip, index_BM).flatten(2)
+        return self.asked.vectors(clip, index_BM).flatten(2)
 
     def error(self, prediction_BMC: Tensor, values_BMC: Tensor) -> Tensor:
         """Return the mean squared error of each token: (B, M), float32."""

@@ -16,8 +16,9 @@ from tatscli.data.clip import Clip, ClipForm
 from tatscli.data.view import View
 from tatscli.errors import RecipeError
 from tatscli.recipe.schema import CodesTarget, LatentsTarget
-from tatscli.targets import build_target, tokens
+from tatscli.targets import build_target
 from tatscli.targets.base import Target
+from tatscli.tokenizer import asked
 from tatscli.tokenizer.base import Tokenizer
 
 PATCH, GRID, TUBELET = 8, (2, 3, 4), 2
@@ -57,7 +58,7 @@ def clip_of(video: Tensor) -> Clip:
 def build(
     monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer, kind: str = "codes", **keys: Any
 ) -> Target:
-    monkeypatch.setattr(tokens, "open_tokenizer", lambda source: (tokenizer, "digest"))
+    monkeypatch.setattr(asked, "open_tokenizer", lambda source: (tokenizer, "digest"))
     section = {"codes": CodesTarget, "latents": LatentsTarget}[kind]
     config = section.model_validate(
         {"kind": kind, "tokenizer": {"kind": "run", "path": "runs/grey"}} | keys
