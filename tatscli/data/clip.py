@@ -7,13 +7,16 @@ in the order (frame, row, column, colour), in the whole program.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from tatscli.data.motion import MotionField
 from tatscli.data.normalize import to_unit
+
+Answer = TypeVar("Answer")
 
 
 class ClipForm(nn.Module):
@@ -121,6 +124,7 @@ class Clip:
         self.codes = codes or {}
         self._embed = embed
         self._tokens_BND: Tensor | None = None
+        self._answers: dict[Hashable, Any] = {}
 
     def __len__(self) -> int:
         return self.pixels_BNP.shape[0]
@@ -142,6 +146,17 @@ class Clip:
                 raise ValueError("this clip has no patch embeddings: it was made without `embed`")
             self._tokens_BND = self._embed(self.cubes())
         return self._tokens_BND
+
+    def once(self, key: Hashable, make: Callable[[], Answer]) -> Answer:
+        """Return what `make` returned when it was first asked for under this key.
+
+        Who asks the same of a clip, such as a target and a selection of one tokenizer, shares an
+        answer in this way; nobody may change it. The key says all that the answer depends on.
+        """
+        if key not in self._answers:
+            self._answers[key] = make()
+        found: Answer = self._answers[key]
+        return found
 
     @property
     def unit_BCTHW(self) -> Tensor:

@@ -55,10 +55,17 @@ def gumbel_top_k(log_p_BN: Tensor, count: int, generator: torch.Generator | None
     The largest of log-probabilities plus Gumbel noise are such a draw (Kool et al. 2019, arXiv
     1903.06059). Unlike a draw from probabilities it cannot run out of non-zero ones.
     """
-    home = log_p_BN.device if generator is None else generator.device
-    noise = torch.empty(log_p_BN.shape, device=home).exponential_(generator=generator)
-    gumbel_BN = sent(-noise.log(), log_p_BN.device)
+    gumbel_BN = gumbel_noise(tuple(log_p_BN.shape), log_p_BN.device, generator)
     return (log_p_BN.float() + gumbel_BN).topk(count, dim=1).indices
+
+
+def gumbel_noise(
+    shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None
+) -> Tensor:
+    """Draw float32 Gumbel noise where the generator lives."""
+    home = device if generator is None else generator.device
+    noise = torch.empty(shape, device=home).exponential_(generator=generator)
+    return sent(-noise.log(), device)
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:

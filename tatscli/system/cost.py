@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tatscli.data.motion import MotionField
 from tatscli.masking.plan import MaskPlan
+from tatscli.nn.frozen import Frozen
 from tatscli.recipe.schema import Recipe
 from tatscli.system.system import System, build_system
 
@@ -31,7 +32,8 @@ def system_cost(recipe: Recipe) -> tuple[System, dict[str, int]]:
 
     Returns:
         The system, and the operations of `encoder`, `head`, where mask or selection looks at all
-        patch embeddings of `sampler`, and where targets ask networks of their own of `targets`.
+        patch embeddings of `sampler`, where targets ask networks of their own of `targets`, and
+        where the selection asks one that no target has asked of `selection`.
     """
     with torch.device("meta"):
         # Tokenizers were read from disk and have numbers yet.
@@ -68,8 +70,10 @@ def _flops(system: System) -> dict[str, int]:
         )
 
     flops = {"encoder": count_flops(encode), "head": count_flops(guess)}
+    targets = system.targets.values()
+    asked = {"targets": count_flops(lambda: [one.of(clip, plan.predict_BM) for one in targets])}
+    if any(isinstance(one, Frozen) for one in system.selection.modules()):
+        asked["selection"] = count_flops(lambda: system.selection.saliency_BN(clip))
     if system.needs_embeddings:
         flops["sampler"] = count_flops(lambda: system.plan(clip))
-    targets = system.targets.values()
-    asked = count_flops(lambda: [one.of(clip, plan.predict_BM) for one in targets])
-    return flops | ({"targets": asked} if asked else {})
+    return flops | {name: count for name, count in asked.items() if count}

@@ -103,8 +103,9 @@ class System:
 
     @property
     def cached_codes(self) -> list[str]:
-        """Names of the codes that targets read from the store."""
-        names = (getattr(target, "cached", None) for target in self.targets.values())
+        """Names of the codes that selection and targets read from the store."""
+        readers = (self.selection, *self.targets.values())
+        names = (getattr(one, "cached", None) for one in readers)
         return list(dict.fromkeys(name for name in names if name is not None))
 
     @property
@@ -218,7 +219,7 @@ def build_system(recipe: Recipe, *, encoder: Encoder | None = None) -> System:
     predicts = [target.predicts for target in targets.values()]
     head = build_head(recipe.head, encoder=encoder, predicts=predicts)
     masker = build_masker(recipe.mask, grid=recipe.grid, width=encoder.width)
-    selection = build_selection(recipe.predict, grid=recipe.grid, predicted=masker.predicted)
+    selection = build_selection(recipe.settled_predict, form=form, predicted=masker.predicted)
     return System(form, MaskedAutoencoder(encoder, head), masker, selection, targets)
 
 

@@ -23,14 +23,14 @@ class CodesTarget(TokenizerTarget):
 
     def __init__(self, config: schema.CodesTarget, *, form: ClipForm) -> None:
         super().__init__(config, form=form)
-        self.predicts = self.per_cube * self.codebook_size
+        self.predicts = self.asked.per_cube * self.asked.codebook_size
 
     def of(self, clip: Clip, index_BM: Tensor) -> Tensor:
         """Return the codes: int64 (B, M, R)."""
-        return self.ask(clip, index_BM)
+        return self.asked.codes(clip, index_BM)
 
     def error(self, prediction_BMC: Tensor, values_BMR: Tensor) -> Tensor:
         """Return the cross-entropy of each token, in nats, mean over its codes: (B, M), float32."""
-        logits_XK = prediction_BMC.float().reshape(-1, self.codebook_size)
+        logits_XK = prediction_BMC.float().reshape(-1, self.asked.codebook_size)
         error_X = F.cross_entropy(logits_XK, values_BMR.flatten(), reduction="none")
         return error_X.view(values_BMR.shape).mean(dim=-1)

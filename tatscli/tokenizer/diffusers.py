@@ -126,6 +126,9 @@ class VidTok(Tokenizer):
         self.width = model.regularization.codebook_dim
         self.frames = model.temporal_compression_ratio
         self.stride = 2 ** len(model.encoder.spatial_ds)
+        grid = model.regularization  # its digits are ours: of one codebook, first value fastest
+        if grid.num_codebooks == 1 and not grid.has_projections:
+            self.levels = grid._levels.tolist()
 
     @torch.no_grad()
     def encode(self, frames_BCTHW: Tensor) -> Tensor:

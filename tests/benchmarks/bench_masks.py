@@ -96,9 +96,9 @@ def selection_sides(ratio: float, options: dict[str, Any]) -> dict[str, Callable
     ).to(options["device"])
     plan = masker.plan(clip, generator)
     sides = {}
-    for kind in SELECTIONS:
+    for kind in [kind for kind in SELECTIONS if kind != "tokenizer"]:  # it costs its network
         section = section_of("predict", {"kind": kind})
-        selection = build_selection(section, grid=GRID, predicted=masker.predicted)
+        selection = build_selection(section, form=clip.form, predicted=masker.predicted)
         selection.to(options["device"])
         sides[kind] = lambda selection=selection: selection.select(plan, clip, generator)
     return sides

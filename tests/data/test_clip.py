@@ -101,6 +101,20 @@ def test_embeddings_are_made_once_and_only_when_asked_for() -> None:
         _ = make().clip(video()).tokens_BND
 
 
+def test_a_question_is_answered_once_for_each_clip_and_key() -> None:
+    clips = [make().clip(video()) for _ in range(2)]
+    asked: list[int] = []
+
+    def answer() -> None:  # an answer may be None, too
+        asked.append(len(asked))
+
+    for clip in clips:
+        for key in ("one", "one", ("two", 1.0), "one"):
+            assert clip.once(key, answer) is None
+    assert asked == [0, 1, 2, 3]
+    assert clips[0].once("three", lambda: 3) == clips[0].once("three", lambda: 4) == 3
+
+
 def test_a_clip_keeps_what_it_is_given() -> None:
     label, row = torch.tensor([3, -1]), torch.tensor([7, 9])
     clip = make().clip(video(), label_B=label, row_B=row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -16,7 +17,9 @@ from tatscli.masking.selection.base import Selection
 from tatscli.recipe import schema
 from tatscli.recipe.derive import Schedule, derive_schedule
 from tatscli.recipe.keys import Kinds, node_of
+from tatscli.recipe.schema import RunTokenizer
 from tests.fields import motion_of
+from tests.tokenizer.windows import DIGEST, WindowTokenizer
 
 Grid = tuple[int, int, int]
 
@@ -46,7 +49,12 @@ def mask_of(kind: str, grid: Grid, ratio: float, **changes: Any) -> Masker:
 
 def selection_of(kind: str, grid: Grid, predicted: int, **changes: Any) -> Selection:
     """Build a selection over a mask that gives `predicted` tokens to predict."""
-    return build_selection(PREDICTS[kind](kind=kind, **changes), grid=grid, predicted=predicted)
+    if kind == "tokenizer":
+        changes = {"tokenizer": RunTokenizer(kind="run", path="runs/windows")} | changes
+    form = ClipForm(grid, tubelet=1, patch=1)
+    tokenizer = WindowTokenizer(stride=1, frames=1, window=2)
+    with patch("tatscli.tokenizer.asked.open_tokenizer", lambda source: (tokenizer, DIGEST)):
+        return build_selection(PREDICTS[kind](kind=kind, **changes), form=form, predicted=predicted)
 
 
 def clip_of(

@@ -82,6 +82,7 @@ def test_exactly_the_budget_of_the_masks_tokens_is_predicted(
         ("random", 235),
         ("flow", 235),
         ("everest", 235),
+        ("tokenizer", 235),
         ("uniform", 224),
         ("running_cell", 704),
     ],

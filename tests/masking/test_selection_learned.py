@@ -21,7 +21,7 @@ from tests.masking.learning.toy import (
     teach,
 )
 
-SELECTIONS = ["random", "uniform", "running_cell", "flow", "everest"]
+SELECTIONS = ["random", "uniform", "running_cell", "flow", "everest", "tokenizer"]
 
 
 def moving(clips: int = 3, *, seed: int = 0) -> Clip:

@@ -55,7 +55,7 @@ def make_system(*, normalize: bool) -> System:
     target = build_target(schema.PixelTarget(kind="pixels", normalize=normalize), form=form)
     head = build_head(schema.DecoderHead(depth=2), encoder=encoder, predicts=[target.predicts])
     masker = build_masker(schema.TubeMask(kind="tube", ratio=0.75), grid=GRID, width=48)
-    selection = build_selection(schema.PredictAll(), grid=GRID, predicted=masker.predicted)
+    selection = build_selection(schema.PredictAll(), form=form, predicted=masker.predicted)
     autoencoder = MaskedAutoencoder(encoder, head)
     return System(form, autoencoder, masker, selection, {"pixels": target})
 

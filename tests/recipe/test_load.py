@@ -202,7 +202,7 @@ def test_a_view_has_one_side_or_height_and_width(write):
     assert oblong.data.model_dump(mode="json")["size"] == [96, 160]
 
 
-SELECTIONS = "`random`, `uniform`, `running_cell`, `flow` or `everest`"
+SELECTIONS = "`random`, `uniform`, `running_cell`, `flow`, `everest` or `tokenizer`"
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from tatscli.tasks.pretrain import step
 from tests.system.fake_device import GPU, NoWaits, pretend_gpu, to_gpu, walk_back
 from tests.teaching import write_run
 from tests.tokenizer.saved import save_tokenizer
+from tests.tokenizer.windows import WindowTokenizer, give
 
 LEARNED = {"width": 16, "heads": 2}
 MASKS: dict[str, dict[str, Any]] = {kind: {} for kind in MASKERS} | {
@@ -179,15 +180,16 @@ def _train_steps(system: System, recipe: Recipe, folder: Path, steps: int) -> No
     assert all(value.device == GPU for state in states for value in state.values())
 
 
+PREDICTS = [kind for kind in SELECTIONS if kind != "tokenizer"]  # which needs one; see below
 MIXES = [  # every mask with both heads, every selection and mixture of targets several times
-    (mask, list(SELECTIONS)[(i + 3 * j) % len(SELECTIONS)], head, (i + j) % len(TARGETS))
+    (mask, PREDICTS[(i + 3 * j) % len(PREDICTS)], head, (i + j) % len(TARGETS))
     for i, mask in enumerate(MASKERS)
     for j, head in enumerate(HEADS)
 ]
 ALL = [
     (mask, predict, head, targets)
     for mask in MASKERS
-    for predict in SELECTIONS
+    for predict in PREDICTS
     for head in HEADS
     for targets in range(len(TARGETS))
 ]
@@ -247,6 +249,18 @@ def test_no_tokenizer_makes_a_step_wait(
     target = {"kind": kind, "tokenizer": {"kind": "run", "path": str(run)}, "frames": "middle"}
     recipe = recipe_of({"kind": "tube"}, "decoder", [target], "all")
     train_steps(recipe, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+def test_neither_do_its_scores_and_levels(
+    sampled: bool, loss: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    give(monkeypatch, WindowTokenizer(stride=4))
+    target = {"kind": "latents", "tokenizer": {"kind": "run", "path": "runs/x"}, "loss": loss}
+    recipe = recipe_of({"kind": "tube"}, "decoder", [target], "tokenizer")
+    predict = recipe.predict.model_copy(update={"sampled": sampled})
+    train_steps(recipe.model_copy(update={"predict": predict}), tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(

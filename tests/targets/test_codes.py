@@ -16,9 +16,11 @@ from tatscli.data.clip import Clip, ClipForm
 from tatscli.data.view import View
 from tatscli.errors import RecipeError
 from tatscli.recipe.schema import CodesTarget, LatentsTarget
-from tatscli.targets import build_target, tokens
+from tatscli.targets import build_target
 from tatscli.targets.base import Target
+from tatscli.tokenizer import asked
 from tatscli.tokenizer.base import Tokenizer
+from tatscli.tokenizer.fsq import FiniteScalar
 
 PATCH, GRID, TUBELET = 8, (2, 3, 4), 2
 
@@ -57,7 +59,7 @@ def clip_of(video: Tensor) -> Clip:
 def build(
     monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer, kind: str = "codes", **keys: Any
 ) -> Target:
-    monkeypatch.setattr(tokens, "open_tokenizer", lambda source: (tokenizer, "digest"))
+    monkeypatch.setattr(asked, "open_tokenizer", lambda source: (tokenizer, "digest"))
     section = {"codes": CodesTarget, "latents": LatentsTarget}[kind]
     config = section.model_validate(
         {"kind": kind, "tokenizer": {"kind": "run", "path": "runs/grey"}} | keys
@@ -167,6 +169,63 @@ def test_latents_are_the_vectors_of_the_same_codes(monkeypatch: pytest.MonkeyPat
     assert torch.equal(values.view(2, 24, 2, 2), torch.stack([codes, -codes], -1).float())
     error = target.error(values + 2, values)
     assert torch.equal(error, torch.full((2, 24), 4.0))
+
+
+class GridTokenizer(GreyTokenizer):
+    """Greys as the cells of a grid of three axes, some of which have more levels."""
+
+    levels = (4, 3, 8)
+    codebook_size, width = 96, 3
+
+    def encode(self, frames_BCTHW: Tensor) -> Tensor:
+        return super().encode(frames_BCTHW) % 96
+
+    def vectors(self, codes_Bthw: Tensor) -> Tensor:
+        return FiniteScalar(self.levels).vectors(codes_Bthw)
+
+
+def test_levels_are_those_of_the_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    video, grey = painted()
+    vectors = build(monkeypatch, GridTokenizer(), kind="latents").of(clip_of(video), all_tokens())
+    target = build(monkeypatch, GridTokenizer(), kind="latents", loss="cross_entropy")
+    levels = target.of(clip_of(video), all_tokens())
+    assert target.predicts == 2 * (4 + 3 + 8)
+    assert levels.shape == (2, 24, 2, 3)
+    half = torch.tensor([4, 3, 8]) // 2
+    assert torch.equal((levels - half) / half, vectors.view(2, 24, 2, 3))
+    code = by_hand(grey, 1, 7, 1) % 96
+    assert levels[1, 7, 1].tolist() == [code % 4, code // 4 % 3, code // 12]
+
+
+def test_the_error_of_levels_is_the_mean_cross_entropy_of_each_value(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    video, _ = painted()
+    target = build(monkeypatch, GridTokenizer(), kind="latents", loss="cross_entropy")
+    levels = target.of(clip_of(video), all_tokens()[:, :5])
+    torch.manual_seed(3)
+    logits = torch.randn(2, 5, target.predicts, requires_grad=True)
+    error = target.error(logits, levels)
+    assert error.shape == (2, 5) and error.dtype == torch.float32
+    wanted = 0.0
+    for place, code in enumerate(levels[1, 3].tolist()):
+        first = 15 * place
+        for count, level in zip((4, 3, 8), code, strict=True):
+            wanted -= logits[1, 3, first : first + count].log_softmax(-1)[level].item() / 6
+            first += count
+    assert error[1, 3].item() == pytest.approx(wanted, rel=1e-5)
+    (gradient,) = torch.autograd.grad(error.sum(), logits)
+    assert (gradient != 0).all()  # every logit has a part
+    ones = [F.one_hot(levels[..., axis], count) for axis, count in enumerate((4, 3, 8))]
+    right = torch.cat(ones, dim=-1).flatten(2) * 1000.0
+    assert target.error(right, levels).max() == 0
+
+
+def test_levels_of_codes_that_are_no_grid_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "`latents` of `runs/grey` with `loss: cross_entropy`: its codes are no grid"
+    with pytest.raises(RecipeError, match=words) as refused:
+        build(monkeypatch, GreyTokenizer(), kind="latents", loss="cross_entropy")
+    assert refused.value.hint == "`loss: mse`, or a target of `kind: codes`"
 
 
 @pytest.mark.parametrize(

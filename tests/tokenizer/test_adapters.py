@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from tatscli.errors import CheckpointError
 from tatscli.tokenizer.diffusers import open_diffusers
+from tatscli.tokenizer.fsq import FiniteScalar
 from tatscli.tokenizer.taming import open_taming
 from tests.tokenizer.vqgan import Vqgan
 
@@ -93,6 +94,10 @@ def test_a_vidtok_gives_its_own_codes(tmp_path: Path, frames: torch.Tensor, caus
     with torch.no_grad():
         vectors, indices = model.encode(2 * video - 1)
     assert torch.equal(codes, indices.long())
+    assert tokenizer.levels == [8, 8]
+    every = torch.arange(64).view(1, 1, 8, 8)
+    own = FiniteScalar(tokenizer.levels).vectors(every)  # the same digits, in the same order
+    assert torch.equal(tokenizer.vectors(every), own)
     torch.testing.assert_close(tokenizer.latents(video).movedim(-1, 1), vectors)
     decoded = tokenizer.decode(codes)
     assert decoded.shape == video.shape

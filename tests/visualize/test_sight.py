@@ -31,7 +31,7 @@ def look(viewer: Viewer, seen=None, seed=0):
 def selecting(plain: Viewer, section: Predict) -> Viewer:
     """The same viewer with another selection."""
     predicted = plain.system.masker.predicted
-    selection = build_selection(section, grid=GRID, predicted=predicted)
+    selection = build_selection(section, form=plain.system.form, predicted=predicted)
     return replace(plain, system=replace(plain.system, selection=selection))
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 
-from tatscli.data.clip import Clip
+from tatscli.data.clip import Clip, ClipForm
 from tatscli.masking.plan import MaskPlan
 
 
@@ -21,23 +21,27 @@ class Selection(nn.Module):
 
     Args:
         config: The recipe's `predict` section.
-        grid: Tokens along time, height and width, `(t, h, w)`.
+        form: How clips are cut.
         predicted: Tokens of each clip that the mask gives to predict.
 
     Attributes:
+        grid: Tokens along time, height and width, `(t, h, w)`.
+        tokens: Their number.
         budget: Tokens of each clip that are predicted: by default all.
         needs_motion: `select` reads the clips' motion.
         needs_embeddings: `select` reads the patch embeddings of all tokens.
+        cached: Under which name the store holds codes that `select` reads.
     """
 
     budget: int
     needs_motion: bool = False
     needs_embeddings: bool = False
+    cached: str | None = None
 
-    def __init__(self, config: Any, *, grid: tuple[int, int, int], predicted: int) -> None:
+    def __init__(self, config: Any, *, form: ClipForm, predicted: int) -> None:
         super().__init__()
-        self.grid = grid
-        self.tokens = grid[0] * grid[1] * grid[2]
+        self.grid = form.grid
+        self.tokens = form.tokens
         self.budget = predicted
 
     def select(self, plan: MaskPlan, clip: Clip, generator: Generator | None = None) -> MaskPlan:
@@ -46,3 +50,7 @@ class Selection(nn.Module):
         The same generator state makes the same choice.
         """
         raise NotImplementedError
+
+    def saliency_BN(self, clip: Clip) -> Tensor | None:
+        """Return how salient each token of the clips is, (B, N); None where nothing is measured."""
+        return None

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from tatscli.data.clip import Clip
+from tatscli.data.clip import Clip, ClipForm
 from tatscli.errors import RecipeError
 from tatscli.masking.draw import share_count, uniform_scores
 from tatscli.masking.plan import MaskPlan
@@ -28,8 +28,8 @@ class RankedSelection(Selection):
         RecipeError: If the recipe's budget is more than the mask gives to predict.
     """
 
-    def __init__(self, config: Any, *, grid: tuple[int, int, int], predicted: int) -> None:
-        super().__init__(config, grid=grid, predicted=predicted)
+    def __init__(self, config: Any, *, form: ClipForm, predicted: int) -> None:
+        super().__init__(config, form=form, predicted=predicted)
         if config.budget is None:
             self.budget = max(1, min(predicted, self.default_budget(config, predicted)))
         elif config.budget <= predicted:
@@ -82,20 +82,25 @@ class SalientSelection(RankedSelection):
     and 5 %). Rounding is ours: round(random x budget) are drawn at random.
     """
 
-    def __init__(self, config: Any, *, grid: tuple[int, int, int], predicted: int) -> None:
-        super().__init__(config, grid=grid, predicted=predicted)
+    def __init__(self, config: Any, *, form: ClipForm, predicted: int) -> None:
+        super().__init__(config, form=form, predicted=predicted)
         self.salient = self.budget - round(self.budget * config.random)
 
     def saliency_BN(self, clip: Clip) -> Tensor:
         """Return how salient each token of the clips is, (B, N); all alike means random."""
         raise NotImplementedError
 
+    def preference_BM(self, salient_BM: Tensor, generator: Generator | None) -> Tensor:
+        """Turn how salient tokens are into what the highest are taken of: by default the same."""
+        return salient_BM
+
     def rank_BM(
         self, plan: MaskPlan, clip: Clip, noise_BM: Tensor, generator: Generator | None
     ) -> Tensor:
         """Put the most salient first, then chance."""
         salient_BM = self.saliency_BN(clip).gather(1, plan.predict_BM)
+        preferred_BM = self.preference_BM(salient_BM, generator)
         # Ties are broken by noise of their own: the random part must not depend on them.
         ties_BM = uniform_scores(tuple(noise_BM.shape), noise_BM.device, generator)
-        top_BM = descending(salient_BM, ties_BM)[:, : self.salient]
+        top_BM = descending(preferred_BM, ties_BM)[:, : self.salient]
         return noise_BM.scatter_add(1, top_BM, torch.ones_like(noise_BM))

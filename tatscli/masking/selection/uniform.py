@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Generator, Tensor
 
-from tatscli.data.clip import Clip
+from tatscli.data.clip import Clip, ClipForm
 from tatscli.masking.draw import uniform_scores
 from tatscli.masking.plan import MaskPlan
 from tatscli.masking.selection.ranked import RankedSelection
@@ -21,10 +21,8 @@ class UniformSelection(RankedSelection):
     out at random; where they hold fewer, tokens of other slices are drawn.
     """
 
-    def __init__(
-        self, config: schema.PredictUniform, *, grid: tuple[int, int, int], predicted: int
-    ) -> None:
-        super().__init__(config, grid=grid, predicted=predicted)
+    def __init__(self, config: schema.PredictUniform, *, form: ClipForm, predicted: int) -> None:
+        super().__init__(config, form=form, predicted=predicted)
         self.every = config.every
 
     def default_budget(self, config: schema.PredictUniform, predicted: int) -> int:

@@ -8,6 +8,7 @@ otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Self
 
 from pydantic import ConfigDict, Field, model_validator
@@ -47,6 +48,7 @@ from tatscli.recipe.schema.predict import (
     PredictFlow,
     PredictRandom,
     PredictRunningCell,
+    PredictTokenizer,
     PredictUniform,
 )
 from tatscli.recipe.schema.section import Section
@@ -105,6 +107,30 @@ class Recipe(Section):
         height, width = self.data.view_size
         patch = self.model.patch
         return self.data.frames // self.model.tubelet, height // patch, width // patch
+
+    @property
+    def settled_predict(self) -> Predict:
+        """`predict`, with whatever it takes over from a target."""
+        predict = self.predict
+        if not isinstance(predict, PredictTokenizer):
+            return predict
+        given = {"scale": 1.0, "cached": False}
+        if predict.tokenizer is None:
+            source = next(one for one in self.targets if isinstance(one, CodesTarget))
+            given = {key: getattr(source, key) for key in ("tokenizer", *given)}
+        missing = {key: value for key, value in given.items() if getattr(predict, key) is None}
+        return predict.model_copy(update=missing)
+
+    @model_validator(mode="after")
+    def _selection_has_a_tokenizer(self) -> Self:
+        if not isinstance(self.predict, PredictTokenizer) or self.predict.tokenizer is not None:
+            return self
+        if not any(isinstance(target, CodesTarget) for target in self.targets):
+            raise ValueError(
+                "`predict.kind: tokenizer` needs `predict.tokenizer`, or a target with a tokenizer,"
+                " `codes` or `latents`"
+            )
+        return self
 
     @model_validator(mode="after")
     def _motion_has_a_direction(self) -> Self:
@@ -196,10 +222,15 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _cached_codes_have_one_view(self) -> Self:
-        cached = any(getattr(target, "cached", False) for target in self.targets)
-        if cached and (self.data.crop != "centre" or self.data.flip):
-            raise ValueError(
-                "`cached: true` of a target reads codes of one view of each frame:"
-                " it needs `data.crop: centre` and `data.flip: 0`"
-            )
+        readers: dict[str, Sequence[Section]] = {
+            "`cached: true` of a target": self.targets,
+            "`predict.cached: true`": [self.settled_predict],
+        }
+        for name, sections in readers.items():
+            cached = any(getattr(one, "cached", False) for one in sections)
+            if cached and (self.data.crop != "centre" or self.data.flip):
+                raise ValueError(
+                    f"{name} reads codes of one view of each frame:"
+                    " it needs `data.crop: centre` and `data.flip: 0`"
+                )
         return self

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tatscli.recipe.schema.section import Count, Section, Share
+from tatscli.recipe.schema.section import Count, Positive, Section, Share
+from tatscli.recipe.schema.tokenizer import TrainedTokenizer
 
 
 class PredictAll(Section):
@@ -61,7 +62,33 @@ class PredictEverest(Section):
     """Share of the budget that is drawn at random; published."""
 
 
+class PredictTokenizer(Section):
+    """Those that a tokenizer scores highest, and some at random: LVMAE's decoder masking."""
+
+    kind: Literal["tokenizer"]
+    tokenizer: TrainedTokenizer | None = None
+    """Whose scores; null takes over the tokenizer of the first of the `targets` that has one."""
+    scale: Positive | None = None
+    """Frames are resized by this before the tokenizer sees them; null is that of the target, or 1
+    for a tokenizer of its own."""
+    cached: bool | None = None
+    """Read the scores that `tats store encode` wrote; null does as the target does, or false for a
+    tokenizer of its own."""
+    sampled: bool = False
+    """Draw in proportion to the scores, without replacement, in place of the highest ones."""
+    budget: Count | None = None
+    """Tokens per clip; null is 15 % of the clip, as published."""
+    random: Share = 1 / 3
+    """Share of the budget that is drawn at random; published."""
+
+
 Predict = Annotated[
-    PredictAll | PredictRandom | PredictUniform | PredictRunningCell | PredictFlow | PredictEverest,
+    PredictAll
+    | PredictRandom
+    | PredictUniform
+    | PredictRunningCell
+    | PredictFlow
+    | PredictEverest
+    | PredictTokenizer,
     Field(discriminator="kind"),
 ]

@@ -57,9 +57,12 @@ class CodesTarget(Section):
 
 
 class LatentsTarget(CodesTarget):
-    """The vectors that a tokenizer gives the hidden tokens, regressed."""
+    """The vectors that a tokenizer gives the hidden tokens."""
 
     kind: Literal["latents"]  # type: ignore[assignment]
+    loss: Literal["mse", "cross_entropy"] = "mse"
+    """`mse` regresses the vectors. `cross_entropy` tells the level of each of their values, where
+    the codes are the cells of a grid (`tokenizer.kind: fsq` or `adaptive`). Ours."""
 
 
 class HogTarget(Section):
