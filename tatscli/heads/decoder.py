@@ -15,7 +15,8 @@ from tatscli.data.clip import Clip
 from tatscli.errors import RecipeError
 from tatscli.heads.base import Encode, Head, HeadOutput
 from tatscli.masking.plan import MaskPlan
-from tatscli.nn.vit import NORM_EPS, Block, Encoder, initialize, run_blocks, sine_cosine_table
+from tatscli.nn.positions import Positions
+from tatscli.nn.vit import NORM_EPS, Block, Encoder, initialize, run_blocks
 from tatscli.recipe import schema
 
 
@@ -43,8 +44,6 @@ class Branch(nn.Module):
     """From the latents to one target, or several that share it: projection, mask token, positions
     and decoder."""
 
-    position_NE: Tensor
-
     def __init__(
         self, *, encoder: Encoder, width: int, depth: int, heads: int, outs: Sequence[int]
     ) -> None:
@@ -53,16 +52,14 @@ class Branch(nn.Module):
         self.encoder_to_decoder = nn.Linear(encoder.width, width, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.decoder = Decoder(width=width, depth=depth, heads=heads, outs=outs)
-        self.register_buffer(
-            "position_NE", sine_cosine_table(encoder.tokens, width), persistent=False
-        )
+        self.positions = Positions(encoder.grid, width)
         initialize(self)
         nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
 
     def forward(self, latents_BKD: Tensor, visible_BK: Tensor, predict_BM: Tensor) -> list[Tensor]:
         """Return (B, M, C) for each target; only mask tokens of `predict_BM` enter the decoder."""
-        seen_BKE = self.encoder_to_decoder(latents_BKD) + self.position_NE[visible_BK]
-        asked_BME = self.mask_token + self.position_NE[predict_BM]
+        seen_BKE = self.encoder_to_decoder(latents_BKD) + self.positions(visible_BK)
+        asked_BME = self.mask_token + self.positions(predict_BM)
         return self.decoder(
             torch.cat([seen_BKE, asked_BME], dim=1),
             predict_BM.shape[1],

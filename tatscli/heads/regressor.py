@@ -40,7 +40,7 @@ class RegressorHead(Head):
             width=encoder.width,
             depth=config.regressor_depth,
             heads=encoder.heads,
-            tokens=encoder.tokens,
+            grid=encoder.grid,
             mlp_hidden=encoder.mlp,
             layer_scale=config.layer_scale,
             checkpointing=encoder.checkpointing,
@@ -51,7 +51,7 @@ class RegressorHead(Head):
                 depth=config.depth,
                 heads=heads,
                 outs=outs,
-                tokens=encoder.tokens,
+                grid=encoder.grid,
                 input_width=encoder.width,
                 checkpointing=encoder.checkpointing,
             )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from tatscli.engine.checkpoint import Checkpoint, find_checkpoint
 from tatscli.errors import CheckpointError
+from tatscli.nn.positions import carried_over, moved_words, position_tables
 from tatscli.nn.vit import Encoder
 from tatscli.recipe.schema import Recipe
 
@@ -96,11 +98,25 @@ def read_weights(path: Path, *, key: str) -> dict[str, Tensor]:
     return tensors
 
 
-def load_encoder(encoder: Encoder, checkpoint: Checkpoint) -> int:
+class Copied(NamedTuple):
+    """What was taken from a checkpoint; as a string, how people are told.
+
+    Attributes:
+        tensors: Tensors copied as they are.
+        moved: What was done about positions; empty where the grid is the run's.
+    """
+
+    tensors: int
+    moved: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.tensors} tensors" + (f"; {self.moved}" if self.moved else "")
+
+
+def load_encoder(encoder: Encoder, checkpoint: Checkpoint) -> Copied:
     """Copy a checkpoint's encoder weights, pretrained or fine-tuned; every tensor must match.
 
-    Returns:
-        The number of tensors copied.
+    Positions come from the run's grid onto the encoder's own (`nn/positions.py`).
 
     Raises:
         CheckpointError: If names or shapes differ, or it is a tokenizer's.
@@ -111,19 +127,17 @@ def load_encoder(encoder: Encoder, checkpoint: Checkpoint) -> int:
         for name, value in checkpoint.tensors("model").items()
         if name.startswith("encoder.")
     }
-    copy_weights(encoder, given, checkpoint)
-    return len(given)
+    return copy_weights(encoder, given, checkpoint)
 
 
-def copy_weights(module: nn.Module, given: dict[str, Tensor], checkpoint: Checkpoint) -> None:
-    """Load `given` into `module`, every tensor of both.
+def copy_weights(module: nn.Module, given: dict[str, Tensor], checkpoint: Checkpoint) -> Copied:
+    """Load `given` into `module`, every tensor of both, and positions as `load_encoder`.
 
     Raises:
         CheckpointError: If names or shapes differ; the message counts and names them.
     """
-    wanted = module.state_dict()
-    wrong = sorted(wanted.keys() ^ given.keys())
-    wrong += [n for n in wanted.keys() & given.keys() if wanted[n].shape != given[n].shape]
+    given, moved = _on_own_grid(module, given, checkpoint)
+    wanted, wrong = _compared(module, given)
     if wrong:
         section = "tokenizer" if checkpoint.kind == "tokenizer" else "model"
         fitting = len(wanted) - len([name for name in wrong if name in wanted])
@@ -134,3 +148,39 @@ def copy_weights(module: nn.Module, given: dict[str, Tensor], checkpoint: Checkp
             f"{checkpoint.meta['recipe'][section]}",
         )
     module.load_state_dict(given)
+    return Copied(len(given.keys() - position_tables(module)) if moved else len(given), moved)
+
+
+def fits(module: nn.Module, given: dict[str, Tensor], checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint's tensors have the names and shapes of a whole module."""
+    given, _ = _on_own_grid(module, given, checkpoint)
+    return not _compared(module, given)[1]
+
+
+def positions_moved(checkpoint: Checkpoint, recipe: Recipe) -> str:
+    """Say what loading a checkpoint's encoder for a recipe does about positions, if anything."""
+    return moved_words(Recipe.model_validate(checkpoint.meta["recipe"]).grid, recipe.grid)
+
+
+def _on_own_grid(
+    module: nn.Module, given: dict[str, Tensor], checkpoint: Checkpoint
+) -> tuple[dict[str, Tensor], str]:
+    """Bring positions, if the module has any, from the grid of the checkpoint's recipe."""
+    if not position_tables(module):
+        return given, ""
+    return carried_over(module, given, Recipe.model_validate(checkpoint.meta["recipe"]).grid)
+
+
+def _compared(
+    module: nn.Module, given: dict[str, Tensor]
+) -> tuple[dict[str, torch.Size], list[str]]:
+    """Return the shapes that a module wants by name, and the names whose tensors do not fit.
+
+    Positions may be given, and need not be.
+    """
+    tables = position_tables(module)
+    wanted = {n: one.shape for n, one in module.state_dict().items() if n not in tables}
+    wanted |= {n: one.table_ND.shape for n, one in tables.items() if n in given}
+    wrong = sorted(wanted.keys() ^ given.keys())
+    wrong += [n for n in wanted.keys() & given.keys() if wanted[n] != given[n].shape]
+    return wanted, wrong

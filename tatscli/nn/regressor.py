@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tatscli.nn.vit import NORM_EPS, Block, initialize, run_blocks, sine_cosine_table
+from tatscli.nn.positions import Grid, Positions
+from tatscli.nn.vit import NORM_EPS, Block, initialize, run_blocks
 
 
 class CrossBlock(nn.Module):
@@ -112,7 +113,7 @@ class Regressor(nn.Module):
         width: Width D of the regressor.
         depth: Cross-attention blocks.
         heads: Attention heads of a block.
-        tokens: Tokens N of a clip.
+        grid: Tokens of a clip along time, height and width.
         latent_width: Width L of the encoder's latents; None is D. If it differs from D, a linear
             map and a LayerNorm come first.
         mlp_hidden: Inner width of the MLPs; None is 4 D.
@@ -123,15 +124,13 @@ class Regressor(nn.Module):
         ValueError: If the depth is negative, and as `CrossBlock`.
     """
 
-    position_ND: Tensor
-
     def __init__(
         self,
         *,
         width: int,
         depth: int,
         heads: int,
-        tokens: int,
+        grid: Grid,
         latent_width: int | None = None,
         mlp_hidden: int | None = None,
         layer_scale: float = 0.1,
@@ -157,7 +156,7 @@ class Regressor(nn.Module):
             else nn.Identity()
         )
         self.norm = nn.LayerNorm(width, eps=NORM_EPS) if depth > 0 else nn.Identity()
-        self.register_buffer("position_ND", sine_cosine_table(tokens, width), persistent=False)
+        self.positions = Positions(grid, width)
         initialize(self)
         nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
 
@@ -182,8 +181,8 @@ class Regressor(nn.Module):
         if self.depth == 0:
             return queries_BMD
         latents_BKD = self.adapt(latents_BKL)
-        placed_BKD = latents_BKD + self.position_ND[visible_BK]
-        position_BMD = self.position_ND[predict_BM]
+        placed_BKD = latents_BKD + self.positions(visible_BK)
+        position_BMD = self.positions(predict_BM)
         for block in self.blocks:
             inputs = (queries_BMD, position_BMD, latents_BKD, placed_BKD)
             if self.checkpointing and self.training and torch.is_grad_enabled():
@@ -205,7 +204,7 @@ class MaskedDecoder(nn.Module):
         depth: Self-attention blocks; at 0 each token is decoded on its own.
         heads: Attention heads of a block.
         outs: Values C of each target; `head` is the output of the first.
-        tokens: Tokens N of a clip.
+        grid: Tokens of a clip along time, height and width.
         input_width: Width D of the regressed latents; None is E. If it differs from E, a linear
             map comes first.
         checkpointing: Trade time for memory in the backward pass.
@@ -214,8 +213,6 @@ class MaskedDecoder(nn.Module):
         ValueError: If the depth is negative, or the width not a multiple of the heads.
     """
 
-    position_NE: Tensor
-
     def __init__(
         self,
         *,
@@ -223,7 +220,7 @@ class MaskedDecoder(nn.Module):
         depth: int,
         heads: int,
         outs: Sequence[int],
-        tokens: int,
+        grid: Grid,
         input_width: int | None = None,
         checkpointing: bool = False,
     ) -> None:
@@ -241,12 +238,12 @@ class MaskedDecoder(nn.Module):
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.head = nn.Linear(width, outs[0])
         self.further = nn.ModuleList(nn.Linear(width, out) for out in outs[1:])
-        self.register_buffer("position_NE", sine_cosine_table(tokens, width), persistent=False)
+        self.positions = Positions(grid, width)
         initialize(self)
 
     def forward(self, regressed_BMD: Tensor, predict_BM: Tensor) -> list[Tensor]:
         """Return the predictions for the tokens `predict_BM`: (B, M, C) for each target."""
-        tokens_BME = self.narrow(regressed_BMD) + self.position_NE[predict_BM]
+        tokens_BME = self.narrow(regressed_BMD) + self.positions(predict_BM)
         tokens_BME = run_blocks(self.blocks, tokens_BME, checkpointing=self.checkpointing)
         tokens_BME = self.norm(tokens_BME)
         return [output(tokens_BME) for output in (self.head, *self.further)]

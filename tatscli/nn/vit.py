@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tatscli.data.clip import cut
+from tatscli.nn.positions import Positions
 from tatscli.recipe import schema
 
 NORM_EPS = 1e-6
@@ -29,18 +30,6 @@ SIZES: dict[str, tuple[int, int, int, int]] = {
 }
 """Width, depth, heads and inner width of the MLP by name; small to giant are published (giant is
 the ViT-g of VideoMAE V2, with patches of 14 pixels), nano and tiny are not."""
-
-
-def sine_cosine_table(positions: int, width: int) -> Tensor:
-    """Return the fixed position code (positions, width), float32.
-
-    Entry j of position p is sin (even j) or cos (odd j) of p / 10000^(2 floor(j / 2) / width): the
-    1-D form over the running token index, as VideoMAE uses it for space and time at once.
-    """
-    column = torch.arange(width, dtype=torch.float64)
-    period = 10000.0 ** (2 * (column // 2) / width)
-    angle = torch.arange(positions, dtype=torch.float64)[:, None] / period
-    return torch.where(column % 2 == 0, angle.sin(), angle.cos()).float()
 
 
 def initialize(module: nn.Module) -> None:
@@ -171,8 +160,6 @@ class Encoder(nn.Module):
         checkpointing: Trade time for memory in the backward pass.
     """
 
-    position_ND: Tensor
-
     def __init__(
         self,
         *,
@@ -202,7 +189,7 @@ class Encoder(nn.Module):
             for i in range(depth)
         )
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.register_buffer("position_ND", sine_cosine_table(self.tokens, width), persistent=False)
+        self.positions = Positions(grid, width)
         initialize(self)
 
     def cubes(self, video_BCTHW: Tensor) -> Tensor:
@@ -234,8 +221,7 @@ class Encoder(nn.Module):
             depth: Blocks to run, from the first; None runs all.
         """
         # In autocast the float32 table keeps the residual stream in float32.
-        position = self.position_ND if index_BK is None else self.position_ND[index_BK]
-        tokens_BKD = tokens_BKD + position
+        tokens_BKD = tokens_BKD + self.positions(index_BK)
         if extra_BED is not None:
             tokens_BKD = torch.cat([tokens_BKD, extra_BED], dim=1)
         blocks = self.blocks if depth is None else self.blocks[:depth]
@@ -243,7 +229,7 @@ class Encoder(nn.Module):
 
     def by_block(self, tokens_BND: Tensor) -> Iterator[Tensor]:
         """Add positions to all tokens of clips and give what each block makes of them, in turn."""
-        tokens_BND = tokens_BND + self.position_ND
+        tokens_BND = tokens_BND + self.positions()
         for block in self.blocks:
             tokens_BND = block(tokens_BND)
             yield tokens_BND

@@ -18,7 +18,7 @@ from tatscli.errors import CheckpointError, DataError, RecipeError, UsageError
 from tatscli.evaluation.scores import ViewScores, merge_views, summarise
 from tatscli.evaluation.views import score_views
 from tatscli.files import write_safely
-from tatscli.nn.load import copy_weights, open_checkpoint
+from tatscli.nn.load import copy_weights, open_checkpoint, positions_moved
 from tatscli.recipe.load import load_recipe, override_recipe
 from tatscli.recipe.schema import Recipe
 from tatscli.store.reader import Store
@@ -97,6 +97,8 @@ def evaluate(
             views = _finetuned(checkpoint, recipe, store, names, here)
         else:
             encoder = frozen_encoder(recipe, checkpoint)
+            if checkpoint is not None and (moved := positions_moved(checkpoint, recipe)):
+                here.reporter.info(f"`{checkpoint.path}`: {moved}")
             if protocol == "knn":
                 views, extra = score_neighbours(encoder, recipe, store, here)
             else:
@@ -170,7 +172,9 @@ def _finetuned(
     labelled(store, recipe.evaluate.split)
     _refuse_other_classes(store, names)
     model = build_classifier(recipe, classes=len(names))
-    copy_weights(model, checkpoint.tensors("model"), checkpoint)
+    copied = copy_weights(model, checkpoint.tensors("model"), checkpoint)
+    if copied.moved:
+        here.reporter.info(f"`{checkpoint.path}`: {copied.moved}")
     return score_views(
         model.to(here.device), scored_views(recipe, store), recipe, here, description="evaluate"
     )

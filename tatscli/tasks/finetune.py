@@ -128,8 +128,8 @@ class Finetuning(Stage):
         self.origin = str(start.path)
         if self.auxiliary is not None:
             return self.auxiliary.start_from(init)
-        count = load_encoder(self.classifier.encoder, start)
-        return f"the encoder starts from `{start.path}` ({count} tensors)"
+        copied = load_encoder(self.classifier.encoder, start)
+        return f"the encoder starts from `{start.path}` ({copied})"
 
     def _motion(self, here: Session) -> MotionSource | None:
         """Return what gives the clips their motion, where a mask of the auxiliary follows it."""

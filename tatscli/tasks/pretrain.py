@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator
 
 from tatscli.console import Reporter
 from tatscli.data.batch import Batch
@@ -21,7 +21,7 @@ from tatscli.engine.schedule import lr_at
 from tatscli.engine.session import Session
 from tatscli.errors import DataError
 from tatscli.masking.insight import mask_insight
-from tatscli.nn.load import copy_weights, load_encoder
+from tatscli.nn.load import copy_weights, fits, load_encoder
 from tatscli.recipe.derive import Schedule
 from tatscli.recipe.load import LoadedRecipe
 from tatscli.recipe.schema import Recipe
@@ -277,25 +277,17 @@ def start_from(system: System, init: Path | str) -> str:
         CheckpointError: If not even the encoder's fit.
     """
     checkpoint = find_checkpoint(Path(init))
-    if not (
-        checkpoint.kind == "pretrained" and fits(system.autoencoder, checkpoint.tensors("model"))
-    ):
+    model = checkpoint.tensors("model")
+    if not (checkpoint.kind == "pretrained" and fits(system.autoencoder, model, checkpoint)):
         copied = load_encoder(system.encoder, checkpoint)
-        return (
-            f"the encoder starts from `{checkpoint.path}` ({copied} tensors), the head from scratch"
-        )
-    copy_weights(system.autoencoder, checkpoint.tensors("model"), checkpoint)
+        return f"the encoder starts from `{checkpoint.path}` ({copied}), the head from scratch"
+    copied = copy_weights(system.autoencoder, model, checkpoint)
     taken = ["encoder", "head"]
     if checkpoint.has("masker"):
         weights = under("weights/", checkpoint.tensors("masker"))
-        if weights and fits(system.masker, weights):
-            copy_weights(system.masker, weights, checkpoint)
+        if weights and fits(system.masker, weights, checkpoint):
+            more = copy_weights(system.masker, weights, checkpoint).tensors
+            copied = copied._replace(tensors=copied.tensors + more)
             taken.append("sampler")
-    return f"{', '.join(taken[:-1])} and {taken[-1]} start from `{checkpoint.path}`"
-
-
-def fits(module: nn.Module, tensors: dict[str, Tensor]) -> bool:
-    """Whether tensors have the names and shapes of a whole module."""
-    return {name: value.shape for name, value in module.state_dict().items()} == {
-        name: value.shape for name, value in tensors.items()
-    }
+    names = f"{', '.join(taken[:-1])} and {taken[-1]}"
+    return f"{names} start from `{checkpoint.path}` ({copied})"

@@ -120,7 +120,7 @@ def test_what_is_new_learns_at_the_rate_of_the_head_and_learned_tokens_are_not_d
 def test_the_class_token_goes_through_the_blocks_behind_the_clips() -> None:
     model = make(form=ClassHead(pool="cls"), head_scale=1.0).eval()
     encoder, video = model.encoder, torch.randn(2, 3, 4, 8, 8)
-    tokens = encoder.embed(encoder.cubes(video)) + encoder.position_ND
+    tokens = encoder.embed(encoder.cubes(video)) + encoder.positions()
     tokens = torch.cat([tokens, model.cls_D.expand(2, 1, 32)], dim=1)
     for block in encoder.blocks:
         tokens = block(tokens)

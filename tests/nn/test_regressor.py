@@ -14,6 +14,7 @@ from tests.nn.counting import block_macs, counted_macs, regressor_macs
 from tests.nn.regressor_reference import looped
 
 TOKENS, WIDTH, VISIBLE, HIDDEN = 12, 8, 4, 5
+GRID = (2, 2, 3)
 
 
 def shake(module: nn.Module) -> None:
@@ -26,14 +27,14 @@ def shake(module: nn.Module) -> None:
 
 def make(depth: int, **changes: Any) -> Regressor:
     torch.manual_seed(0)
-    regressor = Regressor(width=WIDTH, depth=depth, heads=2, tokens=TOKENS, **changes)
+    regressor = Regressor(width=WIDTH, depth=depth, heads=2, grid=GRID, **changes)
     shake(regressor)
     return regressor
 
 
 def decoder(depth: int, **changes: Any) -> MaskedDecoder:
     torch.manual_seed(0)
-    part = MaskedDecoder(width=6, depth=depth, heads=2, outs=[7], tokens=TOKENS, **changes)
+    part = MaskedDecoder(width=6, depth=depth, heads=2, outs=[7], grid=GRID, **changes)
     shake(part)
     return part
 
@@ -60,7 +61,7 @@ def test_equals_the_formula_in_loops(depth: int, changes: dict[str, int]) -> Non
 
 
 def test_a_block_starts_as_the_published_one() -> None:
-    block = Regressor(width=16, depth=1, heads=4, tokens=TOKENS).blocks[0]
+    block = Regressor(width=16, depth=1, heads=4, grid=GRID).blocks[0]
     assert isinstance(block, CrossBlock)
     for gamma in (block.gamma_attn, block.gamma_mlp):
         assert torch.equal(gamma, torch.full((16,), 0.1))
@@ -75,7 +76,7 @@ def test_a_block_starts_as_the_published_one() -> None:
 
 def test_the_last_norm_ends_the_stack() -> None:
     torch.manual_seed(0)
-    regressed = Regressor(width=WIDTH, depth=2, heads=2, tokens=TOKENS)(*plan())
+    regressed = Regressor(width=WIDTH, depth=2, heads=2, grid=GRID)(*plan())
     torch.testing.assert_close(regressed.mean(-1), torch.zeros(2, HIDDEN), atol=1e-6, rtol=0)
     torch.testing.assert_close(
         regressed.var(-1, correction=0), torch.ones(2, HIDDEN), atol=1e-4, rtol=0
@@ -86,7 +87,7 @@ def test_visible_latents_stay_bit_identical_through_the_stack() -> None:
     regressor = make(4)
     latents, visible, predict = plan()
     kept = latents.clone()
-    placed = latents + regressor.position_ND[visible]
+    placed = latents + regressor.positions(visible)
     seen = []
 
     def note(block: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -136,7 +137,7 @@ def test_a_hidden_index_counts_only_through_its_position() -> None:
     changed = (elsewhere - straight).abs().amax(-1)
     assert (changed[0] > 1e-4).all()  # the moved token and, as a key, all others of its clip
     assert not changed[1].any()
-    regressor.position_ND[free] = regressor.position_ND[predict[0, 1]]
+    regressor.positions.table_ND[free] = regressor.positions(predict[0, 1])
     assert torch.equal(regressor(latents, visible, moved)[0], straight[0])
 
 
@@ -164,7 +165,7 @@ def test_hidden_tokens_that_are_not_asked_for_are_no_keys() -> None:
 
 
 def test_depth_zero_is_the_mask_token_and_nothing_else() -> None:
-    regressor = Regressor(width=WIDTH, depth=0, heads=2, tokens=TOKENS, latent_width=10)
+    regressor = Regressor(width=WIDTH, depth=0, heads=2, grid=GRID, latent_width=10)
     assert [name for name, _ in regressor.named_parameters()] == ["mask_token"]
     assert regressor.mask_token.abs().max() > 0
     _, visible, predict = plan()
@@ -202,7 +203,7 @@ def test_decoders_see_hidden_positions_alone(depth: int) -> None:
     regressed = make(1)(latents, visible, predict)
     straight = part(regressed, predict)[0]
     asked = torch.zeros(TOKENS, dtype=torch.bool).index_fill(0, predict.flatten(), True)
-    part.position_NE[~asked] = torch.nan
+    part.positions.table_ND[~asked] = torch.nan
     assert torch.equal(part(regressed, predict)[0], straight)
 
 
@@ -211,7 +212,7 @@ def test_decoder_adds_positions_once_before_the_first_block() -> None:
     part = decoder(2)
     torch.manual_seed(3)
     regressed, (_, _, predict) = torch.randn(2, HIDDEN, 6), plan()
-    tokens = regressed + part.position_NE[predict]
+    tokens = regressed + part.positions(predict)
     for block in part.blocks:
         tokens = block(tokens)
     expected = nn.functional.layer_norm(tokens, (6,), part.norm.weight, part.norm.bias, eps=1e-6)
@@ -251,9 +252,9 @@ def test_checkpointing_changes_no_bit() -> None:
 def test_bfloat16_autocast_stays_near_float32(latent_width: int) -> None:
     torch.manual_seed(0)
     regressor = Regressor(
-        width=32, depth=4, heads=4, tokens=TOKENS, latent_width=latent_width, checkpointing=True
+        width=32, depth=4, heads=4, grid=GRID, latent_width=latent_width, checkpointing=True
     )
-    part = MaskedDecoder(width=16, depth=2, heads=2, outs=[7], tokens=TOKENS, input_width=32)
+    part = MaskedDecoder(width=16, depth=2, heads=2, outs=[7], grid=GRID, input_width=32)
     latents, visible, predict = plan(latent_width)
     regressed = regressor(latents, visible, predict)
     exact = part(regressed, predict)[0]
@@ -288,6 +289,6 @@ def test_what_cannot_be_built_is_refused() -> None:
     with pytest.raises(ValueError, match="layer-scale 0 closes"):
         CrossBlock(8, 2, layer_scale=0)
     with pytest.raises(ValueError, match="-1 blocks"):
-        Regressor(width=8, depth=-1, heads=2, tokens=TOKENS)
+        Regressor(width=8, depth=-1, heads=2, grid=GRID)
     with pytest.raises(ValueError, match="-1 blocks"):
         decoder(-1)

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tatscli.nn.vit import SIZES, DropPath, Encoder, build_encoder, sine_cosine_table
+from tatscli.nn.positions import sine_cosine_table
+from tatscli.nn.vit import SIZES, DropPath, Encoder, build_encoder
 from tatscli.recipe.schema import Model
 from tests.nn.counting import block_macs, counted_macs
 

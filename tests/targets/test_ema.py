@@ -173,7 +173,7 @@ def test_its_spread_tells_a_collapse() -> None:
     with torch.no_grad():
         for parameter in target.average.parameters():
             parameter.zero_()
-        target.average.network.position_ND.zero_()
+        target.average.network.positions.table_ND.zero_()
     target.of(clip, INDEX)
     assert 0.1 < float(spread) < 1.1
     assert target.after_step(2, 9).metrics["spread"] == 0

@@ -170,7 +170,7 @@ def test_a_layer_is_what_a_hook_on_its_block_sees(run: Path, load: Load) -> None
         for layer in range(1, 7):
             found = PooledFeatures(encoder, layer=layer)(video)
             torch.testing.assert_close(found, hooked[layer].mean(1))
-        embedded = encoder.embed(encoder.cubes(video)) + encoder.position_ND
+        embedded = encoder.embed(encoder.cubes(video)) + encoder.positions()
         torch.testing.assert_close(PooledFeatures(encoder, layer=0)(video), embedded.mean(1))
 
 
