@@ -31,6 +31,8 @@ from tatscli.tasks.pretrain import pretrain
 from tatscli.tasks.tokenizer import TokenizerTraining
 from tatscli.tokenizer.adaptive import AdaptiveTokenizer
 from tatscli.tokenizer.load import open_run
+from tatscli.visualize.windows import read_windows
+from tests.clips import moving_patch, render
 from tests.system.fake_device import GPU, NoWaits, pretend_gpu, to_gpu
 from tests.system.test_no_waits import Arrived, host_batch
 
@@ -188,6 +190,27 @@ def test_evaluation_shows_what_the_kept_codes_hold(
     tokenizer, _, _ = open_run(coder)
     assert isinstance(tokenizer, AdaptiveTokenizer)
     assert (tokenizer.window, tokenizer.frames) == (8, 2)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_scores_lie_where_something_moves(coder: Path, tmp_path: Path, codec: str) -> None:
+    """A patch of known places over still ground, encoded: it and what it uncovers."""
+    step, start, side, frames, size = (3, 2), (8, 8), 16, 24, (96, 96)
+    moving = moving_patch(step, frames=frames, height=96, width=96, side=side, start=start)
+    clip = render(tmp_path / "moving.mp4", moving, codec=codec)
+    (window,) = read_windows(clip, frames=frames, stride=1, size=size, sites=(12, 12))
+    tokenizer, _, _ = open_run(coder)
+    video = window.video_TCHW.transpose(0, 1)[None].float() / 255
+    scores = tokenizer.eval().code(video).scores_Bthw
+    assert scores is not None
+    touched = torch.zeros(frames, 96, 96)
+    for frame in range(frames):
+        left, top = (begin + frame * by for begin, by in zip(start, step, strict=True))
+        touched[frame, top : top + side, left : left + side] = 1
+    by_code = touched.view(frames // 2, 2, 12, 8, 12, 8).amax(dim=(1, 3, 5))
+    inside = by_code[1:].maximum(by_code[:-1])  # a slice is compared with the one before
+    share = (scores[0, 1:] * inside).sum() / scores[0, 1:].sum()
+    assert share / inside.mean() >= 3
 
 
 @pytest.mark.parametrize("topk", ["straight_through", "perturbed"])
