@@ -30,7 +30,7 @@ from tatscli.nn.load import open_checkpoint
 from tatscli.recipe.load import override_recipe
 from tatscli.recipe.schema import Recipe
 from tatscli.store.reader import Store
-from tatscli.tokenizer.base import TrainedTokenizer
+from tatscli.tokenizer.base import TrainedTokenizer, pictures_of
 from tatscli.tokenizer.load import open_run
 
 
@@ -171,7 +171,7 @@ def reconstruct(
         with autocast(here.device, here.dtype):
             found = tokenizer.reconstruct(frames_BCTHW)
         true_XCHW, decoded_XCHW = (
-            one.transpose(1, 2).flatten(0, 1).float() for one in (frames_BCTHW, found.video_BCTHW)
+            pictures_of(one).float() for one in (frames_BCTHW, found.video_BCTHW)
         )
         shape = (len(frames_BCTHW), -1)
         psnr_BT = psnr(decoded_XCHW, true_XCHW).view(shape).tolist()

@@ -33,7 +33,7 @@ from tatscli.store.reader import Store
 from tatscli.system.cost import count_flops
 from tatscli.tasks.training import Stage, run_training
 from tatscli.tokenizer.adversary import Adversary
-from tatscli.tokenizer.base import Reconstruction, TrainedTokenizer
+from tatscli.tokenizer.base import Reconstruction, TrainedTokenizer, pictures_of
 from tatscli.tokenizer.build import build_tokenizer
 from tatscli.tokenizer.perceptual import PerceptualLoss
 
@@ -286,11 +286,6 @@ def tokenizer_flops(recipe: Recipe) -> int:
         model = build_tokenizer(recipe).eval()
         frames_BCTHW = torch.zeros(1, 3, recipe.data.frames, *recipe.data.view_size)
         return count_flops(lambda: model(frames_BCTHW))
-
-
-def pictures_of(video_BCTHW: Tensor) -> Tensor:
-    """Lay the frames of videos side by side: (B * T, C, H, W)."""
-    return video_BCTHW.transpose(1, 2).flatten(0, 1)
 
 
 def _start_from(tokenizer: nn.Module, init: Path | str) -> str:

@@ -120,11 +120,16 @@ class TrainedTokenizer(Tokenizer):
         return Reconstruction(self.decode(codes_Bthw), codes_Bthw)
 
 
+def pictures_of(frames_BCTHW: Tensor) -> Tensor:
+    """Lay the frames of videos one after the other: (B * T, C, H, W)."""
+    return frames_BCTHW.transpose(1, 2).flatten(0, 1)
+
+
 def rescaled(frames_BCTHW: Tensor, scale: float) -> Tensor:
     """Resize frames (bilinear, antialiased) by a factor."""
     if scale == 1:
         return frames_BCTHW
-    pictures = frames_BCTHW.transpose(1, 2).flatten(0, 1)
+    pictures = pictures_of(frames_BCTHW)
     height, width = (round(side * scale) for side in pictures.shape[-2:])
     pictures = F.interpolate(pictures, (height, width), mode="bilinear", antialias=True)
     return pictures.unflatten(0, (len(frames_BCTHW), -1)).transpose(1, 2)

@@ -12,7 +12,7 @@ from torch import Tensor
 from tatscli.nn.convolution import PictureDecoder, PictureEncoder
 from tatscli.recipe import schema
 from tatscli.tokenizer import QUANTIZERS
-from tatscli.tokenizer.base import Reconstruction, TrainedTokenizer
+from tatscli.tokenizer.base import Reconstruction, TrainedTokenizer, pictures_of
 from tatscli.tokenizer.quantize import Quantizer
 
 
@@ -43,7 +43,7 @@ class ImageTokenizer(TrainedTokenizer):
 
     def forward(self, frames_BCTHW: Tensor) -> Reconstruction:
         """Encode, quantise and decode, with gradient; what training calls."""
-        found = self.quantizer(self._embed(_pictures(frames_BCTHW)))
+        found = self.quantizer(self._embed(pictures_of(frames_BCTHW)))
         return Reconstruction(
             self._video(self._draw(found.vectors_C), len(frames_BCTHW)),
             found.codes.unflatten(0, (len(frames_BCTHW), -1)),
@@ -53,7 +53,7 @@ class ImageTokenizer(TrainedTokenizer):
     @torch.no_grad()
     def encode(self, frames_BCTHW: Tensor) -> Tensor:
         """Return the codes: int64 (B, T, h, w)."""
-        codes_Xhw = self.quantizer(self._embed(_pictures(frames_BCTHW))).codes
+        codes_Xhw = self.quantizer(self._embed(pictures_of(frames_BCTHW))).codes
         return codes_Xhw.unflatten(0, (len(frames_BCTHW), -1))
 
     def vectors(self, codes_BThw: Tensor) -> Tensor:
@@ -75,7 +75,3 @@ class ImageTokenizer(TrainedTokenizer):
 
     def _video(self, pictures_XCHW: Tensor, videos: int) -> Tensor:
         return pictures_XCHW.unflatten(0, (videos, -1)).transpose(1, 2)
-
-
-def _pictures(frames_BCTHW: Tensor) -> Tensor:
-    return frames_BCTHW.transpose(1, 2).flatten(0, 1)
