@@ -168,8 +168,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
          "--out", runs / "finetuned"],
         ["pretrain", "tokenizer/small", *SMALL, *given, "--max-steps", "1",
          "--out", runs / "tokenizer"],
-        ["pretrain", "lvmae/tokenizer-small", *SMALL, *given, "tokenizer.keep=2", "--max-steps", "1",
-         "--out", runs / "adaptive"],
+        ["pretrain", "lvmae/tokenizer-small", *SMALL, "tokenizer.keep=2", *given, "--max-steps",
+         "1", "--out", runs / "adaptive"],
     ]  # fmt: skip
     for line in lines:
         assert main([str(word) for word in line]) == 0

@@ -1,6 +1,7 @@
 """The recipes in `recipes/`: valid, commented, found by name, with a schema that is up to date."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -179,3 +180,37 @@ def test_the_page_about_recipes_names_every_section_and_recipe():
 def test_only_files_of_the_package_have_a_shipped_name(tmp_path):
     assert shipped_name(recipes_folder() / "mgm" / "ssv2.yaml") == "mgm/ssv2"
     assert shipped_name(tmp_path / "ssv2.yaml") is None
+
+
+LVMAE = ["diving48", "epic100", "k710", "ssv2"]
+
+
+@pytest.mark.parametrize("name", LVMAE)
+def test_lvmae_recipes_are_what_its_paper_tells(name):
+    """The text of arXiv 2411.13683; its tables of hyper-parameters could not be read."""
+    recipe = load_recipe(f"lvmae/{name}").recipe
+    assert (recipe.mask.kind, recipe.mask.ratio) == ("tube", 0.9)
+    assert (recipe.predict.kind, round(recipe.predict.random, 3)) == ("tokenizer", 0.333)
+    assert recipe.predict.budget is None  # 15 %
+    assert [(one.kind, one.loss) for one in recipe.targets] == [("latents", "mse")]
+    assert recipe.settled_predict.tokenizer.path == "runs/lvmae-tokenizer"
+    assert (recipe.model.size, recipe.head.kind, recipe.head.depth) == ("base", "decoder", 4)
+    frames = 64 if name == "ssv2" else 128
+    assert recipe.grid == (frames // 2, 14, 14)
+    assert recipe.optim.epochs == (800 if name == "k710" else 1600)
+    if name != "k710":
+        drop = recipe.finetune.drop
+        assert (drop and (drop.kind, drop.ratio)) == (("tube", 0.2) if frames == 128 else None)
+        assert (recipe.evaluate.segments, recipe.evaluate.crops) == (1, 1)
+        assert recipe.finetune.val_split is None
+
+
+def test_the_adaptive_tokenizer_is_of_the_published_shape():
+    recipe = load_recipe("lvmae/tokenizer").recipe
+    config = recipe.tokenizer
+    assert (recipe.data.frames, recipe.data.view_size) == (16, (224, 224))
+    assert (config.kind, config.tubelet, config.stride, config.keep) == ("adaptive", 2, 16, 768)
+    assert math.prod(config.levels) == 2**18
+    assert (recipe.optim.betas, config.ema) == ((0.0, 0.99), 0.999)
+    published = ["tokenizer.patch=1", "tokenizer.widths=[64,128,128,256,256]", "tokenizer.blocks=2"]
+    assert load_recipe("lvmae/tokenizer", published).recipe.tokenizer.patch == 1
