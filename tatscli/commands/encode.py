@@ -8,12 +8,13 @@ from typing import Annotated
 
 import typer
 
-from tatscli.commands.options import Json, Quiet, Verbose, reporter, view_size
+from tatscli.commands.options import Json, Overrides, Quiet, Verbose, reporter, view_size
 
 EPILOG = """\b
 Examples:
   tats store encode prepared/videos --tokenizer runs/tokenizer-vq --size 224
   tats store encode prepared/videos --tokenizer vqvae --kind diffusers --size 112x224
+  tats store encode prepared/videos --recipe mam2/small --tokenizer runs/tokenizer-small
 """
 
 
@@ -29,13 +30,32 @@ def encode(
     path: Annotated[
         Path, typer.Argument(metavar="STORE", help="A folder that `tats prepare` wrote.")
     ],
+    overrides: Overrides = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe",
+            metavar="RECIPE",
+            help="Write what this recipe reads: its `data`, and its first tokenizer that is"
+            " `cached`.",
+        ),
+    ] = None,
     tokenizer: Annotated[
-        str, typer.Option("--tokenizer", metavar="PATH", help="A trained tokenizer.")
-    ],
+        str | None,
+        typer.Option(
+            "--tokenizer",
+            metavar="PATH",
+            help="A trained tokenizer.  [default: the recipe's]",
+        ),
+    ] = None,
     size: Annotated[
-        str,
-        typer.Option("--size", metavar="N|HxW", help="The recipe's `data.size`, in pixels."),
-    ] = "224",
+        str | None,
+        typer.Option(
+            "--size",
+            metavar="N|HxW",
+            help="`data.size` in pixels.  [default: the recipe's, else 224]",
+        ),
+    ] = None,
     kind: Annotated[
         TokenizerKind,
         typer.Option(
@@ -44,33 +64,52 @@ def encode(
         ),
     ] = TokenizerKind.RUN,
     scale: Annotated[
-        float, typer.Option("--scale", min=0.01, max=16, help="The target's `scale`.")
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            "--scale",
+            min=0.01,
+            max=16,
+            help="The target's `scale`.  [default: the recipe's, else 1]",
+        ),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write a tokenizer's codes of all frames beside them, for targets with `cached: true`.
+    """Write a tokenizer's codes beside the frames, for whatever is `cached: true`.
 
-    They are those of the middle crop (`data.crop: centre`). Stopped, it goes on where it was.
+    They are those of the middle crop (`data.crop: centre`), of all frames, or where a tokenizer
+    looks at several at once, of the recipe's fixed clips (`data.sampling.clips`). Stopped, it goes
+    on where it was.
     """
     from pydantic import TypeAdapter
 
+    from tatscli.errors import UsageError
+    from tatscli.recipe.load import load_recipe
     from tatscli.recipe.schema import TrainedTokenizer
-    from tatscli.tasks.encode import encode_store
+    from tatscli.tasks.encode import encode_recipe, encode_store
 
     say = reporter(json, quiet, verbose)
-    source: TrainedTokenizer = TypeAdapter(TrainedTokenizer).validate_python(
-        {"kind": kind.value, "path": tokenizer}
+    source: TrainedTokenizer | None = (
+        TypeAdapter(TrainedTokenizer).validate_python({"kind": kind.value, "path": tokenizer})
+        if tokenizer is not None
+        else None
     )
-    sides = view_size(size)
-    result = encode_store(
-        path,
-        source,
-        size=(sides, sides) if isinstance(sides, int) else sides,
-        scale=scale,
-        reporter=say,
-    )
+    sides = None if size is None else view_size(size)
+    view = (sides, sides) if isinstance(sides, int) else sides
+    if recipe is not None:
+        loaded = load_recipe(recipe, overrides or ())
+        for note in loaded.notes:
+            say.info(note)
+        result = encode_recipe(path, loaded, reporter=say, source=source, size=view, scale=scale)
+    elif overrides:
+        raise UsageError(f"`{overrides[0]}` changes a recipe, and no `--recipe` is named")
+    elif source is None:
+        raise UsageError("`--recipe RECIPE` or `--tokenizer PATH` must say what to encode with")
+    else:
+        result = encode_store(
+            path, source, size=view or (224, 224), scale=scale or 1.0, reporter=say
+        )
     say.info(
         f"wrote {result['codes']}: {result['frames']} frames of {result['videos']} videos, "
         f"{result['bytes'] / 1e6:.1f} MB"

@@ -25,7 +25,8 @@ class Batch:
         label_B: int64; -1 where there is none.
         row_B: int64, rows of the store's manifest.
         view_B: int64, number of the view among those of its video.
-        codes: By name of the tokenizer, codes that the store holds: int64 (B, T, h, w).
+        codes: By the names of `store/codes.py`, codes that the store holds, int64 (B, t, h, w), and
+            their scores, float32.
         bad: Unreadable videos that were replaced: row and reason, one entry for every replacement.
     """
 

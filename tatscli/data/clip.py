@@ -28,6 +28,8 @@ class ClipForm(nn.Module):
         patch: Height and width of a token in pixels.
         mean: Of red, green and blue in [0, 1].
         std: Deviation of those.
+        fixed: Names the fixed clips that are drawn from (`store/codes.py`); None where clips may
+            be any.
     """
 
     mean_P: Tensor
@@ -41,8 +43,10 @@ class ClipForm(nn.Module):
         *,
         mean: Sequence[float] = (0.0, 0.0, 0.0),
         std: Sequence[float] = (1.0, 1.0, 1.0),
+        fixed: str | None = None,
     ) -> None:
         super().__init__()
+        self.fixed = fixed
         self.grid = grid
         self.tubelet = tubelet
         self.patch = patch
@@ -100,8 +104,8 @@ class Clip:
             follows it.
         label_B: int64 classes; -1 where there is none.
         row_B: int64 rows of the store's manifest.
-        codes: By name of the tokenizer, codes of all frames, where the store holds them: int64
-            (B, T, h, w).
+        codes: By the names of `store/codes.py`, codes of the whole clip, int64 (B, t, h, w), and
+            their scores, float32, where the store holds them.
         embed: Maps standardised cubes (B, N, P) to patch embeddings (B, N, D).
     """
 

@@ -19,7 +19,7 @@ from tatscli.data.augment import erase
 from tatscli.data.cache import frames_in_memory
 from tatscli.data.motion import MotionField
 from tatscli.data.provide import MotionSource
-from tatscli.data.sampling import eval_indices, shown_at_rate, train_indices
+from tatscli.data.sampling import chosen_frames, drawn_clip, eval_indices, train_indices
 from tatscli.data.unreadable import UNREADABLE, unreadable
 from tatscli.data.view import View, corner_crop, random_resized_crop, spatial_crop
 from tatscli.data.vision import decode_jpegs, import_torchvision, rand_augment
@@ -42,7 +42,8 @@ class Sample:
         row: Row of the store's manifest.
         view: Number of the view among those of its video.
         motion: Motion on the token grid of the view, a batch of one; None where nobody reads it.
-        codes: By name of the tokenizer, its codes of the clip's frames: int64 (T, h, w).
+        codes: By the names of `store/codes.py`, codes of the clip, int64 (t, h, w), and their
+            scores, float32.
     """
 
     video_CTHW: Tensor
@@ -91,13 +92,7 @@ class Clips(Dataset[list[Sample]]):
         self, row: int, sampling: Sampling, choose: Callable[[int], list[int]]
     ) -> list[int]:
         """Choose frames given the length of a row's video."""
-        try:
-            if sampling.fps is None:
-                return choose(self.store.rows[row].frames)
-            shown = shown_at_rate(self.store.times(row), sampling.fps)
-            return [shown[tick] for tick in choose(len(shown))]
-        except DataError as error:
-            raise DataError(f"`{self.name(row)}`: {error.message}", error.hint) from None
+        return chosen_frames(self.store, row, sampling, choose)
 
     def pictures(self, row: int, frames: list[int]) -> Tensor:
         """Return frames of a row, uint8 (T, C, H, W), from the cache or decoded.
@@ -148,7 +143,7 @@ class PretrainClips(Clips):
         codes: Sequence[str] = (),
     ) -> None:
         super().__init__(store, rows, data)
-        self.codes = {name: Codes(store, name) for name in codes}
+        self.codes = [Codes(store, name) for name in codes]
         self.motion_source = MotionSource(store, data.motion, needed=follows_motion)
         self.patch = patch
         self.seed = seed
@@ -160,12 +155,14 @@ class PretrainClips(Clips):
         epoch, position = key
         row, data = self.rows[position], self.data
         draw = random_of("frames", self.seed, epoch, row)
+        clip = drawn_clip(data.sampling, draw)
         frames = self.indices(
-            row, data.sampling, lambda n: train_indices(n, data.sampling, data.frames, draw)
+            row, data.sampling, lambda n: train_indices(n, data.sampling, data.frames, draw, clip)
         )
         video_TCHW = self.pictures(row, frames)
         track = self.motion_source.track(row, frames)
-        codes = {name: torch.from_numpy(one.read(row, frames)) for name, one in self.codes.items()}
+        known = [one.read(row, frames, clip) for one in self.codes]
+        codes = {name: torch.from_numpy(value) for one in known for name, value in one.items()}
         height, width = video_TCHW.shape[-2:]
         samples = []
         for repeat in range(data.repeats):

@@ -8,26 +8,35 @@ phases of the same even grid (VideoMAE's `ssv2.py`). `fps` reads the video by th
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 
 from tatscli.errors import DataError
 from tatscli.recipe.schema import Sampling
+from tatscli.store.reader import Store
+
+Chosen = TypeVar("Chosen", list[int], list[list[int]])
 
 _TICK = 1e-3  # of a tick: time stamps are rounded to the clock of their container
 
 
-def train_indices(length: int, sampling: Sampling, frames: int, rng: random.Random) -> list[int]:
+def train_indices(
+    length: int, sampling: Sampling, frames: int, rng: random.Random, clip: int | None = None
+) -> list[int]:
     """Draw the frames of one training clip.
 
     Dense: a window of `frames x stride` source frames at a random start, read at the stride.
-    Uniform: a random frame of each of `frames` equal segments.
+    Uniform: a random frame of each of `frames` equal segments. With `sampling.clips`: one of the
+    fixed clips of `fixed_indices`.
 
     Args:
         length: Frames in the video; ticks of its clock if `sampling.fps` is set.
         sampling: Mode, stride and what a short video does.
         frames: Frames in the clip.
-        rng: Where the start, or the frame of each segment, is drawn from.
+        rng: Where the start, the frame of each segment, or the fixed clip is drawn from.
+        clip: Number of the fixed clip, where it has been drawn; see `drawn_clip`.
 
     Returns:
         `frames` indices below `length`; ascending, unless a short video loops.
@@ -36,6 +45,9 @@ def train_indices(length: int, sampling: Sampling, frames: int, rng: random.Rand
         DataError: If the video has no frames, or is too short under `short: error`.
     """
     _check(length)
+    if sampling.clips is not None:
+        number = rng.randrange(sampling.clips) if clip is None else clip
+        return fixed_indices(length, sampling, frames)[number]
     stride = _pace(sampling)
     if stride is not None:
         start = rng.randrange(max(1, length - frames * stride + 1))
@@ -43,6 +55,21 @@ def train_indices(length: int, sampling: Sampling, frames: int, rng: random.Rand
     if length < frames:
         return _fit(_window(0, 1, frames), length, sampling)
     return [rng.randrange(i * length // frames, (i + 1) * length // frames) for i in range(frames)]
+
+
+def drawn_clip(sampling: Sampling, rng: random.Random) -> int | None:
+    """Draw the number of a fixed clip; None where clips are drawn anywhere."""
+    return None if sampling.clips is None else rng.randrange(sampling.clips)
+
+
+def fixed_indices(length: int, sampling: Sampling, frames: int) -> list[list[int]]:
+    """Return the frames of all fixed clips of a video: `eval_indices` of `sampling.clips`.
+
+    Raises:
+        DataError: As `eval_indices`.
+    """
+    assert sampling.clips is not None
+    return eval_indices(length, sampling, frames, sampling.clips)
 
 
 def eval_indices(length: int, sampling: Sampling, frames: int, segments: int) -> list[list[int]]:
@@ -68,6 +95,34 @@ def eval_indices(length: int, sampling: Sampling, frames: int, segments: int) ->
         [(parts * i + offset) * length // (parts * frames) for i in range(frames)]
         for offset in offsets
     ]
+
+
+def chosen_frames(
+    store: Store, row: int, sampling: Sampling, choose: Callable[[int], Chosen]
+) -> Chosen:
+    """Choose frames of a stored video given its length, by its clock if `sampling.fps` is set.
+
+    Args:
+        store: The store.
+        row: Of its manifest.
+        sampling: Says whether the length is in frames or in ticks.
+        choose: From the length to indices, or lists of them.
+
+    Raises:
+        DataError: As `choose`, naming the video.
+    """
+    try:
+        if sampling.fps is None:
+            return choose(store.rows[row].frames)
+        shown = shown_at_rate(store.times(row), sampling.fps)
+        return _at(shown, choose(len(shown)))
+    except DataError as error:
+        raise DataError(f"`{store.rows[row].id}`: {error.message}", error.hint) from None
+
+
+def _at(shown: list[int], ticks: Any) -> Any:
+    """Put frames in place of ticks, in lists of any depth."""
+    return shown[ticks] if isinstance(ticks, int) else [_at(shown, one) for one in ticks]
 
 
 def shown_at_rate(times: np.ndarray, fps: float) -> list[int]:

@@ -26,6 +26,7 @@ from tatscli.masking.selection.base import Selection
 from tatscli.nn.frozen import Frozen
 from tatscli.nn.vit import Encoder, build_encoder
 from tatscli.recipe.schema import Recipe
+from tatscli.store.codes import clips_key
 from tatscli.system.autoencoder import MaskedAutoencoder
 from tatscli.targets import build_target
 from tatscli.targets.base import Target
@@ -226,4 +227,11 @@ def build_system(recipe: Recipe, *, encoder: Encoder | None = None) -> System:
 def build_form(recipe: Recipe) -> ClipForm:
     """Build how a recipe's clips are cut."""
     model, data = recipe.model, recipe.data
-    return ClipForm(recipe.grid, model.tubelet, model.patch, mean=data.mean, std=data.std)
+    return ClipForm(
+        recipe.grid,
+        model.tubelet,
+        model.patch,
+        mean=data.mean,
+        std=data.std,
+        fixed=clips_key(data),
+    )

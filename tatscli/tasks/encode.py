@@ -1,27 +1,33 @@
-"""`tats store encode`: a tokenizer over every stored frame, once, for views that do not change.
+"""`tats store encode`: a tokenizer over the frames of a store, once, for views that do not change.
 
-Shapes: F stored frames, C colours, H and W pixels, h and w codes along the picture.
+Shapes: F stored frames, T frames of a clip, C colours, H and W pixels, t, h and w codes.
 """
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tatscli.console import Reporter
 from tatscli.data.normalize import to_unit
+from tatscli.data.sampling import chosen_frames, fixed_indices
 from tatscli.data.unreadable import UNREADABLE, unreadable
 from tatscli.data.view import spatial_crop
 from tatscli.data.vision import decode_jpegs
 from tatscli.engine.device import choose_device
 from tatscli.errors import UsageError
-from tatscli.recipe.schema import TrainedTokenizer
+from tatscli.recipe.load import LoadedRecipe
+from tatscli.recipe.schema import Data, TrainedTokenizer
 from tatscli.store.codes import (
+    clips_key,
     codes_key,
     finish_codes,
     folder_of,
@@ -29,11 +35,58 @@ from tatscli.store.codes import (
     stamp_of,
     write_codes,
 )
+from tatscli.store.lock import locked
 from tatscli.store.reader import Store
+from tatscli.tokenizer.asked import ANY_CLIPS, by_clip
 from tatscli.tokenizer.base import Tokenizer, rescaled
 from tatscli.tokenizer.load import open_tokenizer
 
 _FRAMES = 32  # encoded at once
+
+
+def encode_recipe(
+    path: Path,
+    loaded: LoadedRecipe,
+    *,
+    reporter: Reporter,
+    source: TrainedTokenizer | None = None,
+    size: tuple[int, int] | None = None,
+    scale: float | None = None,
+) -> dict[str, Any]:
+    """Write the codes that a recipe reads from a store; see `encode_store`.
+
+    Args:
+        path: The store.
+        loaded: The recipe: its `data`, and the tokenizer and scale of what is `cached` first, a
+            target or `predict`.
+        reporter: Speaks to the user.
+        source: Another tokenizer.
+        size: Another height and width of the view.
+        scale: Another scale.
+
+    Raises:
+        TatsError: If nothing in the recipe is cached and no tokenizer is named, or as
+            `encode_store`.
+    """
+    recipe = loaded.recipe
+    readers = (*recipe.targets, recipe.settled_predict)
+    reader: Any = next((one for one in readers if getattr(one, "cached", False)), None)
+    if source is None and reader is None:
+        raise UsageError(
+            f"`--recipe {loaded.name}` reads no codes of a store: nothing in it is `cached: true`",
+            hint="set it for a target, or name a `--tokenizer`",
+        )
+    if scale is None:
+        scale = 1.0 if reader is None else reader.scale
+    return encode_store(
+        path,
+        source or reader.tokenizer,
+        size=size or recipe.data.view_size,
+        reporter=reporter,
+        scale=scale,
+        device=recipe.run.device,
+        data=recipe.data,
+    )
 
 
 def encode_store(
@@ -44,9 +97,13 @@ def encode_store(
     reporter: Reporter,
     scale: float = 1.0,
     device: str = "auto",
+    data: Data | None = None,
 ) -> dict[str, Any]:
     """Write the codes of every video of a store; what is there already is not done again, unless
     the videos have changed since.
+
+    Codes are those of every frame, or, of a tokenizer that looks at several at once or has scores,
+    those of the fixed clips of a recipe. Of a clip no more than a window is held in memory.
 
     Args:
         path: The store.
@@ -55,23 +112,20 @@ def encode_store(
         reporter: Speaks to the user.
         scale: As the target's `scale`.
         device: As `run.device`.
+        data: The recipe's `data`, for fixed clips.
 
     Returns:
-        `store`, `codes` (the folder), `videos`, `frames`, `shards` written now, `codebook_size`,
-        `bytes`, `seconds`.
+        `store`, `codes` (the folder), `videos`, `clips` of each or None, `frames` coded, `shards`
+        written now, `codebook_size`, `bytes`, `seconds`.
 
     Raises:
-        TatsError: If store or tokenizer cannot be used, or a video cannot be read.
+        TatsError: If store or tokenizer cannot be used, a video cannot be read, or another run
+            writes the same codes.
     """
     began = time.perf_counter()
     store = Store.open(path)
     tokenizer, digest = open_tokenizer(source)
-    if tokenizer.frames > 1:
-        raise UsageError(
-            f"`{source.path}` codes {tokenizer.frames} frames at once, and clips are drawn at any "
-            "frame: its codes cannot be kept by frame",
-            hint="leave the target's `cached` out",
-        )
+    fixed = _fixed(source, tokenizer, data) if by_clip(tokenizer) else None
     for side in size:
         if side * scale % tokenizer.stride:
             raise UsageError(
@@ -79,37 +133,33 @@ def encode_store(
                 f"tokenizer's stride, {tokenizer.stride}"
             )
     place, _ = choose_device(device)
-    tokenizer.to(place)
-    folder = folder_of(store, codes_key(digest, size, scale))
-    by_shard = defaultdict(list)
-    for row in store.part(None):
-        by_shard[str(store.rows[row].shard)].append(row)
-    written = 0
-    with reporter.progress(total=len(by_shard), description="encode", unit="shard") as bar:
-        for shard, rows in sorted(by_shard.items()):
-            stamp = stamp_of(store, rows)
-            if not has_codes(folder, shard, stamp=stamp):
-                codes = {
-                    store.rows[row].id: _encode(store, row, tokenizer, size, scale, place)
-                    for row in rows
-                }
-                write_codes(folder, shard, codes, stamp=stamp)
-                written += 1
-            bar.update()
-    facts = {
-        "tokenizer": source.path,
-        "tokenizer_sha256": digest,
-        "codebook_size": tokenizer.codebook_size,
-        "size": list(size),
-        "scale": scale,
-        "store_fingerprint": store.fingerprint(),
-    }
-    finish_codes(folder, facts)
+    coder = _Coder(store, tokenizer.to(place), size, scale, place, fixed)
+    key = codes_key(digest, size, scale, None if fixed is None else clips_key(fixed))
+    folder = folder_of(store, key)
+    folder.parent.mkdir(exist_ok=True)
+    clips = None if fixed is None else fixed.sampling.clips
+    with locked(folder.with_name(f".{key}.lock"), folder, reporter):
+        rows = store.part(None)
+        written = _write(coder, folder, rows, reporter)
+        facts = {
+            "tokenizer": source.path,
+            "tokenizer_sha256": digest,
+            "codebook_size": tokenizer.codebook_size,
+            "size": list(size),
+            "scale": scale,
+            "clips": clips,
+            "frames": None if fixed is None else fixed.frames,
+            "sampling": None if fixed is None else fixed.sampling.model_dump(),
+            "scores": fixed is not None and tokenizer.scored,
+            "store_fingerprint": store.fingerprint(),
+        }
+        finish_codes(folder, facts)
     return {
         "store": str(store.path),
         "codes": str(folder),
-        "videos": sum(map(len, by_shard.values())),
-        "frames": sum(store.rows[row].frames for rows in by_shard.values() for row in rows),
+        "videos": len(rows),
+        "clips": clips,
+        "frames": sum(coder.count(row) for row in rows),
         "shards": written,
         "codebook_size": tokenizer.codebook_size,
         "bytes": sum(file.stat().st_size for file in folder.iterdir()),
@@ -117,26 +167,108 @@ def encode_store(
     }
 
 
-@torch.no_grad()
-def _encode(
-    store: Store,
-    row: int,
-    tokenizer: Tokenizer,
-    size: tuple[int, int],
-    scale: float,
-    device: torch.device,
-) -> np.ndarray:
-    """Return the codes of all frames of a video: (F, h, w)."""
-    found = []
-    for first in range(0, store.rows[row].frames, _FRAMES):
-        frames = range(first, min(first + _FRAMES, store.rows[row].frames))
-        try:
-            video_FCHW = decode_jpegs(store.jpegs(row, frames))
-        except UNREADABLE as error:
-            raise unreadable(store.rows[row].id, error) from error
-        height, width = video_FCHW.shape[-2:]
-        view = spatial_crop(height, width, size, crop=0, crops=1)
-        seen_FCHW = to_unit(view.frames(video_FCHW).to(device))
-        codes_1Fhw = tokenizer.encode(rescaled(seen_FCHW.transpose(0, 1)[None], scale))
-        found.append(codes_1Fhw[0].cpu().numpy())
-    return np.concatenate(found)
+def _fixed(source: TrainedTokenizer, tokenizer: Tokenizer, data: Data | None) -> Data:
+    """Return the recipe's `data` that says which clips there are.
+
+    Raises:
+        UsageError: If nothing says so, or they do not fit the tokenizer.
+    """
+    if data is None:
+        raise UsageError(
+            f"`{source.path}` looks at several frames at once: its codes are those of the clips of "
+            "a recipe",
+            hint="`--recipe RECIPE`, whose `data` says which: `data.sampling.clips` of each video",
+        )
+    if data.sampling.clips is None:
+        raise UsageError(
+            f"the codes of `{source.path}`: {ANY_CLIPS}",
+            hint="`data.sampling.clips: 4` draws from four fixed clips of each video; or leave the "
+            "target's `cached` out",
+        )
+    if data.frames % tokenizer.frames:
+        raise UsageError(
+            f"`data.frames: {data.frames}` is not a multiple of the {tokenizer.frames} frames that "
+            f"a code of `{source.path}` covers"
+        )
+    return data
+
+
+def _write(coder: _Coder, folder: Path, rows: Sequence[int], reporter: Reporter) -> int:
+    """Write all shards that are missing or were made of other videos; return how many."""
+    store, written = coder.store, 0
+    by_shard = defaultdict(list)
+    for row in rows:
+        by_shard[str(store.rows[row].shard)].append(row)
+    with reporter.progress(total=len(by_shard), description="encode", unit="shard") as bar:
+        for shard, videos in sorted(by_shard.items()):
+            stamp = stamp_of(store, videos)
+            if not has_codes(folder, shard, stamp=stamp):
+                found = {store.rows[row].id: coder.video(row) for row in videos}
+                codes = {name: codes for name, (codes, _) in found.items()}
+                scores = {name: one for name, (_, one) in found.items() if one is not None}
+                write_codes(folder, shard, codes, scores, stamp=stamp)
+                written += 1
+            bar.update()
+    return written
+
+
+@dataclass(frozen=True)
+class _Coder:
+    """A tokenizer over the videos of a store.
+
+    Attributes:
+        fixed: The recipe's `data`, where fixed clips are coded; None codes all frames.
+    """
+
+    store: Store
+    tokenizer: Tokenizer
+    size: tuple[int, int]
+    scale: float
+    device: torch.device
+    fixed: Data | None
+
+    def count(self, row: int) -> int:
+        """Return how many frames of a video are coded."""
+        if self.fixed is None:
+            return self.store.rows[row].frames
+        return (self.fixed.sampling.clips or 0) * self.fixed.frames
+
+    @torch.no_grad()
+    def video(self, row: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the codes of a video, (F, h, w) or (clips, t, h, w), and their scores."""
+        if self.fixed is None:
+            frames = range(self.store.rows[row].frames)
+            parts = [self.tokenizer.encode(one) for one in self._parts(row, frames, _FRAMES)]
+            return _joined(parts), None
+        data = self.fixed
+        chosen = chosen_frames(
+            self.store, row, data.sampling, lambda n: fixed_indices(n, data.sampling, data.frames)
+        )
+        # Of a short video all clips are the same.
+        clips = {tuple(frames): self._clip(row, frames) for frames in chosen}
+        codes, scores = zip(*(clips[tuple(frames)] for frames in chosen), strict=True)
+        return np.stack(codes), np.stack(scores) if self.tokenizer.scored else None
+
+    def _clip(self, row: int, frames: Sequence[int]) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return codes and scores of one clip, (t, h, w)."""
+        windows = self._parts(row, frames, self.tokenizer.window or len(frames))
+        parts = list(self.tokenizer.stream(windows))
+        scores = [one.scores_Bthw for one in parts if one.scores_Bthw is not None]
+        return _joined([one.codes_Bthw for one in parts]), _joined(scores) if scores else None
+
+    def _parts(self, row: int, frames: Sequence[int], length: int) -> Iterator[Tensor]:
+        """Yield the middle view of frames, so many at a time: (1, C, T, H, W) in [0, 1]."""
+        for first in range(0, len(frames), length):
+            try:
+                video_TCHW = decode_jpegs(self.store.jpegs(row, frames[first : first + length]))
+            except UNREADABLE as error:
+                raise unreadable(self.store.rows[row].id, error) from error
+            height, width = video_TCHW.shape[-2:]
+            view = spatial_crop(height, width, self.size, crop=0, crops=1)
+            seen_TCHW = to_unit(view.frames(video_TCHW).to(self.device))
+            yield rescaled(seen_TCHW.transpose(0, 1)[None], self.scale)
+
+
+def _joined(parts: Sequence[Tensor]) -> np.ndarray:
+    """Join parts of one clip along time: (t, h, w)."""
+    return np.concatenate([one[0].cpu().numpy() for one in parts])

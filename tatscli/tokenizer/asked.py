@@ -15,9 +15,19 @@ from tatscli.engine.device import full_precision
 from tatscli.errors import RecipeError
 from tatscli.nn.frozen import Frozen
 from tatscli.recipe import schema
-from tatscli.store.codes import codes_key
+from tatscli.store.codes import codes_key, scores_key
 from tatscli.tokenizer.base import Coded, Tokenizer, rescaled
 from tatscli.tokenizer.load import open_tokenizer
+
+ANY_CLIPS = (
+    "it looks at several frames at once, and with `data.sampling.clips: null` clips begin at any"
+    " frame, so that no codes can be kept"
+)
+
+
+def by_clip(tokenizer: Tokenizer) -> bool:
+    """Whether what it says of a frame depends on which others lie beside it in the clip."""
+    return tokenizer.frames > 1 or tokenizer.window is not None or tokenizer.scored
 
 
 class Asked(nn.Module):
@@ -71,7 +81,13 @@ class Asked(nn.Module):
         self._in_time, self._in_space = _alignment(self.name, tokenizer, form, frames, scale)
         self.per_cube = max(1, self._in_time) * self._in_space[0] * self._in_space[1]
         size = (form.grid[1] * form.patch, form.grid[2] * form.patch)
-        self.cached = codes_key(digest, size, scale) if cached else None
+        clips = form.fixed if by_clip(tokenizer) else None
+        if cached and by_clip(tokenizer) and clips is None:
+            raise RecipeError(
+                f"{self.name} with `cached: true`: {ANY_CLIPS}",
+                hint="`data.sampling.clips: 4` draws from four fixed clips of each video",
+            )
+        self.cached = codes_key(digest, size, scale, clips) if cached else None
         self.frozen = Frozen(_Answers(tokenizer), path=source.path, digest=digest)
 
     def codes(self, clip: Clip, index_BM: Tensor | None = None) -> Tensor:
@@ -103,8 +119,9 @@ class Asked(nn.Module):
 
     def _ask(self, clip: Clip) -> Coded:
         known = None if self.cached is None else clip.codes.get(self.cached)
-        if known is not None:
-            return Coded(self._shown(known, 1, clip.form.tubelet))
+        if self.cached is not None and known is not None:
+            scores_Bthw = clip.codes.get(scores_key(self.cached))
+            return Coded(self._shown(known, 1, clip.form.tubelet), scores_Bthw)
         # Autocast would round what is resized.
         with full_precision(clip.device):
             frames_BCTHW = self._shown(clip.unit_BCTHW, 2, clip.form.tubelet)

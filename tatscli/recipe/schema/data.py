@@ -29,6 +29,10 @@ class Sampling(Section):
     videos of different or variable frame rates."""
     short: Literal["repeat_last", "loop", "error"] = "repeat_last"
     """A video shorter than the window: hold its last frame, start again, or stop."""
+    clips: Count | None = None
+    """Training draws one of so many fixed clips of a video, those that evaluation takes with as
+    many segments; null draws anywhere. Codes of tokenizers that look at several frames at once can
+    be cached for fixed clips alone."""
 
     @model_validator(mode="after")
     def _pace_belongs_to_dense(self) -> Self:
