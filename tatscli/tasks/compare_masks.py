@@ -168,7 +168,7 @@ def _choose(names: list[str], base: Base, wishes: Wishes) -> list[Choice]:
         tempered = name in learned or not learned
         own = replace(wishes, mask=name, temperature=wishes.temperature if tempered else None)
         choice = choose_mask(base, own, fresh=True)
-        choices.append(replace(choice, viewer=replace(choice.viewer, trained=False)))
+        choices.append(replace(choice, viewer=replace(choice.viewer, trained=False, brief=True)))
     return choices
 
 

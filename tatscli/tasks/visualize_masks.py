@@ -165,7 +165,7 @@ def _draw_growth(
     ) as bar:
         for checkpoint in checkpoints:
             then = choose_viewer(checkpoint.path, None, wishes)
-            policy = replace(then.viewer, trained=False)
+            policy = replace(then.viewer, trained=False, brief=True)
             generator = torch.Generator().manual_seed(seed)
             sights = [policy.look(window, generator) for window in windows]
             stages.append(Stage(checkpoint.step, sights))
@@ -242,7 +242,9 @@ def _title(recipe: Recipe, wishes: Wishes) -> str:
 
 def without_pictures(window: Window, sight: Sight) -> tuple[Window, Sight]:
     """Drop what is large, so that a film of hours fits in memory."""
-    return without_video(window), replace(sight, reconstruction_CTHW=None)
+    return without_video(window), replace(
+        sight, reconstruction_CTHW=None, coded_CTHW=None, guessed_CTHW=None
+    )
 
 
 def without_video(window: Window) -> Window:

@@ -80,6 +80,8 @@ def render(
     """
     generator = torch.Generator().manual_seed(seed)
     borrowed = _borrows_statistics(viewer)
+    target = viewer.code_target
+    chosen = "" if target is None else target.chosen
     shown = places_shown(out, viewer.system.form, page)
 
     def paint(window: Window) -> list[Row]:
@@ -90,6 +92,7 @@ def render(
             sight,
             grid=viewer.system.form.grid,
             statistics=borrowed,
+            chosen=chosen,
             outlined=viewer.system.masker.needs_motion,
             shown=shown,
         )

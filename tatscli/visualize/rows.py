@@ -29,7 +29,7 @@ from tatscli.visualize.panels import (
     spread,
     zoom_of,
 )
-from tatscli.visualize.scores import bounds_of, error_row, lift_of, probability_row
+from tatscli.visualize.scores import bounds_of, error_row, lift_of, probability_row, salience_row
 from tatscli.visualize.sight import Sight
 from tatscli.visualize.windows import Window
 
@@ -44,6 +44,7 @@ def rows_of(
     *,
     grid: tuple[int, int, int],
     statistics: bool,
+    chosen: str = "",
     outlined: bool = False,
     shown: Collection[int] | None = None,
 ) -> list[Row]:
@@ -54,6 +55,7 @@ def rows_of(
         sight: What mask and model make of them.
         grid: Tokens along time, height and width.
         statistics: Whether the reconstruction borrows each patch's mean and deviation.
+        chosen: How codes were taken from what the model predicts.
         outlined: Whether to draw the border of what is hidden into the motion row.
         shown: Places of the frames that will be shown; None means all.
     """
@@ -64,14 +66,27 @@ def rows_of(
         bounds = bounds_of(lift_of(sight.score_N))
         row = probability_row(video, sight.score_N, grid, bounds)
         rows.append(replace(row, notes=[*row.notes, entropy_words(insight)]))
+    if sight.saliency_N is not None:
+        words = ["what `predict` follows"]
+        rows.append(salience_row("saliency", words, video, sight.saliency_N, grid))
     seen = visible_row(video, sight.plan, grid)
     rows.append(replace(seen, notes=[*seen.notes, *motion_words(insight)]))
+    if sight.plan.visible_BK.shape[1] + sight.plan.predict_BM.shape[1] < math.prod(grid):
+        rows.append(selected_row(video, sight.plan, grid))
     if sight.reconstruction_CTHW is not None:
-        painted = sight.reconstruction_CTHW.transpose(0, 1).clamp(0, 1).mul(255).round()
         notes = ["predicted patches among the visible ones of the input"]
         if statistics:
             notes.append("patch mean and deviation taken from the original")
-        rows.append(Row("reconstruction", notes, panels_of(painted.to(torch.uint8))))
+        rows.append(Row("reconstruction", notes, _painted(sight.reconstruction_CTHW)))
+    if sight.coded_CTHW is not None:
+        notes = ["what its codes hold of the input, all of them, salient or not"]
+        rows.append(Row("tokenizer's reconstruction", notes, _painted(sight.coded_CTHW)))
+    if sight.guessed_CTHW is not None:
+        notes = [
+            f"the model's codes ({chosen}) at the {sight.plan.predict_BM.shape[1]} predicted "
+            "tokens, the true codes at all others, decoded together by the tokenizer"
+        ]
+        rows.append(Row("predicted codes decoded", notes, _painted(sight.guessed_CTHW)))
     if sight.error_M is not None:
         rows.append(error_row(video, sight.plan, sight.error_M, grid))
     motion = motion_row(video, window, shown=shown)
@@ -96,6 +111,26 @@ def visible_row(video_TYX3: np.ndarray, plan: MaskPlan, grid: tuple[int, int, in
     if dropped:
         notes.append(f"dark is hidden and not predicted: {dropped}")
     return Row("visible tokens", notes, shown_TYX3)
+
+
+def selected_row(video_TYX3: np.ndarray, plan: MaskPlan, grid: tuple[int, int, int]) -> Row:
+    """Show the tokens that the decoder predicts; all others are hatched."""
+    tokens, predict_M = math.prod(grid), plan.predict_BM[0].cpu()
+    selected_N = torch.zeros(tokens, dtype=torch.bool)
+    selected_N[predict_M] = True
+    selected_TYX1 = spread(selected_N, grid, video_TYX3.shape[:3]).numpy()[..., None]
+    shown_TYX3 = np.where(selected_TYX1, video_TYX3, hatching(video_TYX3, DROPPED))
+    notes = [
+        f"what `predict` leaves to the decoder: {len(predict_M)} of {tokens} tokens",
+        "hatched: visible, or hidden and not predicted",
+    ]
+    return Row("decoder-selected tokens", notes, shown_TYX3)
+
+
+def _painted(video_CTHW: Tensor) -> np.ndarray:
+    """Make panels of a video in about [0, 1]."""
+    painted_TCHW = video_CTHW.transpose(0, 1).clamp(0, 1).mul(255).round()
+    return panels_of(painted_TCHW.to(torch.uint8))
 
 
 def motion_row(
