@@ -109,6 +109,15 @@ def visualize_masks(
             show_default="all; the first in a png or with --every",
         ),
     ] = None,
+    columns: Annotated[
+        int | None,
+        typer.Option(
+            "--columns",
+            min=1,
+            help="Slices that a png shows at most, evenly spaced.",
+            show_default="16",
+        ),
+    ] = None,
     every: Annotated[
         int | None,
         typer.Option(
@@ -148,6 +157,7 @@ def visualize_masks(
         "seed": seed,
         "fps": fps,
         "windows": windows,
+        "columns": columns,
     }
     if run is not None and is_tokenizer(run):
         result = _draw_tokenizer(where, clip, compare=compare, every=every)
@@ -193,5 +203,5 @@ def _draw_tokenizer(
     ):
         if value is not None:
             raise UsageError(f"`{run}` is a tokenizer: it has no masks for `{option}`")
-    taken = {key: where[key] for key in ("reporter", "wishes", "out", "fps", "windows")}
+    taken = {key: where[key] for key in ("reporter", "wishes", "out", "fps", "windows", "columns")}
     return visualize_tokenizer(clip, run, **taken)

@@ -329,13 +329,16 @@ class EvalViews(Clips):
         view = spatial_crop(height, width, self.data.view_size, crop=crop, crops=self.crops)
         return [Sample(view.frames(video_TCHW).transpose(0, 1), self.label(row), row, number)]
 
+    def frames(self, row: int, segment: int) -> list[int]:
+        """Return the frames of a segment of a row's video."""
+        return self.indices(
+            row,
+            self.sampling,
+            lambda n: eval_indices(n, self.sampling, self.data.frames, self.segments)[segment],
+        )
+
     def _segment(self, row: int, segment: int) -> Tensor:
         """Decode a segment, or return the last one: its crops are asked for one after the other."""
         if self._decoded is None or self._decoded[0] != (row, segment):
-            frames = self.indices(
-                row,
-                self.sampling,
-                lambda n: eval_indices(n, self.sampling, self.data.frames, self.segments)[segment],
-            )
-            self._decoded = (row, segment), self.pictures(row, frames)
+            self._decoded = (row, segment), self.pictures(row, self.frames(row, segment))
         return self._decoded[1]

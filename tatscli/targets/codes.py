@@ -20,6 +20,7 @@ class CodesTarget(TokenizerTarget):
     """The codes of a cube, predicted as logits."""
 
     config: schema.CodesTarget
+    chosen = "the likeliest code"
 
     def __init__(self, config: schema.CodesTarget, *, form: ClipForm) -> None:
         super().__init__(config, form=form)
@@ -28,6 +29,10 @@ class CodesTarget(TokenizerTarget):
     def of(self, clip: Clip, index_BM: Tensor) -> Tensor:
         """Return the codes: int64 (B, M, R)."""
         return self.asked.codes(clip, index_BM)
+
+    def codes_of(self, prediction_BMC: Tensor) -> Tensor:
+        """Return the likeliest codes: int64 (B, M, R)."""
+        return prediction_BMC.unflatten(2, (self.asked.per_cube, -1)).argmax(dim=-1)
 
     def error(self, prediction_BMC: Tensor, values_BMR: Tensor) -> Tensor:
         """Return the cross-entropy of each token, in nats, mean over its codes: (B, M), float32."""

@@ -37,6 +37,8 @@ class LatentsTarget(TokenizerTarget):
     def __init__(self, config: schema.LatentsTarget, *, form: ClipForm) -> None:
         super().__init__(config, form=form)
         self.by_level = config.loss == "cross_entropy"
+        if self.asked.levels is not None:
+            self.chosen = "the likeliest levels" if self.by_level else "the nearest levels"
         if not self.by_level:
             self.predicts = self.asked.per_cube * self.asked.width
             return
@@ -58,6 +60,16 @@ class LatentsTarget(TokenizerTarget):
         if not self.by_level:
             return self.asked.vectors(clip, index_BM).flatten(2)
         return self.asked.codes(clip, index_BM)[..., None] // self.basis_D % self.levels_D
+
+    def codes_of(self, prediction_BMC: Tensor) -> Tensor | None:
+        """Return the codes of the nearest or likeliest levels: int64 (B, M, R); None of a tokenizer
+        whose codes are no grid of levels."""
+        parts_BMRX = prediction_BMC.float().unflatten(2, (self.asked.per_cube, -1))
+        if self.by_level:
+            logits = parts_BMRX.split(self.levels, dim=-1)
+            levels_BMRD = torch.stack([one.argmax(dim=-1) for one in logits], dim=-1)
+            return (levels_BMRD * self.basis_D).sum(dim=-1)
+        return None if self.asked.levels is None else self.asked.nearest(parts_BMRX)
 
     def error(self, prediction_BMC: Tensor, values: Tensor) -> Tensor:
         """Return the error of each token: (B, M), float32.

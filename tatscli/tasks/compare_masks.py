@@ -21,7 +21,7 @@ from tatscli.tasks.viewers import (
     learned_kinds,
     open_base,
 )
-from tatscli.tasks.visualize_masks import page_of, refuse_out, without_pictures
+from tatscli.tasks.visualize_masks import page_of, refuse_columns, refuse_out, without_video
 from tatscli.visualize.compare import Candidate, render_comparison
 from tatscli.visualize.facts import facts_of
 from tatscli.visualize.sight import Sight
@@ -42,6 +42,7 @@ def compare_masks(
     seed: int = 0,
     fps: float | None = None,
     windows: int | None = None,
+    columns: int | None = None,
 ) -> dict[str, Any]:
     """Draw what several masks hide of the same frames.
 
@@ -59,6 +60,7 @@ def compare_masks(
         seed: Of every mask.
         fps: Frames per second of a moving picture; None follows the clip.
         windows: How many windows to show; None means all, for a png the first.
+        columns: How many slices a png shows at most.
 
     Returns:
         `clip`, `out`, `grid`, `fps`, `notes`, and `compare`: for each mask `mask`, `ratio`,
@@ -70,11 +72,13 @@ def compare_masks(
     wishes = wishes or Wishes()
     out = out or Path(f"{clip.stem}.masks.mp4")
     refuse_out(clip, out)
+    refuse_columns(out, columns)
     names = _split(kinds)
     base = open_base(run, recipe, wishes)
     choices = _choose(names, base, wishes)
     settled = choices[0].recipe
-    page = page_of(settled, f"{len(choices)} masks compared", fps=fps, windows=windows)
+    title = f"{len(choices)} masks compared"
+    page = page_of(settled, title, fps=fps, windows=windows, columns=columns)
     page = replace(page, tallest=_TALLEST)
     seen: list[Window] = []
     facts: list[list[dict[str, Any]]] = [[] for _ in choices]
@@ -82,7 +86,7 @@ def compare_masks(
     def watch(window: Window, sights: Sequence[Sight]) -> None:
         for place, sight in enumerate(sights):
             facts[place].append(facts_of(window, sight, settled.grid))
-        seen.append(without_pictures(window, sights[0])[0])
+        seen.append(without_video(window))
         bar.update()
 
     candidates = [Candidate(_label(choice, wishes), choice.viewer) for choice in choices]
@@ -164,7 +168,7 @@ def _choose(names: list[str], base: Base, wishes: Wishes) -> list[Choice]:
         tempered = name in learned or not learned
         own = replace(wishes, mask=name, temperature=wishes.temperature if tempered else None)
         choice = choose_mask(base, own, fresh=True)
-        choices.append(replace(choice, viewer=replace(choice.viewer, trained=False)))
+        choices.append(replace(choice, viewer=replace(choice.viewer, trained=False, brief=True)))
     return choices
 
 

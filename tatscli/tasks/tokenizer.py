@@ -32,6 +32,7 @@ from tatscli.recipe.schema import AdaptiveTokenizer, Recipe
 from tatscli.store.reader import Store
 from tatscli.system.cost import count_flops
 from tatscli.tasks.training import Stage, run_training
+from tatscli.tasks.training_pictures import TrainingPictures
 from tatscli.tokenizer.adversary import Adversary
 from tatscli.tokenizer.base import Reconstruction, TrainedTokenizer, pictures_of
 from tatscli.tokenizer.build import build_tokenizer
@@ -63,7 +64,7 @@ def train_tokenizer(
     Raises:
         TatsError: If store, recipe, run folder or weights cannot be used.
     """
-    stage = TokenizerTraining(loaded, Store.open(loaded.recipe.data.store), init)
+    stage = TokenizerTraining(loaded, Store.open(loaded.recipe.data.store), init, folder)
     return run_training(stage, folder, reporter=reporter, resume=resume, overwrite=overwrite)
 
 
@@ -74,18 +75,22 @@ class TokenizerTraining(Stage):
         loaded: The merged recipe.
         store: The data.
         init: Tokenizer whose weights to start from.
+        folder: The run folder, for pictures.
     """
 
     kind = "tokenizer"
     model: TrainedTokenizer
 
-    def __init__(self, loaded: LoadedRecipe, store: Store, init: Path | str | None) -> None:
+    def __init__(
+        self, loaded: LoadedRecipe, store: Store, init: Path | str | None, folder: Path
+    ) -> None:
         data = loaded.recipe.data
         rows = store.part(data.split)
         super().__init__(loaded, store, rows, loaded.recipe.optim, repeats=data.repeats)
         assert loaded.recipe.tokenizer is not None
         self.config = loaded.recipe.tokenizer
         self.init = init
+        self.folder = folder
 
     def build(self, here: Session, *, resume: bool) -> None:
         """Build tokenizer, discriminator and clips.
@@ -113,6 +118,7 @@ class TokenizerTraining(Stage):
             seed=recipe.run.seed,
             follows_motion=False,
         )
+        self.pictures = TrainingPictures(self.folder / "pictures", self.store, self.rows, recipe)
 
     def _freeze(self, config: AdaptiveTokenizer, *, started: bool) -> None:
         """Leave the decoder alone to be trained, where the recipe says so.
@@ -242,20 +248,27 @@ class TokenizerTraining(Stage):
             numbers["score_contrast"] = (spread_B / others_BN.mean(dim=1).clamp(min=1e-9)).mean()
         return numbers
 
+    def score(self, epoch: int, here: Session) -> None:
+        """Draw a picture after some passes: it picks no `best`."""
+        if here.world.main and self.pictures.due(epoch):
+            average = self.average
+            shown = self.model if average is None else average.average.network
+            self.pictures.draw(shown, epoch, here)
+
     def work(self) -> float:
         """Count the operations of a clip, forward and twice as many backward."""
         return 3.0 * tokenizer_flops(self.recipe)
 
 
 class Following:
-    """The moving average of a network as a part: saved, and moved after every step.
+    """The moving average of a tokenizer as a part: saved, and moved after every step.
 
     Args:
         network: What it begins as, and follows.
         momentum: Share of itself that a step leaves.
     """
 
-    def __init__(self, network: nn.Module, momentum: float) -> None:
+    def __init__(self, network: TrainedTokenizer, momentum: float) -> None:
         self.average = Averaged(network)
         self.network = network
         self.momentum = momentum

@@ -110,6 +110,12 @@ def left_out(viewer: Viewer, recipe: Recipe, *, growth: bool) -> list[str]:
         rows.append("reconstruction and error (they need `--run`)")
     elif viewer.pixel_target is None:
         rows.append("reconstruction (the model predicts no pixels)")
+    target = viewer.code_target
+    if viewer.trained and target is not None:
+        if target.asked.shared:
+            rows.append("predicted codes decoded (a code belongs to several tokens)")
+        elif not target.chosen:
+            rows.append("predicted codes decoded (the latents are no grid of levels)")
     return [f"left out: {', '.join(rows)}"] if rows else []
 
 

@@ -27,7 +27,7 @@ from tatscli.tasks.viewers import (
 from tatscli.video.encode import SUFFIXES
 from tatscli.visualize.facts import facts_of, mean_insight
 from tatscli.visualize.growth import Stage, refuse_sheet, render_growth
-from tatscli.visualize.render import Page, render, windows_of
+from tatscli.visualize.render import COLUMNS, Page, is_sheet, render, windows_of
 from tatscli.visualize.sight import Sight, Viewer
 from tatscli.visualize.windows import Window
 
@@ -52,6 +52,7 @@ def visualize_masks(
     seed: int = 0,
     fps: float | None = None,
     windows: int | None = None,
+    columns: int | None = None,
     every: int | None = None,
 ) -> dict[str, Any]:
     """Draw what a mask hides of a clip, and what a pretrained run makes of it.
@@ -68,6 +69,7 @@ def visualize_masks(
         fps: Frames per second of a moving picture; None follows the clip, or shows two checkpoints
             a second.
         windows: How many windows to show; None means all, for a png or with `every` the first.
+        columns: How many slices a png, or a picture with `every`, shows at most.
         every: Show how the policy grew instead: every so many of the checkpoints the run keeps,
             counted back from the last.
 
@@ -83,11 +85,14 @@ def visualize_masks(
     wishes = wishes or Wishes()
     out = out or Path(f"{clip.stem}.masks.mp4")
     refuse_out(clip, out)
+    if every is None:
+        refuse_columns(out, columns)
     if every is not None and run is None:
         raise UsageError("`--every` needs `--run`: it shows the checkpoints of a training")
     choice = choose_viewer(run, recipe, wishes)
     viewer, settled = choice.viewer, choice.recipe
-    page = page_of(settled, _title(settled, wishes), fps=fps, windows=windows)
+    title = _title(settled, wishes)
+    page = page_of(settled, title, fps=fps, windows=windows, columns=columns)
     try:
         if every is not None and run is not None:
             _refuse_growth(viewer, settled, run)
@@ -160,7 +165,7 @@ def _draw_growth(
     ) as bar:
         for checkpoint in checkpoints:
             then = choose_viewer(checkpoint.path, None, wishes)
-            policy = replace(then.viewer, trained=False)
+            policy = replace(then.viewer, trained=False, brief=True)
             generator = torch.Generator().manual_seed(seed)
             sights = [policy.look(window, generator) for window in windows]
             stages.append(Stage(checkpoint.step, sights))
@@ -202,11 +207,32 @@ def refuse_out(clip: Path, out: Path) -> None:
         raise UsageError(f"`{out}` is the clip itself", hint="name another file with `--out`")
 
 
-def page_of(recipe: Recipe, title: str, *, fps: float | None, windows: int | None) -> Page:
+def refuse_columns(out: Path, columns: int | None) -> None:
+    """Find out that a number of columns is asked of a film.
+
+    Raises:
+        UsageError: If it is.
+    """
+    if columns is not None and not is_sheet(out):
+        raise UsageError(
+            f"`--columns` is for a png: `{out}` is a film, which shows every frame",
+            hint="leave it out, or name a png with `--out`",
+        )
+
+
+def page_of(
+    recipe: Recipe,
+    title: str,
+    *,
+    fps: float | None,
+    windows: int | None,
+    columns: int | None,
+) -> Page:
     """Settle how the picture is made."""
     stride = recipe.data.sampling.stride or STRIDE
     motion, prepared = shown_motion(recipe), store_settings(recipe)
-    return Page(title, stride, fps, windows, motion=motion, prepared=prepared)
+    most = COLUMNS if columns is None else columns
+    return Page(title, stride, fps, windows, columns=most, motion=motion, prepared=prepared)
 
 
 def _title(recipe: Recipe, wishes: Wishes) -> str:
@@ -216,5 +242,11 @@ def _title(recipe: Recipe, wishes: Wishes) -> str:
 
 def without_pictures(window: Window, sight: Sight) -> tuple[Window, Sight]:
     """Drop what is large, so that a film of hours fits in memory."""
-    empty = window.video_TCHW.new_empty(0)
-    return replace(window, video_TCHW=empty), replace(sight, reconstruction_CTHW=None)
+    return without_video(window), replace(
+        sight, reconstruction_CTHW=None, coded_CTHW=None, guessed_CTHW=None
+    )
+
+
+def without_video(window: Window) -> Window:
+    """Drop the frames of a window."""
+    return replace(window, video_TCHW=window.video_TCHW.new_empty(0))

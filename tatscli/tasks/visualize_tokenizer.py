@@ -1,4 +1,4 @@
-"""Looking at a tokenizer: what its codes keep of a clip."""
+"""Looking at a tokenizer: what its codes keep of a clip, and which of them matter."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tatscli.errors import DecodeError, UsageError
 from tatscli.nn.load import open_checkpoint
 from tatscli.tasks.view_notes import clip_notes, limited_by
 from tatscli.tasks.viewers import Wishes
-from tatscli.tasks.visualize_masks import page_of, refuse_out
+from tatscli.tasks.visualize_masks import page_of, refuse_columns, refuse_out, without_video
 from tatscli.tokenizer.load import open_run
-from tatscli.visualize.codes import Coded, render_codes
+from tatscli.visualize.codes import Coding, render_codes
 from tatscli.visualize.windows import Window
 
 
@@ -27,8 +27,9 @@ def visualize_tokenizer(
     out: Path | None = None,
     fps: float | None = None,
     windows: int | None = None,
+    columns: int | None = None,
 ) -> dict[str, Any]:
-    """Draw a clip, its reconstruction, and its codes.
+    """Draw a clip, its reconstruction, its codes, and their scores where it has such.
 
     Args:
         clip: A video file.
@@ -38,10 +39,12 @@ def visualize_tokenizer(
         out: The picture; by default `<clip's stem>.codes.mp4` in the current folder.
         fps: Frames per second of a moving picture; None follows the clip.
         windows: How many windows to show; None means all, for a png the first.
+        columns: How many slices a png shows at most.
 
     Returns:
         `clip`, `out`, `tokenizer`, `codebook_size`, `grid`, `fps`, `notes`, and `windows`:
-        `frames`, `times`, `psnr`, `ssim` and `codes` of each.
+        `frames`, `times`, `psnr`, `ssim` and `codes` of each, `scores` where it has such, and
+        `kept`, the share of codes decoded, where it leaves some out.
 
     Raises:
         TatsError: If clip, run or wishes cannot be used.
@@ -58,6 +61,7 @@ def visualize_tokenizer(
         )
     out = out or Path(f"{clip.stem}.codes.mp4")
     refuse_out(clip, out)
+    refuse_columns(out, columns)
     recipe = open_checkpoint(run).recipe
     tokenizer, _, checkpoint = open_run(run)
     tokenizer.to(choose_device("auto")[0]).eval()
@@ -68,16 +72,17 @@ def visualize_tokenizer(
         )
         recipe = recipe.model_copy(update={"data": data})
     height, width = recipe.data.view_size
-    stride, frames = tokenizer.stride, recipe.data.frames
-    form = ClipForm((frames, height // stride, width // stride), 1, stride)
+    stride, frames = tokenizer.stride, tokenizer.frames
+    grid = (recipe.data.frames // frames, height // stride, width // stride)
+    form = ClipForm(grid, frames, stride)
     title = f"{tokenizer.config.kind} tokenizer, {tokenizer.codebook_size} codes"
-    page = page_of(recipe, title, fps=fps, windows=windows)
+    page = page_of(recipe, title, fps=fps, windows=windows, columns=columns)
     seen: list[Window] = []
     facts: list[dict[str, Any]] = []
 
-    def watch(window: Window, coded: Coded) -> None:
-        seen.append(window)
-        facts.append(coded.facts(window))
+    def watch(window: Window, coding: Coding) -> None:
+        seen.append(without_video(window))
+        facts.append(coding.facts(window))
         bar.update()
 
     try:

@@ -122,12 +122,11 @@ class AdaptiveTokenizer(TrainedTokenizer):
             parts.append(video_BCTHW[:, :, : part_Bthw.shape[1] * self.frames])
         return torch.cat(parts, dim=2)
 
-    @torch.no_grad()
-    def reconstruct(self, frames_BCTHW: Tensor) -> Reconstruction:
-        """Show what the kept codes of a video of any length hold."""
-        codes_Bthw, scores_Bthw = self.code(frames_BCTHW)
+    def restore(self, coded: Coded) -> Reconstruction:
+        """Show what the kept codes hold."""
+        codes_Bthw, scores_Bthw = coded
         if scores_Bthw is None:
-            return Reconstruction(self.decode(codes_Bthw), codes_Bthw)
+            return super().restore(coded)
         assert self.window is not None
         slices = self.window // self.frames
         kept_Bthw = torch.cat([self._chosen(part) for part in scores_Bthw.split(slices, dim=1)], 1)

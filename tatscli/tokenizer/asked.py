@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tatscli.data.clip import Clip, ClipForm, pick
@@ -97,9 +99,7 @@ class Asked(nn.Module):
 
     def vectors(self, clip: Clip, index_BM: Tensor | None = None) -> Tensor:
         """Return the vectors of the codes of cubes: float32 (B, M, R, D); None means all."""
-        codes_BMR = self.codes(clip, index_BM)
-        vectors: Tensor = self.frozen(codes_BMR[..., None])
-        return vectors.squeeze(3)
+        return self._look_up(self.codes(clip, index_BM))
 
     def scores(self, clip: Clip) -> Tensor:
         """Return how salient each cube is, the mean of its codes: float32 (B, N).
@@ -111,6 +111,54 @@ class Asked(nn.Module):
         if scores_Bthw is None:
             raise ValueError(f"{self.name}: its codes have no scores")
         return self._by_cube(scores_Bthw, clip.form.grid).mean(dim=2)
+
+    def nearest(self, vectors_BMRD: Tensor) -> Tensor:
+        """Return the codes whose vectors are nearest: int64 (B, M, R).
+
+        Raises:
+            ValueError: If they are no grid of levels.
+        """
+        if self.levels is None:
+            raise ValueError(f"{self.name}: its codes are no grid of levels")
+        codes_BMR = torch.zeros_like(vectors_BMRD[..., 0], dtype=torch.long)
+        step = 1  # mixed-radix digits, first value fastest, as in `tokenizer/fsq.py`
+        for axis, levels in enumerate(self.levels):
+            code_L = step * torch.arange(levels, device=vectors_BMRD.device)
+            value_L = self._look_up(code_L[None, None])[0, 0, :, axis]
+            distance_BMRL = (vectors_BMRD[..., axis, None] - value_L).abs()
+            codes_BMR = codes_BMR + step * distance_BMRL.argmin(dim=-1)
+            step *= levels
+        return codes_BMR
+
+    @property
+    def shared(self) -> bool:
+        """Whether a code belongs to several cubes."""
+        return self._in_time < 1
+
+    def decoded(self, clip: Clip, codes_BNR: Tensor | None = None) -> Tensor:
+        """Return the video that the codes of clips hold, or others in their place: the frames of
+        the view, (B, C, T, H, W) in [0, 1].
+
+        Where a cube shows one of its frames, all of them are that one.
+
+        Raises:
+            ValueError: If others are given where a code belongs to several cubes.
+        """
+        slices, *sides = clip.form.grid
+        length, size = slices * clip.form.tubelet, [side * clip.form.patch for side in sides]
+        codes_Bthw = self._coded(clip).codes_Bthw
+        if codes_BNR is not None:
+            codes_Bthw = self._from_cubes(codes_BNR, clip.form.grid)
+        video_BCTHW: Tensor = self.frozen(codes_Bthw, True)
+        video_BCTHW = video_BCTHW.float().repeat_interleave(length // video_BCTHW.shape[2], dim=2)
+        pictures = video_BCTHW.transpose(1, 2).flatten(0, 1)
+        if list(pictures.shape[-2:]) != size:
+            pictures = F.interpolate(pictures, size, mode="bilinear", antialias=True)
+        return pictures.unflatten(0, (-1, length)).transpose(1, 2)
+
+    def _look_up(self, codes_BMR: Tensor) -> Tensor:
+        vectors: Tensor = self.frozen(codes_BMR[..., None])
+        return vectors.squeeze(3)
 
     def _coded(self, clip: Clip) -> Coded:
         """Return codes and scores of the frames shown, once for each clip."""
@@ -146,6 +194,17 @@ class Asked(nn.Module):
         # (B, t, time, h, row, w, column)
         return parts.movedim((3, 5), (2, 3)).flatten(4, 6).flatten(1, 3)
 
+    def _from_cubes(self, codes_BNR: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """Undo `_by_cube`: (B, N, R) to (B, t, h, w).
+
+        Raises:
+            ValueError: If a code belongs to several cubes.
+        """
+        if self.shared:
+            raise ValueError(f"{self.name}: a code belongs to several cubes")
+        parts = codes_BNR.unflatten(1, grid).unflatten(4, (self._in_time, *self._in_space))
+        return parts.movedim((2, 3), (3, 5)).flatten(5, 6).flatten(3, 4).flatten(1, 2)
+
 
 class _Answers(nn.Module):
     """A tokenizer behind one call, as `Frozen` makes it."""
@@ -154,10 +213,13 @@ class _Answers(nn.Module):
         super().__init__()
         self.tokenizer = tokenizer
 
-    def forward(self, given: Tensor) -> Coded | Tensor:
-        """Code frames (B, C, T, H, W), or look codes (B, t, h, w) up: (B, t, h, w, D)."""
+    def forward(self, given: Tensor, decode: bool = False) -> Coded | Tensor:
+        """Code frames (B, C, T, H, W), or look codes (B, t, h, w) up, (B, t, h, w, D), or decode
+        them."""
         if given.is_floating_point():
             return self.tokenizer.code(given)
+        if decode:
+            return self.tokenizer.decode(given)
         return self.tokenizer.vectors(given)
 
 

@@ -116,8 +116,13 @@ class TrainedTokenizer(Tokenizer):
     @torch.no_grad()
     def reconstruct(self, frames_BCTHW: Tensor) -> Reconstruction:
         """Do the same with videos of any length, pixels in [0, 1]: what evaluation shows."""
-        codes_Bthw = self.encode(frames_BCTHW)
-        return Reconstruction(self.decode(codes_Bthw), codes_Bthw)
+        return self.restore(self.code(frames_BCTHW))
+
+    def restore(self, coded: Coded) -> Reconstruction:
+        """Decode what `code` or `stream` gave, of which low scores may be left out: whole windows,
+        the last perhaps shorter. `codes_Bthw` are then those that were decoded."""
+        codes_Bthw, scores_Bthw = coded
+        return Reconstruction(self.decode(codes_Bthw), codes_Bthw, {}, scores_Bthw)
 
 
 def pictures_of(frames_BCTHW: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from tatscli.visualize.facts import hidden_words, insight_of
-from tatscli.visualize.panels import Row, motion_row, panels_of, visible_row
-from tatscli.visualize.render import Page, frames_between, write_pages
+from tatscli.visualize.panels import Row, panels_of
+from tatscli.visualize.render import Page, places_shown, write_pages
+from tatscli.visualize.rows import motion_row, visible_row
 from tatscli.visualize.sight import Sight, Viewer
 from tatscli.visualize.windows import Window
 
@@ -60,7 +61,8 @@ def render_comparison(
         DecodeError: The clip cannot be read.
         UsageError: The suffix of `out` is unknown.
     """
-    every = frames_between(out, candidates[0].viewer.system.form)
+    form = candidates[0].viewer.system.form
+    shown = places_shown(out, form, page)
     generators = [torch.Generator().manual_seed(seed) for _ in candidates]
 
     def paint(window: Window) -> list[Row]:
@@ -69,13 +71,13 @@ def render_comparison(
             for candidate, generator in zip(candidates, generators, strict=True)
         ]
         watch(window, sights)
-        return _rows(window, candidates, sights, every)
+        return _rows(window, candidates, sights, shown)
 
-    return write_pages(clip, out, candidates[0].viewer.system.form, page, paint)
+    return write_pages(clip, out, form, page, paint)
 
 
 def _rows(
-    window: Window, candidates: Sequence[Candidate], sights: Sequence[Sight], every: int
+    window: Window, candidates: Sequence[Candidate], sights: Sequence[Sight], shown: list[int]
 ) -> list[Row]:
     video = panels_of(window.video_TCHW)
     rows = [Row("input", [], video)]
@@ -84,4 +86,4 @@ def _rows(
         row = visible_row(video, sight.plan, grid)
         words = hidden_words(insight_of(window, sight, grid))
         rows.append(replace(row, label=candidate.label, notes=[*row.notes, words]))
-    return [*rows, motion_row(video, window, every=every)]
+    return [*rows, motion_row(video, window, shown=shown)]

@@ -25,8 +25,9 @@ def facts_of(window: Window, sight: Sight, grid: tuple[int, int, int]) -> dict[s
 
     Returns:
         `frames`, `times` in seconds, `visible` and `predict` (token indices) and the numbers of
-        `insight_of`; `probability` of every token where the mask has a policy, `error` of every
-        predicted token where there is a model.
+        `insight_of`; `probability` of every token where the mask has a policy, `saliency` of every
+        token where the selection measures one, `error` of every predicted token where there is a
+        model.
     """
     facts: dict[str, Any] = {
         "frames": window.frames,
@@ -35,7 +36,11 @@ def facts_of(window: Window, sight: Sight, grid: tuple[int, int, int]) -> dict[s
         "predict": sight.plan.predict_BM[0].tolist(),
         **insight_of(window, sight, grid),
     }
-    for name, value in (("probability", sight.score_N), ("error", sight.error_M)):
+    for name, value in (
+        ("probability", sight.score_N),
+        ("saliency", sight.saliency_N),
+        ("error", sight.error_M),
+    ):
         if value is not None:
             facts[name] = [float(f"{number:.4g}") for number in value.tolist()]
     return facts

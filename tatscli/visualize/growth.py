@@ -1,7 +1,8 @@
 """How a policy grew: the same window under the policy of one checkpoint after the other.
 
-A strip is a heat map and the visible tokens, one column a slice. A sheet puts all strips under each
-other; a film shows them one after the other, so that its time is that of the training.
+A strip is a heat map and the visible tokens, one column a slice, or `page.columns` of them. A sheet
+puts all strips under each other; a film shows them one after the other, so that its time is that of
+the training.
 """
 
 from __future__ import annotations
@@ -17,16 +18,17 @@ from tatscli.errors import UsageError
 from tatscli.video.encode import write_video
 from tatscli.visualize.compose import compose, stack
 from tatscli.visualize.facts import entropy_words, insight_of, motion_words
-from tatscli.visualize.panels import (
-    Row,
-    bounds_of,
-    lift_of,
-    motion_row,
-    panels_of,
-    probability_row,
-    visible_row,
+from tatscli.visualize.panels import Row, panels_of
+from tatscli.visualize.render import (
+    Page,
+    caption_of,
+    header_of,
+    is_sheet,
+    slices_shown,
+    slices_words,
 )
-from tatscli.visualize.render import Page, caption_of, header_of, is_sheet
+from tatscli.visualize.rows import motion_row, visible_row
+from tatscli.visualize.scores import bounds_of, lift_of, probability_row
 from tatscli.visualize.sight import Sight
 from tatscli.visualize.text import Picture
 from tatscli.visualize.windows import Window
@@ -133,22 +135,31 @@ class _Strips:
                 strip = self._strip(window, stage, place)
                 yield self._compose(window, [frames, *strip, motion], words)
 
+    @property
+    def slices(self) -> list[int]:
+        """Which have a column."""
+        return slices_shown(self.grid[0], self.page.columns)
+
+    def _places(self, window: Window) -> list[int]:
+        """Return the first frame of each of them, by its place in the window."""
+        return [one * (len(window.frames) // self.grid[0]) for one in self.slices]
+
     def _frame_rows(self, window: Window) -> list[Row]:
-        tubelet = len(window.frames) // self.grid[0]
-        motion = motion_row(panels_of(window.video_TCHW), window, every=tubelet)
+        places = self._places(window)
+        motion = motion_row(panels_of(window.video_TCHW), window, shown=places)
         return [
-            Row("input", [], self._slices(window)),
-            replace(motion, panels_TYX3=motion.panels_TYX3[::tubelet]),
+            self._shown(Row("input", [], self._video(window))),
+            replace(motion, panels_TYX3=motion.panels_TYX3[places]),
         ]
 
     def _strip(self, window: Window, stage: Stage, place: int) -> list[Row]:
         sight = stage.sights[place]
         assert sight.score_N is not None
         insight = insight_of(window, sight, self.grid)
-        video = self._slices(window)
+        video = self._video(window)
         heat = probability_row(video, sight.score_N, self.grid, self.bounds)
         shown = visible_row(video, sight.plan, self.grid)
-        return [
+        strip = [
             replace(
                 heat,
                 label=f"step {stage.step} probability",
@@ -160,14 +171,18 @@ class _Strips:
                 notes=[*shown.notes, *motion_words(insight)],
             ),
         ]
+        return [self._shown(row) for row in strip]
 
-    def _slices(self, window: Window) -> np.ndarray:
-        """Return the first frame of each slice as panels: only these are shown."""
+    def _shown(self, row: Row) -> Row:
+        """Keep the panels that have a column: a sheet may hold hundreds of rows."""
+        return replace(row, panels_TYX3=row.panels_TYX3[self.slices])
+
+    def _video(self, window: Window) -> np.ndarray:
+        """Return the first frame of each slice as panels."""
         return panels_of(window.video_TCHW[:: len(window.frames) // self.grid[0]])
 
     def _compose(self, window: Window, rows: list[Row], words: str) -> Picture:
-        slices = range(self.grid[0])
-        tubelet = len(window.frames) // self.grid[0]
-        captions = [caption_of(window, place * tubelet) for place in slices]
+        captions = [caption_of(window, place) for place in self._places(window)]
         *lines, held = header_of(self.clip, self.page, window)
-        return compose([*lines, words, held], captions, rows, list(slices))
+        left_out = slices_words(self.grid[0], self.page.columns)
+        return compose([*lines, words, *left_out, held], captions, rows, range(len(captions)))

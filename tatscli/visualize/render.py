@@ -16,13 +16,16 @@ from tatscli.recipe import schema
 from tatscli.store.schema import Settings
 from tatscli.video.encode import write_video
 from tatscli.visualize.compose import beside, compose, stack
-from tatscli.visualize.panels import Row, rows_of
+from tatscli.visualize.panels import Row
+from tatscli.visualize.rows import rows_of
 from tatscli.visualize.sight import Sight, Viewer
 from tatscli.visualize.text import Picture
 from tatscli.visualize.windows import Window, read_windows
 
 _CODEC = schema.Motion()
 _PREPARED = Settings()
+COLUMNS = 16
+"""Of a sheet, unless the page says otherwise: more would be too wide to look at."""
 _FPS = (1.0, 30.0)  # frame rates a viewer can follow
 
 
@@ -35,6 +38,7 @@ class Page:
         stride: Source frames from one frame of a window to the next.
         fps: Frames per second of mp4 and gif; None follows the clip's own times.
         windows: How many windows to show; None means all, for a png the first.
+        columns: How many slices a png shows at most, evenly spaced from the first to the last.
         tallest: How many rows of a film stand under each other; more begin another column.
         motion: Where the motion comes from.
         prepared: How the store was made whose motion a model was trained with.
@@ -44,6 +48,7 @@ class Page:
     stride: int
     fps: float | None = None
     windows: int | None = None
+    columns: int = COLUMNS
     tallest: int = 6
     motion: schema.Motion = _CODEC
     prepared: Settings = _PREPARED
@@ -75,7 +80,9 @@ def render(
     """
     generator = torch.Generator().manual_seed(seed)
     borrowed = _borrows_statistics(viewer)
-    every = frames_between(out, viewer.system.form)
+    target = viewer.code_target
+    chosen = "" if target is None else target.chosen
+    shown = places_shown(out, viewer.system.form, page)
 
     def paint(window: Window) -> list[Row]:
         sight = viewer.look(window, generator)
@@ -85,8 +92,9 @@ def render(
             sight,
             grid=viewer.system.form.grid,
             statistics=borrowed,
+            chosen=chosen,
             outlined=viewer.system.masker.needs_motion,
-            every=every,
+            shown=shown,
         )
 
     return write_pages(clip, out, viewer.system.form, page, paint)
@@ -98,7 +106,7 @@ def write_pages(clip: Path, out: Path, form: ClipForm, page: Page, paint: Painte
     Args:
         clip: A file FFmpeg can read.
         out: `.mp4`, `.mkv`, `.mov` or `.gif`: one picture a frame; `.png`: a sheet with one column
-            a slice.
+            a slice, or `page.columns` of them.
         form: Says what windows are like.
         page: How the picture is made.
         paint: Gives the rows of a window; called once for each, in order.
@@ -112,13 +120,14 @@ def write_pages(clip: Path, out: Path, form: ClipForm, page: Page, paint: Painte
     limit = page.windows or (1 if sheet else None)
     painted = ((window, paint(window)) for window in islice(chain([first], windows), limit))
     if sheet:
-        slices = range(0, len(first.frames), frames_between(out, form))
+        places = places_shown(out, form, page)
+        words = slices_words(form.grid[0], page.columns)
         pages = [
             compose(
-                header_of(clip, page, window),
-                [caption_of(window, place) for place in slices],
+                _header(clip, page, window, words),
+                [caption_of(window, place) for place in places],
                 rows,
-                slices,
+                places,
             )
             for window, rows in painted
         ]
@@ -134,9 +143,29 @@ def is_sheet(out: Path) -> bool:
     return out.suffix.lower() == ".png"
 
 
-def frames_between(out: Path, form: ClipForm) -> int:
-    """Return how many frames lie from one that the picture shows to the next."""
-    return form.tubelet if is_sheet(out) else 1
+def places_shown(out: Path, form: ClipForm, page: Page) -> list[int]:
+    """Return which frames of a window the picture shows, by their place: a film all of them, a
+    sheet the first of each slice that has a column."""
+    if not is_sheet(out):
+        return list(range(form.grid[0] * form.tubelet))
+    return [one * form.tubelet for one in slices_shown(form.grid[0], page.columns)]
+
+
+def slices_shown(slices: int, columns: int) -> list[int]:
+    """Return which slices a sheet shows: all, or so many, evenly from the first to the last."""
+    if slices <= columns:
+        return list(range(slices))
+    gaps = max(columns - 1, 1)
+    return [(2 * one * (slices - 1) + gaps) // (2 * gaps) for one in range(columns)]
+
+
+def slices_words(slices: int, columns: int) -> list[str]:
+    """Return the line of a sheet's header that says which slices it shows, if it leaves any out."""
+    shown = slices_shown(slices, columns)
+    if len(shown) == slices:
+        return []
+    numbers = ", ".join(str(one + 1) for one in shown)
+    return [f"{len(shown)} of {slices} slices: {numbers}"]
 
 
 def windows_of(clip: Path, form: ClipForm, page: Page) -> Iterator[Window]:
@@ -165,6 +194,11 @@ def header_of(clip: Path, page: Page, window: Window) -> list[str]:
         f"window {window.number + 1}: frames {first}-{last}",
         f"last frame held, {window.held} repeats" if window.held else "",
     ]
+
+
+def _header(clip: Path, page: Page, window: Window, words: list[str]) -> list[str]:
+    *lines, held = header_of(clip, page, window)
+    return [*lines, *words, held]
 
 
 def caption_of(window: Window, place: int) -> str:

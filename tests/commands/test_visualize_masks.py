@@ -5,7 +5,9 @@ import math
 import av
 import pytest
 
+from tatscli.recipe.schema import AdaptiveTokenizer
 from tests.clips import pan, render
+from tests.tokenizer.saved import save_tokenizer
 
 SMALL = ["--size", 32, "--patch", 8, "--frames", 4, "--stride", 2]
 
@@ -95,6 +97,37 @@ def test_json_of_a_comparison_has_an_entry_a_mask(cli, clip):
         assert one["windows"] == alone["windows"]
 
 
+@pytest.mark.parametrize("more", [[], ["--compare", "tube,random"]])
+def test_a_sheet_has_so_many_columns(cli, clip, tmp_path, more):
+    widths = []
+    for columns in (1, 2):
+        words = ["--columns", columns, "--out", f"{columns}.png"]
+        assert cli("visualize-masks", clip, *SMALL, *words, *more).code == 0
+        with av.open(str(tmp_path / f"{columns}.png")) as container:
+            widths.append(container.streams.video[0].width)
+    assert widths[1] - widths[0] == 192 + 4
+
+
+def test_a_tokenizer_of_videos_shows_its_scores(cli, clip, tmp_path):
+    config = AdaptiveTokenizer(
+        kind="adaptive", stride=8, patch=4, widths=[8, 8], blocks=1, keep=10, scorer_width=8
+    )
+    run = save_tokenizer(tmp_path / "coder", config, size=32, frames=4)
+    done = cli("visualize-masks", clip, "--run", run, "--stride", 2, "--json")
+    found = done.json()
+    assert found["out"] == "clip.codes.mp4" and (tmp_path / "clip.codes.mp4").is_file()
+    assert (found["tokenizer"], found["codebook_size"]) == ("adaptive", 8**6)
+    assert found["grid"] == [2, 4, 4] and " of 2 x 4 x 4 tokens" in done.stderr
+    assert [window["frames"] for window in found["windows"]] == [
+        [0, 2, 4, 6],
+        [8, 10, 12, 14],
+        [16, 18, 18, 18],
+    ]
+    assert {window["kept"] for window in found["windows"]} == {26 / 32}
+    refused = cli("visualize-masks", clip, "--run", run, "--columns", 3)
+    assert refused.code == 2 and "`--columns` is for a png" in refused.stderr
+
+
 def test_seeds_repeat_and_differ(cli, clip):
     plans = [
         cli("visualize-masks", clip, *SMALL, "--seed", seed, "--json").json()["windows"]
@@ -132,6 +165,9 @@ def test_a_recipe_gives_mask_and_shape(cli, clip):
         (["--compare", ""], 2, "names no mask: choose from `random`, `tube`"),
         (["--compare", "tube,mgn"], 2, "there is no mask `mgn` to compare: choose from"),
         (["--compare", "tube,random", "--ratio", "0.99"], 2, "the `random` mask: `mask.ratio"),
+        (["--columns", "4"], 2, "`--columns` is for a png: `clip.masks.mp4` is a film"),
+        (["--columns", "4", "--compare", "tube"], 2, "`--columns` is for a png"),
+        (["--columns", "0", "--out", "a.png"], 2, "--columns"),
         (["--every", "1"], 2, "`--every` needs `--run`"),
         (["--every", "0"], 2, "--every"),
         (["--every", "often"], 2, "--every"),

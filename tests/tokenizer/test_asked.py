@@ -112,3 +112,63 @@ def test_codes_without_scores_have_none_to_give(monkeypatch: pytest.MonkeyPatch)
     asked = ask(monkeypatch, tokenizer, clip.form)
     with pytest.raises(ValueError, match="its codes have no scores"):
         asked.scores(clip)
+
+
+@pytest.mark.parametrize("tokenizer", [WindowTokenizer(stride=4), WindowTokenizer(4, 1, 2)])
+def test_codes_by_cube_find_back_to_their_places(
+    monkeypatch: pytest.MonkeyPatch, tokenizer: WindowTokenizer
+) -> None:
+    clip = clip_of(5)
+    asked = ask(monkeypatch, tokenizer, clip.form)
+    whole = tokenizer.code(clip.unit_BCTHW).codes_Bthw
+    right = tokenizer.decode(whole)
+    assert right.shape == clip.unit_BCTHW.shape
+    assert torch.equal(asked.decoded(clip), right)
+    codes_BNR = asked.codes(clip)
+    assert torch.equal(asked.decoded(clip, codes_BNR), right)
+    # One code of one cube is changed: its own pixels are, and no others.
+    changed = codes_BNR.clone()
+    changed[1, 8, -1] = (changed[1, 8, -1] + 1) % 64  # slice 1, row 0, column 2, lowest right code
+    differs = (asked.decoded(clip, changed) != right).any(dim=1).nonzero()
+    last = 3 if tokenizer.frames == 1 else 2  # the last code of a cube covers one frame or both
+    assert differs.amin(dim=0).tolist() == [1, last, 4, 20]
+    assert differs.amax(dim=0).tolist() == [1, 3, 7, 23]
+
+
+def test_what_is_decoded_has_the_size_and_frames_of_the_view(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clip = clip_of(2)
+    small = WindowTokenizer(stride=4, frames=1, window=None)
+    asked = ask(monkeypatch, small, clip.form, scale=0.5, frames="middle")
+    found = asked.decoded(clip)
+    assert found.shape == clip.unit_BCTHW.shape
+    assert torch.equal(found[:, :, 0], found[:, :, 1])  # both frames of a cube are the one shown
+    assert not torch.equal(found[:, :, 1], found[:, :, 2])
+    plain = small.decode(asked.codes(clip).view(2, 2, 2, 3))
+    right = plain.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)
+    assert (found[:, :, ::2] - right).abs().mean() < 0.1  # but for what resizing smooths
+
+
+def test_the_nearest_codes_of_vectors_are_those_they_came_from(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clip = clip_of(3)
+    asked = ask(monkeypatch, WindowTokenizer(stride=4), clip.form)
+    codes, vectors = asked.codes(clip), asked.vectors(clip)
+    assert torch.equal(asked.nearest(vectors), codes)
+    noise = torch.rand(vectors.shape).sub(0.5).mul(0.49)  # levels are 0.5 apart
+    assert torch.equal(asked.nearest(vectors + noise), codes)
+    far = torch.tensor([-9.0, 9.0, 0.1]).expand_as(vectors)
+    assert asked.nearest(far).unique().tolist() == [0 + 4 * 3 + 16 * 2]
+    asked.levels = None
+    with pytest.raises(ValueError, match="no grid of levels"):
+        asked.nearest(vectors)
+
+
+def test_a_code_of_several_cubes_cannot_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = clip_of(4)
+    asked = ask(monkeypatch, WindowTokenizer(frames=4, window=8), clip.form)
+    assert asked.shared and asked.decoded(clip).shape == clip.unit_BCTHW.shape
+    with pytest.raises(ValueError, match="a code belongs to several cubes"):
+        asked.decoded(clip, asked.codes(clip))

@@ -52,6 +52,13 @@ class WindowTokenizer(Tokenizer):
         digits = torch.stack([codes_Bthw // 4**axis % 4 for axis in range(3)], dim=-1)
         return (digits - 2) / 2
 
+    def decode(self, codes_Bthw: Tensor) -> Tensor:
+        """Paint each code in its colour."""
+        colours_BCthw = self.vectors(codes_Bthw).add(1).div(1.5).movedim(-1, 1)
+        for dim, length in ((2, self.frames), (3, self.stride), (4, self.stride)):
+            colours_BCthw = colours_BCthw.repeat_interleave(length, dim=dim)
+        return colours_BCthw
+
     def _means(self, frames_BCTHW: Tensor) -> Tensor:
         missing = -frames_BCTHW.shape[2] % self.frames
         last = frames_BCTHW[:, :, -1:].expand(-1, -1, missing, -1, -1)

@@ -60,10 +60,11 @@ def viewer(
     normalize: bool = True,
     constant: float | None = None,
     targets: list[Target] | None = None,
+    frames: int = 4,
 ) -> Viewer:
     """Build a viewer of an untrained system, or one in which an oracle predicts."""
     recipe = Recipe(
-        data=Data(store="", frames=4, size=SIZE, mean=MEAN, std=STD),
+        data=Data(store="", frames=frames, size=SIZE, mean=MEAN, std=STD),
         model=Model(width=16, depth=1, heads=2, tubelet=TUBELET, patch=PATCH),
         mask=mask,
         targets=targets or [PixelTarget(kind="pixels", normalize=normalize)],

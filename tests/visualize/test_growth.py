@@ -132,3 +132,12 @@ def test_a_sheet_has_an_end_and_a_film_has_none():
         refuse_sheet(Path(name), strips)
     with pytest.raises(UsageError, match=r"`sheet\.PNG` cannot hold 201 strips: .* at most 200"):
         refuse_sheet(Path("sheet.PNG"), 201)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".gif"])
+def test_long_windows_have_so_many_columns(tmp_path, pages, suffix):
+    draw(tmp_path / f"out{suffix}", page=Page("title", 4, columns=1))
+    for title, captions, rows in pages:
+        assert captions == ["frame 0, 0.00 s"]
+        assert "1 of 2 slices: 1" in title
+        assert {len(row.panels_TYX3) for row in rows.values()} == {1}

@@ -6,7 +6,8 @@ import torch
 
 from tatscli.masking.plan import MaskPlan
 from tatscli.visualize.arrows import draw_arrows
-from tatscli.visualize.panels import SMALLEST_PANEL, heat, rows_of, zoom_of
+from tatscli.visualize.panels import SMALLEST_PANEL, heat, zoom_of
+from tatscli.visualize.rows import rows_of
 from tatscli.visualize.sight import Sight
 from tests.visualize.fakes import GRID, SIZE, window
 
@@ -225,7 +226,7 @@ def test_borrowed_vectors_are_paler_and_a_note_says_so():
 
 def test_the_note_about_pale_arrows_stands_where_one_is_seen():
     def noted(seen, every):
-        found = rows_of(seen, sight(), grid=GRID, statistics=False, every=every)[-1]
+        found = rows_of(seen, sight(), grid=GRID, statistics=False, shown=range(0, 4, every))[-1]
         return any("neighbouring frame" in note for note in found.notes)
 
     third = window()

@@ -4,10 +4,12 @@ import av
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tatscli.recipe.schema import MgmMask, RandomMask
 from tatscli.visualize import render as module
-from tatscli.visualize.render import Page, render
+from tatscli.visualize.render import Page, render, slices_shown
 from tatscli.visualize.sight import Viewer
 from tests.clips import pan
 from tests.clips import render as film
@@ -118,3 +120,38 @@ def test_slow_and_odd_rates_stay_watchable(tmp_path, random_viewer):
         path = film(tmp_path / f"{fps}.mp4", pan(frames=8, height=32, width=32), fps=fps)
         _, rate = draw(path, tmp_path / f"out{fps}.mp4", random_viewer)
         assert rate == pytest.approx(expected)
+
+
+@given(slices=st.integers(1, 300), columns=st.integers(1, 40))
+def test_columns_lie_evenly_from_the_first_slice_to_the_last(slices, columns):
+    shown = slices_shown(slices, columns)
+    assert len(shown) == min(slices, columns) and shown[0] == 0
+    if columns > 1:
+        assert shown[-1] == slices - 1
+    gaps = np.diff(shown)
+    assert len(gaps) == 0 or (gaps.min() >= 1 and gaps.max() - gaps.min() <= 1)
+
+
+def test_a_sheet_of_a_long_window_has_so_many_columns_and_says_which(clip, tmp_path, monkeypatch):
+    given_to = []
+
+    def spy(title, captions, rows, columns):
+        given_to.append((title, captions, list(columns)))
+        return compose(title, captions, rows, columns)
+
+    compose = module.compose
+    monkeypatch.setattr(module, "compose", spy)
+    long = viewer(RandomMask(kind="random"), frames=20)  # 10 slices of 2 frames
+    for columns in (3, 10):
+        page = Page("title", stride=1, columns=columns)
+        draw(clip, tmp_path / f"{columns}.png", long, page)
+    (few, captions, places), (all_of_them, _, every) = given_to
+    assert places == [0, 10, 18] and every == list(range(0, 20, 2))
+    assert captions == ["frame 0, 0.00 s", "frame 10, 1.00 s", "frame 18, 1.80 s"]
+    assert "3 of 10 slices: 1, 6, 10" in few
+    assert not any("slices" in line for line in all_of_them)
+    (three,), _ = frames_of(tmp_path / "3.png")
+    (ten,), _ = frames_of(tmp_path / "10.png")
+    assert ten.shape[1] - three.shape[1] == 7 * (192 + 4)
+    draw(clip, tmp_path / "film.gif", long, Page("title", stride=1, columns=3))
+    assert len(frames_of(tmp_path / "film.gif")[0]) == 20
