@@ -17,12 +17,16 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/tats demo
 
-# The tensors of tests are too small to be worth a second thread.
+# Two processes, each with whole files: the tensors of tests are too small to be worth a second
+# thread. `make test JOBS=0` is one process, in which a debugger stops.
+JOBS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile
+
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest
+	$(PYTEST)
 
 bench: $(STAMP)
 	@for file in tests/benchmarks/bench_*.py; do \

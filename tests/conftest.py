@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +21,16 @@ from hypothesis import settings
 # These machines are noisy: what a test takes says nothing about the code.
 settings.register_profile("tats", deadline=None)
 settings.load_profile("tats")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what importing and collecting made out of every sweep for garbage: half a second each."""
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Let the interpreter clear away at its end what it made."""
+    gc.unfreeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -46,6 +58,15 @@ def _restore_random_states() -> Iterator[None]:
         numpy.random.set_state(numpy_state)
     if torch and torch_state is not None:
         torch.set_rng_state(torch_state)
+
+
+@pytest.fixture(autouse=True)
+def _sweep_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare trainings of a few steps the sweep that pays in long ones; `test_loop.py` has it."""
+    loop = sys.modules.get("tatscli.engine.loop")
+    if loop is not None:
+        nothing = dict.fromkeys(("collect", "freeze", "unfreeze"), lambda: None)
+        monkeypatch.setattr(loop, "gc", SimpleNamespace(**nothing))
 
 
 @pytest.fixture(scope="session")

@@ -169,6 +169,16 @@ def test_workers_that_die_of_the_same_signal_do_not_lose_the_steps(tmp_path: Pat
     assert find_checkpoint(tmp_path).step == 3
 
 
+@pytest.fixture
+def sweeping(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The collector as trainings outside of tests find it."""
+    monkeypatch.setattr("tatscli.engine.loop.gc", gc)
+    gc.unfreeze()
+    yield
+    gc.freeze()
+
+
+@pytest.mark.usefixtures("sweeping")
 def test_what_lives_as_long_as_the_training_is_spared_by_the_collector(tmp_path: Path) -> None:
     training = toy_training(tmp_path, max_steps=3)
     plain, frozen = training.step, list[int]()
@@ -186,6 +196,7 @@ def test_what_lives_as_long_as_the_training_is_spared_by_the_collector(tmp_path:
     assert gc.get_freeze_count() == before == 0
 
 
+@pytest.mark.usefixtures("sweeping")
 def test_the_collector_is_as_before_after_a_failure(tmp_path: Path) -> None:
     training = toy_training(tmp_path)
     plain = training.batches

@@ -96,7 +96,7 @@ save_file(weights, f"rank{os.environ['RANK']}.safetensors")
 @pytest.mark.slow
 def test_two_ranks_average_alike(recipe_file: Path) -> None:
     Path("ranks.py").write_text(RANKS)
-    words = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29647"]
+    words = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29673"]
     both = subprocess.run(
         [sys.executable, *words, "ranks.py", *EMA, "run.max_steps=3", "optim.batch_per_device=3"],
         capture_output=True,
