@@ -14,7 +14,7 @@ EPILOG = """\b
 Examples:
   tats store encode prepared/videos --tokenizer runs/tokenizer-vq --size 224
   tats store encode prepared/videos --tokenizer vqvae --kind diffusers --size 112x224
-  tats store encode prepared/videos --recipe mam2/small --tokenizer runs/tokenizer-small
+  tats store encode prepared/videos --recipe my.yaml data.sampling.clips=4
 """
 
 

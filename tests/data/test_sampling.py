@@ -8,9 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tatscli.data.sampling import eval_indices, shown_at_rate, train_indices
+from tatscli.data.sampling import (
+    chosen_frames,
+    drawn_clip,
+    eval_indices,
+    fixed_indices,
+    shown_at_rate,
+    train_indices,
+)
 from tatscli.errors import DataError
 from tatscli.recipe.schema import Sampling
+from tests.data.fake_store import FakeStore
 
 UNIFORM = Sampling(mode="uniform")
 
@@ -70,6 +78,50 @@ def test_short_error_names_length_and_need() -> None:
     assert eval_indices(21, dense(4, "error"), 6, 1) == [[0, 4, 8, 12, 16, 20]]
     with pytest.raises(DataError, match=r"`4` frames.*need 5"):
         eval_indices(4, Sampling(mode="uniform", short="error"), 5, 1)
+
+
+@given(
+    length=lengths,
+    frames=counts,
+    clips=st.integers(1, 6),
+    stride=st.one_of(st.none(), strides),
+    seed=seeds,
+)
+def test_fixed_clips_are_those_of_evaluation(
+    length: int, frames: int, clips: int, stride: int | None, seed: int
+) -> None:
+    sampling = dense(stride) if stride else UNIFORM
+    fixed = sampling.model_copy(update={"clips": clips})
+    every = eval_indices(length, sampling, frames, clips)
+    assert fixed_indices(length, fixed, frames) == every
+    number = drawn_clip(fixed, random.Random(seed))
+    assert number is not None and 0 <= number < clips
+    # Who draws the number first gets the same clip as who does not ask for it.
+    assert train_indices(length, fixed, frames, random.Random(seed)) == every[number]
+    assert train_indices(length, fixed, frames, random.Random(0), clip=number) == every[number]
+    assert drawn_clip(sampling, random.Random(seed)) is None
+    assert eval_indices(length, fixed, frames, 3) == eval_indices(length, sampling, frames, 3)
+
+
+def test_every_fixed_clip_is_drawn_equally_often() -> None:
+    fixed, draw = Sampling(stride=1, clips=4), random.Random(0)
+    starts = [train_indices(40, fixed, 10, draw)[0] for _ in range(4000)]
+    assert {start: starts.count(start) > 900 for start in set(starts)} == dict.fromkeys(
+        (0, 10, 20, 30), True
+    )
+
+
+def test_frames_of_a_stored_video_by_the_clock_in_one_clip_or_in_all() -> None:
+    """A store of 25 frames a second; 10 ticks a second show every 2.5th."""
+    store, sampling = FakeStore([30]), Sampling(fps=10)
+    shown = [0, 2, 5, 7, 10, 12, 15, 17, 20, 22, 25, 27]
+    assert chosen_frames(store, 0, sampling, lambda n: list(range(n))) == shown
+    both = chosen_frames(store, 0, sampling, lambda n: eval_indices(n, sampling, 3, 2))
+    assert both == [shown[:3], shown[-3:]]
+    with pytest.raises(DataError, match=r"`videos/0\.mp4`: a video of `30` frames is too short"):
+        chosen_frames(
+            store, 0, dense(4, "error"), lambda n: eval_indices(n, dense(4, "error"), 9, 1)
+        )
 
 
 @pytest.mark.parametrize("sampling", [dense(2), UNIFORM])

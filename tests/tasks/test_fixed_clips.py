@@ -22,7 +22,7 @@ from tatscli.data.dataset import EvalViews, PretrainClips
 from tatscli.engine.checkpoint import find_checkpoint
 from tatscli.errors import DataError, RecipeError, UsageError
 from tatscli.recipe.load import LoadedRecipe
-from tatscli.recipe.schema import RunTokenizer
+from tatscli.recipe.schema import AdaptiveTokenizer, RunTokenizer
 from tatscli.store.codes import Codes, scores_key
 from tatscli.store.lock import locked
 from tatscli.store.reader import Store
@@ -31,7 +31,9 @@ from tatscli.tasks import encode as encoding
 from tatscli.tasks.dry_run import plan_pretraining
 from tatscli.tasks.encode import encode_recipe, encode_store
 from tatscli.tasks.pretrain import pretrain
+from tatscli.tokenizer.load import open_run
 from tests.conftest import Outcome
+from tests.tokenizer.saved import save_tokenizer
 from tests.tokenizer.windows import DIGEST, WindowTokenizer, give
 
 Load = Callable[..., LoadedRecipe]
@@ -131,6 +133,39 @@ def test_codes_are_bit_equal_and_scores_to_half_precision(
             (number,) = [k for k in range(3) if torch.equal(video, shown[3 * row + k])]
             drawn.add(number)
     assert drawn == {0, 1, 2}
+
+
+def test_a_trained_tokenizer_of_windows_is_cached_as_it_answers(
+    store: Path, load: Load, reporter: Reporter, tmp_path: Path
+) -> None:
+    """The adaptive one: three windows, the last one filled up, and scores across both seams."""
+    config = AdaptiveTokenizer(
+        kind="adaptive", stride=8, patch=4, widths=[8, 16], blocks=1, scorer_width=4, levels=[4, 5],
+        keep=5,
+    )  # fmt: skip
+    coder = save_tokenizer(tmp_path / "coder", config, size=32, frames=4)
+    copy = tmp_path / "store"
+    shutil.copytree(store, copy)
+    target = [latents(cached, loss="cross_entropy") for cached in (False, True)]
+    target = [one.replace("runs/windows", str(coder)) for one in target]
+    wishes = (*FIXED, f"data.store={copy}", "run.max_steps=3", "predict={kind: tokenizer}")
+    encode(load(*wishes, target[1]), copy)
+    recipe, opened = load(*wishes, target[1]).recipe, Store.open(copy)
+    system = build_system(recipe)
+    clips = PretrainClips(
+        opened, opened.part(None), recipe.data, patch=8, seed=3, follows_motion=False,
+        codes=system.cached_codes,
+    )  # fmt: skip
+    batch = collate([clips[0, row][0] for row in range(len(clips))])
+    own = open_run(coder)[0].eval().code(batch.video_BCTHW.float() / 255)
+    (key,) = system.cached_codes
+    assert torch.equal(batch.codes[key], own.codes_Bthw)
+    assert len(own.codes_Bthw.unique()) > 5 and own.scores_Bthw.std() > 0
+    torch.testing.assert_close(batch.codes[scores_key(key)], own.scores_Bthw, rtol=1e-3, atol=1e-6)
+    for out, changes in zip(("runs/asked", "runs/read"), target, strict=True):
+        pretrain(load(*wishes, changes), reporter=reporter, out=out)
+    asked, read = metrics("runs/asked"), metrics("runs/read")
+    assert [one["loss"] for one in asked] == pytest.approx([one["loss"] for one in read])
 
 
 def test_all_fixed_clips_of_a_video_by_the_clock_are_written(

@@ -42,7 +42,7 @@ class TokenizerSelection(SalientSelection):
             raise RecipeError(
                 f"`predict.kind: tokenizer` needs a tokenizer with scores, and "
                 f"`{config.tokenizer.path}` has none",
-                hint="a `tokenizer.kind: adaptive` has scores",
+                hint="a `tokenizer.kind: adaptive` has scores, unless its `keep` is null",
             )
         self.cached = self.asked.cached
         self.sampled = config.sampled
