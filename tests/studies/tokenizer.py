@@ -88,7 +88,7 @@ def run_arm(arm: str, options: argparse.Namespace) -> dict[str, Any]:
     ]
     say = reporter(False, False, False)
     loaded = load_recipe(options.recipe, overrides)
-    stage = {"plain": PlainTraining, "codes": TokenizerTraining}[arm](loaded, store, None)
+    stage = {"plain": PlainTraining, "codes": TokenizerTraining}[arm](loaded, store, None, folder)
     resume = (folder / "checkpoints" / "last").exists()
     wall, spent = time.perf_counter(), time.process_time()
     trained = run_training(stage, folder, reporter=say, resume=resume, overwrite=not resume)

@@ -220,7 +220,7 @@ def test_a_step_waits_for_nothing_on_the_device(
     """On a pretend GPU; without R1, whose gradient torch wants from a real one."""
     gan = "tokenizer.discriminator={start: 0, width: 4, layers: 2}"
     loaded = load_coder(gan, f"tokenizer.topk={topk}")
-    stage = TokenizerTraining(loaded, Store.open(loaded.recipe.data.store), None)
+    stage = TokenizerTraining(loaded, Store.open(loaded.recipe.data.store), None, Path("runs"))
     here = Session(World(), torch.device("cpu"), torch.float32, reporter, {})
     stage.build(here, resume=False)
     assert stage.adversary is not None
