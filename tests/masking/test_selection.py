@@ -136,6 +136,16 @@ def test_they_have_nothing_to_learn_or_to_save(kind: str) -> None:
     assert selection.needs_embeddings == (kind == "everest")
 
 
+@pytest.mark.parametrize("kind", PREDICTS)
+def test_those_that_follow_something_tell_what(kind: str) -> None:
+    clip = clip_on((4, 3, 3), 2)
+    saliency = selection_of(kind, (4, 3, 3), 20).saliency_BN(clip)
+    if kind in ("flow", "everest", "tokenizer"):
+        assert saliency is not None and saliency.shape == (2, 36) and (saliency >= 0).all()
+    else:
+        assert saliency is None
+
+
 def test_all_leaves_the_plan_as_it_is() -> None:
     masker = mask_of("tube", (4, 3, 3), 0.75)
     plan = plan_of(masker, 2)

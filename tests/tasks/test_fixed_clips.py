@@ -31,7 +31,9 @@ from tatscli.tasks import encode as encoding
 from tatscli.tasks.dry_run import plan_pretraining
 from tatscli.tasks.encode import encode_recipe, encode_store
 from tatscli.tasks.pretrain import pretrain
+from tatscli.tasks.visualize_masks import visualize_masks
 from tatscli.tokenizer.load import open_run
+from tests.clips import pan, render
 from tests.conftest import Outcome
 from tests.tokenizer.saved import save_tokenizer
 from tests.tokenizer.windows import DIGEST, WindowTokenizer, give
@@ -166,6 +168,18 @@ def test_a_trained_tokenizer_of_windows_is_cached_as_it_answers(
         pretrain(load(*wishes, changes), reporter=reporter, out=out)
     asked, read = metrics("runs/asked"), metrics("runs/read")
     assert [one["loss"] for one in asked] == pytest.approx([one["loss"] for one in read])
+    # A file has no codes in a store: pictures ask the tokenizer.
+    render(tmp_path / "clip.mp4", pan((2, 0), frames=12, height=48, width=64, seed=3))
+    drawn = visualize_masks(
+        tmp_path / "clip.mp4", reporter=reporter, run=Path("runs/read"), out=tmp_path / "a.png"
+    )
+    assert len(drawn["windows"][0]["error"]) == system.selection.budget == 12
+    # A tokenizer that both ask is counted once, and of the target.
+    own = f"predict={{kind: tokenizer, tokenizer: {{kind: run, path: {coder}}}}}"
+    for changes, counted in ((target[0], "targets"), ("targets=[{kind: pixels}]", "selection")):
+        work = plan_pretraining(load(*wishes[:-1], own, changes), Path("runs/plan"))
+        assert set(work["gflops_per_clip"]) == {"encoder", "head", counted}
+        assert work["gflops_per_clip"][counted] > 0
 
 
 def test_all_fixed_clips_of_a_video_by_the_clock_are_written(
