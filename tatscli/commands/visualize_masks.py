@@ -28,6 +28,10 @@ EPILOG = """Examples:
   tats visualize-masks clip.mp4 --run runs/ssv2 --json --quiet > clip.json
 
   tats visualize-masks clip.mp4 --run runs/tokenizer-vq --out codes.png
+
+  tats visualize-masks clip.mp4 --run runs/lvmae-tokenizer --out scores.png
+
+  tats visualize-masks clip.mp4 --frames 128 --stride 1 --columns 8 --out long.png
 """
 
 
