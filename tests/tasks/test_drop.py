@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from safetensors.torch import load_file
 
 from tatscli.console import Reporter
 from tatscli.data.normalize import standardized
+from tatscli.data.provide import MotionSource
 from tatscli.data.views import EvalViews
 from tatscli.errors import DataError, RecipeError
 from tatscli.nn.vit import PatchEmbed
@@ -30,6 +33,7 @@ from tests.tasks.conftest import RECIPE
 
 Load = Callable[..., LoadedRecipe]
 
+ROOT = Path(__file__).resolve().parents[2]
 TUBE = "{kind: tube, ratio: 0.25}"
 STILL = "{kind: still, ratio: 0.5}"
 PROBE = ("evaluate.probe.epochs=2", "evaluate.probe.rates=[1e-2]", "evaluate.probe.decays=[0]")
@@ -99,7 +103,7 @@ def test_evaluation_is_what_averaging_views_by_hand_gives(tuned: Path, drop: str
     assert views[0][0].motion is None  # nobody reads it
     source = EvalViews(
         opened, views.rows, recipe.data, sampling=recipe.data.sampling, segments=2, crops=3,
-        motion=_motion(opened, recipe), patch=8,
+        motion=MotionSource(opened, recipe.data.motion), patch=8,
     )  # fmt: skip
     confusion = torch.zeros(3, 3, dtype=torch.int64)
     for place, row in enumerate(source.rows):
@@ -114,12 +118,6 @@ def test_evaluation_is_what_averaging_views_by_hand_gives(tuned: Path, drop: str
                 total += model(video, kept)[0].softmax(dim=0)
         confusion[opened.rows[row].label, int(total.argmax())] += 1
     assert result["confusion"] == confusion.tolist()
-
-
-def _motion(store: Store, recipe: Any) -> Any:
-    from tatscli.data.provide import MotionSource
-
-    return MotionSource(store, recipe.data.motion)
 
 
 def test_results_tell_tokens_cost_and_name(tuned: Path) -> None:
@@ -243,3 +241,23 @@ def test_two_ranks_keep_the_tokens_that_one_does(
     result = json.loads(both.stdout)
     for key in ("top1", "top5", "confusion", "tokens_kept", "results"):
         assert result[key] == alone[key]
+
+
+@pytest.mark.slow
+def test_the_loop_of_the_docs_prints_accuracy_against_tokens(tuned: Path, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (loop,) = re.findall(r"```bash\n(for ratio in .*?done)\n```", page, flags=re.DOTALL)
+    script = (
+        f'python() {{ "{sys.executable}" "$@"; }}\n'
+        f'tats() {{ "{sys.executable}" -m tatscli "$@"; }}\n'
+        + loop.replace("runs/ucf101-finetune", str(tuned))
+    )
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [int(kept) for kept, _, _ in lines] == [48, 32, 16]
+    costs = [float(cost) for _, cost, _ in lines]
+    assert costs == sorted(costs, reverse=True)
+    assert all(0 <= float(top1) <= 1 for _, _, top1 in lines)
