@@ -21,7 +21,7 @@ from tatscli.recipe.load import LoadedRecipe
 from tatscli.recipe.schema import Optim, Tokenizer
 from tatscli.store.codes import Codes
 from tatscli.store.reader import Store
-from tatscli.system.cost import count_flops, count_parameters, system_cost
+from tatscli.system.cost import count_parameters, system_cost
 from tatscli.tasks.dropping import finetune_drop, token_facts
 from tatscli.tasks.finetune import build_classifier
 from tatscli.tasks.pretrain import refuse_nothing_to_predict
