@@ -134,8 +134,34 @@ def evaluate(
             ("all: top-5", result["videos"], f"{result['top5']:.4f}"),
         ],
     )
+    if "by_duration" in result:
+        _show_durations(result, say)
+    if result["tokens_kept"] < result["tokens"]:
+        say.info(
+            f"{result['tokens_kept']} of {result['tokens']} tokens, "
+            f"{result['gflops_per_clip']:.3g} GFLOPs a view forwards"
+        )
     say.info(f"wrote {result['results']}")
     say.result(result)
+
+
+def _show_durations(result: dict[str, Any], say: Reporter) -> None:
+    rows = [
+        (
+            f"{part['from']:g} s and longer"
+            if part["to"] is None
+            else f"{part['from']:g} to {part['to']:g} s",
+            part["videos"],
+            *("" if part[key] is None else f"{part[key]:.4f}" for key in ("top1", "top5")),
+        )
+        for part in result["by_duration"]
+    ]
+    say.table("by duration", ["length", "videos", "top-1", "top-5"], rows)
+    if result["shorter_than_all"]:
+        say.info(
+            f"{result['shorter_than_all']} videos are shorter than "
+            f"{result['by_duration'][0]['from']:g} s: they are in no row, and in the total"
+        )
 
 
 def _refuse_labels(run: Path, protocol: Protocol | None, untrained: bool) -> None:

@@ -6,9 +6,8 @@ worker or what was read before. Shapes: T frames, C channels, H and W pixels.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -19,9 +18,10 @@ from tatscli.data.augment import erase
 from tatscli.data.cache import frames_in_memory
 from tatscli.data.motion import MotionField
 from tatscli.data.provide import MotionSource
-from tatscli.data.sampling import chosen_frames, drawn_clip, eval_indices, train_indices
+from tatscli.data.sampling import chosen_frames, drawn_clip, train_indices
+from tatscli.data.tracks import Track
 from tatscli.data.unreadable import UNREADABLE, unreadable
-from tatscli.data.view import View, corner_crop, random_resized_crop, spatial_crop
+from tatscli.data.view import View, pretraining_view, random_resized_crop
 from tatscli.data.vision import decode_jpegs, import_torchvision, rand_augment
 from tatscli.errors import DataError
 from tatscli.recipe.schema import Data, Finetune, Sampling
@@ -61,13 +61,23 @@ class Clips(Dataset[list[Sample]]):
         store: Where the videos are.
         rows: Rows of the store to read.
         data: The recipe's `data`.
+        motion: Gives clips their motion; None where nobody reads it.
+        patch: Height and width of a token in pixels, for the motion.
 
     Attributes:
         cache: Decoded frames in memory, or None.
         cache_plan: How much that is, or why it is not.
     """
 
-    def __init__(self, store: Store, rows: Sequence[int], data: Data) -> None:
+    def __init__(
+        self,
+        store: Store,
+        rows: Sequence[int],
+        data: Data,
+        *,
+        motion: MotionSource | None = None,
+        patch: int = 16,
+    ) -> None:
         import_torchvision()  # fail now and not in a worker; forked workers find it loaded
         if store.settings.frames == "none":
             raise DataError(
@@ -78,6 +88,8 @@ class Clips(Dataset[list[Sample]]):
         self.rows = list(rows)
         self.data = data
         self.cache, self.cache_plan = frames_in_memory(store, self.rows, data)
+        self.motion_source = motion
+        self.patch = patch
 
     def name(self, row: int) -> str:
         """Return the manifest id of a row."""
@@ -110,6 +122,19 @@ class Clips(Dataset[list[Sample]]):
         place = {frame: i for i, frame in enumerate(wanted)}
         return video_TCHW if wanted == frames else video_TCHW[[place[i] for i in frames]]
 
+    def track(self, row: int, frames: list[int]) -> Track | None:
+        """Read the motion of a clip, where it is read at all."""
+        return self.motion_source.track(row, frames) if self.motion_source else None
+
+    def seen(
+        self, view: View, clip_TCHW: Tensor, track: Track | None, frames: list[int], row: int
+    ) -> MotionField | None:
+        """Return the motion of a view of a clip, where it is read at all."""
+        source, name = self.motion_source, self.name(row)
+        if source is None:
+            return None
+        return source.seen(view, clip_TCHW, track, frames, self.patch, name=name)
+
     def _decode(self, row: int, frames: list[int]) -> Tensor:
         return decode_jpegs(self.store.jpegs(row, frames))
 
@@ -131,6 +156,8 @@ class PretrainClips(Clips):
         DataError: If the motion's files cannot be read, or there are no such codes.
     """
 
+    motion_source: MotionSource
+
     def __init__(
         self,
         store: Store,
@@ -142,10 +169,9 @@ class PretrainClips(Clips):
         follows_motion: bool = True,
         codes: Sequence[str] = (),
     ) -> None:
-        super().__init__(store, rows, data)
+        source = MotionSource(store, data.motion, needed=follows_motion)
+        super().__init__(store, rows, data, motion=source, patch=patch)
         self.codes = [Codes(store, name) for name in codes]
-        self.motion_source = MotionSource(store, data.motion, needed=follows_motion)
-        self.patch = patch
         self.seed = seed
 
     def __len__(self) -> int:
@@ -160,7 +186,7 @@ class PretrainClips(Clips):
             row, data.sampling, lambda n: train_indices(n, data.sampling, data.frames, draw, clip)
         )
         video_TCHW = self.pictures(row, frames)
-        track = self.motion_source.track(row, frames)
+        track = self.track(row, frames)
         known = [one.read(row, frames, clip) for one in self.codes]
         codes = {name: torch.from_numpy(value) for one in known for name, value in one.items()}
         height, width = video_TCHW.shape[-2:]
@@ -169,22 +195,10 @@ class PretrainClips(Clips):
             rng = random_of("view", self.seed, epoch, row, repeat)
             view = pretraining_view(height, width, data, rng)
             clip_TCHW = view.frames(video_TCHW)
-            motion = self.motion_source.seen(
-                view, clip_TCHW, track, frames, self.patch, name=self.name(row)
-            )
+            motion = self.seen(view, clip_TCHW, track, frames, row)
             label = self.label(row)
             samples.append(Sample(clip_TCHW.transpose(0, 1), label, row, repeat, motion, codes))
         return samples
-
-
-def pretraining_view(height: int, width: int, data: Data, rng: random.Random) -> View:
-    """Draw the view of a frame of pretraining, as `data.crop` says."""
-    if data.crop == "centre":
-        view = spatial_crop(height, width, data.view_size, crop=0, crops=1)
-        return replace(view, flip=rng.random() < data.flip)
-    return corner_crop(
-        height, width, data.view_size, scales=data.crop_scales, flip=data.flip, rng=rng
-    )
 
 
 class FinetuneClips(Clips):
@@ -220,9 +234,7 @@ class FinetuneClips(Clips):
         motion: MotionSource | None = None,
         patch: int = 16,
     ) -> None:
-        super().__init__(store, rows, data)
-        self.motion_source = motion
-        self.patch = patch
+        super().__init__(store, rows, data, motion=motion, patch=patch)
         self.finetune = finetune
         self.sampling = finetune.sampling or data.sampling
         self.seed = seed
@@ -245,8 +257,7 @@ class FinetuneClips(Clips):
             row, self.sampling, lambda n: train_indices(n, self.sampling, data.frames, draw)
         )
         video_TCHW = self.pictures(row, frames)
-        source = self.motion_source
-        track = source.track(row, frames) if source else None
+        track = self.track(row, frames)
         height, width = video_TCHW.shape[-2:]
         samples = []
         for repeat in range(self.finetune.repeats):
@@ -271,74 +282,7 @@ class FinetuneClips(Clips):
             clip_TCHW = erase(
                 clip_TCHW, probability=augment.erasing, mean=data.mean, std=data.std, rng=rng
             )
-            motion = (
-                source.seen(view, clip_TCHW, track, frames, self.patch, name=self.name(row))
-                if source
-                else None
-            )
+            motion = self.seen(view, clip_TCHW, track, frames, row)
             label = self.label(row)
             samples.append(Sample(clip_TCHW.transpose(0, 1), label, row, repeat, motion))
         return samples
-
-
-class EvalViews(Clips):
-    """The fixed views that score a video: `segments` clips along time, `crops` crops of each.
-
-    Item `i` is view `i % views` of the `i // views`-th row; view `v` is crop `v % crops` of segment
-    `v // crops`.
-
-    Args:
-        store: Where the videos are.
-        rows: Rows of the store to score.
-        data: The recipe's `data`.
-        sampling: How frames are drawn.
-        segments: Clips along time.
-        crops: Crops with the aspect of the view, along the side that has room.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        rows: Sequence[int],
-        data: Data,
-        *,
-        sampling: Sampling,
-        segments: int = 1,
-        crops: int = 1,
-    ) -> None:
-        super().__init__(store, rows, data)
-        self.sampling = sampling
-        self.segments = segments
-        self.crops = crops
-        self._decoded: tuple[tuple[int, int], Tensor] | None = None
-
-    @property
-    def views(self) -> int:
-        """Views of each video."""
-        return self.segments * self.crops
-
-    def __len__(self) -> int:
-        return len(self.rows) * self.views
-
-    def __getitem__(self, item: int) -> list[Sample]:
-        position, number = divmod(item, self.views)
-        segment, crop = divmod(number, self.crops)
-        row = self.rows[position]
-        video_TCHW = self._segment(row, segment)
-        height, width = video_TCHW.shape[-2:]
-        view = spatial_crop(height, width, self.data.view_size, crop=crop, crops=self.crops)
-        return [Sample(view.frames(video_TCHW).transpose(0, 1), self.label(row), row, number)]
-
-    def frames(self, row: int, segment: int) -> list[int]:
-        """Return the frames of a segment of a row's video."""
-        return self.indices(
-            row,
-            self.sampling,
-            lambda n: eval_indices(n, self.sampling, self.data.frames, self.segments)[segment],
-        )
-
-    def _segment(self, row: int, segment: int) -> Tensor:
-        """Decode a segment, or return the last one: its crops are asked for one after the other."""
-        if self._decoded is None or self._decoded[0] != (row, segment):
-            self._decoded = (row, segment), self.pictures(row, self.frames(row, segment))
-        return self._decoded[1]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tatscli.data.dataset import EvalViews, Sample
+from tatscli.data.dataset import Sample
+from tatscli.data.provide import MotionSource
 from tatscli.data.sampling import train_indices
 from tatscli.data.view import random_resized_crop
+from tatscli.data.views import EvalViews
 from tatscli.recipe.schema import Augment, Data, Sampling
 from tatscli.seeding import random_of
 from tatscli.store.reader import Store
@@ -26,6 +28,8 @@ class DrawnViews(EvalViews):
         augment: Area, aspect and mirroring of the drawn crops.
         views: Views of each video.
         seed: Seed of every draw.
+        motion: Gives views their motion; None where nobody reads it.
+        patch: Height and width of a token in pixels, for the motion.
     """
 
     def __init__(
@@ -38,8 +42,10 @@ class DrawnViews(EvalViews):
         augment: Augment,
         views: int,
         seed: int,
+        motion: MotionSource | None = None,
+        patch: int = 16,
     ) -> None:
-        super().__init__(store, rows, data, sampling=sampling)
+        super().__init__(store, rows, data, sampling=sampling, motion=motion, patch=patch)
         self.augment = augment
         self.count = views
         self.seed = seed
@@ -69,4 +75,5 @@ class DrawnViews(EvalViews):
             flip=augment.flip,
             rng=draw,
         )
-        return [Sample(view.frames(video_TCHW).transpose(0, 1), self.label(row), row, number)]
+        track = self.track(row, frames)
+        return [self.sample(view, video_TCHW, track, frames, row, number)]

@@ -13,8 +13,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from tatscli.data.batch import Batch, collate
-from tatscli.data.dataset import Clips, EvalViews, Key, Sample
+from tatscli.data.dataset import Clips, Key, Sample
 from tatscli.data.order import training_order
+from tatscli.data.views import EvalViews
 from tatscli.errors import DataError, DecodeError, TatsError
 from tatscli.recipe.derive import Schedule
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from tatscli.recipe.schema import Data
 
 # VideoMAE's 13 places of the multi-scale crop, in quarters of the free height and width.
 _PLACES = [(row, column) for row in (0, 2, 4) for column in (0, 2, 4)]
@@ -104,6 +106,16 @@ class View:
         if self.flip:
             pooled_3Thw = pooled_3Thw.flip(-1)
         return pooled_3Thw[:2].movedim(0, -1).contiguous(), pooled_3Thw[2]
+
+
+def pretraining_view(height: int, width: int, data: Data, rng: random.Random) -> View:
+    """Draw the view of a frame of pretraining, as `data.crop` says."""
+    if data.crop == "centre":
+        view = spatial_crop(height, width, data.view_size, crop=0, crops=1)
+        return replace(view, flip=rng.random() < data.flip)
+    return corner_crop(
+        height, width, data.view_size, scales=data.crop_scales, flip=data.flip, rng=rng
+    )
 
 
 def corner_crop(

@@ -1,7 +1,7 @@
 """Features of a frozen encoder, computed once and kept in memory.
 
-Shapes: B batch, C channels, T frames, H and W pixels, N tokens, D width, R videos, V views of a
-video, X numbers of a feature.
+Shapes: B batch, C channels, T frames, H and W pixels, N tokens, K of them, D width, R videos, V
+views of a video, X numbers of a feature.
 """
 
 from __future__ import annotations
@@ -11,23 +11,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tatscli.data.dataset import EvalViews
+from tatscli.data.views import EvalViews
 from tatscli.engine import distributed
 from tatscli.engine.session import Session
 from tatscli.errors import CheckpointError, RecipeError
 from tatscli.evaluation.views import run_views
 from tatscli.nn.vit import Encoder
 from tatscli.recipe.schema import Recipe
+from tatscli.system.drop import TokenDrop
 
 GB = 10**9
 
 
 class PooledFeatures(nn.Module):
-    """The frozen encoder over all tokens, means of groups of them, joined.
+    """The frozen encoder over all tokens or some, means of groups of them, joined.
 
     Args:
         encoder: The encoder.
-        groups: Runs of tokens that are averaged: 1, slices or tokens of a clip.
+        groups: Runs of tokens that are averaged: 1, slices or tokens of a clip; of what is left,
+            where tokens are left out.
         layer: Blocks to run; None runs all, and the last norm.
 
     Raises:
@@ -50,14 +52,14 @@ class PooledFeatures(nn.Module):
         """Numbers of a feature: groups x D."""
         return self.groups * self.encoder.width
 
-    def forward(self, video_BCTHW: Tensor) -> Tensor:
-        """Return one feature per clip: (B, groups x D)."""
-        tokens_BND = self.encoder.embed(self.encoder.cubes(video_BCTHW))
+    def forward(self, video_BCTHW: Tensor, visible_BK: Tensor | None = None) -> Tensor:
+        """Return one feature per clip, (B, groups x D); of some tokens, where they are named."""
+        tokens_BKD = self.encoder.embed(self.encoder.cubes(video_BCTHW, visible_BK))
         if self.layer is None:
-            tokens_BND = self.encoder(tokens_BND)
+            tokens_BKD = self.encoder(tokens_BKD, visible_BK)
         else:
-            tokens_BND = self.encoder.features(tokens_BND, depth=self.layer)
-        return tokens_BND.unflatten(1, (self.groups, -1)).mean(dim=2).flatten(1)
+            tokens_BKD = self.encoder.features(tokens_BKD, visible_BK, depth=self.layer)
+        return tokens_BKD.unflatten(1, (self.groups, -1)).mean(dim=2).flatten(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,7 @@ def collect_features(
     here: Session,
     *,
     dtype: torch.dtype,
+    drop: TokenDrop | None = None,
     description: str = "features",
 ) -> Features:
     """Run the encoder once over all views, spread over the ranks; every rank keeps all features.
@@ -96,6 +99,7 @@ def collect_features(
         recipe: Says how pixels are standardised, the batch, and how much memory may be taken.
         here: Device, precision and peers.
         dtype: What features wait as.
+        drop: Leaves tokens out of every view.
         description: Label of the progress bar.
 
     Raises:
@@ -108,7 +112,7 @@ def collect_features(
     place = {row: number for number, row in enumerate(views.rows)}
     value_RVX = torch.empty(shape, dtype=dtype)
     label_R = torch.empty(videos, dtype=torch.int64)
-    arriving = run_views(model, views, recipe, here, description=description)
+    arriving = run_views(model, views, recipe, here, drop=drop, description=description)
     # Ranks go batch by batch together, so that no more than a batch of each is on its way; those
     # with fewer videos have nothing to add at the end.
     mine = -(-videos // here.world.size) * views.views

@@ -5,6 +5,7 @@ Shapes: V views, R videos, L classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,3 +67,34 @@ def summarise(videos: ViewScores, class_names: list[str]) -> dict[str, Any]:
         ],
         "confusion": confusion_LL.tolist(),
     }
+
+
+def by_duration(
+    videos: ViewScores, seconds_R: Sequence[float], edges: Sequence[float]
+) -> dict[str, Any]:
+    """Return accuracy by the length of videos.
+
+    Args:
+        videos: One entry per video.
+        seconds_R: How long each is.
+        edges: Seconds, ascending: where each part begins. The last has no end.
+
+    Returns:
+        `by_duration`: of each part, in order, `from` (in it) and `to` (not in it, None for the
+        last), `videos`, and `top1` and `top5`, None where there are no videos; and
+        `shorter_than_all`, the videos before the first part.
+    """
+    seconds = torch.tensor(seconds_R, dtype=torch.float64)
+    parts: list[dict[str, Any]] = []
+    for low, high in zip(edges, [*edges[1:], None], strict=True):
+        inside_R = seconds >= low
+        if high is not None:
+            inside_R &= seconds < high
+        some = ViewScores(
+            videos.row_V[inside_R], videos.label_V[inside_R], videos.score_VL[inside_R]
+        )
+        top1, top5 = (top_accuracy(some, k) if len(some.row_V) else None for k in (1, 5))
+        parts.append(
+            {"from": low, "to": high, "videos": len(some.row_V), "top1": top1, "top5": top5}
+        )
+    return {"by_duration": parts, "shorter_than_all": int((seconds < edges[0]).sum())}

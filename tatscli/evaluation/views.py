@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from tatscli.data.batch import Batch
-from tatscli.data.dataset import EvalViews
 from tatscli.data.loader import evaluation_batches, worker_count
 from tatscli.data.normalize import standardized
+from tatscli.data.views import EvalViews
 from tatscli.engine import distributed
 from tatscli.engine.device import autocast
 from tatscli.engine.session import Session
 from tatscli.evaluation.scores import ViewScores
 from tatscli.recipe.schema import Recipe
+from tatscli.system.drop import TokenDrop
 
 
 def score_views(
@@ -28,6 +29,7 @@ def score_views(
     here: Session,
     *,
     output: Callable[[Tensor], Tensor] | None = None,
+    drop: TokenDrop | None = None,
     description: str = "score",
 ) -> ViewScores:
     """Run `model` over all views, spread over the ranks, and return every rank's results.
@@ -38,11 +40,13 @@ def score_views(
         recipe: Says how pixels are standardised, and the batch.
         here: Device, precision and peers.
         output: Applied to the model's float32 output; softmax by default.
+        drop: Leaves tokens out of every view; the model then takes those that are kept, (B, K),
+            as well.
         description: Label of the progress bar.
     """
     finish = output or (lambda logits: logits.softmax(dim=-1))
     rows, labels, outputs = list[Tensor](), list[Tensor](), list[Tensor]()
-    for batch, result in run_views(model, views, recipe, here, description=description):
+    for batch, result in run_views(model, views, recipe, here, drop=drop, description=description):
         rows.append(batch.row_B)
         labels.append(batch.label_B)
         outputs.append(finish(result).cpu())
@@ -54,7 +58,13 @@ def score_views(
 
 
 def run_views(
-    model: nn.Module, views: EvalViews, recipe: Recipe, here: Session, *, description: str
+    model: nn.Module,
+    views: EvalViews,
+    recipe: Recipe,
+    here: Session,
+    *,
+    drop: TokenDrop | None = None,
+    description: str,
 ) -> Iterator[tuple[Batch, Tensor]]:
     """Run `model`, in evaluation mode and without gradient, over this rank's share of the views.
 
@@ -75,9 +85,19 @@ def run_views(
     for batch in here.reporter.progress(
         batches, total=steps, description=description, unit="batch"
     ):
-        video_BCTHW = batch.video_BCTHW.to(here.device, non_blocking=True)
-        video_BCTHW = standardized(video_BCTHW, recipe.data.mean, recipe.data.std)
+        pixels_BCTHW = batch.video_BCTHW.to(here.device, non_blocking=True)
+        video_BCTHW = standardized(pixels_BCTHW, recipe.data.mean, recipe.data.std)
         # Entered anew for every batch: a generator must not leave its caller without gradients.
         with torch.inference_mode(), autocast(here.device, here.dtype):
-            result = model(video_BCTHW).float()
+            if drop is None:
+                result = model(video_BCTHW).float()
+            else:
+                result = model(video_BCTHW, _kept(drop, batch, pixels_BCTHW)).float()
         yield batch, result
+
+
+def _kept(drop: TokenDrop, batch: Batch, pixels_BCTHW: Tensor) -> Tensor:
+    device = pixels_BCTHW.device
+    motion = None if batch.motion is None else batch.motion.to(device)
+    rows, views = batch.row_B.tolist(), batch.view_B.tolist()
+    return drop.to(device).fixed(pixels_BCTHW, motion, rows, views)

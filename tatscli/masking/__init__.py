@@ -15,6 +15,7 @@ from tatscli.masking.motion_bins import MotionBinsMasker
 from tatscli.masking.random import RandomMasker
 from tatscli.masking.schedule import ScheduleMasker
 from tatscli.masking.simulated import SimulatedMasker
+from tatscli.masking.still import StillMasker
 from tatscli.masking.tats import TatsMasker
 from tatscli.masking.tube import TubeMasker
 from tatscli.recipe import schema
@@ -31,6 +32,7 @@ MASKERS: dict[str, type[Masker]] = {
     "motion_bins": MotionBinsMasker,
     "everest": EverestMasker,
     "future": FutureMasker,
+    "still": StillMasker,
     "adamae": AdamaeMasker,
     "tats": TatsMasker,
     "schedule": ScheduleMasker,

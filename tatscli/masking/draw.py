@@ -1,6 +1,6 @@
 """Random draws behind the masks, and how many tokens a ratio shows.
 
-Shapes: B batch, N tokens, K drawn.
+Shapes: B batch, N tokens, S sites of a slice, K drawn.
 """
 
 from __future__ import annotations
@@ -47,6 +47,19 @@ def uniform_scores(
     """Draw float32 in [0, 1) where the generator lives: one seed, one plan on every device."""
     home = device if generator is None else generator.device
     return sent(torch.rand(shape, generator=generator, device=home), device)
+
+
+def in_tubes_BN(sites_BS: Tensor, noise_BN: Tensor) -> Tensor:
+    """Return scores that order tokens site by site, sites at random: (B, N).
+
+    The first so many are tubes; of the site that is cut in two, slices at random.
+
+    Args:
+        sites_BS: Uniform in [0, 1), for each site of a slice.
+        noise_BN: Uniform in [0, 1), for each token, time-major.
+    """
+    slices = noise_BN.shape[1] // sites_BS.shape[1]
+    return sites_BS.argsort(dim=1).argsort(dim=1).repeat(1, slices) + noise_BN
 
 
 def gumbel_top_k(log_p_BN: Tensor, count: int, generator: torch.Generator | None) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 from tatscli.data.clip import Clip
 from tatscli.masking.base import Masker
-from tatscli.masking.draw import uniform_scores, visible_count
+from tatscli.masking.draw import in_tubes_BN, uniform_scores, visible_count
 from tatscli.masking.plan import MaskPlan
 from tatscli.masking.saliency import descending, known_motion
 
@@ -50,8 +50,7 @@ class MotionBinsMasker(Masker):
         B, device, slices = len(clip), clip.device, self.grid[0]
         sites_BS = uniform_scores((B, self.tokens // slices), device, generator)
         noise_BN = uniform_scores((B, self.tokens), device, generator)
-        # Site by site in random order; of the site that is cut in two, slices at random.
-        tubes_BN = sites_BS.argsort(dim=1).argsort(dim=1).repeat(1, slices) + noise_BN
+        tubes_BN = in_tubes_BN(sites_BS, noise_BN)
         order_BN = descending(motion.magnitude_BN(slices), tubes_BN)
         bins_BK = torch.cat(
             [

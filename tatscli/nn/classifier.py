@@ -1,6 +1,6 @@
 """Action classifier on top of the encoder: pool, norm, linear; by default VideoMAE's form.
 
-Shapes: B batch, C channels, T frames, N tokens, D width.
+Shapes: B batch, C channels, T frames, N tokens of a clip, K of them, D width.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tatscli.recipe import schema
 
 
 class Classifier(nn.Module):
-    """Encoder over all tokens, pooling, `fc_norm`, dropout and a linear head.
+    """Encoder over all tokens or some, pooling, `fc_norm`, dropout and a linear head.
 
     The encoder's own last norm is passed over, as published; it is frozen here so that every
     parameter that trains gets a gradient.
@@ -65,21 +65,21 @@ class Classifier(nn.Module):
         # A vector, so that it is not decayed; it has no position, which tells it from the others.
         self.cls_D = nn.Parameter(0.02 * torch.randn(width)) if form.pool == "cls" else None
 
-    def forward(self, video_BCTHW: Tensor) -> Tensor:
-        """Score a standardised video: (B, classes)."""
-        tokens_BND = self.encoder.embed(self.encoder.cubes(video_BCTHW))
-        feature_BD = self.fc_norm(self._pooled(tokens_BND))
+    def forward(self, video_BCTHW: Tensor, visible_BK: Tensor | None = None) -> Tensor:
+        """Score a standardised video: (B, classes); of some of its tokens, where they are named."""
+        tokens_BKD = self.encoder.embed(self.encoder.cubes(video_BCTHW, visible_BK))
+        feature_BD = self.fc_norm(self._pooled(tokens_BKD, visible_BK))
         if self.batch_norm is not None:
             feature_BD = self.batch_norm(feature_BD)
         return self.head(self.dropout(feature_BD))
 
-    def _pooled(self, tokens_BND: Tensor) -> Tensor:
+    def _pooled(self, tokens_BKD: Tensor, visible_BK: Tensor | None) -> Tensor:
         """Run the blocks and make one feature of each clip: (B, D)."""
         if self.cls_D is not None:
-            cls_B1D = self.cls_D.expand(len(tokens_BND), 1, -1)
-            return self.encoder.features(tokens_BND, extra_BED=cls_B1D)[:, -1]
-        tokens_BND = self.encoder.features(tokens_BND)
-        return tokens_BND.mean(dim=1) if self.pool is None else self.pool(tokens_BND)
+            cls_B1D = self.cls_D.expand(len(tokens_BKD), 1, -1)
+            return self.encoder.features(tokens_BKD, visible_BK, extra_BED=cls_B1D)[:, -1]
+        tokens_BKD = self.encoder.features(tokens_BKD, visible_BK)
+        return tokens_BKD.mean(dim=1) if self.pool is None else self.pool(tokens_BKD)
 
     @property
     def layers(self) -> int:

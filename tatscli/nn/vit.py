@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tatscli.data.clip import cut
+from tatscli.data.clip import cut, pick
 from tatscli.nn.positions import Positions
 from tatscli.recipe import schema
 
@@ -192,13 +192,14 @@ class Encoder(nn.Module):
         self.positions = Positions(grid, width)
         initialize(self)
 
-    def cubes(self, video_BCTHW: Tensor) -> Tensor:
-        """Cut a standardised video into the pixels of its tokens: (B, N, P).
+    def cubes(self, video_BCTHW: Tensor, index_BK: Tensor | None = None) -> Tensor:
+        """Cut a standardised video into the pixels of tokens: (B, K, P); None means all, in order.
 
         Raises:
             ValueError: If the video does not fill the grid.
         """
-        return cut(video_BCTHW, self.grid, self.tubelet, self.patch)
+        cubes_BNP = cut(video_BCTHW, self.grid, self.tubelet, self.patch)
+        return cubes_BNP if index_BK is None else pick(cubes_BNP, index_BK)
 
     def embed(self, cubes_BKP: Tensor) -> Tensor:
         """Embed raw cubes, any subset of a clip's, without position: (B, K, D)."""

@@ -101,7 +101,8 @@ def unknown(section: type[Section], parent: Keys, wrong: str) -> str:
 
 def _nearest_the_top(found: list[Keys]) -> list[Keys]:
     """Of the keys in each section of a recipe, keep those that lie least deep: a mask inside a mask
-    has the keys of one that is not."""
+    has the keys of one that is not. So has a mask that drops tokens."""
+    found = [keys for keys in found if "drop" not in keys]
     depths = [(keys[0], len(keys)) for keys in found]
     return [keys for keys in found if len(keys) == min(n for top, n in depths if top == keys[0])]
 

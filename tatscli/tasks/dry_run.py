@@ -21,7 +21,8 @@ from tatscli.recipe.load import LoadedRecipe
 from tatscli.recipe.schema import Optim, Tokenizer
 from tatscli.store.codes import Codes
 from tatscli.store.reader import Store
-from tatscli.system.cost import count_flops, count_parameters, system_cost
+from tatscli.system.cost import count_parameters, system_cost
+from tatscli.tasks.dropping import finetune_drop, token_facts
 from tatscli.tasks.finetune import build_classifier
 from tatscli.tasks.pretrain import refuse_nothing_to_predict
 from tatscli.tasks.tokenizer import build_adversary, tokenizer_flops
@@ -89,24 +90,24 @@ def plan_finetuning(loaded: LoadedRecipe, run: Path) -> dict[str, Any]:
     store, rows, store_note = _open(recipe.data.store, settings.split)
     with torch.device("meta"):
         model = build_classifier(recipe, classes=2)
-        height, width = (side * recipe.model.patch for side in recipe.grid[1:])
-        video_BCTHW = torch.zeros(1, 3, recipe.data.frames, height, width)
-        flops = count_flops(lambda: model(video_BCTHW))
+    drop = finetune_drop(recipe, model.encoder)
+    facts = token_facts(recipe, drop, lambda: model)
     parameters = {"encoder": count_parameters(model.encoder)}
-    work = {"encoder": flops}
+    work = {"encoder": facts["gflops_per_clip"]}
     if settings.auxiliary is not None:
         system, masked = system_cost(recipe)
         parameters["head"] = count_parameters(system.autoencoder.head)
         parameters["sampler"] = count_parameters(system.masker)
-        work["masked half"] = sum(masked.values())
+        work["masked half"] = sum(masked.values()) / 1e9
     return {
         "stage": "finetune",
         "recipe": loaded.name,
         "run": str(run),
         "grid": list(recipe.grid),
-        "tokens": model.encoder.tokens,
+        "tokens": facts["tokens"],
+        "tokens_kept": facts["tokens_kept"],
         "parameters": parameters,
-        "gflops_per_clip": {name: value / 1e9 for name, value in work.items()},
+        "gflops_per_clip": work,
         "optimizer_gb": sum(parameters.values()) * ADAM_BYTES / 1e9,
         "frames_in_memory": str(plan_cache(store, rows, recipe.data)) if store else None,
         **_optimisation(settings.optim, len(rows) if store else None, settings.repeats, store_note),
@@ -148,6 +149,8 @@ def show_plan(plan: dict[str, Any], reporter: Reporter) -> None:
     rows.append(("tokens", f"{plan['tokens']} = {grid} (time, height, width)"))
     if "codebook_size" in plan:
         rows.append(("codes to choose from", str(plan["codebook_size"])))
+    if plan.get("tokens_kept", plan["tokens"]) < plan["tokens"]:
+        rows.append(("tokens kept", str(plan["tokens_kept"])))
     if "visible" in plan:
         rows.append(("visible / predicted", f"{plan['visible']} / {plan['predicted']}"))
     rows += [

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,13 +16,14 @@ from tatscli.console import Reporter
 from tatscli.engine.checkpoint import Checkpoint
 from tatscli.engine.session import Session, session
 from tatscli.errors import CheckpointError, DataError, RecipeError, UsageError
-from tatscli.evaluation.scores import ViewScores, merge_views, summarise
+from tatscli.evaluation.scores import ViewScores, by_duration, merge_views, summarise
 from tatscli.evaluation.views import score_views
 from tatscli.files import write_safely
 from tatscli.nn.load import copy_weights, open_checkpoint, positions_moved
 from tatscli.recipe.load import load_recipe, override_recipe
 from tatscli.recipe.schema import Recipe
 from tatscli.store.reader import Store
+from tatscli.tasks.dropping import evaluate_drop, scoring_facts
 from tatscli.tasks.finetune import build_classifier, labelled
 from tatscli.tasks.frozen import (
     frozen_encoder,
@@ -73,8 +75,9 @@ def evaluate(
         out: Where the result is written; by default in the run (`results_path`).
 
     Returns:
-        The results object: protocol, split, counts of videos and views, top-1, top-5, per-class
-            table, confusion matrix, hashes of checkpoint and store; of a probe, how it was chosen.
+        The results object: protocol, split, counts of videos, views and tokens, top-1, top-5,
+            per-class table, confusion matrix, accuracy by duration, hashes of checkpoint and store;
+            of a probe, how it was chosen.
 
     Raises:
         TatsError: If run, store or labels cannot be used.
@@ -83,7 +86,7 @@ def evaluate(
         raise UsageError(f"`{out}` is a folder", hint="name a file, such as `result.json`")
     began = time.perf_counter()
     subject = open_subject(path, overrides, prefer=prefer, untrained=untrained)
-    recipe, checkpoint = subject.recipe, subject.checkpoint
+    recipe, checkpoint, drop = subject.recipe, subject.checkpoint, subject.recipe.evaluate.drop
     if protocol == "finetuned":
         _refuse_frozen_settings(recipe, untrained=untrained)
     store = Store.open(recipe.data.store)
@@ -94,7 +97,7 @@ def evaluate(
         if protocol == "finetuned":
             assert checkpoint is not None
             names = list(meta.get("class_names") or names)
-            views = _finetuned(checkpoint, recipe, store, names, here)
+            views, extra = _finetuned(checkpoint, recipe, store, names, here)
         else:
             encoder = frozen_encoder(recipe, checkpoint)
             if checkpoint is not None and (moved := positions_moved(checkpoint, recipe)):
@@ -111,11 +114,13 @@ def evaluate(
             "crops": recipe.evaluate.crops,
             "layer": recipe.evaluate.layer,
             "shots": recipe.evaluate.shots,
+            "drop": drop.model_dump(mode="json") if drop is not None else None,
             "untrained": untrained,
             "videos": len(videos.row_V),
             "views": len(views.row_V),
             **extra,
             **summarise(videos, names),
+            **_by_duration(videos, recipe, store),
             "class_names": names,
             "checkpoint": str(checkpoint.path) if checkpoint else None,
             "checkpoint_sha256": checkpoint.digest() if checkpoint else None,
@@ -161,8 +166,8 @@ def open_subject(
 
 def _finetuned(
     checkpoint: Checkpoint, recipe: Recipe, store: Store, names: list[str], here: Session
-) -> ViewScores:
-    """Class probabilities of every view by the fine-tuned classifier."""
+) -> tuple[ViewScores, dict[str, Any]]:
+    """Class probabilities of every view by the fine-tuned classifier, and what it costs."""
     if checkpoint.kind != "finetuned":
         raise CheckpointError(
             f"`{checkpoint.path}` is a {checkpoint.kind} run: it has no classifier to evaluate",
@@ -175,9 +180,22 @@ def _finetuned(
     copied = copy_weights(model, checkpoint.tensors("model"), checkpoint)
     if copied.moved:
         here.reporter.info(f"`{checkpoint.path}`: {copied.moved}")
-    return score_views(
-        model.to(here.device), scored_views(recipe, store), recipe, here, description="evaluate"
+    drop = evaluate_drop(recipe, model.encoder)
+    views = scored_views(recipe, store, drop, here)
+    scored = score_views(
+        model.to(here.device), views, recipe, here, drop=drop, description="evaluate"
     )
+    build = partial(build_classifier, recipe, classes=len(names))
+    return scored, scoring_facts(recipe, drop, views, build)
+
+
+def _by_duration(videos: ViewScores, recipe: Recipe, store: Store) -> dict[str, Any]:
+    """Accuracy of videos, or segments, of different lengths, where the recipe divides them."""
+    edges = recipe.evaluate.durations
+    if edges is None:
+        return {}
+    seconds_R = [store.rows[row].duration for row in videos.row_V.tolist()]
+    return by_duration(videos, seconds_R, edges)
 
 
 def _refuse_other_classes(store: Store, names: list[str]) -> None:
@@ -213,7 +231,8 @@ def results_path(result: dict[str, Any], home: Path, prefer: str) -> Path:
     """Return where a result belongs: in the run, named by what was done.
 
     `linear-val-1x1.json`, `attentive-efficient8-val-2x3-layer4-shots5-seed1.json`,
-    `untrained-knn-val-1x1-seed0.json`: the seed is named where it decides on labels or weights.
+    `finetuned-val-1x1-drop-still0.5.json`, `untrained-knn-val-1x1-seed0.json`: the seed is named
+    where it decides on labels or weights.
     """
     probe = result.get("probe", {})
     words = ["untrained"] if result["untrained"] else []
@@ -225,6 +244,8 @@ def results_path(result: dict[str, Any], home: Path, prefer: str) -> Path:
         words.append(f"layer{result['layer']}")
     if result["shots"] is not None:
         words.append(f"shots{result['shots']}")
+    if result["drop"] is not None:
+        words.append(f"drop-{result['drop']['kind']}{result['drop']['ratio']:g}")
     if result["shots"] is not None or result["untrained"]:
         words.append(f"seed{result['recipe']['run']['seed']}")
     words += ["best"] if prefer == "best" else []

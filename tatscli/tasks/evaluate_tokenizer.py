@@ -17,9 +17,9 @@ from typing import Any, Literal
 import torch
 
 from tatscli.console import Reporter
-from tatscli.data.dataset import EvalViews
 from tatscli.data.loader import evaluation_batches, worker_count
 from tatscli.data.normalize import to_unit
+from tatscli.data.views import EvalViews
 from tatscli.engine import distributed
 from tatscli.engine.device import autocast
 from tatscli.engine.session import Session, session

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from tatscli.console import Reporter
 from tatscli.data.augment import Mix
 from tatscli.data.batch import Batch
-from tatscli.data.dataset import EvalViews, FinetuneClips
+from tatscli.data.dataset import FinetuneClips
 from tatscli.data.normalize import standardized
 from tatscli.data.provide import MotionSource
+from tatscli.data.views import EvalViews
 from tatscli.engine.checkpoint import Checkpoint, find_checkpoint
 from tatscli.engine.learner import Learner
 from tatscli.engine.optim import build_optimizer
@@ -33,8 +34,10 @@ from tatscli.recipe.derive import Schedule, derive_batch
 from tatscli.recipe.load import LoadedRecipe
 from tatscli.recipe.schema import Recipe
 from tatscli.store.reader import Store
+from tatscli.system.drop import TokenDrop
 from tatscli.system.joint import Joint
 from tatscli.tasks.auxiliary import MaskedHalf
+from tatscli.tasks.dropping import evaluate_drop, finetune_drop, motion_to_drop_by
 from tatscli.tasks.pretrain import pretrain_folder, refuse_faulty_plans, warn_of_unknown_motion
 from tatscli.tasks.training import Stage, run_training
 
@@ -83,6 +86,7 @@ class Finetuning(Stage):
     model: Classifier | Joint
     classifier: Classifier
     auxiliary: MaskedHalf | None = None
+    drop: TokenDrop | None = None
 
     def __init__(self, loaded: LoadedRecipe, store: Store, init: Path | str | None) -> None:
         self.settings = settings = loaded.recipe.finetune
@@ -105,6 +109,9 @@ class Finetuning(Stage):
         if settings.auxiliary is not None:
             self.auxiliary = MaskedHalf(recipe, self.classifier)
             self.model = self.auxiliary.model
+        encoder = self.classifier.encoder
+        self.drop = finetune_drop(recipe, encoder)
+        self.val_drop = evaluate_drop(recipe, encoder) if self.val_rows else None
         if self.init is not None and not resume:
             here.reporter.info(self._start_from(self.init))
         elif not resume:
@@ -119,7 +126,12 @@ class Finetuning(Stage):
             patch=recipe.model.patch,
         )
         self.val_views = EvalViews(
-            store, self.val_rows, recipe.data, sampling=settings.sampling or recipe.data.sampling
+            store,
+            self.val_rows,
+            recipe.data,
+            sampling=settings.sampling or recipe.data.sampling,
+            motion=motion_to_drop_by(self.val_drop, store, self.val_rows, recipe, here),
+            patch=recipe.model.patch,
         )
         self.mix = Mix(settings.augment, classes=len(store.class_names))
 
@@ -132,9 +144,9 @@ class Finetuning(Stage):
         return f"the encoder starts from `{start.path}` ({copied})"
 
     def _motion(self, here: Session) -> MotionSource | None:
-        """Return what gives the clips their motion, where a mask of the auxiliary follows it."""
+        """Return what gives the clips their motion, where the masked half or `drop` follows it."""
         if self.auxiliary is None or not self.auxiliary.system.follows_motion:
-            return None
+            return motion_to_drop_by(self.drop, self.store, self.rows, self.recipe, here)
         source = MotionSource(self.store, self.recipe.data.motion)
         warn_of_unknown_motion(self.auxiliary.system, source, self.rows, self.recipe, here)
         return source
@@ -144,6 +156,8 @@ class Finetuning(Stage):
         super().to(device)
         if self.auxiliary is not None:
             self.auxiliary.to(device)
+        if self.drop is not None:
+            self.drop.to(device)
 
     def learners(self, schedule: Schedule) -> dict[str, Learner]:
         """Return the model's, with a learning rate that decays layer by layer; and a sampler's."""
@@ -173,17 +187,21 @@ class Finetuning(Stage):
         return {"class_names": self.store.class_names, "init": origin, **frozen}
 
     def step(self, batch: Batch, generator: Generator) -> Lesson:
-        """Mix, classify, compare; and mask, guess, compare."""
-        data = self.recipe.data
+        """Leave tokens out, mix, classify, compare; and mask, guess, compare."""
+        data, metrics, kept_BK = self.recipe.data, dict[str, Tensor](), None
+        if self.drop is not None:
+            plan = self.drop.plan(batch.video_BCTHW, batch.motion, generator)
+            kept_BK = plan.visible_BK
+            metrics["plan_faults"] = plan.faulty_B(self.drop.form.tokens).float().mean()
         video_BCTHW = standardized(batch.video_BCTHW, data.mean, data.std)
         video_BCTHW, target_BL = self.mix(video_BCTHW, batch.label_B, generator=generator)
         if self.auxiliary is None:
-            masked, logits_BL = None, self.network(video_BCTHW)
+            masked, logits_BL = None, self.network(video_BCTHW, kept_BK)
         else:
             masked, logits_BL = self.auxiliary.step(self.network, batch, video_BCTHW, generator)
         loss = -(target_BL * logits_BL.float().log_softmax(dim=-1)).sum(dim=-1).mean()
         if self.auxiliary is None or masked is None:
-            return Lesson(loss=loss)
+            return Lesson(metrics, loss=loss)
         return self.auxiliary.join(masked, loss)
 
     def check(self, means: dict[str, float]) -> None:
@@ -199,7 +217,7 @@ class Finetuning(Stage):
         settings, last = self.settings, epoch == self.settings.optim.epochs
         if settings.val_split is None or (epoch % settings.val_every and not last):
             return None
-        scored = score_views(self.classifier, self.val_views, self.recipe, here)
+        scored = score_views(self.classifier, self.val_views, self.recipe, here, drop=self.val_drop)
         top1 = top_accuracy(merge_views(scored), 1)
         return top1, {"val_top1": top1}
 
@@ -207,7 +225,8 @@ class Finetuning(Stage):
         """Count six operations for each weight and token."""
         weights = sum(parameter.numel() for parameter in self.classifier.parameters())
         masked = self.auxiliary.work() if self.auxiliary is not None else 0.0
-        return 6.0 * self.classifier.encoder.tokens * weights + masked
+        tokens = self.classifier.encoder.tokens if self.drop is None else self.drop.kept
+        return 6.0 * tokens * weights + masked
 
 
 def finetune_folder(

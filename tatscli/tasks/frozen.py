@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tatscli.data.dataset import EvalViews
 from tatscli.data.drawn import DrawnViews
+from tatscli.data.views import EvalViews
 from tatscli.engine.checkpoint import Checkpoint
 from tatscli.engine.device import full_precision
 from tatscli.engine.rng import random_at
@@ -29,6 +29,8 @@ from tatscli.nn.vit import Encoder, build_encoder
 from tatscli.recipe.schema import Recipe, Sampling
 from tatscli.seeding import seed_of
 from tatscli.store.reader import Store
+from tatscli.system.drop import TokenDrop
+from tatscli.tasks.dropping import evaluate_drop, motion_to_drop_by, scoring_facts
 from tatscli.tasks.finetune import labelled
 
 
@@ -65,17 +67,31 @@ def score_neighbours(
         TatsError: If the recipe's layer, or its labels, are not there.
     """
     settings = recipe.evaluate.knn
+    drop = evaluate_drop(recipe, encoder)
+    if drop is not None and settings.pool != "clip":
+        raise RecipeError(
+            f"`evaluate.knn.pool: {settings.pool}` joins features of places, and `evaluate.drop` "
+            "leaves out other places of every clip",
+            hint="with fewer tokens set `evaluate.knn.pool=clip`, the mean of those that are left",
+        )
     groups = {"clip": 1, "slice": encoder.grid[0], "token": encoder.tokens}[settings.pool]
     model = PooledFeatures(encoder, groups, layer=recipe.evaluate.layer).to(here.device)
     rows = training_rows(recipe, store, settings.split)
-    views = EvalViews(store, rows, recipe.data, sampling=view_sampling(recipe))
-    stored = score_views(
-        model, views, recipe, here, output=_as_is, description=f"features of {settings.split}"
+    views = EvalViews(
+        store,
+        rows,
+        recipe.data,
+        sampling=view_sampling(recipe),
+        motion=motion_to_drop_by(drop, store, rows, recipe, here),
+        patch=recipe.model.patch,
     )
-    asked = score_views(
-        model, scored_views(recipe, store), recipe, here, output=_as_is,
-        description=f"features of {recipe.evaluate.split}",
-    )  # fmt: skip
+    scored = scored_views(recipe, store, drop, here)
+    stored, asked = (
+        score_views(
+            model, some, recipe, here, output=_as_is, drop=drop, description=f"features of {split}"
+        )
+        for some, split in ((views, settings.split), (scored, recipe.evaluate.split))
+    )
     stored_QD, asked_RD = stored.score_VL, asked.score_VL
     if settings.whiten is not None:
         stored_QD, asked_RD = whiten(stored_QD, asked_RD, settings.whiten)
@@ -89,7 +105,8 @@ def score_neighbours(
         neighbours=settings.neighbours,
         temperature=settings.temperature,
     )
-    return ViewScores(asked.row_V, asked.label_V, votes), {"train_videos": len(rows)}
+    facts = scoring_facts(recipe, drop, scored, lambda: _features_of(recipe))
+    return ViewScores(asked.row_V, asked.label_V, votes), {"train_videos": len(rows), **facts}
 
 
 class Probed(nn.Module):
@@ -100,9 +117,9 @@ class Probed(nn.Module):
         self.features = features
         self.probe = probe
 
-    def forward(self, video_BCTHW: Tensor) -> Tensor:
-        """Score a standardised video: (B, classes)."""
-        features_BX = self.features(video_BCTHW)
+    def forward(self, video_BCTHW: Tensor, visible_BK: Tensor | None = None) -> Tensor:
+        """Score a standardised video: (B, classes); of some of its tokens, where they are named."""
+        features_BX = self.features(video_BCTHW, visible_BK)
         with full_precision(features_BX.device):  # as it was trained
             return self.probe(features_BX.float())
 
@@ -129,9 +146,11 @@ def score_probe(
     """
     settings, seed = recipe.evaluate.probe, recipe.run.seed
     attentive = protocol == "attentive"
-    model = PooledFeatures(
-        encoder, encoder.tokens if attentive else 1, layer=recipe.evaluate.layer
-    ).to(here.device)
+    drop = evaluate_drop(recipe, encoder)
+    left = encoder.tokens if drop is None else drop.kept
+    model = PooledFeatures(encoder, left if attentive else 1, layer=recipe.evaluate.layer).to(
+        here.device
+    )
     start = build_probe(
         protocol,
         settings,
@@ -149,6 +168,8 @@ def score_probe(
         augment=recipe.finetune.augment,
         views=settings.views,
         seed=seed,
+        motion=motion_to_drop_by(drop, store, rows, recipe, here),
+        patch=recipe.model.patch,
     )
     data = collect_features(
         model,
@@ -156,6 +177,7 @@ def score_probe(
         recipe,
         here,
         dtype=torch.float16 if attentive and settings.precision == "float16" else torch.float32,
+        drop=drop,
         description=f"features of {settings.split}",
     )
     chosen = choose_probe(start, data, settings, seed=seed, here=here)
@@ -166,9 +188,14 @@ def score_probe(
             f"{len(chosen.choices)}: top-1 {best.top1:.4f} on {chosen.held_out} videos held out of "
             f"`{settings.split}`"
         )
-    whole = Probed(model, chosen.probe)
+    asked = scored_views(recipe, store, drop, here)
     scored = score_views(
-        whole, scored_views(recipe, store), recipe, here, description=recipe.evaluate.split
+        Probed(model, chosen.probe),
+        asked,
+        recipe,
+        here,
+        drop=drop,
+        description=recipe.evaluate.split,
     )
     facts = {
         "rate": best.rate,
@@ -184,7 +211,8 @@ def score_probe(
     if attentive:
         facts["form"] = settings.form
         facts["queries"] = settings.queries if settings.form == "efficient" else 1
-    return scored, {"train_videos": len(rows), "probe": facts}
+    tokens = scoring_facts(recipe, drop, asked, lambda: _features_of(recipe))
+    return scored, {"train_videos": len(rows), "probe": facts, **tokens}
 
 
 def training_rows(recipe: Recipe, store: Store, split: str) -> list[int]:
@@ -202,25 +230,33 @@ def training_rows(recipe: Recipe, store: Store, split: str) -> list[int]:
     return draw_shots(rows, known, shots, seed=recipe.run.seed, names=store.class_names)
 
 
-def scored_views(recipe: Recipe, store: Store) -> EvalViews:
-    """Return the views of the split that is scored.
+def scored_views(recipe: Recipe, store: Store, drop: TokenDrop | None, here: Session) -> EvalViews:
+    """Return the views of the split that is scored, with their motion where tokens go by it.
 
     Raises:
-        DataError: If labels are missing.
+        DataError: If labels are missing, or motion is and the recipe allows no fallback.
     """
+    rows = labelled(store, recipe.evaluate.split)
     return EvalViews(
         store,
-        labelled(store, recipe.evaluate.split),
+        rows,
         recipe.data,
         sampling=view_sampling(recipe),
         segments=recipe.evaluate.segments,
         crops=recipe.evaluate.crops,
+        motion=motion_to_drop_by(drop, store, rows, recipe, here),
+        patch=recipe.model.patch,
     )
 
 
 def view_sampling(recipe: Recipe) -> Sampling:
     """Return how evaluation draws its frames: its own way, else fine-tuning's, else the data's."""
     return recipe.evaluate.sampling or recipe.finetune.sampling or recipe.data.sampling
+
+
+def _features_of(recipe: Recipe) -> PooledFeatures:
+    """Build what makes one feature of a clip, for counting what it costs."""
+    return PooledFeatures(build_encoder(recipe.model, recipe.grid), layer=recipe.evaluate.layer)
 
 
 def _as_is(output: Tensor) -> Tensor:

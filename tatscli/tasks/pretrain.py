@@ -181,9 +181,11 @@ def refuse_faulty_plans(means: dict[str, float], recipe: Recipe) -> None:
         RuntimeError: If there were any; it is a bug.
     """
     if means.pop("plan_faults", 0.0):
+        drop = recipe.finetune.drop
         raise RuntimeError(
-            f"`mask.kind: {recipe.mask.kind}` with `predict.kind: {recipe.predict.kind}` made "
-            "plans whose tokens are not ascending, disjoint and within the clip"
+            f"`mask.kind: {recipe.mask.kind}` with `predict.kind: {recipe.predict.kind}`"
+            + (f", or `finetune.drop.kind: {drop.kind}`," if drop is not None else "")
+            + " made plans whose tokens are not ascending, disjoint and within the clip"
         )
 
 

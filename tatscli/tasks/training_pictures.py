@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from tatscli.data.dataset import EvalViews
+from tatscli.data.views import EvalViews
 from tatscli.engine.device import autocast
 from tatscli.engine.session import Session
 from tatscli.errors import DataError

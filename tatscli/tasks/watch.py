@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from tatscli.console import Reporter
-from tatscli.data.dataset import EvalViews, PretrainClips
+from tatscli.data.dataset import PretrainClips
 from tatscli.data.loader import fixed_batches, worker_count
+from tatscli.data.views import EvalViews
 from tatscli.engine import distributed
 from tatscli.engine.device import autocast
 from tatscli.engine.rng import random_at

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from tatscli.data.dataset import Clips, EvalViews
+from tatscli.data.dataset import Clips
 from tatscli.data.loader import evaluation_batches, training_batches
+from tatscli.data.views import EvalViews
 from tatscli.recipe.derive import derive_schedule
 from tatscli.recipe.schema import Data, Optim, Sampling
 from tests.data.fake_store import FakeStore, jpeg

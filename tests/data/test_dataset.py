@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tatscli.data.dataset import EvalViews, FinetuneClips, PretrainClips, Sample
+from tatscli.data.dataset import FinetuneClips, PretrainClips, Sample
+from tatscli.data.views import EvalViews
 from tatscli.errors import DataError, DecodeError
 from tatscli.recipe.schema import Augment, Data, Finetune, Sampling
 from tatscli.store.schema import Settings

@@ -17,8 +17,9 @@ import torch
 
 from tatscli.data import loader
 from tatscli.data.batch import Batch
-from tatscli.data.dataset import Clips, EvalViews, FinetuneClips, PretrainClips
+from tatscli.data.dataset import Clips, FinetuneClips, PretrainClips
 from tatscli.data.loader import evaluation_batches, training_batches, worker_count
+from tatscli.data.views import EvalViews
 from tatscli.errors import DataError
 from tatscli.recipe.derive import Schedule, derive_schedule
 from tatscli.recipe.schema import Data, Finetune, Optim, Sampling

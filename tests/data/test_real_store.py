@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from tatscli.console import Reporter
-from tatscli.data.dataset import EvalViews, FinetuneClips, PretrainClips
+from tatscli.data.dataset import FinetuneClips, PretrainClips
 from tatscli.data.loader import evaluation_batches, training_batches
 from tatscli.data.view import corner_crop
+from tatscli.data.views import EvalViews
 from tatscli.errors import DataError
 from tatscli.recipe.derive import derive_schedule
 from tatscli.recipe.schema import Data, Finetune, Optim, Sampling

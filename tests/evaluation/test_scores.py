@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tatscli.evaluation.knn import CHUNK, knn_scores, whiten
-from tatscli.evaluation.scores import ViewScores, merge_views, summarise, top_accuracy
+from tatscli.evaluation.scores import (
+    ViewScores,
+    by_duration,
+    merge_views,
+    summarise,
+    top_accuracy,
+)
 
 
 def random_views(seed: int, rows: int, views: int, classes: int) -> ViewScores:
@@ -163,3 +169,33 @@ def test_whitening_keeps_the_widest_components_and_none_without_spread() -> None
     assert whiten(stored, stored, 9)[0].shape == (30, 3)
     few, many = stored[:3], torch.randn(2, 4, generator=generator)
     assert [tuple(part.shape) for part in whiten(few, many, 9)] == [(3, 2), (2, 2)]
+
+
+@given(
+    seconds=st.lists(st.sampled_from([0.5, 1.0, 3.9, 4.0, 8.0, 31.9, 32.0, 500.0]), min_size=1),
+    edges=st.sampled_from([[0.0, 4.0, 8.0, 16.0, 32.0], [4.0], [1.0, 8.0], [0.0]]),
+)
+def test_accuracy_by_duration_counts_every_video_once(
+    seconds: list[float], edges: list[float]
+) -> None:
+    generator = torch.Generator().manual_seed(len(seconds))
+    count = len(seconds)
+    label = torch.randint(0, 7, (count,), generator=generator)
+    videos = ViewScores(torch.arange(count), label, torch.rand(count, 7, generator=generator))
+    found = by_duration(videos, seconds, edges)
+    parts = found["by_duration"]
+    assert [part["from"] for part in parts] == edges
+    assert [part["to"] for part in parts] == [*edges[1:], None]
+    assert found["shorter_than_all"] == sum(one < edges[0] for one in seconds)
+    assert sum(part["videos"] for part in parts) + found["shorter_than_all"] == count
+    for part in parts:
+        end = float("inf") if part["to"] is None else part["to"]
+        inside = [i for i, one in enumerate(seconds) if part["from"] <= one < end]
+        assert part["videos"] == len(inside)
+        if not inside:
+            assert part["top1"] is None and part["top5"] is None
+            continue
+        order = videos.score_VL.argsort(dim=1, descending=True).tolist()
+        for k in (1, 5):
+            right = sum(int(label[i]) in order[i][:k] for i in inside)
+            assert part[f"top{k}"] == pytest.approx(right / len(inside))

@@ -86,7 +86,7 @@ def test_the_generator_alone_decides(kind: str) -> None:
     first = visible(7)
     torch.manual_seed(2)
     assert torch.equal(first, visible(7))
-    if kind != "mgm_topk":  # where no tokens move alike, it draws nothing
+    if kind not in ("mgm_topk", "still"):  # where no tokens move alike, they draw nothing
         assert not torch.equal(first, visible(8))
     assert len(first.unique(dim=0)) > 2  # each clip has its own draw
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from tatscli.data.clip import pick
 from tatscli.engine.optim import decays
 from tatscli.errors import RecipeError
 from tatscli.nn.classifier import Classifier
@@ -154,3 +155,29 @@ def test_the_pool_of_v_jepa_has_three_blocks_and_a_query() -> None:
     torch.testing.assert_close(pool(tokens), pool(tokens[:, torch.randperm(7)]))  # a set of tokens
     pool(tokens).sum().backward()
     assert all(parameter.grad is not None for parameter in pool.parameters())
+
+
+@pytest.mark.parametrize("pool", ["mean", "attention", "cls"])
+def test_tokens_that_are_left_out_are_neither_read_nor_missed(pool: str) -> None:
+    model = make(form=ClassHead(pool=pool), head_scale=1.0).eval()
+    encoder, video = model.encoder, torch.randn(2, 3, 4, 8, 8)
+    every = torch.arange(encoder.tokens).expand(2, -1)
+    torch.testing.assert_close(model(video, every), model(video))
+    kept = torch.tensor([[0, 2, 5], [1, 3, 7]])
+    scores = model(video, kept)
+    cubes = encoder.cubes(video)
+    hidden = torch.ones(cubes.shape[:2], dtype=torch.bool).scatter_(1, kept, False)
+    blind = cubes.masked_fill(hidden[..., None], torch.nan)
+    encoder.cubes = lambda _, index=None: pick(blind, index)  # type: ignore[method-assign]
+    assert torch.equal(model(video, kept), scores)
+    # By hand, one clip and token after the other, at the places where they were.
+    tokens = torch.stack([encoder.embed(cubes[i, kept[i]]) for i in range(2)])
+    tokens = tokens + encoder.positions()[kept]
+    if pool == "cls":
+        tokens = torch.cat([tokens, model.cls_D.expand(2, 1, 32)], dim=1)
+    for block in encoder.blocks:
+        tokens = block(tokens)
+    feature = {"mean": lambda: tokens.mean(1), "cls": lambda: tokens[:, -1]}.get(
+        pool, lambda: model.pool(tokens)
+    )()
+    torch.testing.assert_close(scores, model.head(model.fc_norm(feature)))

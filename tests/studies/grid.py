@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tatscli.console import Reporter
-from tatscli.data.dataset import EvalViews
+from tatscli.data.views import EvalViews
 from tatscli.engine.session import session
 from tatscli.evaluation.features import PooledFeatures
 from tatscli.evaluation.knn import knn_scores, whiten

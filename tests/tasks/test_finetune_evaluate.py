@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from tatscli.console import Reporter
-from tatscli.data.dataset import EvalViews
 from tatscli.data.normalize import standardized
+from tatscli.data.views import EvalViews
 from tatscli.engine.optim import build_optimizer
 from tatscli.errors import CheckpointError, DataError, UsageError
 from tatscli.evaluation.knn import knn_scores, whiten

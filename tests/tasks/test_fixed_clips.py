@@ -18,7 +18,8 @@ from safetensors.numpy import load_file, save_file
 
 from tatscli.console import Reporter
 from tatscli.data.batch import collate
-from tatscli.data.dataset import EvalViews, PretrainClips
+from tatscli.data.dataset import PretrainClips
+from tatscli.data.views import EvalViews
 from tatscli.engine.checkpoint import find_checkpoint
 from tatscli.errors import DataError, RecipeError, UsageError
 from tatscli.recipe.load import LoadedRecipe

@@ -198,8 +198,8 @@ def test_features_that_two_bytes_cannot_hold_are_refused(
 ) -> None:
     plain = PooledFeatures.forward
 
-    def large(self: PooledFeatures, video: torch.Tensor) -> torch.Tensor:
-        return plain(self, video) * factor
+    def large(self: PooledFeatures, video: torch.Tensor, *kept: Any) -> torch.Tensor:
+        return plain(self, video, *kept) * factor
 
     monkeypatch.setattr(PooledFeatures, "forward", large)
     factor = 1e5

@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 
 from tatscli.console import Reporter
 from tatscli.data.batch import collate
-from tatscli.data.dataset import EvalViews, PretrainClips
+from tatscli.data.dataset import PretrainClips
 from tatscli.data.normalize import standardized
+from tatscli.data.views import EvalViews
 from tatscli.engine.rng import random_at
 from tatscli.errors import DataError, UsageError
 from tatscli.evaluation.knn import knn_scores

@@ -27,6 +27,7 @@ from tatscli.recipe.schema.learned import AdamaeMask, LearnedMask, TatsMask
 from tatscli.recipe.schema.masks import (
     BlockMask,
     EverestMask,
+    FixedMask,
     FrameMask,
     FutureMask,
     Mask,
@@ -38,6 +39,7 @@ from tatscli.recipe.schema.masks import (
     RandomMask,
     ScheduleMask,
     SimulatedMask,
+    StillMask,
     TubeMask,
 )
 from tatscli.recipe.schema.model import DecoderHead, Head, Model, RegressorHead

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from tatscli.recipe.schema.data import Sampling
+from tatscli.recipe.schema.masks import FixedMask
 from tatscli.recipe.schema.section import (
     Count,
     Factor,
@@ -119,8 +121,22 @@ class Finetune(Section):
     """Train masked modelling beside classification: its share of the loss, by the recipe's `mask`,
     `predict`, `head` and `targets`, on the same clips. 0.9 is published for small data sets; null
     trains classification alone."""
+    drop: FixedMask | None = None
+    """Leave out the tokens that this mask hides: the encoder gets the others alone. It needs a
+    `ratio`; LVMAE's is `{kind: tube, ratio: 0.2}` at 128 frames. Not with `auxiliary`. Scoring
+    `val_split` goes by `evaluate.drop`."""
     augment: Augment = Augment()
     optim: FinetuneOptim = FinetuneOptim()
+
+    @model_validator(mode="after")
+    def _drop_fits(self) -> Self:
+        _refuse_no_ratio(self.drop)
+        if self.drop is not None and self.auxiliary is not None:
+            raise ValueError(
+                f"`drop` and `auxiliary: {self.auxiliary:g}` exclude each other: beside masked"
+                " modelling the classifier sees whole clips"
+            )
+        return self
 
 
 class Knn(Section):
@@ -182,6 +198,15 @@ class Probe(Section):
         return self
 
 
+def _refuse_no_ratio(drop: FixedMask | None) -> None:
+    """Raise ValueError if the share of tokens to leave out is a mask's default, pretraining's."""
+    if drop is not None and "ratio" not in drop.model_fields_set:
+        raise ValueError(
+            f"`drop` needs a `ratio`, the share of tokens left out, such as"
+            f" `{{kind: {drop.kind}, ratio: 0.2}}`"
+        )
+
+
 class Evaluate(Section):
     """Views per video and where to look."""
 
@@ -201,7 +226,26 @@ class Evaluate(Section):
     both ends as well."""
     sampling: Sampling | None = None
     """How frames are drawn; null is fine-tuning's."""
+    drop: FixedMask | None = None
+    """Leave out the tokens of every view that this mask hides, drawn by `run.seed`, video and view.
+    It needs a `ratio`. Here and in scoring `finetune.val_split`; with frozen features also of the
+    training videos."""
+    durations: Annotated[list[NonNegative], Field(min_length=1)] | None = None
+    """Seconds at which videos are divided, ascending, such as `[0, 4, 8, 16, 32]`: accuracy is
+    also told for those of each length. null divides none."""
     batch_per_device: Count = 16
     """Views per forward pass."""
     knn: Knn = Knn()
     probe: Probe = Probe()
+
+    @model_validator(mode="after")
+    def _drop_has_a_ratio(self) -> Self:
+        _refuse_no_ratio(self.drop)
+        return self
+
+    @model_validator(mode="after")
+    def _durations_ascend(self) -> Self:
+        edges = self.durations or []
+        if any(before >= after for before, after in pairwise(edges)):
+            raise ValueError(f"`durations: {edges}` must ascend")
+        return self

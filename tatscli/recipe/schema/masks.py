@@ -166,7 +166,16 @@ class FutureMask(Section):
     """Slices after those that take no part: neither shown nor predicted."""
 
 
-OneMask = Annotated[
+class StillMask(Section):
+    """Hides the tokens that move least, but for those of the first slice (after Run-Length
+    Tokenization, arXiv 2411.05222)."""
+
+    kind: Literal["still"]
+    ratio: Ratio = 0.5
+    """Share of tokens hidden; of RLT, which has a threshold, none is published."""
+
+
+Fixed = (
     RandomMask
     | TubeMask
     | FrameMask
@@ -178,10 +187,13 @@ OneMask = Annotated[
     | MotionBinsMask
     | EverestMask
     | FutureMask
-    | AdamaeMask
-    | TatsMask,
-    Field(discriminator="kind"),
-]
+    | StillMask
+)
+
+FixedMask = Annotated[Fixed, Field(discriminator="kind")]
+"""A mask that does not learn."""
+
+OneMask = Annotated[Fixed | AdamaeMask | TatsMask, Field(discriminator="kind")]
 """Every mask but the schedule, which goes from one of them to another."""
 
 

@@ -1,0 +1,106 @@
+"""Fewer tokens in fine-tuning and evaluation: what a stage needs for `drop`, and what it costs.
+
+Shapes: K tokens kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from tatscli.data.provide import MotionSource
+from tatscli.data.views import EvalViews
+from tatscli.engine.session import Session
+from tatscli.evaluation.features import PooledFeatures
+from tatscli.nn.classifier import Classifier
+from tatscli.nn.vit import Encoder
+from tatscli.recipe.schema import Recipe
+from tatscli.store.reader import Store
+from tatscli.system.cost import count_flops
+from tatscli.system.drop import TokenDrop
+
+
+def finetune_drop(recipe: Recipe, encoder: Encoder) -> TokenDrop | None:
+    """Return what leaves tokens out of training clips, if anything does.
+
+    Raises:
+        RecipeError: If the mask would keep nothing, or leave nothing out.
+    """
+    config = recipe.finetune.drop
+    if config is None:
+        return None
+    return TokenDrop(config, key="finetune.drop", recipe=recipe, encoder=encoder)
+
+
+def evaluate_drop(recipe: Recipe, encoder: Encoder) -> TokenDrop | None:
+    """Return what leaves tokens out of the views that are scored, if anything does.
+
+    Raises:
+        RecipeError: If the mask would keep nothing, or leave nothing out.
+    """
+    config = recipe.evaluate.drop
+    if config is None:
+        return None
+    return TokenDrop(config, key="evaluate.drop", recipe=recipe, encoder=encoder)
+
+
+def motion_to_drop_by(
+    drop: TokenDrop | None, store: Store, rows: list[int], recipe: Recipe, here: Session
+) -> MotionSource | None:
+    """Return what gives clips the motion that the mask follows, if it follows any.
+
+    Of videos that have none it is said what stands in.
+
+    Raises:
+        DataError: If there are some and the recipe allows no fallback.
+    """
+    if drop is None or not drop.needs_motion:
+        return None
+    source = MotionSource(store, recipe.data.motion)
+    unknown = len(source.unknown(rows))  # on all ranks: it may refuse
+    if unknown and here.world.main:
+        here.reporter.warn(
+            f"{unknown} of {len(rows)} videos have no motion: there `{drop.key}.kind: "
+            f"{drop.masker.config.kind}` falls back to `{recipe.data.motion.fallback}`"
+        )
+    return source
+
+
+def scoring_facts(
+    recipe: Recipe,
+    drop: TokenDrop | None,
+    views: EvalViews,
+    build: Callable[[], Classifier | PooledFeatures],
+) -> dict[str, Any]:
+    """Return `token_facts`, and how many of the videos scored have no motion to drop tokens by."""
+    source = views.motion_source
+    unknown = {} if source is None else {"videos_without_motion": len(source.unknown(views.rows))}
+    return token_facts(recipe, drop, build) | unknown
+
+
+def token_facts(
+    recipe: Recipe, drop: TokenDrop | None, build: Callable[[], Classifier | PooledFeatures]
+) -> dict[str, Any]:
+    """Return `tokens`, `tokens_kept` and `gflops_per_clip` of a forward pass of one view.
+
+    A mask that looks at patch embeddings has them made once more, of all tokens.
+
+    Args:
+        recipe: Says how large a view is.
+        drop: Leaves tokens out.
+        build: Makes the model; on the meta device, where it costs nothing.
+    """
+    t, h, w = recipe.grid
+    tokens = t * h * w
+    kept = tokens if drop is None else drop.kept
+    with torch.device("meta"):
+        model = build()
+        video_BCTHW = torch.zeros(1, 3, recipe.data.frames, *recipe.data.view_size)
+        given = () if drop is None else (torch.arange(kept)[None],)
+        flops = count_flops(lambda: model(video_BCTHW, *given))
+        if drop is not None and drop.masker.needs_embeddings:
+            encoder = model.encoder
+            flops += count_flops(lambda: encoder.embed(encoder.cubes(video_BCTHW)))
+    return {"tokens": tokens, "tokens_kept": kept, "gflops_per_clip": flops / 1e9}
