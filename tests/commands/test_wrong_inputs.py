@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,21 +17,31 @@ optim: {{epochs: 1, total_batch: 2, batch_per_device: 2}}
 """
 
 
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Callable[..., Any]) -> Path:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a store, a recipe and a pretrained run."""
+    from tatscli.cli import main
     from tests.clips import pan, render
 
-    monkeypatch.chdir(tmp_path)
-    for number in range(2):
-        render(Path(f"videos/{number}.mp4"), pan(frames=6, height=32, width=48, seed=number))
-    Path("mine.yaml").write_text(RECIPE.format(store="prepared/videos"))
-    assert cli("prepare", "videos", "--workers", "1").code == 0
-    assert cli("pretrain", "mine.yaml", "--max-steps", "1").code == 0
-    Path("empty").mkdir()
-    Path("notes.txt").write_text("not a video")
-    Path("broken.yaml").write_text("data: [unclosed\n")
-    return tmp_path
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for number in range(2):
+            render(Path(f"videos/{number}.mp4"), pan(frames=6, height=32, width=48, seed=number))
+        Path("mine.yaml").write_text(RECIPE.format(store="prepared/videos"))
+        assert main(["prepare", "videos", "--workers", "1"]) == 0
+        assert main(["pretrain", "mine.yaml", "--max-steps", "1"]) == 0
+    (folder / "empty").mkdir()
+    (folder / "notes.txt").write_text("not a video")
+    (folder / "broken.yaml").write_text("data: [unclosed\n")
+    return folder
+
+
+@pytest.fixture
+def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, which is also the working directory."""
+    monkeypatch.chdir(shutil.copytree(made, tmp_path / "place", symlinks=True))
+    return tmp_path / "place"
 
 
 @pytest.mark.parametrize(

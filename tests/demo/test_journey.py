@@ -19,7 +19,7 @@ def tiny(monkeypatch, tmp_path):
 
 
 @pytest.mark.usefixtures("tiny")
-def test_one_command_goes_the_whole_way_and_refuses_to_do_it_twice(cli, tmp_path):
+def test_one_command_goes_the_whole_way_and_refuses_to_do_it_twice(cli, tmp_path, monkeypatch):
     done = cli("demo", "--json", *TINY)
     assert done.code == 0, done.stderr
     found = done.json()
@@ -45,8 +45,15 @@ def test_one_command_goes_the_whole_way_and_refuses_to_do_it_twice(cli, tmp_path
 
     again = cli("demo", *TINY)
     assert again.code == 2 and "`demo` holds a demo already" in again.stderr
+    # Anew, but for the trainings, which are known by now.
+    (tmp_path / "demo" / "left.txt").write_text("of the first")
+    for stage in ("pretrain", "finetune", "visualize_masks"):
+        monkeypatch.setattr(journey, stage, lambda *args, **options: None)
+    monkeypatch.setattr(journey, "evaluate", lambda *args, **options: {"top1": 0.375})
     table = cli("demo", "--overwrite", "--quiet", *TINY)
     assert table.code == 0 and "TATS-pretrained" in table.stdout and "chance" in table.stdout
+    assert "0.375" in table.stdout
+    assert {path.name for path in (tmp_path / "demo").iterdir()} == {"demo.json", "store", "videos"}
 
 
 @pytest.mark.usefixtures("tiny")

@@ -179,7 +179,7 @@ class Largest(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("slices", [8, 16, 64])
+@pytest.mark.parametrize("slices", [8, 16, 32])
 def test_with_a_chunk_nothing_grows_faster_than_the_clip(slices: int) -> None:
     attention = make(8, 2, slices, chunk=1)
     tokens = torch.randn(1, slices * 16, 8, dtype=torch.float64, requires_grad=True)

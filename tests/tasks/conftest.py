@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,6 +74,32 @@ def load(recipe_file: Path) -> Callable[..., LoadedRecipe]:
 def reporter() -> Reporter:
     """A reporter whose words stay in the test."""
     return Reporter(stdout=io.StringIO(), stderr=io.StringIO())
+
+
+@pytest.fixture(scope="session")
+def _kept_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[Any, Path]]:
+    """A folder of runs that were trained once, and which are there."""
+    return tmp_path_factory.mktemp("kept"), {}
+
+
+@pytest.fixture
+def trained(
+    load: Callable[..., LoadedRecipe], _kept_runs: tuple[Path, dict[Any, Path]]
+) -> Callable[..., Path]:
+    """Copy a run of the tiny recipe to `out`; it is trained once for every list of overrides.
+
+    `task` trains it: `pretrain`, or `finetune` from scratch.
+    """
+
+    def copy(*overrides: str, task: Callable[..., Any], out: str = "runs/tiny") -> Path:
+        folder, kept = _kept_runs
+        key = (task.__name__, overrides)
+        if key not in kept:
+            kept[key] = folder / str(len(kept))
+            task(load(*overrides), reporter=Reporter(quiet=True), init=None, out=kept[key])
+        return Path(shutil.copytree(kept[key], out, symlinks=True))
+
+    return copy
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,5 @@
 """Comparing masks: whose sections and weights each has, and what cannot be compared."""
 
-from pathlib import Path
-
 import pytest
 
 from tatscli.errors import RecipeError, UsageError
@@ -30,14 +28,9 @@ def compare(clip, reporter, tmp_path):
 
 
 @pytest.fixture
-def run(load, reporter):
+def run(trained):
     """A pretrained run of the tiny recipe, its policy trained hard."""
-    pretrain(
-        load("optim.epochs=2", "mask.base_lr=0.3", "mask.floor=0"),
-        reporter=reporter,
-        out="runs/tiny",
-    )
-    return Path("runs/tiny")
+    return trained("optim.epochs=2", "mask.base_lr=0.3", "mask.floor=0", task=pretrain)
 
 
 def test_every_kind_of_mask_can_be_compared(compare, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 
 from tatscli.recipe.load import load_recipe
 from tatscli.recipe.shipped import shipped
+from tatscli.tasks import dry_run
 from tests.nn.counting import block_macs, regressor_macs, trajectory_macs
 from tests.tokenizer.saved import save_tokenizer
 
@@ -59,6 +60,18 @@ def test_every_shipped_recipe_passes_a_dry_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    planned: dict[str, Any] = {}  # table and JSON show the same plan, which is made once
+
+    def once(make: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+        def plan(*args: Any) -> dict[str, Any]:
+            if make.__name__ not in planned:
+                planned[make.__name__] = make(*args)
+            return planned[make.__name__]
+
+        return plan
+
+    for make in (dry_run.plan_pretraining, dry_run.plan_finetuning):
+        monkeypatch.setattr(dry_run, make.__name__, once(make))
     coder = coders["small" if name.endswith("small") else "vq"]
     more = [f"targets.0.tokenizer.path={coder}"] if name.startswith("mam2/") else []
     for command in ("pretrain", "finetune"):

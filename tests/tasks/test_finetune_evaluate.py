@@ -33,13 +33,13 @@ Load = Callable[..., LoadedRecipe]
 
 
 @pytest.fixture
-def pretrained(load: Load, reporter: Reporter) -> Path:
-    return Path(pretrain(load("run.max_steps=2"), reporter=reporter)["run"])
+def pretrained(trained: Callable[..., Path]) -> Path:
+    return trained("run.max_steps=2", task=pretrain)
 
 
 @pytest.fixture
-def finetuned(load: Load, reporter: Reporter) -> Path:
-    return Path(finetune(load(), reporter=reporter, init=None)["run"])
+def finetuned(trained: Callable[..., Path]) -> Path:
+    return trained(task=finetune, out="runs/tiny-finetune")
 
 
 def test_finetuning_starts_from_the_encoder_and_saves_its_classes(

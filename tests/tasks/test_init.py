@@ -24,9 +24,9 @@ HARD = ("mask.base_lr=0.3", "optim.epochs=3")
 
 
 @pytest.fixture
-def first(load: Load, reporter: Reporter) -> Path:
+def first(trained: Callable[..., Path]) -> Path:
     """A run whose sampler has learned much in little time."""
-    return Path(pretrain(load(*HARD), reporter=reporter, out="runs/first")["run"])
+    return trained(*HARD, task=pretrain, out="runs/first")
 
 
 def fresh(recipe: Recipe) -> System:

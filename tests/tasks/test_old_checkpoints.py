@@ -28,6 +28,7 @@ MASKS = {
     "rollouts": "mask.rollouts=2",
     "tube": "mask={kind: tube, ratio: 0.75}",
 }
+SHORT = "optim.epochs=3"
 
 
 def make_old(run: Path) -> Path:
@@ -50,12 +51,12 @@ def make_old(run: Path) -> Path:
 
 
 @pytest.fixture
-def old(load: Load, reporter: Reporter) -> Callable[[str], Path]:
+def old(trained: Callable[..., Path]) -> Callable[[str], Path]:
     """A run of three steps, stopped, with a checkpoint of the first format."""
 
     def make(mask: str) -> Path:
-        stopped = load(MASKS[mask], "run.max_steps=3")
-        return make_old(Path(pretrain(stopped, reporter=reporter, out="runs/old")["run"]))
+        words = (SHORT, MASKS[mask], "run.max_steps=3")
+        return make_old(trained(*words, task=pretrain, out="runs/old"))
 
     return make
 
@@ -64,13 +65,13 @@ def old(load: Load, reporter: Reporter) -> Callable[[str], Path]:
 def test_a_run_goes_on_as_if_nothing_had_happened(
     load: Load, reporter: Reporter, old: Callable[[str], Path], mask: str
 ) -> None:
-    pretrain(load(MASKS[mask]), reporter=reporter, out="runs/straight")
+    pretrain(load(SHORT, MASKS[mask]), reporter=reporter, out="runs/straight")
     run = old(mask)
     if mask == "rollouts":  # after three steps of two batches each, one is at hand
         names = load_file(run / "checkpoints/last/masker.safetensors")
         assert any(name.startswith("training/waiting/") for name in names)
-    result = pretrain(load(MASKS[mask]), reporter=reporter, out=run, resume=True)
-    assert result["steps"] == 10
+    result = pretrain(load(SHORT, MASKS[mask]), reporter=reporter, out=run, resume=True)
+    assert result["steps"] == 6
     straight, resumed = find_checkpoint(Path("runs/straight")), find_checkpoint(run)
     assert resumed.meta["format"] == 2
     for part in ("model", "optimizer", *(["masker"] if mask != "tube" else [])):

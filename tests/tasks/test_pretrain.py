@@ -134,27 +134,27 @@ def test_data_order_and_weights_do_not_depend_on_the_workers(
 
 
 def test_killed_without_warning_and_resumed_is_bit_equal(
-    recipe_file: Path, tats: Callable[..., subprocess.CompletedProcess[str]]
+    recipe_file: Path, cli: Callable[..., Any]
 ) -> None:
-    words = ["pretrain", str(recipe_file), "run.save_every=0.5", "optim.epochs=20"]
-    straight = tats(*words, "--out", "runs/straight")
-    assert straight.returncode == 0, straight.stderr
+    words = ["pretrain", str(recipe_file), "run.save_every=0.5", "optim.epochs=12"]
+    straight = cli(*words, "--out", "runs/straight")
+    assert straight.code == 0, straight.stderr
     process = subprocess.Popen(
         [sys.executable, "-m", "tatscli", *words, "--out", "runs/killed"],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stderr=subprocess.DEVNULL,
     )
     last = Path("runs/killed/checkpoints/last/meta.json")
-    while not (last.exists() and json.loads(last.read_text())["step"] >= 5):
+    while not (last.exists() and json.loads(last.read_text())["step"] >= 3):
         assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    again = tats(*words, "--out", "runs/killed", "--resume")
-    assert again.returncode == 0, again.stderr
+    again = cli(*words, "--out", "runs/killed", "--resume")
+    assert again.code == 0, again.stderr
     assert "resuming after step" in again.stderr
     assert_equal_weights(Path("runs/straight"), Path("runs/killed"))
-    assert [line["step"] for line in metrics(Path("runs/killed"))] == list(range(1, 41))
+    assert [line["step"] for line in metrics(Path("runs/killed"))] == list(range(1, 25))
 
 
 def test_sigterm_saves_and_exits_with_143(recipe_file: Path) -> None:
@@ -180,15 +180,20 @@ def test_two_ranks_draw_apart_and_learn_alike(
 ) -> None:
     launch = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29613", "-m")
     words = ("pretrain", recipe_file, "optim.batch_per_device=3")
+    words = (*words, "run.save_every=0.5", "run.keep=9")
     both = tats(*words, "--out", "runs/two", "--json", launch=launch)
     assert both.returncode == 0, both.stderr
     assert json.loads(both.stdout)["steps"] == 10  # exactly one object, from rank 0
     assert json.loads(Path("runs/two/run.json").read_text())["processes"] == 2
-    # A run saved by two ranks and finished by them is again the straight one.
-    first = tats(*words, "--out", "runs/halves", "--max-steps", 5, launch=launch)
-    assert first.returncode == 0, first.stderr
+    # Saved by two ranks in the middle of a pass and finished by them, it is the straight one.
+    kept = Path(shutil.copytree("runs/two", "runs/halves", symlinks=True)) / "checkpoints"
+    for step in range(6, 11):
+        shutil.rmtree(kept / f"step-{step:07d}")
+    (kept / "last").unlink()
+    (kept / "last").symlink_to("step-0000005")
     second = tats(*words, "--out", "runs/halves", "--resume", launch=launch)
     assert second.returncode == 0, second.stderr
+    assert "resuming after step 5" in second.stderr
     assert_equal_weights(Path("runs/two"), Path("runs/halves"))
 
 

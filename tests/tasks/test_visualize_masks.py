@@ -23,10 +23,9 @@ def scores(viewer: Viewer, clips: int = 1) -> torch.Tensor | None:
 
 
 @pytest.fixture
-def run(load, reporter):
+def run(trained):
     """A pretrained run of the tiny recipe."""
-    pretrain(load("optim.epochs=2"), reporter=reporter, out="runs/tiny")
-    return "runs/tiny"
+    return str(trained("optim.epochs=2", task=pretrain))
 
 
 @pytest.fixture
@@ -93,20 +92,15 @@ def test_a_recipe_of_whole_videos_says_which_step_it_shows(recipe_file, clip, re
 
 
 @pytest.fixture
-def grown(load, reporter):
+def grown(trained):
     """A run that keeps a checkpoint of each of its four epochs, its policy trained hard."""
-    pretrain(
-        load("optim.epochs=4", "run.keep=9", "mask.base_lr=0.3", "mask.floor=0"),
-        reporter=reporter,
-        out="runs/grown",
-    )
-    return Path("runs/grown")
+    words = ("optim.epochs=4", "run.keep=9", "mask.base_lr=0.3", "mask.floor=0")
+    return trained(*words, task=pretrain, out="runs/grown")
 
 
 @pytest.fixture
-def tube_run(load, reporter):
-    pretrain(load("optim.epochs=1", "mask={kind: tube}"), reporter=reporter, out="runs/tube")
-    return Path("runs/tube")
+def tube_run(trained):
+    return trained("optim.epochs=1", "mask={kind: tube}", task=pretrain, out="runs/tube")
 
 
 def test_a_window_tells_its_motion_its_errors_and_its_slices(run, clip, reporter, tmp_path):
