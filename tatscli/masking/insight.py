@@ -16,6 +16,10 @@ from tatscli.masking.plan import MaskPlan
 DECILE = 0.1
 
 
+TOLD_SLICES = 16
+"""Longest clip of which every slice is told apart: a log line of more is not read."""
+
+
 def mask_insight(
     plan: MaskPlan, *, grid: tuple[int, int, int], motion: MotionField | None = None
 ) -> dict[str, Tensor]:
@@ -30,7 +34,7 @@ def mask_insight(
     Returns:
         `motion_missing`: share of the clips whose source knew no motion.
         `visible_slice_min` and `visible_slice_max`: visible tokens of the emptiest and fullest
-        slice, and `visible_slice_0` ... of each, means over clips.
+        slice, and `visible_slice_0` ... of each, means over clips; the latter up to 16 slices.
         `motion_share`: share of the visible tokens in the tenth of the clip that moves most; 0.1
         is chance.
         `motion_lift`: mean motion of the visible tokens over that of all tokens; 1 is chance.
@@ -43,8 +47,9 @@ def mask_insight(
         "visible_slice_min": counts_BT.amin(dim=1).mean(),
         "visible_slice_max": counts_BT.amax(dim=1).mean(),
     }
-    for number, count in enumerate(counts_BT.mean(dim=0).unbind()):
-        numbers[f"visible_slice_{number}"] = count
+    if slices <= TOLD_SLICES:
+        each = counts_BT.mean(dim=0).unbind()
+        numbers |= {f"visible_slice_{number}": count for number, count in enumerate(each)}
     if motion is None:
         return numbers
     motion = motion.to(plan.visible_BK.device)

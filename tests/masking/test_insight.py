@@ -133,3 +133,10 @@ def test_random_masks_are_at_chance() -> None:
     assert numbers["motion_share"] == pytest.approx(0.1, abs=0.01)
     assert numbers["motion_lift"] == pytest.approx(1, abs=0.03)
     assert numbers["motion_hidden"] == pytest.approx(1, abs=0.03)
+
+
+def test_long_clips_tell_the_emptiest_and_fullest_slice_alone() -> None:
+    plan = MaskPlan(torch.tensor([[0, 1, 2]]), torch.tensor([[3, 4]]))
+    names = mask_insight(plan, grid=(17, 1, 1)).keys()
+    assert set(names) == {"visible_slice_min", "visible_slice_max"}
+    assert len(mask_insight(plan, grid=(16, 1, 1))) == 18
