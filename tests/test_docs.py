@@ -70,7 +70,7 @@ class Workshop:
     """A folder with what a reader of the docs would have, and `tats` to run in it."""
 
     looked: ClassVar[set[str]] = set()
-    """Lines that have shown something; where a page repeats one, it leaves nothing to go on with."""
+    """Lines that have shown something: where a page repeats one, nothing goes on from it."""
 
     def __init__(self, folder: Path, base: Path, cli: Callable[..., Any]) -> None:
         self.folder = folder
