@@ -24,7 +24,7 @@ settings.load_profile("tats")
 
 
 def pytest_collection_finish() -> None:
-    """Keep what importing and collecting made out of sweeps for garbage: half a second each."""
+    """Keep what importing and collecting made out of every sweep for garbage: half a second."""
     gc.freeze()
 
 

@@ -70,7 +70,7 @@ class Workshop:
     """A folder with what a reader of the docs would have, and `tats` to run in it."""
 
     looked: ClassVar[set[str]] = set()
-    """Lines that have shown something; a page that repeats one goes on with nothing of it."""
+    """Lines that have shown something: where a page repeats one, nothing goes on from it."""
 
     def __init__(self, folder: Path, base: Path, cli: Callable[..., Any]) -> None:
         self.folder = folder
@@ -120,13 +120,7 @@ class Workshop:
             words = [*words, "--store", "prepared/given"]
         if words[1].startswith("mam2"):
             self.provide(f"runs/tokenizer-{'small' if words[1].endswith('small') else 'vq'}")
-        small = MASKED
-        if words[1].startswith("tokenizer"):
-            small = SMALL
-        elif words[1].startswith("lvmae/tokenizer"):
-            small = [*SMALL, "tokenizer.keep=2"]
-        elif words[1].startswith("lvmae"):
-            self.provide(f"runs/lvmae-tokenizer{'-small' if words[1].endswith('small') else ''}")
+        small = SMALL if words[1].startswith("tokenizer") else MASKED
         fresh = [*(word for word in words if word != "--resume"), *small, "--overwrite"]
         self.must([*fresh, "--max-steps", "1"])
         if "--resume" in words:
@@ -142,7 +136,6 @@ class Workshop:
         if path.parts[:1] == ("runs",):
             kind = "finetuned" if path.name.endswith("-finetune") else "pretrained"
             kind = "tokenizer" if path.name.startswith("tokenizer") else kind
-            kind = "adaptive" if path.name.startswith("lvmae-tokenizer") else kind
             shutil.copytree(self.base / "runs" / kind, path, symlinks=True)
 
 
@@ -175,8 +168,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
          "--out", runs / "finetuned"],
         ["pretrain", "tokenizer/small", *SMALL, *given, "--max-steps", "1",
          "--out", runs / "tokenizer"],
-        ["pretrain", "lvmae/tokenizer-small", *SMALL, "tokenizer.keep=2", *given, "--max-steps",
-         "1", "--out", runs / "adaptive"],
     ]  # fmt: skip
     for line in lines:
         assert main([str(word) for word in line]) == 0

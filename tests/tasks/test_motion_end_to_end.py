@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,19 +18,20 @@ from tests.clips import CLEAN_VECTORS, pan, render
 STEP = (3, -2)
 
 
-@pytest.fixture(params=[192, 128])
-def store(tmp_path: Path, cli: Callable[..., Any], request: pytest.FixtureRequest) -> Store:
+@pytest.fixture(scope="module", params=[192, 128])
+def store(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Store:
     """A film of 36 frames with a key frame every ten, stored at its size or at two thirds."""
+    from tatscli.cli import main
+
+    folder = tmp_path_factory.mktemp("pan")
     render(
-        tmp_path / "videos" / "pan.mp4",
+        folder / "videos" / "pan.mp4",
         pan(STEP, frames=36, height=192, width=256),
         options={**CLEAN_VECTORS, "g": "10", "sc_threshold": "0"},
     )
-    outcome = cli(
-        "prepare", tmp_path / "videos", "--out", tmp_path / "store", "--short-side", request.param
-    )
-    assert outcome.code == 0, outcome.stderr
-    return Store.open(tmp_path / "store")
+    words = [folder / "videos", "--out", folder / "store", "--short-side", request.param]
+    assert main(["prepare", *map(str, words)]) == 0
+    return Store.open(folder / "store")
 
 
 @pytest.mark.parametrize("flip", [0.0, 1.0])
