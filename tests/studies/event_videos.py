@@ -1,15 +1,15 @@
 """Videos whose class is the order of four short events, and what the best decision from a part of
 one can be.
 
-An event is 8 frames long: a bar appears anywhere and goes round the picture once, which is closed
-like a torus, to the right (A) or to the left (B), and is gone. A single frame of it is as likely in
-A as in B. There are four, two of them A, in one of the orders AABB, ABAB, BABA and BBAA: the
-classes. In each the second half is the first with A and
-B exchanged, and the other way round, so every class has as many A and B, and one of each among the
-outer and the inner two. Between two events, before the first and after the last there are at least
-15 frames, so that no 16 frames touch two; all layouts that leave so much are equally likely, and
-each is as likely as its mirror image. Of every
-8th frame one falls into each event, and that one does not tell A from B. Before a dark ground a blob moves slowly all the time.
+An event is 8 frames long: a wave of light, as long as the picture is wide and closed like a torus,
+appears in any phase, goes round once to the right (A) or to the left (B), and is gone. A single
+frame of it is as likely in A as in B. There are four, two of them A, in one of the orders AABB,
+ABAB, BABA and BBAA: the classes. In each the second half is the first one backwards with A and B
+exchanged, so every class has as many A as B, and one of each among the outer and the inner two.
+Between two events, before the first and after the last there are at least 15 frames, so that no 16
+frames touch two; all layouts that leave so much are equally likely. Of every 8th frame one falls
+into each event, and that one does not tell A from B. The ground is the same in all videos, and a
+blob drifts over it all the time.
 
 Shapes: T frames, S side of the picture in pixels, L layouts, W windows, E events, C classes.
 """
@@ -51,7 +51,7 @@ def render(order: str, generator: np.random.Generator) -> NDArray[np.uint8]:
     for kind, start in zip(order, starts_E, strict=True):
         steps = slice(int(start), int(start) + EVENT)
         colour_3 = generator.uniform(0.75, 1, 3).astype(np.float32)
-        _paint(pictures[steps], _bar(kind, generator), colour_3)
+        _paint(pictures[steps], _wave(kind, generator), colour_3)
     return (pictures * 255).round().astype(np.uint8)
 
 
@@ -72,8 +72,8 @@ def _blob(generator: np.random.Generator) -> NDArray[np.float32]:
     return np.clip(generator.uniform(3, 5) - distance + 0.5, 0, 1).astype(np.float32)
 
 
-def _bar(kind: str, generator: np.random.Generator) -> NDArray[np.float32]:
-    """Return how much the bar covers each pixel in the frames of an event, (EVENT, S, S)."""
+def _wave(kind: str, generator: np.random.Generator) -> NDArray[np.float32]:
+    """Return how much the light covers each pixel in the frames of an event, (EVENT, S, S)."""
     way = np.arange(EVENT) * SIDE / EVENT * (1 if kind == "A" else -1)
     offset_TS = np.arange(SIDE) - (generator.uniform(0, SIDE) + way)[:, None]
     half = generator.uniform(9, 12)
@@ -122,4 +122,3 @@ def window_oracle() -> dict[str, float]:
         "middle": float(best_W[len(best_W) // 2]),
         "placed": float(best_W.mean()),
     }
-
