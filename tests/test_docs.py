@@ -120,7 +120,13 @@ class Workshop:
             words = [*words, "--store", "prepared/given"]
         if words[1].startswith("mam2"):
             self.provide(f"runs/tokenizer-{'small' if words[1].endswith('small') else 'vq'}")
-        small = SMALL if words[1].startswith("tokenizer") else MASKED
+        small = MASKED
+        if words[1].startswith("tokenizer"):
+            small = SMALL
+        elif words[1].startswith("lvmae/tokenizer"):
+            small = [*SMALL, "tokenizer.keep=2"]
+        elif words[1].startswith("lvmae"):
+            self.provide(f"runs/lvmae-tokenizer{'-small' if words[1].endswith('small') else ''}")
         fresh = [*(word for word in words if word != "--resume"), *small, "--overwrite"]
         self.must([*fresh, "--max-steps", "1"])
         if "--resume" in words:
@@ -136,6 +142,7 @@ class Workshop:
         if path.parts[:1] == ("runs",):
             kind = "finetuned" if path.name.endswith("-finetune") else "pretrained"
             kind = "tokenizer" if path.name.startswith("tokenizer") else kind
+            kind = "adaptive" if path.name.startswith("lvmae-tokenizer") else kind
             shutil.copytree(self.base / "runs" / kind, path, symlinks=True)
 
 
@@ -168,6 +175,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
          "--out", runs / "finetuned"],
         ["pretrain", "tokenizer/small", *SMALL, *given, "--max-steps", "1",
          "--out", runs / "tokenizer"],
+        ["pretrain", "lvmae/tokenizer-small", *SMALL, "tokenizer.keep=2", *given, "--max-steps",
+         "1", "--out", runs / "adaptive"],
     ]  # fmt: skip
     for line in lines:
         assert main([str(word) for word in line]) == 0
