@@ -1,16 +1,22 @@
 """A tokenizer's picture: what is kept, what scores, and seams that do not show."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
 
+from tatscli.console import Reporter
 from tatscli.data.clip import ClipForm
 from tatscli.recipe.schema import AdaptiveTokenizer, Data, FsqTokenizer, Recipe
+from tatscli.tasks.viewers import Wishes
+from tatscli.tasks.visualize_tokenizer import visualize_tokenizer
 from tatscli.tokenizer.build import build_tokenizer
 from tatscli.visualize import codes as module
 from tatscli.visualize.codes import Coder, coding_rows, render_codes
 from tatscli.visualize.render import Page
 from tests.clips import pan, render
+from tests.tokenizer.saved import save_tokenizer
 
 FRAMES, SIZE, KEEP = 8, 32, 20
 GRID = (4, 4, 4)
@@ -153,3 +159,25 @@ def test_a_quarter_of_a_million_codes_have_colours():
     assert len(set(colours)) == 4
     spread = np.ptp(np.array(colours), axis=0)
     assert (spread > 60).all()
+
+
+def test_a_film_holds_no_more_than_a_few_windows(tmp_path, monkeypatch):
+    clip = render(tmp_path / "clip.mp4", pan((2, 0), frames=64, height=48, width=64))
+    config = AdaptiveTokenizer(
+        kind="adaptive", stride=8, patch=4, widths=[8, 8], blocks=1, keep=KEEP, scorer_width=8
+    )
+    run = save_tokenizer(tmp_path / "run", config, size=SIZE, frames=FRAMES)
+    seen, alive = [], []
+    look = Coder.look
+
+    def spy(self, video_TCHW):
+        seen.append(weakref.ref(video_TCHW))
+        alive.append(sum(one() is not None for one in seen))
+        return look(self, video_TCHW)
+
+    monkeypatch.setattr(Coder, "look", spy)
+    say = Reporter(quiet=True)
+    wishes = Wishes(stride=1)
+    found = visualize_tokenizer(clip, run, reporter=say, wishes=wishes, out=tmp_path / "a.gif")
+    assert len(found["windows"]) == len(seen) == 8
+    assert max(alive) <= 3  # the first, the one before and this one
