@@ -22,7 +22,8 @@ Parts, one after the other:
 - `masks`: `half` at 128 frames and 15 % with other masks of the same ratio; time and memory.
 - `full`: ViT-B at 15 %, 64 and 128 frames, in turns with `Tokenizer.code` of two tokenizers; then
   once each 128 frames at 100 %, and a window of the published-like tokenizer.
-- `state`: memory of `full`, and of both with `model.checkpointing`.
+- `state`: memory of `full`, also with `model.checkpointing`; gradients are there before the step,
+  or short clips would show those alone.
 - `flop`: operations of all of these, counted by torch, nothing computed.
 
 Every figure is a line of `--out` as soon as it is there; a run that was interrupted goes on behind
@@ -158,9 +159,15 @@ def vit_b_all() -> Iterator[Side]:
 
 def peak(one: Setting) -> float:
     """Return the peak of a step's memory in MiB; needs a fresh process."""
+    import torch
+
     small = dict(one, scale="half", frames=4)
     step_of(*built(small, model="nano", size=64), small)()  # libraries load code at first use
-    step = step_of(*built(one), one)
+    system, steps = built(one)
+    step = step_of(system, steps, one)
+    if one["gradients"]:
+        for weight in system.autoencoder.parameters():
+            weight.grad = torch.full_like(weight, 0)  # zeros_like would take no memory yet
     Path("/proc/self/clear_refs").write_text("5")
     before = resident_kib("VmRSS")
     step()
@@ -198,19 +205,15 @@ def mask_memory() -> Iterator[Setting]:
 
 def state_memory() -> Iterator[Setting]:
     """Name the settings from which memory of ViT-B is worked out, and those that check it."""
-    for attention in ATTENTION:
-        for frames in (16, 32):
-            for budget in (100, 15):
-                for again in (False, True):
+    for again in (False, True):
+        for attention in ATTENTION:
+            for frames in (16, 32):
+                for budget in (100, 15):
                     more = {"attention": attention, "checkpointing": again}
-                    yield setting("full", frames, budget, **more)
-    for attention in ATTENTION:
-        for budget in (100, 15):
-            more = {"attention": attention, "checkpointing": True}
-            yield setting("half", 128, budget, **more)
-    yield setting("full", 64, 15, attention="plain")
-    for frames, budget in ((64, 15), (64, 100), (96, 15), (128, 15)):
-        yield setting("full", frames, budget)
+                    yield setting("full", frames, budget, gradients=True, **more)
+    yield setting("full", 64, 15, gradients=True, attention="plain")
+    for frames, budget in ((64, 15), (64, 100), (128, 15)):
+        yield setting("full", frames, budget, gradients=True)
 
 
 def flop(figures: Figures) -> None:

@@ -26,7 +26,7 @@ Setting = dict[str, Any]
 
 def setting(scale: str, frames: int, budget: int, **more: Any) -> Setting:
     """Return a setting with what is left open."""
-    plain = {"attention": "fused", "checkpointing": False, "mask": "tube"}
+    plain = {"attention": "fused", "checkpointing": False, "mask": "tube", "gradients": False}
     return {"scale": scale, "frames": frames, "budget": budget, **plain, **more}
 
 

@@ -19,6 +19,7 @@ HEADS = {"half": (6, 3), "full": (12, 6)}  # of encoder and decoder
 SITES, SHOWN = 196, 20  # of a slice of `full`: tokens, and those a tube of 0.9 shows
 TUBELET = 2
 MIB = 2**20
+HELD_OUT = 64  # frames: from here on ViT-B checks what shorter clips gave
 
 
 class Found:
@@ -44,7 +45,7 @@ class Found:
 
     def mib(self, scale: str, frames: int, budget: int, **more: Any) -> float | None:
         """Return the peak memory of a step."""
-        plain = {"mask": "tube", "attention": "fused", "checkpointing": False}
+        plain = {"mask": "tube", "attention": "fused", "checkpointing": False, "gradients": False}
         found = self.all(what="memory", **{**plain, **more}, **_(scale, frames, budget))
         return found[0]["mib"] if found else None
 
@@ -148,19 +149,14 @@ def counts(found: Found) -> str:
 
 
 def vit_b(found: Found) -> str:
-    """Lay out what was measured of ViT-B."""
+    """Lay out what steps of ViT-B took."""
     rows = [
-        [
-            frames,
-            budget,
-            found.step("full", frames, budget),
-            found.mib("full", frames, budget),
-            found.mib("full", frames, budget, attention="plain"),
-        ]
+        [frames, budget, seconds]
         for frames in FRAMES
         for budget in (100, 15)
+        if (seconds := found.step("full", frames, budget)) is not None
     ]
-    return table(["frames", "%", "seconds", "MiB fused", "MiB plain"], rows)
+    return table(["frames", "%", "seconds"], rows)
 
 
 def tokenizers(found: Found) -> str:
@@ -208,28 +204,34 @@ class Bytes:
     """Bytes of a step of ViT-B, fitted."""
 
     def __init__(self, found: Found, *, checkpointing: bool) -> None:
-        again = {"checkpointing": checkpointing}
-        tube = {"what": "memory", "mask": "tube", **again}
-        whole = found.all(scale="full", attention="fused", **tube)
+        tube = {"what": "memory", "mask": "tube", "checkpointing": checkpointing}
+        full = {**tube, "scale": "full", "gradients": True}
+        short = [one for one in found.all(**full, attention="fused") if one["frames"] < HELD_OUT]
         self.fixed, self.seen, self.asked = _least_squares(
-            [(1, one["visible"], one["predicted"]) for one in whole],
-            [one["mib"] * MIB for one in whole],
+            [(1, one["visible"], one["predicted"]) for one in short],
+            [one["mib"] * MIB for one in short],
         )
-        self.state = 12 * whole[0]["parameters"]  # weights and moments; `fixed` has gradients
+        self.state = 16 * short[0]["parameters"]  # weights, gradients and moments
         rows, more = [], []
         for plain in found.all(attention="plain", **tube):
-            fused = found.mib(plain["scale"], plain["frames"], plain["budget"], **again)
-            own = plain["scale"] == "half" or checkpointing
-            if fused is not None and own:
+            fused = found.mib(
+                *(plain[key] for key in ("scale", "frames", "budget")),
+                gradients=plain["gradients"],
+                checkpointing=checkpointing,
+            )
+            # Where gradients are more than all else, a step without them shows nothing of scores.
+            least = 0 if plain["gradients"] else 4.4 * plain["parameters"] / MIB
+            if fused is not None and least < fused and plain["frames"] != HELD_OUT:
                 rows.append(self._pairs(plain["scale"], plain["visible"], plain["predicted"]))
                 more.append((plain["mib"] - fused) * MIB)
         if checkpointing:  # one block at a time, and those of the decoder have more pairs
             self.pairs = (0.0, _least_squares([row[1:] for row in rows], more)[0])
         else:
-            self.pairs = tuple(_least_squares(rows, more))
+            encoder, decoder = _least_squares(rows, more)
+            self.pairs = (encoder, decoder)
 
     def __call__(self, visible: float, predicted: float, *, plain: bool, clips: int = 1) -> float:
-        """Return the bytes of a step, without weights and moments."""
+        """Return the bytes of a step, without weights, gradients and moments."""
         clip = self.seen * visible + self.asked * predicted
         if plain:
             own = self._pairs("full", visible, predicted)
@@ -269,7 +271,7 @@ def computed(found: Found) -> str:
     ]
     most = table(["attention", "checkpointing", "clips", *(f"{one} %" for one in BUDGETS)], rows)
     held = []
-    for one in found.all(what="memory", scale="full"):
+    for one in found.all(what="memory", scale="full", gradients=True):
         fit = fits[one["checkpointing"]]
         is_plain = one["attention"] == "plain"
         value = fit(one["visible"], one["predicted"], plain=is_plain) / MIB
