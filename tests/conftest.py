@@ -23,6 +23,12 @@ settings.register_profile("tats", deadline=None)
 settings.load_profile("tats")
 
 
+def pytest_configure() -> None:
+    """Let programs that tests start run the package under test, whatever folder they start in."""
+    paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+
+
 def pytest_collection_finish() -> None:
     """Keep what importing and collecting made out of every sweep for garbage: half a second."""
     gc.freeze()

@@ -96,6 +96,8 @@ class Workshop:
             words = [word for word in words if word not in ("--split", "test")]
         if command == "prepare" and "--check" not in words:
             words.append("--overwrite")  # the examples of a page are alternatives
+        if command == "prepare" and "--workers" not in words:
+            words += ["--workers", "1"]  # a second one starts for nothing
         if command == "visualize-masks" and "--windows" not in words:
             words += ["--windows", "1"]
         return self.must(words)

@@ -39,7 +39,7 @@ class Counting:
     def __call__(self, work, jobs):
         jobs = list(jobs)
         self.tried += [job.path.name for job in jobs]
-        return run_in_order(work, jobs, workers=2)
+        return here(work, jobs)
 
 
 def prepare(videos: Path | Sources, out: Path, **options: Any) -> pipeline.Report:

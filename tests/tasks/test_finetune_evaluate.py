@@ -74,7 +74,7 @@ def test_finetuning_resumes_bit_equal(load: Load, reporter: Reporter) -> None:
 def test_it_learns_the_videos_it_is_shown(load: Load, reporter: Reporter) -> None:
     plain = "{flip: 0, rand_augment: 0, erasing: 0, mixup: 0, cutmix: 0, crop_scale: [0.9, 1]}"
     loaded = load(
-        f"finetune.augment={plain}", "finetune.optim.epochs=45", "finetune.val_every=45",
+        f"finetune.augment={plain}", "finetune.optim.epochs=30", "finetune.val_every=30",
         "finetune.optim.base_lr=4e-2", "finetune.optim.warmup_epochs=5",
     )  # fmt: skip
     run = finetune(loaded, reporter=reporter, init=None)["run"]

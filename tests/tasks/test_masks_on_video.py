@@ -20,7 +20,9 @@ from tatscli.data.dataset import PretrainClips
 from tatscli.masking import build_masker
 from tatscli.recipe.schema import Data, Mask, Motion, Sampling
 from tatscli.store.reader import Store
+from tatscli.store.schema import Settings
 from tests.clips import CLEAN_VECTORS, render, texture
+from tests.store.stores import prepare
 
 SIDE, FRAMES, PATCH = 192, 33, 48
 STEP = (3, -1)  # pixels a frame
@@ -71,10 +73,10 @@ def patch_tokens(frames: list[int]) -> Tensor:
     return found
 
 
-def prepared(folder: Path, cli: Callable[..., Any], camera: Camera, name: str, **how: Any) -> Store:
+def prepared(folder: Path, camera: Camera, name: str, *, motion: Any = "auto", **how: Any) -> Store:
     render(folder / "videos" / name, scene(camera), **how)
-    outcome = cli("prepare", folder / "videos", "--out", folder / "store", "--short-side", SIDE)
-    assert outcome.code == 0, outcome.stderr
+    settings = Settings(short_side=SIDE, motion=motion)
+    prepare(folder / "videos", folder / "store", settings=settings)
     return Store.open(folder / "store")
 
 
@@ -131,9 +133,9 @@ def batch_start(batch: Batch) -> int:
     ],
 )
 def test_mgm_follows_a_patch_through_any_codec(
-    tmp_path: Path, cli: Callable[..., Any], name: str, how: dict[str, Any]
+    tmp_path: Path, name: str, how: dict[str, Any]
 ) -> None:
-    store = prepared(tmp_path, cli, CAMERAS["rest"], name, **how)
+    store = prepared(tmp_path, CAMERAS["rest"], name, **how)
     batch = clip_of(store)
     assert covered("mgm", batch) >= 0.9
     assert covered("mgm_topk", batch) >= 0.9
@@ -144,10 +146,8 @@ def test_mgm_follows_a_patch_through_any_codec(
 
 
 @pytest.mark.parametrize("camera", ["pan", "zoom", "shake"])
-def test_a_moving_camera_asks_for_its_motion_to_be_taken_out(
-    tmp_path: Path, cli: Callable[..., Any], camera: str
-) -> None:
-    store = prepared(tmp_path, cli, CAMERAS[camera], "clip.mp4", options=CLEAN_VECTORS)
+def test_a_moving_camera_asks_for_its_motion_to_be_taken_out(tmp_path: Path, camera: str) -> None:
+    store = prepared(tmp_path, CAMERAS[camera], "clip.mp4", options=CLEAN_VECTORS)
     blind, affine = clip_of(store), clip_of(store, camera="affine")
     assert covered("mgm", affine) >= 0.9
     assert covered("mgm", affine) > covered("mgm", blind) + 0.2
@@ -156,16 +156,8 @@ def test_a_moving_camera_asks_for_its_motion_to_be_taken_out(
         assert covered("mgm", clip_of(store, camera="median")) >= 0.9
 
 
-def test_frame_differences_see_the_patch_without_vectors(
-    tmp_path: Path, cli: Callable[..., Any]
-) -> None:
-    render(tmp_path / "videos" / "a.mp4", scene(CAMERAS["rest"]), options=CLEAN_VECTORS)
-    outcome = cli(
-        *("prepare", tmp_path / "videos", "--out", tmp_path / "store"),
-        *("--short-side", SIDE, "--motion", "none"),
-    )
-    assert outcome.code == 0, outcome.stderr
-    store = Store.open(tmp_path / "store")
+def test_frame_differences_see_the_patch_without_vectors(tmp_path: Path) -> None:
+    store = prepared(tmp_path, CAMERAS["rest"], "a.mp4", motion="none", options=CLEAN_VECTORS)
     assert covered("mgm_topk", clip_of(store, fallback="framediff")) >= 0.9
     assert covered("mgm_topk", clip_of(store, source="framediff")) >= 0.9
     tube = clip_of(store)

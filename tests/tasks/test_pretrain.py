@@ -1,4 +1,5 @@
 import io
+import itertools
 import json
 import math
 import os
@@ -157,22 +158,24 @@ def test_killed_without_warning_and_resumed_is_bit_equal(
     assert [line["step"] for line in metrics(Path("runs/killed"))] == list(range(1, 25))
 
 
-def test_sigterm_saves_and_exits_with_143(recipe_file: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tatscli", "pretrain", str(recipe_file), "optim.epochs=400"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while not (Path("runs/tiny/metrics.jsonl").exists() and len(metrics(Path("runs/tiny"))) > 1):
-        assert process.poll() is None, "it ended before it could be stopped"
-        time.sleep(0.01)
-    process.terminate()
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 143
-    assert "stopped after step" in stderr
-    assert "--resume" in stderr
-    assert Path("runs/tiny/checkpoints/last").exists()
+def test_sigterm_saves_and_exits_with_143(
+    recipe_file: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process: it is told by a signal of its own in the middle of its third step."""
+    plain, steps = Pretraining.step, itertools.count(1)
+
+    def step(self: Pretraining, *given: Any) -> Any:
+        if next(steps) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, *given)
+
+    monkeypatch.setattr(Pretraining, "step", step)
+    outcome = cli("pretrain", recipe_file)
+    assert outcome.code == 143
+    assert "stopped after step 3 of 10" in outcome.stderr
+    assert "--resume" in outcome.stderr
+    last = json.loads(Path("runs/tiny/checkpoints/last/meta.json").read_text())
+    assert last["step"] == 3
 
 
 def test_two_ranks_draw_apart_and_learn_alike(

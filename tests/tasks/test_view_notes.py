@@ -2,22 +2,19 @@
 
 import shutil
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
 
 from tatscli.recipe.load import load_recipe
 from tatscli.recipe.schema import Motion
-from tatscli.store.pool import run_in_order
-from tatscli.store.prepare import prepare
 from tatscli.store.schema import Settings
-from tatscli.store.sources import find_sources
 from tatscli.tasks.compare_masks import compare_masks
 from tatscli.tasks.view_notes import clip_notes, mask_notes
 from tatscli.tasks.viewers import Wishes, choose_viewer, store_settings
 from tatscli.tasks.visualize_masks import page_of, visualize_masks
 from tests.clips import pan, render
+from tests.store.stores import prepare
 from tests.visualize.fakes import window
 
 SHAPE = {"size": 32, "patch": 8, "frames": 4, "stride": 2}
@@ -88,14 +85,13 @@ def test_settings_of_the_store_are_named_where_they_are_not_the_defaults():
 
 
 @pytest.fixture
-def prepare_as(tmp_path, reporter):
+def prepare_as(tmp_path):
     """Prepare one clip with other settings; a recipe of the mask `mgm` for that store."""
 
     def make(extra="", **settings):
         clip = render(tmp_path / "v" / "clip.mp4", pan((2, 0), frames=20, height=48, width=64))
         store = tmp_path / "store"
-        run = partial(run_in_order, workers=1)
-        prepare(find_sources(clip.parent), store, Settings(**settings), run=run, reporter=reporter)
+        prepare(clip.parent, store, settings=Settings(**settings))
         recipe = tmp_path / "mgm.yaml"
         recipe.write_text(
             f"data: {{store: {store}, frames: 4, size: 32, sampling: {{stride: 2}}{extra}}}\n"

@@ -1,7 +1,6 @@
 """Windows cover a video of any length, show the crop of evaluation, and hold one window at most."""
 
 import io
-from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -14,7 +13,6 @@ from tatscli.data.sampling import eval_indices
 from tatscli.data.view import spatial_crop
 from tatscli.errors import DataError, DecodeError, UsageError
 from tatscli.recipe.schema import Motion, Sampling
-from tatscli.store.pool import run_in_order
 from tatscli.store.prepare import prepare
 from tatscli.store.reader import Store
 from tatscli.store.schema import Settings
@@ -22,6 +20,7 @@ from tatscli.store.sources import find_sources
 from tatscli.visualize import windows as module
 from tatscli.visualize.windows import read_windows
 from tests.clips import CLEAN_VECTORS, moving_patch, pan, render, static
+from tests.store.stores import here
 
 
 @pytest.fixture
@@ -199,8 +198,7 @@ def check_against_a_store(tmp_path, stride, motion, settings, pictures=None):
     pictures = pictures or moving_patch((3, 1), frames=23, height=96, side=32)
     path = render(tmp_path / "v" / "patch.mp4", pictures, options=options)
     out, reporter = tmp_path / "s", Reporter(stdout=io.StringIO(), stderr=io.StringIO())
-    run = partial(run_in_order, workers=1)
-    prepare(find_sources(path.parent), out, settings, run=run, reporter=reporter)
+    prepare(find_sources(path.parent), out, settings, run=here, reporter=reporter)
     source = MotionSource(Store.open(out), motion)
     seen = list(
         read_windows(
