@@ -79,7 +79,7 @@ def rows_of(
             notes.append("patch mean and deviation taken from the original")
         rows.append(Row("reconstruction", notes, _painted(sight.reconstruction_CTHW)))
     if sight.coded_CTHW is not None:
-        notes = ["what its codes hold of the input, all of them, salient or not"]
+        notes = ["what its codes hold of the input; none is left out"]
         rows.append(Row("tokenizer's reconstruction", notes, _painted(sight.coded_CTHW)))
     if sight.guessed_CTHW is not None:
         notes = [
