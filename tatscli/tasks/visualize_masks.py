@@ -226,7 +226,7 @@ def page_of(
     *,
     fps: float | None,
     windows: int | None,
-    columns: int | None,
+    columns: int | None = None,
 ) -> Page:
     """Settle how the picture is made."""
     stride = recipe.data.sampling.stride or STRIDE
