@@ -70,13 +70,13 @@ def run_arm(
     words = [*common, *arm.recipe, f"data.store={store}", f"run.seed={seed}"]
     scored = [f"data.store={arm.scored or store}"]
     found: dict[str, Any] = {"arm": name, "seed": seed, "commit": commit()}
-    say = Reporter(stdout=io.StringIO(), stderr=io.StringIO(), quiet=True)
+    say = silent()
     loaded = load_recipe(base, words)
     if arm.pretrained:
         trained = _timed(
             found,
             "pretrain",
-            lambda: pretrain(loaded, reporter=say, out=cell, **_go_on(cell)),
+            lambda: pretrain(loaded, reporter=say, out=cell, **go_on(cell)),
         )
         found["loss"], found["steps"] = trained["loss"], trained["steps"]
     probed = _timed(
@@ -97,7 +97,7 @@ def run_arm(
         found,
         "finetune",
         lambda: finetune(
-            loaded, reporter=say, init=cell if arm.pretrained else None, out=tuned, **_go_on(tuned)
+            loaded, reporter=say, init=cell if arm.pretrained else None, out=tuned, **go_on(tuned)
         ),
     )
     last = [json.loads(line) for line in (tuned / "metrics.jsonl").read_text().splitlines()]
@@ -110,7 +110,12 @@ def run_arm(
     return found
 
 
-def _go_on(run: Path) -> dict[str, bool]:
+def silent() -> Reporter:
+    """Return a reporter that nobody hears."""
+    return Reporter(stdout=io.StringIO(), stderr=io.StringIO(), quiet=True)
+
+
+def go_on(run: Path) -> dict[str, bool]:
     """Return how to start a training whose run folder may be there already."""
     try:
         find_checkpoint(run)
