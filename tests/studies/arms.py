@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,62 +69,67 @@ def run_arm(
         return json.loads(result.read_text())
     words = [*common, *arm.recipe, f"data.store={store}", f"run.seed={seed}"]
     scored = [f"data.store={arm.scored or store}"]
-    found: dict[str, Any] = {"arm": name, "seed": seed, "commit": commit()}
-    say = Reporter(stdout=io.StringIO(), stderr=io.StringIO(), quiet=True)
-    loaded = load_recipe(base, words)
-    if arm.pretrained:
-        trained = _timed(
-            found,
-            "pretrain",
-            lambda: pretrain(loaded, reporter=say, out=cell, **_go_on(cell)),
-        )
-        found["loss"], found["steps"] = trained["loss"], trained["steps"]
-    probed = _timed(
-        found,
-        "probe",
-        lambda: evaluate(
+    loaded, tuned, say = load_recipe(base, words), Path(f"{cell}-finetuned"), silent()
+
+    def pretrained() -> dict[str, Any]:
+        pretrain(loaded, reporter=say, out=cell, **go_on(cell))
+        rows = [json.loads(line) for line in (cell / "metrics.jsonl").read_text().splitlines()]
+        return {"loss": rows[-1]["loss"], "steps": rows[-1]["step"]}
+
+    def probed() -> dict[str, Any]:
+        found = evaluate(
             cell if arm.pretrained else base,
             reporter=say,
             protocol="attentive",
             overrides=scored if arm.pretrained else [*words, *scored],
             untrained=not arm.pretrained,
             out=Path(f"{cell}-probe.json"),
-        ),
-    )
-    found["probe"], found["probed with"] = probed["top1"], probed["probe"]["rate"]
-    tuned = Path(f"{cell}-finetuned")
-    _timed(
-        found,
-        "finetune",
-        lambda: finetune(
-            loaded, reporter=say, init=cell if arm.pretrained else None, out=tuned, **_go_on(tuned)
-        ),
-    )
-    last = [json.loads(line) for line in (tuned / "metrics.jsonl").read_text().splitlines()]
-    found["finetuning loss"] = [row["loss"] for row in last if "loss" in row][-1]
-    score = evaluate(tuned, reporter=say, overrides=scored, out=Path(f"{cell}-score.json"))
-    found["finetuned"], found["videos"] = score["top1"], score["videos"]
+        )
+        return {"probe": found["top1"], "probed with": found["probe"]["rate"]}
+
+    def finetuned() -> dict[str, Any]:
+        init = cell if arm.pretrained else None
+        finetune(loaded, reporter=say, init=init, out=tuned, **go_on(tuned))
+        rows = [json.loads(line) for line in (tuned / "metrics.jsonl").read_text().splitlines()]
+        score = evaluate(tuned, reporter=say, overrides=scored, out=Path(f"{cell}-score.json"))
+        return {
+            "fine-tuning loss": [row["loss"] for row in rows if "loss" in row][-1],
+            "finetuned": score["top1"],
+            "videos": score["videos"],
+        }
+
+    parts = {"pretrain": pretrained} if arm.pretrained else {}
+    parts |= {"probe": probed, "finetune": finetuned}
+    half = Path(f"{cell}-half.json")
+    found = {"arm": name, "seed": seed, "commit": commit(), "seconds": {}}
+    if half.exists():
+        found = json.loads(half.read_text())
+    for part, work in parts.items():
+        if part not in found["seconds"]:
+            began = time.process_time()
+            found |= work()
+            # Of a part that was stopped and continued, what came after.
+            found["seconds"][part] = round(time.process_time() - began, 1)
+            half.write_text(json.dumps(found))
     result.write_text(json.dumps(found, indent=1))
+    half.unlink()
     for folder in (cell, tuned):
         shutil.rmtree(folder, ignore_errors=True)
     return found
 
 
-def _go_on(run: Path) -> dict[str, bool]:
+def silent() -> Reporter:
+    """Return a reporter that nobody hears."""
+    return Reporter(stdout=io.StringIO(), stderr=io.StringIO(), quiet=True)
+
+
+def go_on(run: Path) -> dict[str, bool]:
     """Return how to start a training whose run folder may be there already."""
     try:
         find_checkpoint(run)
     except CheckpointError:
         return {"overwrite": True}
     return {"resume": True}
-
-
-def _timed(found: dict[str, Any], part: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Do a part of an arm and note its processor time in seconds."""
-    began = time.process_time()
-    done = work()
-    found.setdefault("seconds", {})[part] = round(time.process_time() - began, 1)
-    return done
 
 
 def keep(figures: Path, facts: dict[str, Any], found: Sequence[dict[str, Any]]) -> None:

@@ -2,7 +2,7 @@
 
     PYTHONPATH=. python tests/studies/events.py --out OUT [--arms ...] [--seeds 0 1 2]
     PYTHONPATH=. python tests/studies/events.py --out OUT --arms adaptive "adaptive latents"
-        --tokenizer RUN
+        [--tokenizer RUN]
     PYTHONPATH=. python tests/studies/events.py --table
 
 The videos (`event_videos.py`) are the same for all: 300 to train on, 152 to score. Arms differ in
@@ -34,14 +34,18 @@ What is done already is not done again. One thread, one process; raw figures go 
 from __future__ import annotations
 
 import argparse
+import json
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from tatscli.recipe.load import load_recipe
+from tatscli.tasks.pretrain import pretrain
 from tatscli.video.encode import write_video
-from tests.studies.arms import Arm, keep, prepare, run_arm, table
+from tests.studies.arms import Arm, go_on, keep, prepare, run_arm, silent, table
 from tests.studies.event_videos import CLASSES, FRAMES, SIDE, WINDOW, render, window_oracle
 
 FIGURES = Path(__file__).resolve().parents[2] / "docs/figures/events.json"
@@ -68,29 +72,46 @@ ADAPTIVE = {
     "adaptive latents": "targets=[{{kind: latents, tokenizer: {{kind: run, path: {run}}}}}]",
 }
 CHOSEN = "predict={{kind: tokenizer, tokenizer: {{kind: run, path: {run}}}}}"
+TOKENIZER = (  # trained on `tokenizer/small` where no run is named
+    "data.split=train",
+    "data.frames=16",
+    f"data.size={SIDE}",
+    "data.sampling={mode: dense, stride: 1}",
+    "data.crop_scales=[1]",
+    "data.flip=0",
+    # A window has 4 slices of 9 codes; of those behind the first slice a half is kept.
+    "tokenizer={kind: adaptive, stride: 8, patch: 4, widths: [32, 64], blocks: 1, tubelet: 4,"
+    " keep: 13, scorer_width: 16, ema: null}",
+    "optim.epochs=20",
+    "optim.total_batch=10",
+    "optim.batch_per_device=10",
+    "run.threads=1",
+    "data.workers=0",
+)
 BASE = "demo"
 RECIPE = (
     f"data.size={SIDE}",
     "model={width: 64, depth: 3, heads: 2, tubelet: 4, patch: 8}",
-    "mask={kind: tube, ratio: 0.9}",  # of 9 sites 1 is seen
+    "mask={kind: tube, ratio: 0.75}",  # of 9 sites 3 are seen
     "head={kind: decoder, depth: 1, width: 64, heads: 2}",
     "targets=[{kind: pixels, normalize: false}]",
-    "optim.epochs=20",
-    "optim.total_batch=10",
-    "optim.batch_per_device=10",
-    "optim.base_lr=5e-2",
+    "optim.epochs=20",  # 1,500 steps: many small ones leave the plateau of the mean sooner
+    "optim.total_batch=4",
+    "optim.batch_per_device=4",
+    "optim.base_lr=0.128",  # 2e-3 at this batch
     "optim.warmup_epochs=2",
     "finetune.head={pool: attention, norm: batch}",
     "finetune.head_scale=1",
     "finetune.augment.label_smoothing=0",
-    "finetune.optim.epochs=10",
+    "finetune.optim.epochs=8",
     "finetune.optim.total_batch=10",
     "finetune.optim.batch_per_device=10",
     "finetune.optim.base_lr=5e-2",
     "finetune.optim.warmup_epochs=1",
-    "evaluate.probe.rates=[3e-3, 1e-2]",
+    "evaluate.probe.rates=[1e-2, 3e-2]",
     "evaluate.probe.decays=[0.01]",
     "evaluate.probe.epochs=40",
+    "evaluate.probe.batch=32",
     "run.save_every=5",
     "run.threads=1",
     "data.workers=0",
@@ -127,21 +148,34 @@ def write_videos(folder: Path, seed: int) -> None:
                 start = generator.integers(FRAMES - WINDOW + 1)
                 times = f"{start / FPS:.2f},{(start + WINDOW) / FPS:.2f}"
                 lines.append(f"{path},{order},{times},{number:03}_{cut}\n")
-        (folder / f"windows-{split}.csv").write_text("".join(lines))
-        (folder / f"{split}.csv").write_text("".join(whole))
+        for name, rows in (("whole", whole), ("windows", lines)):
+            (folder / f"{name}-{split}.csv").write_text("".join(rows))
 
 
-def stores(out: Path, seed: int, *, windows: bool) -> tuple[Path, Path]:
-    """Make the store of whole videos and, if asked, that of windows, unless they are there."""
+def stores(out: Path, seed: int) -> dict[str, Path]:
+    """Make the stores of whole videos and of windows, unless they are there."""
     videos = out / f"videos-{seed}"
-    found = {"": out / f"store-{seed}", "windows-": out / f"windows-{seed}"}
-    if not (videos / "val.csv").is_file():
+    if not (videos / "windows-val.csv").is_file():
         write_videos(videos, seed)
-    for prefix, store in found.items():
-        if windows or not prefix:
-            lists = (f"{split}={videos / f'{prefix}{split}.csv'}" for split in ("train", "val"))
-            prepare(videos, store, *lists)
-    return found[""], found["windows-"]
+    found = {}
+    for name in ("whole", "windows"):
+        found[name] = out / f"{name}-{seed}"
+        lists = (f"{split}={videos / f'{name}-{split}.csv'}" for split in ("train", "val"))
+        prepare(videos, found[name], *lists)
+    return found
+
+
+def trained_tokenizer(out: Path, store: Path) -> Path:
+    """Train the tokenizer of the adaptive arms, unless that was done before."""
+    run, done = out / "tokenizer", out / "tokenizer.done"
+    if not done.is_file():
+        loaded = load_recipe("tokenizer/small", [*TOKENIZER, f"data.store={store}"])
+        began = time.process_time()
+        found = pretrain(loaded, reporter=silent(), out=run, **go_on(run))
+        seconds = time.process_time() - began
+        done.write_text(json.dumps({"loss": found["loss"], "seconds": seconds}))
+    print("tokenizer", done.read_text())
+    return run
 
 
 def main() -> None:
@@ -150,7 +184,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--arms", nargs="*", default=None, help="by default all but adaptive ones")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--tokenizer", type=Path, help="trained run, for adaptive arms")
+    parser.add_argument(
+        "--tokenizer", type=Path, help="trained run of adaptive arms; else one is trained"
+    )
     parser.add_argument("--tune", nargs="*", help="KEY=VALUE to try, on videos of their own")
     parser.add_argument("--table", action="store_true", help="print the table and stop")
     options = parser.parse_args()
@@ -161,15 +197,16 @@ def main() -> None:
     if options.out is None:
         parser.error("--out is needed to run arms")
     wanted = options.arms or [name for name in names if name not in ADAPTIVE]
-    if options.tokenizer is None and set(wanted) & set(ADAPTIVE):
-        parser.error("the adaptive arms need --tokenizer, a trained run")
     torch.set_num_threads(1)
     tuning = options.tune is not None
-    by_window = any(name.endswith("window") for name in wanted)
-    store, windows = stores(options.out, TUNE_SEED if tuning else 0, windows=by_window)
+    made = stores(options.out, TUNE_SEED if tuning else 0)
+    store = made["whole"]
     facts: dict[str, Any] = {"chance": 1 / len(CLASSES), "16-frame oracle": window_oracle()}
     print(facts)
-    known = arms(windows, options.tokenizer)
+    tokenizer = options.tokenizer
+    if tokenizer is None and set(wanted) & set(ADAPTIVE):
+        tokenizer = trained_tokenizer(options.out, store)
+    known = arms(made["windows"], tokenizer)
     common = (*RECIPE, *(options.tune or ()))
     where = options.out / ("tune" if tuning else "cells")
     where.mkdir(parents=True, exist_ok=True)
