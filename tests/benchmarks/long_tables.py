@@ -178,25 +178,18 @@ def tokenizers(found: Found) -> str:
 def wanted(found: Found) -> str:
     """Hold the figures against what was wanted of them at 128 frames."""
     rows = []
+    time, memory, count = found.step, found.mib, found.gflop
     for scale in ("half", "full"):
-        time, memory, count = found.step, found.mib, found.gflop
         few, all_ = (scale, 128, 15), (scale, 128, 100)
         rows += [
             [f"{scale}: time, 15 / 100 %", 0.45, ratio(time(*few), time(*all_))],
             [f"{scale}: operations, 15 / 100 %", "", ratio(count(*few), count(*all_))],
-            [
-                f"{scale}: memory, plain",
-                0.3,
-                ratio(memory(*few, attention="plain"), memory(*all_, attention="plain")),
-            ],
-            [f"{scale}: memory, fused", "", ratio(memory(*few), memory(*all_))],
-            [
-                f"{scale}: time, 128 / 64 frames at 15 %",
-                2.3,
-                ratio(time(*few), time(scale, 64, 15)),
-            ],
+            [f"{scale}: time, 128 / 64", 2.3, ratio(time(*few), time(scale, 64, 15))],
             [f"{scale}: operations, 128 / 64", "", ratio(count(*few), count(scale, 64, 15))],
         ]
+    for attention, least in (("plain", 0.3), ("fused", "")):
+        few_mib, all_mib = (memory("half", 128, one, attention=attention) for one in (15, 100))
+        rows.append([f"half: memory, {attention}", least, ratio(few_mib, all_mib)])
     return table(["", "wanted at most", "found"], rows)
 
 
@@ -241,18 +234,21 @@ class Bytes:
     def frames(self, budget: int, *, plain: bool, clips: int) -> int:
         """Return the most frames, a multiple of 16, that fit."""
         frames = 0
-        while True:
-            slices = (frames + 16) // TUBELET
-            shown = slices * SHOWN
-            asked = min(round(budget * slices * SITES / 100), slices * SITES - shown)
-            if self.state + self(shown, asked, plain=plain, clips=clips) > MEMORY:
-                return frames
+        while self.state + self(*tokens(frames + 16, budget), plain=plain, clips=clips) <= MEMORY:
             frames += 16
+        return frames
 
     @staticmethod
     def _pairs(scale: str, visible: float, predicted: float) -> tuple[float, float]:
         encoder, decoder = HEADS[scale]
         return encoder * visible**2, decoder * (visible + predicted) ** 2
+
+
+def tokens(frames: int, budget: int) -> tuple[int, int]:
+    """Return how many tokens of `full` are seen, and how many predicted."""
+    slices = frames // TUBELET
+    seen = slices * SHOWN
+    return seen, min(round(budget * slices * SITES / 100), slices * SITES - seen)
 
 
 def computed(found: Found) -> str:
@@ -269,29 +265,32 @@ def computed(found: Found) -> str:
         for again in (False, True)
         for clips in (1, 4, 8)
     ]
-    most = table(["attention", "checkpointing", "clips", *(f"{one} %" for one in BUDGETS)], rows)
+    at_128 = []
+    for plain in (True, False):
+        for again in (False, True):
+            mib = [fits[again](*tokens(128, one), plain=plain) / MIB for one in BUDGETS]
+            name = "plain" if plain else "fused"
+            at_128.append([name, "yes" if again else "no", *mib, mib[-1] / mib[0]])
     held = []
     for one in found.all(what="memory", scale="full", gradients=True):
         fit = fits[one["checkpointing"]]
-        is_plain = one["attention"] == "plain"
-        value = fit(one["visible"], one["predicted"], plain=is_plain) / MIB
-        held.append(
-            [
-                one["frames"],
-                one["budget"],
-                one["attention"],
-                one["checkpointing"],
-                one["mib"],
-                value,
-            ]
-        )
-    check = table(["frames", "%", "attention", "checkpointing", "MiB", "computed"], held)
+        value = fit(one["visible"], one["predicted"], plain=one["attention"] == "plain")
+        setting = [one[key] for key in ("frames", "budget", "attention", "checkpointing")]
+        held.append([*setting, one["mib"], value / MIB])
     words = [
         f"checkpointing {again}: {fit.fixed / MIB:.0f} MiB + {fit.seen:.0f} B a token seen"
         f" + {fit.asked:.0f} B a token predicted; plain: B a pair and head {fit.pairs}"
         for again, fit in fits.items()
     ]
-    return "\n\n".join([*words, most, check])
+    budgets = [f"{one} %" for one in BUDGETS]
+    return "\n\n".join(
+        [
+            *words,
+            table(["frames in 80 GB, computed", "checkpointing", "clips", *budgets], rows),
+            table(["MiB, 128 frames, computed", "checkpointing", *budgets, "15 / 100"], at_128),
+            table(["frames", "%", "attention", "checkpointing", "MiB", "computed"], held),
+        ]
+    )
 
 
 def _least_squares(rows: Sequence[Sequence[float]], values: Sequence[float]) -> list[float]:
