@@ -141,9 +141,11 @@ def copy_weights(module: nn.Module, given: dict[str, Tensor], checkpoint: Checkp
     if wrong:
         section = "tokenizer" if checkpoint.kind == "tokenizer" else "model"
         fitting = len(wanted) - len([name for name in wrong if name in wanted])
+        more = len(given.keys() - wanted.keys())
+        also = f", and it has {more} more" if more else ""
         raise CheckpointError(
             f"the weights of `{checkpoint.path}` do not fit: {fitting} of {len(wanted)} tensors "
-            f"match; the first that does not is `{wrong[0]}`",
+            f"match{also}; the first that does not is `{wrong[0]}`",
             hint=f"`{section}` in the recipe must be that of the run: "
             f"{checkpoint.meta['recipe'][section]}",
         )

@@ -70,10 +70,12 @@ def _flops(system: System) -> dict[str, int]:
         )
 
     flops = {"encoder": count_flops(encode), "head": count_flops(guess)}
-    targets = system.targets.values()
+    # What the store answers costs no step anything.
+    targets = [one for one in system.targets.values() if getattr(one, "cached", None) is None]
     asked = {"targets": count_flops(lambda: [one.of(clip, plan.predict_BM) for one in targets])}
-    if any(isinstance(one, Frozen) for one in system.selection.modules()):
-        asked["selection"] = count_flops(lambda: system.selection.saliency_BN(clip))
+    selection = system.selection
+    if selection.cached is None and any(isinstance(one, Frozen) for one in selection.modules()):
+        asked["selection"] = count_flops(lambda: selection.saliency_BN(clip))
     if system.needs_embeddings:
         flops["sampler"] = count_flops(lambda: system.plan(clip))
     return flops | {name: count for name, count in asked.items() if count}

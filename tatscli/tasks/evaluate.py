@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
 from tatscli import __version__
 from tatscli.console import Reporter
 from tatscli.engine.checkpoint import Checkpoint
@@ -21,7 +23,7 @@ from tatscli.evaluation.views import score_views
 from tatscli.files import write_safely
 from tatscli.nn.load import copy_weights, open_checkpoint, positions_moved
 from tatscli.recipe.load import load_recipe, override_recipe
-from tatscli.recipe.schema import Recipe
+from tatscli.recipe.schema import FixedMask, Recipe
 from tatscli.store.reader import Store
 from tatscli.tasks.dropping import evaluate_drop, scoring_facts
 from tatscli.tasks.finetune import build_classifier, labelled
@@ -132,7 +134,12 @@ def evaluate(
             "tats": meta.get("tats", __version__),
             "seconds": round(time.perf_counter() - began, 3),
         }
-        target = Path(out) if out is not None else results_path(result, subject.home, prefer)
+        trained = meta["recipe"]["data"]["frames"] if "recipe" in meta else None
+        target = (
+            Path(out)
+            if out is not None
+            else results_path(result, subject.home, prefer, trained_frames=trained)
+        )
         result["results"] = str(target)
         if here.world.main:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -227,12 +234,14 @@ def _refuse_frozen_settings(recipe: Recipe, *, untrained: bool) -> None:
             )
 
 
-def results_path(result: dict[str, Any], home: Path, prefer: str) -> Path:
+def results_path(
+    result: dict[str, Any], home: Path, prefer: str, *, trained_frames: int | None = None
+) -> Path:
     """Return where a result belongs: in the run, named by what was done.
 
     `linear-val-1x1.json`, `attentive-efficient8-val-2x3-layer4-shots5-seed1.json`,
-    `finetuned-val-1x1-drop-still0.5.json`, `untrained-knn-val-1x1-seed0.json`: the seed is named
-    where it decides on labels or weights.
+    `finetuned-val-1x1-frames32-drop-still0.5.json`, `untrained-knn-val-1x1-seed0.json`: the seed is
+    named where it decides on labels or weights, frames where they are not those of the training.
     """
     probe = result.get("probe", {})
     words = ["untrained"] if result["untrained"] else []
@@ -240,13 +249,28 @@ def results_path(result: dict[str, Any], home: Path, prefer: str) -> Path:
     if "form" in probe:
         words.append(f"{probe['form']}{probe['queries']}")
     words += [result["split"], f"{result['segments']}x{result['crops']}"]
+    frames = result["recipe"]["data"]["frames"]
+    if trained_frames not in (None, frames):
+        words.append(f"frames{frames}")
     if result["layer"] is not None:
         words.append(f"layer{result['layer']}")
     if result["shots"] is not None:
         words.append(f"shots{result['shots']}")
     if result["drop"] is not None:
-        words.append(f"drop-{result['drop']['kind']}{result['drop']['ratio']:g}")
+        words.append(f"drop-{drop_words(result['drop'])}")
     if result["shots"] is not None or result["untrained"]:
         words.append(f"seed{result['recipe']['run']['seed']}")
     words += ["best"] if prefer == "best" else []
     return home / "results" / ("-".join(words) + ".json")
+
+
+def drop_words(drop: dict[str, Any]) -> str:
+    """Name a mask that leaves tokens out: kind, ratio, and what else is not its default."""
+    masks: TypeAdapter[Any] = TypeAdapter(FixedMask)
+    try:
+        bare = masks.validate_python({"kind": drop["kind"], "ratio": drop["ratio"]})
+        usual = bare.model_dump(mode="json")
+    except ValidationError:  # some masks are none without their other keys
+        usual = {}
+    other = [f"-{key}{value}" for key, value in drop.items() if value != usual.get(key, value)]
+    return f"{drop['kind']}{drop['ratio']:g}" + "".join(other)

@@ -97,6 +97,9 @@ def evaluate_tokenizer(
     tokenizer, digest, checkpoint = open_run(run.checkpoint.path)
     recipe = override_recipe(run.recipe, overrides, origin=checkpoint.path)
     store, settings = Store.open(recipe.data.store), recipe.evaluate
+    for key in ("drop", "durations", "layer", "shots"):
+        if getattr(settings, key) is not None:
+            raise UsageError(f"`evaluate.{key}` is for encoders, and `{path}` is a tokenizer")
     split: str | None = settings.split
     if not any(row.split for row in store.rows):
         reporter.info(f"`{store.path}` has no splits: all videos are scored, trained on or not")
@@ -140,8 +143,10 @@ def evaluate_tokenizer(
             "tats": checkpoint.meta["tats"],
             "seconds": round(time.perf_counter() - began, 3),
         }
-        name = f"reconstruction-{split or 'all'}-{settings.segments}x{settings.crops}.json"
-        target = Path(out) if out else checkpoint.path.parents[1] / "results" / name
+        name = f"reconstruction-{split or 'all'}-{settings.segments}x{settings.crops}"
+        if recipe.data.frames != run.recipe.data.frames:
+            name += f"-frames{recipe.data.frames}"
+        target = Path(out) if out else checkpoint.path.parents[1] / "results" / f"{name}.json"
         result["results"] = str(target)
         if here.world.main:
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -105,7 +105,7 @@ class TokenizerTraining(Stage):
             here.reporter.info(_start_from(self.model, self.init))
         self.average: Following | None = None
         if isinstance(config, AdaptiveTokenizer):
-            self._freeze(config, started=resume or self.init is not None)
+            self._freeze(config, resume=resume)
             if config.ema is not None:
                 self.average = Following(self.model, config.ema)
         self.adversary = build_adversary(recipe, self.model)
@@ -120,19 +120,28 @@ class TokenizerTraining(Stage):
         )
         self.pictures = TrainingPictures(self.folder / "pictures", self.store, self.rows, recipe)
 
-    def _freeze(self, config: AdaptiveTokenizer, *, started: bool) -> None:
+    def _freeze(self, config: AdaptiveTokenizer, *, resume: bool) -> None:
         """Leave the decoder alone to be trained, where the recipe says so.
 
         Raises:
-            UsageError: If there is nothing that it could decode.
+            UsageError: If there is nothing that it could decode, or its windows are others.
         """
         if config.train == "all":
             return
-        if not started:
+        if not resume and self.init is None:
             raise UsageError(
                 "`tokenizer.train: decoder` needs a trained encoder",
                 hint="name the tokenizer of the first stage with `--init RUN`",
             )
+        if not resume and self.init is not None:
+            first = find_checkpoint(Path(self.init)).meta["recipe"]["data"]["frames"]
+            if first != self.recipe.data.frames:
+                raise UsageError(
+                    f"`data.frames: {self.recipe.data.frames}` with `tokenizer.train: decoder`: "
+                    f"`{self.init}` takes windows of {first} frames, and in others its codes would "
+                    "change",
+                    hint=f"set `data.frames={first}`",
+                )
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name.startswith("decoder."))
 
@@ -282,8 +291,9 @@ class Following:
         self.average.network.load_state_dict(tensors)
 
     def after_step(self, done: int, total: int) -> Lesson:
-        """Follow by a step."""
-        self.average.follow(self.network, self.momentum)
+        """Follow by a step; at first faster, or short trainings would keep their first weights
+        (min(m, (1 + n) / (10 + n)), as in TensorFlow's and timm's averages)."""
+        self.average.follow(self.network, min(self.momentum, (1 + done) / (10 + done)))
         return Lesson()
 
 

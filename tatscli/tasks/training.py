@@ -48,7 +48,8 @@ FREE_TO_CHANGE = (
 )
 """Keys that may change on resuming. The store may move: its fingerprint is compared."""
 MOVABLE = re.compile(
-    r"targets\.\d+\.(tokenizer\.path|run|transformers|weights)|tokenizer\.perceptual\.weights"
+    r"targets\.\d+\.(run|transformers|weights)|(targets\.\d+|predict)\.tokenizer\.path"
+    r"|tokenizer\.perceptual\.weights"
 )
 """Where frozen networks lie, which may move too: their digests are compared."""
 

@@ -57,7 +57,7 @@ def visualize_tokenizer(
     if foreign:
         raise UsageError(
             f"`{run}` is a tokenizer: {', '.join(foreign)} cannot be chosen",
-            hint="`--stride`, `--windows`, `--fps` and `--out` may be",
+            hint="`--stride`, `--windows`, `--columns`, `--fps` and `--out` may be",
         )
     out = out or Path(f"{clip.stem}.codes.mp4")
     refuse_out(clip, out)

@@ -40,10 +40,15 @@ class Adversary(PatchDiscriminator):
 
     def slope(self, true: Tensor) -> Tensor:
         """Return half the squared norm of the gradient of the verdict on frames, the mean over them
-        (R1, Mescheder et al. 2018, arXiv 1801.04406), not weighted."""
+        (R1, Mescheder et al. 2018, arXiv 1801.04406), not weighted.
+
+        The verdict is the mean over its patches, as in the losses, so that larger pictures have no
+        steeper ones.
+        """
         with torch.enable_grad(), full_precision(true.device):
             given = true.detach().float().requires_grad_()
-            (gradient,) = torch.autograd.grad(self(given).sum(), given, create_graph=True)
+            verdict = self(given).flatten(1).mean(dim=1).sum()
+            (gradient,) = torch.autograd.grad(verdict, given, create_graph=True)
         return gradient.square().flatten(1).sum(dim=1).mean() / 2
 
     def judge(self, made: Tensor) -> Tensor:

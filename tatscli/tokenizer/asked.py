@@ -162,7 +162,7 @@ class Asked(nn.Module):
 
     def _coded(self, clip: Clip) -> Coded:
         """Return codes and scores of the frames shown, once for each clip."""
-        key = (Asked, self.frozen.digest, self.scale, self.frames)
+        key = (Asked, self.frozen.digest, self.scale, self.frames, self.cached)
         return clip.once(key, lambda: self._ask(clip))
 
     def _ask(self, clip: Clip) -> Coded:

@@ -117,4 +117,5 @@ class FiniteScalar(Quantizer):
 
 def _entropy_of(share_L: Tensor) -> Tensor:
     """Return entropies along the last axis, in nats."""
-    return -torch.special.xlogy(share_L, share_L).sum(dim=-1)
+    # Shares of far levels are rounded to 0, where the logarithm has no gradient.
+    return -(share_L * share_L.clamp(min=torch.finfo(share_L.dtype).tiny).log()).sum(dim=-1)

@@ -47,7 +47,10 @@ def open_run(path: Path) -> tuple[TrainedTokenizer, str, Checkpoint]:
     Raises:
         CheckpointError: If `path` holds no such run.
     """
-    hint = "train one with `tats pretrain tokenizer/vq`"
+    hint = (
+        "train one with `tats pretrain tokenizer/vq`, or one with scores with "
+        "`tats pretrain lvmae/tokenizer`"
+    )
     if not path.exists():
         raise CheckpointError(f"there is no tokenizer at `{path}`", hint=hint)
     run = open_checkpoint(path)

@@ -104,14 +104,16 @@ def test_the_model_of_a_checkpoint_is_the_average(load_coder: Load, reporter: Re
     """Of the weights after every step, by the formula."""
     runs = []
     for steps in (1, 2, 3):
-        loaded = load_coder(f"run.max_steps={steps}", "run.keep=9")
+        loaded = load_coder(f"run.max_steps={steps}", "tokenizer.ema=0.3")
         pretrain(loaded, reporter=reporter, out=f"runs/{steps}")
         runs.append(Path(f"runs/{steps}"))
     # The first average is the start: one step back from the first one.
     after = [weights(run, "trained")["encoder.stem.weight"] for run in runs]
-    mean = (weights(runs[0])["encoder.stem.weight"] - 0.2 * after[0]) / 0.8
-    for run, one in zip(runs, after, strict=True):
-        mean = 0.8 * mean + 0.2 * one
+    first = 2 / 11
+    mean = (weights(runs[0])["encoder.stem.weight"] - (1 - first) * after[0]) / first
+    for number, (run, one) in enumerate(zip(runs, after, strict=True), start=1):
+        momentum = min(0.3, (1 + number) / (10 + number))  # 0.18, 0.25, and then the recipe's
+        mean = momentum * mean + (1 - momentum) * one
         torch.testing.assert_close(weights(run)["encoder.stem.weight"], mean, atol=1e-6, rtol=1e-5)
     plain = load_coder("tokenizer.ema=null", "run.max_steps=2")
     pretrain(plain, reporter=reporter, out="runs/plain")
@@ -165,6 +167,9 @@ def test_a_second_stage_trains_the_decoder_alone(
     second = load_coder("tokenizer.train=decoder", "run.max_steps=3")
     with pytest.raises(UsageError, match=r"`tokenizer\.train: decoder` needs a trained encoder"):
         pretrain(second, reporter=reporter, out="runs/second")
+    other = load_coder("tokenizer.train=decoder", "data.frames=4", "tokenizer.keep=10")
+    with pytest.raises(UsageError, match="windows of 8 frames"):
+        pretrain(other, reporter=reporter, init=coder, out="runs/second")
     pretrain(second, reporter=reporter, init=coder, out="runs/second")
     before, after = weights(coder), weights(Path("runs/second"))
     for name, value in before.items():
@@ -265,6 +270,7 @@ def test_a_dry_run_tells_its_grid_and_cost(load_coder: Load) -> None:
     "override, words",
     [
         ("tokenizer.keep=48", "`tokenizer.keep: 48` must lie between 1 and 47"),
+        ("data.frames=2", "a window of `data.frames: 2` is a single slice"),
         ("tokenizer={kind: adaptive, first: among, keep: 16, stride: 8, widths: [8, 8]}", "17 and"),
         ("data.frames=7", "`data.frames: 7` is not a multiple of `tokenizer.tubelet: 2`"),
         ("tokenizer.levels=[2]", "`tokenizer.levels.0: 2` must be at least 3"),
@@ -273,4 +279,4 @@ def test_a_dry_run_tells_its_grid_and_cost(load_coder: Load) -> None:
 )
 def test_recipes_that_cannot_be_are_refused(load_coder: Load, override: str, words: str) -> None:
     with pytest.raises(RecipeError, match=words.replace("[", r"\[")):
-        load_coder(override)
+        plan_pretraining(load_coder(override), Path("runs/coder"))

@@ -57,6 +57,17 @@ def test_what_is_not_finite_has_a_legal_code_too() -> None:
     assert found.vectors_C[0].isnan().all()
 
 
+@pytest.mark.parametrize("levels", [[8] * 6, [8, 5, 5, 5], [16], [3]], ids=str)
+def test_the_gradient_of_the_entropy_is_finite(levels: list[int]) -> None:
+    """Choices far away are rounded to 0, where a plain x log x has none."""
+    torch.manual_seed(0)
+    given = (3 * torch.randn(50, len(levels))).requires_grad_()
+    sum(FiniteScalar(levels, entropy=0.1)(given).losses.values()).backward()
+    assert given.grad is not None
+    assert given.grad.isfinite().all()
+    assert given.grad.abs().sum() > 0
+
+
 def test_commitment_is_the_distance_to_the_steps() -> None:
     torch.manual_seed(0)
     given = torch.randn(100, 2)

@@ -177,16 +177,6 @@ class Recipe(Section):
                 f"`data.frames: {frames}` is not a multiple of `tokenizer.tubelet:"
                 f" {config.tubelet}`"
             )
-        height, width = (side // config.stride for side in self.data.view_size)
-        slices = frames // config.tubelet
-        codes, first = slices * height * width, height * width
-        least, most = (first + 1, codes - 1) if config.first == "among" else (1, codes - first - 1)
-        if config.keep is not None and not least <= config.keep <= most:
-            raise ValueError(
-                f"`tokenizer.keep: {config.keep}` must lie between {least} and {most}: a window has"
-                f" {codes} codes, {first} of them in its first slice, which is always kept; null"
-                " keeps all"
-            )
         return self
 
     @model_validator(mode="after")

@@ -33,7 +33,8 @@ class Discriminator(Section):
     MAGVIT."""
     r1: NonNegative = 0.0
     """Weight of half the squared gradient of its verdict on frames (R1, Mescheder et al. 2018),
-    which keeps it smooth; MAGVIT's is 10."""
+    which keeps it smooth. MAGVIT's is 10, of a discriminator with one verdict a video; ours is the
+    mean over its patches."""
     width: Count = 64
     """Channels of its first layer, twice as many in each of the next, at most eight times."""
     layers: Count = 3
@@ -130,12 +131,13 @@ class AdaptiveTokenizer(CnnTokenizer):
     scorer_width: Count = 64
     """Channels of the two convolutions that score. Ours."""
     entropy: NonNegative = 0.0
-    """Weight of a term that makes each choice clear and all codes as likely; VidTok's is 0.1."""
+    """Weight of a term that makes each choice clear and all codes as likely; VidTok's is 0.1. Codes
+    that are not kept count as zeros."""
     commitment: NonNegative = 0.0
     """Weight of the squared distance of bounded values to their steps; VidTok's is 0.25."""
     ema: Ratio | None = 0.999
-    """Momentum of the moving average of the weights, which is what a checkpoint's model is; null
-    keeps the weights themselves. MAGVIT's."""
+    """Momentum of the moving average of the weights, which is what a checkpoint's model is; less at
+    first: after n steps at most (1 + n) / (10 + n). null keeps the weights themselves. MAGVIT's."""
     train: Literal["all", "decoder"] = "all"
     """`decoder` trains nothing else: a second stage for sharper pictures, after `--init`, in which
     codes and scores stay as they are."""
