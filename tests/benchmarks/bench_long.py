@@ -27,8 +27,8 @@ Parts, one after the other:
 - `flop`: operations of all of these, counted by torch, nothing computed.
 
 Every figure is a line of `--out` as soon as it is there; a run that was interrupted goes on behind
-the last. A line holds its setting, the machine, and seconds or MiB. `--table` prints medians,
-ratios and what follows for ViT-B in 80 GB (`long_tables.py`), and measures nothing.
+the last. Another machine needs a file of its own. `--table` prints medians, ratios and what follows
+for ViT-B in 80 GB (`long_tables.py`), and measures nothing.
 """
 
 from __future__ import annotations

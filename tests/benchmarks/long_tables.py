@@ -19,6 +19,7 @@ HEADS = {"half": (6, 3), "full": (12, 6)}  # of encoder and decoder
 SITES, SHOWN = 196, 20  # of a slice of `full`: tokens, and those a tube of 0.9 shows
 TUBELET = 2
 MIB = 2**20
+FITTED = 16  # settings of ViT-B that the fit needs
 HELD_OUT = 64  # frames: from here on ViT-B checks what shorter clips gave
 
 
@@ -253,6 +254,8 @@ def tokens(frames: int, budget: int) -> tuple[int, int]:
 
 def computed(found: Found) -> str:
     """Work out how many frames fit into 80 GB, and hold the fit against what was measured."""
+    if len(found.all(what="memory", scale="full", gradients=True)) < FITTED:
+        return "memory of ViT-B: not enough was measured yet"
     fits = {again: Bytes(found, checkpointing=again) for again in (False, True)}
     rows = [
         [
