@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -267,10 +268,8 @@ def results_path(
 def drop_words(drop: dict[str, Any]) -> str:
     """Name a mask that leaves tokens out: kind, ratio, and what else is not its default."""
     masks: TypeAdapter[Any] = TypeAdapter(FixedMask)
-    try:
-        bare = masks.validate_python({"kind": drop["kind"], "ratio": drop["ratio"]})
-        usual = bare.model_dump(mode="json")
-    except ValidationError:  # some masks are none without their other keys
-        usual = {}
-    other = [f"-{key}{value}" for key, value in drop.items() if value != usual.get(key, value)]
+    usual = {key: drop[key] for key in ("kind", "ratio")}
+    with suppress(ValidationError):  # some masks are none without their other keys
+        usual = masks.validate_python(usual).model_dump(mode="json")
+    other = [f"-{key}{value}" for key, value in drop.items() if value != usual.get(key)]
     return f"{drop['kind']}{drop['ratio']:g}" + "".join(other)

@@ -129,7 +129,7 @@ def tokenizer(name: str, device: str = "cpu") -> tuple[Any, Any]:
 
     torch.manual_seed(0)
     size = SCALES["full"]["size"]
-    config = {"kind": "adaptive", "stride": 16, **TOKENIZERS[name]}
+    config = {"kind": "adaptive", "stride": 16, "scorer_width": 32, **TOKENIZERS[name]}
     data = {"store": "unused", "frames": WINDOW, "size": size}
     recipe = Recipe.model_validate({"data": data, "tokenizer": config})
     with torch.device(device):

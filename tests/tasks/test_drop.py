@@ -130,8 +130,14 @@ def test_results_tell_tokens_cost_and_name(tuned: Path) -> None:
         macs = kept * 384 * WIDTH + DEPTH * block_macs(kept, WIDTH) + WIDTH * 3
         assert one["gflops_per_clip"] == pytest.approx(2 * macs / 1e9, rel=1e-9)
     looked = scored(tuned, "evaluate.drop={kind: everest, ratio: 0.5, keep: 0.8}")
+    assert Path(looked["results"]).name == "finetuned-val-1x1-drop-everest0.5-keep0.8.json"
     extra = looked["gflops_per_clip"] - half["gflops_per_clip"]
     assert extra == pytest.approx(2 * TOKENS * 384 * WIDTH / 1e9, rel=1e-6)
+
+
+def test_results_of_other_frames_have_names_of_their_own(tuned: Path) -> None:
+    longer = scored(tuned, "data.frames=16")
+    assert Path(longer["results"]).name == "finetuned-val-1x1-frames16.json"
 
 
 @pytest.mark.parametrize("protocol", ["knn", "linear", "attentive"])
