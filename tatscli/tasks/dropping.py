@@ -16,7 +16,7 @@ from tatscli.engine.session import Session
 from tatscli.evaluation.features import PooledFeatures
 from tatscli.nn.classifier import Classifier
 from tatscli.nn.vit import Encoder
-from tatscli.recipe.schema import Recipe
+from tatscli.recipe.schema import FixedMask, Recipe
 from tatscli.store.reader import Store
 from tatscli.system.cost import count_flops
 from tatscli.system.drop import TokenDrop
@@ -28,22 +28,17 @@ def finetune_drop(recipe: Recipe, encoder: Encoder) -> TokenDrop | None:
     Raises:
         RecipeError: If the mask would keep nothing, or leave nothing out.
     """
-    config = recipe.finetune.drop
-    if config is None:
-        return None
-    return TokenDrop(config, key="finetune.drop", recipe=recipe, encoder=encoder)
+    return _drop(recipe.finetune.drop, "finetune.drop", recipe, encoder)
 
 
 def evaluate_drop(recipe: Recipe, encoder: Encoder) -> TokenDrop | None:
-    """Return what leaves tokens out of the views that are scored, if anything does.
+    """Return what leaves tokens out of the views that are scored, if anything does; it raises as
+    `finetune_drop`."""
+    return _drop(recipe.evaluate.drop, "evaluate.drop", recipe, encoder)
 
-    Raises:
-        RecipeError: If the mask would keep nothing, or leave nothing out.
-    """
-    config = recipe.evaluate.drop
-    if config is None:
-        return None
-    return TokenDrop(config, key="evaluate.drop", recipe=recipe, encoder=encoder)
+
+def _drop(config: FixedMask | None, key: str, recipe: Recipe, encoder: Encoder) -> TokenDrop | None:
+    return None if config is None else TokenDrop(config, key=key, recipe=recipe, encoder=encoder)
 
 
 def motion_to_drop_by(
