@@ -7,9 +7,6 @@ R * (sum of their levels) logits, L levels of a value, X = B * M * R codes.
 
 from __future__ import annotations
 
-import itertools
-import operator
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,6 +15,7 @@ from tatscli.data.clip import Clip, ClipForm
 from tatscli.errors import RecipeError
 from tatscli.recipe import schema
 from tatscli.targets.tokens import TokenizerTarget
+from tatscli.tokenizer.fsq import radix
 
 
 class LatentsTarget(TokenizerTarget):
@@ -49,10 +47,8 @@ class LatentsTarget(TokenizerTarget):
             )
         self.levels = list(self.asked.levels)
         self.predicts = self.asked.per_cube * sum(self.levels)
-        # Mixed-radix digits, first value fastest, as in `tokenizer/fsq.py`.
-        basis = list(itertools.accumulate(self.levels[:-1], operator.mul, initial=1))
         self.register_buffer("levels_D", torch.tensor(self.levels), persistent=False)
-        self.register_buffer("basis_D", torch.tensor(basis), persistent=False)
+        self.register_buffer("basis_D", torch.tensor(radix(self.levels)), persistent=False)
 
     def of(self, clip: Clip, index_BM: Tensor) -> Tensor:
         """Return the vectors, float32 (B, M, C), or the levels of their values, int64 (B, M, R, D),

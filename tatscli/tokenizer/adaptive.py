@@ -16,7 +16,7 @@ from tatscli.nn.convolution import VideoDecoder, VideoEncoder
 from tatscli.recipe import schema
 from tatscli.tokenizer.base import Coded, Reconstruction, TrainedTokenizer
 from tatscli.tokenizer.fsq import FiniteScalar
-from tatscli.tokenizer.scorer import Scorer, highest, perturbed, straight_through
+from tatscli.tokenizer.scorer import Scorer, highest, highest_by_sigmoid, perturbed
 
 
 class AdaptiveTokenizer(TrainedTokenizer):
@@ -145,7 +145,7 @@ class AdaptiveTokenizer(TrainedTokenizer):
         """Choose the highest scores of a window behind its first slice, which is always kept."""
         others_BN, keep = self._others(scores_Bthw)
         kept_BN = (
-            straight_through(others_BN, keep, self.config.softness)
+            highest_by_sigmoid(others_BN, keep, self.config.softness)
             if gradient
             else highest(others_BN, keep)
         )

@@ -19,6 +19,7 @@ from tatscli.nn.frozen import Frozen
 from tatscli.recipe import schema
 from tatscli.store.codes import codes_key, scores_key
 from tatscli.tokenizer.base import Coded, Tokenizer, rescaled
+from tatscli.tokenizer.fsq import radix
 from tatscli.tokenizer.load import open_tokenizer
 
 ANY_CLIPS = (
@@ -121,13 +122,11 @@ class Asked(nn.Module):
         if self.levels is None:
             raise ValueError(f"{self.name}: its codes are no grid of levels")
         codes_BMR = torch.zeros_like(vectors_BMRD[..., 0], dtype=torch.long)
-        step = 1  # mixed-radix digits, first value fastest, as in `tokenizer/fsq.py`
-        for axis, levels in enumerate(self.levels):
+        for axis, (levels, step) in enumerate(zip(self.levels, radix(self.levels), strict=True)):
             code_L = step * torch.arange(levels, device=vectors_BMRD.device)
             value_L = self._look_up(code_L[None, None])[0, 0, :, axis]
             distance_BMRL = (vectors_BMRD[..., axis, None] - value_L).abs()
             codes_BMR = codes_BMR + step * distance_BMRL.argmin(dim=-1)
-            step *= levels
         return codes_BMR
 
     @property

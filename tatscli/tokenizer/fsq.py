@@ -9,7 +9,9 @@ Shapes: ... any, C values of a vector.
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Self
 
@@ -54,7 +56,7 @@ class FiniteScalar(Quantizer):
         self.entropy = entropy
         self.commitment = commitment
         levels_C = torch.tensor(self.levels)
-        basis_C = torch.tensor([1, *self.levels[:-1]]).cumprod(0)
+        basis_C = torch.tensor(radix(self.levels))
         self.size = math.prod(self.levels)
         half_C = (levels_C - 1) * (1 + _EPS) / 2
         # An even number of levels lies half a step beside 0.
@@ -113,6 +115,11 @@ class FiniteScalar(Quantizer):
             mean_L = choice_NL.mean(dim=0)
             total = total + _entropy_of(choice_NL).mean() - _entropy_of(mean_L)
         return total
+
+
+def radix(levels: Sequence[int]) -> list[int]:
+    """Return what a step of each value adds to a code, the first value being the fastest."""
+    return list(itertools.accumulate(levels[:-1], operator.mul, initial=1))
 
 
 def _entropy_of(share_L: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tatscli.engine.device import full_precision
+from tatscli.tokenizer.quantize import straight_through
 
 _LEAST_DEVIATION = 1e-6  # of the scores of a clip, which are divided by it
 
@@ -94,7 +95,7 @@ def standardized(scores_BN: Tensor) -> Tensor:
     return (scores_BN - scores_BN.mean(dim=1, keepdim=True)) / deviation_B1
 
 
-def straight_through(scores_BN: Tensor, keep: int, softness: float) -> Tensor:
+def highest_by_sigmoid(scores_BN: Tensor, keep: int, softness: float) -> Tensor:
     """Return `highest`, with the gradient of sigmoid((s - tau) / softness): s standardised, tau
     half-way between the last score kept and the first left out.
 
@@ -104,7 +105,7 @@ def straight_through(scores_BN: Tensor, keep: int, softness: float) -> Tensor:
     ranked_BN = scaled_BN.detach().sort(dim=1, descending=True).values
     tau_B1 = ranked_BN[:, keep - 1 : keep + 1].mean(dim=1, keepdim=True)
     soft_BN = ((scaled_BN - tau_B1) / softness).sigmoid()
-    return highest(scores_BN, keep) + soft_BN - soft_BN.detach()
+    return straight_through(soft_BN, highest(scores_BN, keep))
 
 
 def perturbed(scores_BN: Tensor, keep: int, softness: float, samples: int) -> Tensor:

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -36,6 +35,7 @@ from tatscli.visualize.windows import read_windows
 from tests.clips import moving_patch, render
 from tests.system.fake_device import GPU, NoWaits, pretend_gpu, to_gpu
 from tests.system.test_no_waits import Arrived, host_batch
+from tests.tasks.runs import assert_equal, metrics, weights
 
 Load = Callable[..., LoadedRecipe]
 RECIPE = """
@@ -69,21 +69,6 @@ def coder(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     say.quiet = True
     pretrain(load_recipe(folder / "coder.yaml", [GAN]), reporter=say, out=folder / "run")
     return folder / "run"
-
-
-def metrics(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights(run: Path, part: str = "model") -> dict[str, torch.Tensor]:
-    return find_checkpoint(run).tensors(part)
-
-
-def assert_equal(one: Path, two: Path, *parts: str) -> None:
-    for part in parts:
-        first, second = weights(one, part), weights(two, part)
-        assert first.keys() == second.keys()
-        assert all(torch.equal(value, second[name]) for name, value in first.items()), part
 
 
 def test_it_learns_and_tells_how_well(coder: Path) -> None:

@@ -36,6 +36,7 @@ from tatscli.tasks.visualize_masks import visualize_masks
 from tatscli.tokenizer.load import open_run
 from tests.clips import pan, render
 from tests.conftest import Outcome
+from tests.tasks.runs import metrics
 from tests.tokenizer.saved import save_tokenizer
 from tests.tokenizer.windows import DIGEST, WindowTokenizer, give
 
@@ -79,10 +80,6 @@ def recipe_in(folder: Path, store: Path) -> LoadedRecipe:
 
 def encode(loaded: LoadedRecipe, store: Path) -> dict[str, Any]:
     return encode_recipe(store, loaded, reporter=Reporter(quiet=True))
-
-
-def metrics(run: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("loss", ["mse", "cross_entropy"])

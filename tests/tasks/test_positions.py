@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
 from tatscli.console import Reporter
 from tatscli.nn.load import open_checkpoint
@@ -19,6 +17,7 @@ from tatscli.tasks.evaluate import evaluate
 from tatscli.tasks.finetune import build_classifier, finetune
 from tatscli.tasks.frozen import frozen_encoder
 from tatscli.tasks.pretrain import pretrain
+from tests.tasks.runs import weights
 
 Load = Callable[..., LoadedRecipe]
 
@@ -30,10 +29,6 @@ WORDS = "positions of 2 x 4 x 4 tokens interpolated to 4 x 4 x 4"
 
 def said(reporter: Reporter) -> str:
     return reporter.stderr.getvalue().replace("\n", " ")  # type: ignore[attr-defined]
-
-
-def weights(run: Path, part: str = "model") -> dict[str, Tensor]:
-    return load_file(run / "checkpoints" / "last" / f"{part}.safetensors")
 
 
 @pytest.fixture

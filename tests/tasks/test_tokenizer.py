@@ -30,6 +30,7 @@ from tatscli.tasks.viewers import Wishes
 from tatscli.tasks.visualize_tokenizer import visualize_tokenizer
 from tatscli.tokenizer.load import open_run
 from tests.clips import pan, render
+from tests.tasks.runs import assert_equal, metrics, weights
 
 Load = Callable[..., LoadedRecipe]
 RECIPE = """
@@ -63,21 +64,6 @@ def load_coder(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
     path = write_recipe(tmp_path / "coder.yaml", store)
     return lambda *overrides: load_recipe(path, overrides)
-
-
-def metrics(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights(run: Path, part: str = "model") -> dict[str, torch.Tensor]:
-    return find_checkpoint(run).tensors(part)
-
-
-def assert_equal(one: Path, two: Path, *parts: str) -> None:
-    for part in parts:
-        first, second = weights(one, part), weights(two, part)
-        assert first.keys() == second.keys()
-        assert all(torch.equal(value, second[name]) for name, value in first.items()), part
 
 
 def test_it_learns_and_tells_how_well(coder: Path) -> None:

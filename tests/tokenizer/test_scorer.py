@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tatscli.tokenizer.scorer import Scorer, highest, perturbed, standardized, straight_through
+from tatscli.tokenizer.scorer import Scorer, highest, highest_by_sigmoid, perturbed, standardized
 
 
 @pytest.mark.parametrize("stride", [4, 8, 16, 32])
@@ -67,7 +67,7 @@ def test_exactly_so_many_of_the_highest_are_kept(values: list[float], data: st.D
     wanted = sorted(range(len(values)), key=lambda i: (-values[i], i))[:keep]
     kept = highest(scores, keep)
     assert kept[0].nonzero().flatten().tolist() == sorted(wanted)
-    soft = straight_through(scores.clone().requires_grad_(), keep, 0.3)
+    soft = highest_by_sigmoid(scores.clone().requires_grad_(), keep, 0.3)
     torch.testing.assert_close(soft.detach(), kept)
     torch.manual_seed(0)
     often = perturbed(scores, keep, 0.3, 16)
@@ -78,7 +78,7 @@ def test_the_straight_through_gradient_is_that_of_the_sigmoid() -> None:
     torch.manual_seed(0)
     scores = torch.rand(2, 9, dtype=torch.float64, requires_grad=True)
     upstream = torch.randn(2, 9, dtype=torch.float64)
-    (straight_through(scores, 4, 0.25) * upstream).sum().backward()
+    (highest_by_sigmoid(scores, 4, 0.25) * upstream).sum().backward()
 
     def soft(given: torch.Tensor) -> torch.Tensor:
         scaled = (given - given.mean(1, keepdim=True)) / given.std(1, correction=0, keepdim=True)
