@@ -100,6 +100,10 @@ def info(
     ]
     names = facts["class_names"]
     lines += [("classes", f"{len(names)}: {', '.join(names[:10])}{' ...' * (len(names) > 10)}")]
+    lines += [
+        (f"{key} of a class", f"one of {len(group['names'])}")
+        for key, group in facts["class_groups"].items()
+    ]
     report.table(str(path), ("", ""), lines)
     report.result(facts)
 
@@ -277,6 +281,9 @@ def _facts(opened: Store) -> dict[str, Any]:
         "codecs": dict(Counter(row.codec or "unknown" for row in ok).most_common()),
         "sizes": dict(Counter(f"{row.width}x{row.height}" for row in ok).most_common(10)),
         "class_names": opened.class_names,
+        "class_groups": {
+            key: group.model_dump(mode="json") for key, group in opened.class_groups.items()
+        },
         "fingerprint": opened.fingerprint(),
     }
 

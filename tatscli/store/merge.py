@@ -17,10 +17,12 @@ from tatscli.store.reader import Store
 from tatscli.store.schema import (
     MANIFEST,
     SHARDS,
+    ClassGroups,
     Counts,
     Dataset,
     Row,
     Settings,
+    join_groups,
     write_dataset,
     write_rows,
 )
@@ -66,6 +68,7 @@ def merge(stores: Sequence[Path], out: Path, reporter: Reporter) -> Merged:
     _check_alike(opened)
     _check_parts(opened)
     names, rows, repeated = _joined(opened)
+    groups = _joined_groups(opened, names, reporter)
     building = out.with_name(f".{out.name}.merging")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -77,6 +80,7 @@ def merge(stores: Sequence[Path], out: Path, reporter: Reporter) -> Merged:
                 complete=True,
                 settings=opened[0].settings,
                 class_names=names,
+                class_groups=groups,
                 counts=Counts.of(merged),
             )
             write_dataset(building, dataset)
@@ -181,6 +185,21 @@ def _joined(stores: Sequence[Store]) -> tuple[tuple[str, ...], list[list[Row]], 
         id(store): [row for row, holder in first.values() if holder is store] for store in stores
     }
     return names, [taken[id(store)] for store in stores], repeated
+
+
+def _joined_groups(
+    stores: Sequence[Store], names: tuple[str, ...], reporter: Reporter
+) -> ClassGroups:
+    """Return the class groups that know all classes, and warn of others."""
+    parts = [(store.class_names, store.dataset.class_groups) for store in stores]
+    joined = join_groups(parts, names)
+    lost = {key for _, groups in parts for key in groups} - joined.keys()
+    if lost:
+        reporter.warn(
+            f"class groups {', '.join(f'`{key}`' for key in sorted(lost))} are left out: not every"
+            " store says which member its classes are"
+        )
+    return joined
 
 
 def _gather(

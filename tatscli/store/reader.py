@@ -18,6 +18,7 @@ from tatscli.store.schema import (
     DATASET,
     FORMAT_VERSION,
     MANIFEST,
+    ClassGroups,
     Dataset,
     Row,
     Settings,
@@ -83,6 +84,11 @@ class Store:
     @property
     def class_names(self) -> list[str]:
         return list(self.dataset.class_names)
+
+    @property
+    def class_groups(self) -> ClassGroups:
+        """By name, which member of a group each class is; where classes are combinations."""
+        return dict(self.dataset.class_groups)
 
     @property
     def settings(self) -> Settings:

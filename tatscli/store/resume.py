@@ -20,6 +20,7 @@ from tatscli.store.schema import (
     Dataset,
     Row,
     Settings,
+    join_groups,
     read_rows,
     write_dataset,
     write_rows,
@@ -78,10 +79,11 @@ def begin(
     that a killed run left without a row are removed.
 
     Raises:
-        UsageError: The store has other settings, another part or other sources.
+        UsageError: The store has other settings, another part, other sources or, with `add`, other
+            class groups.
         DataError: The store is damaged, or `add` brings another file under a known id.
     """
-    names = tuple(sources.class_names)
+    names, groups = tuple(sources.class_names), sources.class_groups
     items: Sequence[Source] = sources.items
     kept: dict[str, Row] = {}
     changed: list[str] = []
@@ -90,6 +92,8 @@ def begin(
         _check_alike(out, dataset, settings, part)
         if add:
             names, items = _with_classes(dataset.class_names, sources)
+            parts = [(dataset.class_names, dataset.class_groups), (sources.class_names, groups)]
+            groups = join_groups(parts, names)
         elif dataset.class_names != names:
             raise UsageError(
                 f"`{out}` was begun with {len(dataset.class_names)} classes, now there are"
@@ -99,7 +103,7 @@ def begin(
         if not dataset.complete:
             rows = _whole_batches(out, rows)
         kept, changed = _kept_rows(out, rows, items, retry_failed=retry_failed, add=add)
-    dataset = Dataset(settings=settings, part=part, class_names=names)
+    dataset = Dataset(settings=settings, part=part, class_names=names, class_groups=groups)
     # In this order a kill in between leaves an unfinished store whose rows all have their frames.
     if overwrite and (out / DATASET).is_file():
         write_dataset(out, Dataset(settings=settings))

@@ -1,6 +1,6 @@
 """What a store is on disk: `dataset.json` and `manifest.jsonl`, read and written safely.
 
-STORE/dataset.json            format version, settings, class names, counts
+STORE/dataset.json            format version, settings, class names and groups, counts
 STORE/manifest.jsonl          one `Row` for each source, sorted by id
 STORE/shards/NNNNN.safetensors    for each video `<id>/times offsets motion jpeg valid`; without
                               pictures (`frames: none`) no `offsets` and no `jpeg`
@@ -9,12 +9,13 @@ STORE/shards/NNNNN.safetensors    for each video `<id>/times offsets motion jpeg
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from tatscli.errors import UsageError
 from tatscli.files import write_safely
 
 FORMAT_VERSION = 1
@@ -138,6 +139,25 @@ class Counts(_Record):
         )
 
 
+class ClassGroup(_Record):
+    """What classes have in common, such as the verb of actions that are pairs of verb and noun."""
+
+    names: tuple[str, ...]
+    """Of its members: every verb."""
+    of: tuple[int, ...]
+    """Index of each class's member: the verb of each action."""
+
+    @model_validator(mode="after")
+    def _members_are_named(self) -> Self:
+        wrong = [one for one in self.of if not 0 <= one < len(self.names)]
+        if wrong:
+            raise ValueError(f"member {wrong[0]} of a class group with {len(self.names)} names")
+        return self
+
+
+ClassGroups = dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], ClassGroup]
+
+
 class Dataset(_Record):
     """`dataset.json`."""
 
@@ -149,7 +169,54 @@ class Dataset(_Record):
     part: str | None = None
     """`I/N` where only one of N parts of the sources was asked for."""
     class_names: tuple[str, ...] = ()
+    class_groups: ClassGroups = {}
+    """By name, where classes are combinations: which member of each group a class is."""
     counts: Counts = Counts()
+
+    @model_validator(mode="after")
+    def _groups_know_every_class(self) -> Self:
+        for name, group in self.class_groups.items():
+            if len(group.of) != len(self.class_names):
+                raise ValueError(
+                    f"class group `{name}` is of {len(group.of)} classes, not the"
+                    f" {len(self.class_names)} of the store"
+                )
+        return self
+
+
+def join_groups(
+    parts: Sequence[tuple[Sequence[str], ClassGroups]], names: Sequence[str]
+) -> ClassGroups:
+    """Join the class groups of data sets whose classes are joined by name; so are the members.
+
+    A group that does not know all of the joined classes is left out.
+
+    Args:
+        parts: Class names and groups of each data set.
+        names: The joined class names.
+
+    Raises:
+        UsageError: A class has another member in one data set than in the other.
+    """
+    joined: ClassGroups = {}
+    for key in dict.fromkeys(key for _, groups in parts for key in groups):
+        having = [(classes, groups[key]) for classes, groups in parts if key in groups]
+        members = tuple(dict.fromkeys(name for _, group in having for name in group.names))
+        member: dict[str, str] = {}
+        for classes, group in having:
+            for name, index in zip(classes, group.of, strict=True):
+                own = group.names[index]
+                if member.setdefault(name, own) != own:
+                    raise UsageError(
+                        f"class `{name}` has the {key} `{member[name]}`, and elsewhere `{own}`",
+                        "prepare both from the same annotations",
+                    )
+        if member.keys() >= set(names):
+            number = {name: index for index, name in enumerate(members)}
+            joined[key] = ClassGroup(
+                names=members, of=tuple(number[member[name]] for name in names)
+            )
+    return joined
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -183,5 +250,11 @@ def append_rows(path: Path, rows: Iterable[Row]) -> None:
 
 
 def write_dataset(folder: Path, dataset: Dataset) -> None:
-    """Replace `dataset.json` of a store."""
-    write_safely(folder / DATASET, dataset.model_dump_json(indent=2).encode() + b"\n")
+    """Replace `dataset.json` of a store.
+
+    A store without class groups does not mention them, as before there were any: its fingerprint
+    stays the same.
+    """
+    unused = None if dataset.class_groups else {"class_groups"}
+    text = dataset.model_dump_json(indent=2, exclude=unused)
+    write_safely(folder / DATASET, text.encode() + b"\n")

@@ -19,6 +19,7 @@ from tatscli.store.annotations.files import (
 )
 from tatscli.store.annotations.form import Annotated, Entry, Material
 from tatscli.store.annotations.videos import Videos, readable
+from tatscli.store.schema import ClassGroups
 from tatscli.video.decode import Segment
 
 _FALLBACKS = ("list", "folders")
@@ -58,6 +59,7 @@ class Sources:
         doubts: What may be a mistake.
         dataset: The form that was recognised, a key of `DATASETS`.
         missing: Rows of a data set that were left out because there is no file for them.
+        class_groups: Where classes are combinations: by name, which member of a group each is.
     """
 
     folder: Path
@@ -67,6 +69,7 @@ class Sources:
     doubts: list[str] = field(default_factory=list)
     dataset: str = "folders"
     missing: int = 0
+    class_groups: ClassGroups = field(default_factory=dict)
 
 
 def find_sources(
@@ -265,7 +268,16 @@ def _gather(name: str, material: Material, annotated: Annotated) -> Sources:
     if leaked:
         doubts.append(f"{_count(leaked, 'video')} of split `train` are in another split too")
     ordered = sorted(items.values(), key=lambda source: source.id)
-    return Sources(folder, ordered, class_names, findings, doubts, name, len(missing))
+    return Sources(
+        folder,
+        ordered,
+        class_names,
+        findings,
+        doubts,
+        name,
+        len(missing),
+        annotated.class_groups,
+    )
 
 
 def _source(entry: Entry, path: Path, root: str) -> Source:

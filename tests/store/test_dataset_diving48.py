@@ -57,3 +57,15 @@ def test_diving48_mistakes_are_placed(diving48, item, message):
     with pytest.raises(DataError) as raised:
         diving48.find()
     assert f"Diving48_V2_train.json`, {message}" in raised.value.message
+
+
+def test_diving48_classes_know_their_four_parts(diving48):
+    groups = diving48.find().class_groups
+    assert {key: [group.names[one] for one in group.of] for key, group in groups.items()} == {
+        "takeoff": ["Back", "Inward"],
+        "somersault": ["15som", "25som"],
+        "twist": ["05Twis", "NoTwis"],
+        "position": ["FREE", "PIKE"],
+    }
+    diving48.write("Diving48_vocab.json", ["Back 15som 05Twis FREE", "Inward 25som NoTwis PIKE"])
+    assert diving48.find().class_groups == {}

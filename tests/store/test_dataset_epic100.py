@@ -88,3 +88,16 @@ def test_labels_to_choose_from(epic100, tmp_path):
     for options in ({"dataset": "folders"}, {"dataset": "auto"}):  # nothing known is near
         with pytest.raises(UsageError, match="no labels `verb`"):
             find_sources(epic100.videos / "P01", labels="verb", **options)
+
+
+def test_epic100_actions_know_their_verbs_and_nouns(epic100):
+    found = epic100.find()
+    groups = found.class_groups
+    assert list(groups) == ["verb", "noun"]
+    pairs = [
+        f"{groups['verb'].names[verb]} {groups['noun'].names[noun]}"
+        for verb, noun in zip(groups["verb"].of, groups["noun"].of, strict=True)
+    ]
+    assert pairs == found.class_names
+    assert (len(groups["verb"].names), groups["noun"].names) == (7, ("door", "cup", "light"))
+    assert epic100.find(labels="verb").class_groups == {}

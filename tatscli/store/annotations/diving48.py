@@ -10,10 +10,12 @@ from tatscli.errors import DataError, UsageError
 from tatscli.store.annotations.files import AnnotationFile, read_items, read_json, whole_number
 from tatscli.store.annotations.form import Annotated, Entry, Form, Material, validate_on_test
 from tatscli.store.annotations.times import segment_name
+from tatscli.store.schema import ClassGroup, ClassGroups
 from tatscli.video.decode import Segment
 
 _VOCABULARY = "Diving48_vocab.json"
 _ARRAY = re.compile(r'\s*\[\s*\{[^{}]*"vid_name"\s*:')
+_PARTS = ("takeoff", "somersault", "twist", "position")
 _FIRST_VERSION = re.compile(r"Diving48_(train|test)\.json", re.IGNORECASE)
 
 
@@ -26,7 +28,8 @@ def read(material: Material) -> Annotated:
     """Read the second version of the labels.
 
     The segment is kept as it is written. Files as published are cut to the dive, so that it is all
-    of them, but uncut ones would otherwise be prepared whole.
+    of them, but uncut ones would otherwise be prepared whole. A class is named by four parts, which
+    become the class groups of the store.
 
     Raises:
         UsageError: There is only the first version.
@@ -41,7 +44,7 @@ def read(material: Material) -> Annotated:
             " results on both versions cannot be compared",
         )
     vocabulary = material.companion(_VOCABULARY)
-    names = _class_names(vocabulary) if vocabulary else None
+    names, groups = _class_names(vocabulary) if vocabulary else (None, {})
     entries = []
     for file in files:
         for where, item in read_items(file.path):
@@ -65,7 +68,7 @@ def read(material: Material) -> Annotated:
         findings = [f"{len(names)} classes without names: there is no `{_VOCABULARY}`"]
     else:
         findings = [f"{len(names)} classes, named by `{vocabulary}`"]
-    return validate_on_test(Annotated(entries, names, findings))
+    return validate_on_test(Annotated(entries, names, findings, class_groups=groups))
 
 
 def _segment(item: dict[str, Any], where: str) -> Segment | None:
@@ -80,15 +83,24 @@ def _segment(item: dict[str, Any], where: str) -> Segment | None:
     return Segment(first, last, "frames")
 
 
-def _class_names(file: Path) -> list[str]:
-    """Read the names, of four parts each: takeoff, somersaults, twists, position."""
-    names = []
-    for number, parts in enumerate(read_json(file, list)):
+def _class_names(file: Path) -> tuple[list[str], ClassGroups]:
+    """Read the names, and what they have in common where all are given in four parts."""
+    items = read_json(file, list)
+    names: list[str] = []
+    for number, parts in enumerate(items):
         name = " ".join(map(str, parts)) if isinstance(parts, list) else str(parts)
         if name in names:
             raise DataError(f"`{file}`, item {number}: names the class `{name}` twice")
         names.append(name)
-    return names
+    if not items or {isinstance(one, list) and len(one) for one in items} != {len(_PARTS)}:
+        return names, {}
+    groups = {}
+    for key, column in zip(_PARTS, zip(*items, strict=True), strict=True):
+        words = [str(word) for word in column]
+        members = sorted(set(words))
+        of = tuple(members.index(word) for word in words)
+        groups[key] = ClassGroup(names=tuple(members), of=of)
+    return names, groups
 
 
 DIVING48 = Form(

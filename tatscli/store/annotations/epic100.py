@@ -11,6 +11,7 @@ from tatscli.store.annotations.classes import names_by_number
 from tatscli.store.annotations.files import AnnotationFile, read_table, whole_number
 from tatscli.store.annotations.form import Annotated, Entry, Form, Material
 from tatscli.store.annotations.times import read_segment
+from tatscli.store.schema import ClassGroup, ClassGroups
 
 _COLUMNS = {"narration_id", "video_id", "start_timestamp", "stop_timestamp"}
 _OTHER_TASKS = re.compile(r"uda|retrieval", re.IGNORECASE)
@@ -31,6 +32,8 @@ def recognise(file: AnnotationFile) -> bool:
 def read(material: Material) -> Annotated:
     """Read the tables; rows without classes, such as the test split's, are unlabelled.
 
+    Actions are pairs: their verbs and nouns become the class groups of the store.
+
     Raises:
         UsageError: A table does not say which split it lists.
         DataError: A row is wrong.
@@ -44,6 +47,7 @@ def read(material: Material) -> Annotated:
     verbs, verb_names, verbs_from = _classes(material, rows, "verb")
     nouns, noun_names, nouns_from = _classes(material, rows, "noun")
     labels: list[int | None]
+    groups: ClassGroups = {}
     if wanted == "action":
         pairs = [
             None if verb is None or noun is None else (verb, noun)
@@ -54,6 +58,10 @@ def read(material: Material) -> Annotated:
         labels = [None if pair is None else index[pair] for pair in pairs]
         names = [f"{verb_names[verb]} {noun_names[noun]}" for verb, noun in order]
         named_by = f"{verbs_from} and {nouns_from}"
+        groups = {
+            "verb": ClassGroup(names=tuple(verb_names), of=tuple(verb for verb, _ in order)),
+            "noun": ClassGroup(names=tuple(noun_names), of=tuple(noun for _, noun in order)),
+        }
     elif wanted == "verb":
         labels, names, named_by = verbs, verb_names, verbs_from
     else:
@@ -65,7 +73,7 @@ def read(material: Material) -> Annotated:
         path = material.videos.named(video)
         entries.append(Entry(video, path, where, label, split, segment=segment, name=name))
     findings = [f"labels are {wanted}s: {len(names)} classes, named by {named_by}"]
-    return Annotated(entries, names, findings)
+    return Annotated(entries, names, findings, class_groups=groups)
 
 
 def _order(pairs: Iterable[tuple[tuple[int, int] | None, str]]) -> list[tuple[int, int]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tatscli.store.annotations.files import AnnotationFile
 from tatscli.store.annotations.videos import Videos
+from tatscli.store.schema import ClassGroups
 from tatscli.video.decode import Segment
 
 
@@ -45,12 +46,14 @@ class Annotated:
         class_names: Of the labels.
         findings: What was recognised, in sentences for the user.
         doubts: What may be a mistake.
+        class_groups: Where classes are combinations: by name, which member of a group each is.
     """
 
     entries: list[Entry]
     class_names: list[str] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
+    class_groups: ClassGroups = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
