@@ -132,6 +132,10 @@ def evaluate(
         + [
             ("all: top-1", result["videos"], f"{result['top1']:.4f}"),
             ("all: top-5", result["videos"], f"{result['top5']:.4f}"),
+        ]
+        + [
+            (f"all: {name} top-1", result["videos"], f"{top1:.4f}")
+            for name, top1 in result.get("group_top1", {}).items()
         ],
     )
     if "by_duration" in result:

@@ -124,6 +124,8 @@ def train(training: Training) -> dict[str, Any]:
         TatsError: If loss or gradients are not finite for `run.max_bad_steps` steps in a row.
     """
     schedule, run, last = training.schedule, training.run, training.last
+    if training.done >= last:
+        training.reporter.warn(_nothing_left(training))
     save_steps = max(1, round(run.save_every * schedule.steps_per_epoch))
     log = (
         MetricsLog(training.folder / "metrics.jsonl", step=training.done)
@@ -245,6 +247,17 @@ def _settled_garbage() -> Iterator[Callable[[], None]]:
         yield settle
     finally:
         gc.unfreeze()
+
+
+def _nothing_left(training: Training) -> str:
+    """Say that there is no step to take, and how the run goes on if it can."""
+    done, total = training.done, training.schedule.total_steps
+    if done >= total:
+        return f"the run is complete: all {total} steps are done"
+    return (
+        f"the run stays after step {done} of {total}: `run.max_steps: {training.run.max_steps}` "
+        "ends it there; `run.max_steps=null` goes on"
+    )
 
 
 def _stopped(training: Training, last: int, code: int) -> Stopped:

@@ -1,11 +1,11 @@
 """From scores of views to numbers about videos: merging, accuracy, confusion.
 
-Shapes: V views, R videos, L classes.
+Shapes: V views, R videos, L classes, G members of a group of classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,3 +98,26 @@ def by_duration(
             {"from": low, "to": high, "videos": len(some.row_V), "top1": top1, "top5": top5}
         )
     return {"by_duration": parts, "shorter_than_all": int((seconds < edges[0]).sum())}
+
+
+def group_accuracy(videos: ViewScores, groups: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """Return the top-1 accuracy of what classes are combinations of, such as verb and noun.
+
+    A member scores the sum of the scores of its classes: the probability of a verb is that of its
+    actions, whatever their nouns.
+
+    Args:
+        videos: One entry per video.
+        groups: By name, the index of each class's member.
+
+    Returns:
+        The share of videos whose member scores best, by group.
+    """
+    found = {}
+    for name, members in groups.items():
+        member_L = torch.tensor(members)
+        score_RG = torch.zeros(len(videos.row_V), max(members) + 1, dtype=torch.float64)
+        score_RG.index_add_(1, member_L, videos.score_VL.double())
+        right_R = score_RG.argmax(dim=1) == member_L[videos.label_V]
+        found[name] = float(right_R.float().mean())
+    return found

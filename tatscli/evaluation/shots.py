@@ -16,7 +16,14 @@ from tatscli.seeding import random_of
 
 
 def draw_shots(
-    rows: Sequence[int], labels: Sequence[int], shots: int, *, seed: int, names: Sequence[str]
+    rows: Sequence[int],
+    labels: Sequence[int],
+    shots: int,
+    *,
+    seed: int,
+    names: Sequence[str],
+    key: str = "evaluate.shots",
+    skips_empty: bool = False,
 ) -> list[int]:
     """Draw as many rows of each class; those of fewer shots are among those of more.
 
@@ -26,6 +33,8 @@ def draw_shots(
         shots: Rows of each class.
         seed: Of the draw.
         names: Names of the classes.
+        key: The recipe key that says how many; for messages.
+        skips_empty: Draw nothing from a class without any row, instead of refusing it.
 
     Returns:
         The rows drawn, in the order they were given in.
@@ -36,13 +45,17 @@ def draw_shots(
     by_class: dict[int, list[int]] = {label: [] for label in range(len(names))}
     for row, label in zip(rows, labels, strict=True):
         by_class[label].append(row)
-    short = {label: len(found) for label, found in by_class.items() if len(found) < shots}
+    short = {
+        label: len(found)
+        for label, found in by_class.items()
+        if len(found) < shots and (found or not skips_empty)
+    }
     if short:
         label = min(short, key=lambda one: short[one])
         raise DataError(
-            f"`evaluate.shots: {shots}` asks for more videos than {len(short)} of {len(names)} "
+            f"`{key}: {shots}` asks for more videos than {len(short)} of {len(names)} "
             f"classes have; `{names[label]}` has {short[label]}",
-            hint=f"the smallest class allows `evaluate.shots={short[label]}`"
+            hint=f"the smallest class allows `{key}={short[label]}`"
             if short[label]
             else "choose a `split` that has videos of every class",
         )

@@ -1,4 +1,5 @@
-"""`Averaged`: the exponential moving average of a network that is trained, such as a teacher."""
+"""The exponential moving average of a network that is trained: `Averaged`, for whoever asks it, and
+`Following`, which saves it and moves it after every step."""
 
 from __future__ import annotations
 
@@ -7,8 +8,10 @@ import math
 from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from tatscli.engine.part import Lesson, Part, Weights
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -17,7 +20,8 @@ class Averaged(nn.Module, Generic[Network]):
     """A copy of a network that follows its weights slowly, always in evaluation mode.
 
     Args:
-        network: What is copied; only its parameters are averaged, for its buffers are constants.
+        network: What is copied. Its parameters are averaged; its buffers, constants and the running
+            numbers of a BatchNorm, are taken over as they are.
 
     Attributes:
         network: The average, without gradient.
@@ -36,9 +40,50 @@ class Averaged(nn.Module, Generic[Network]):
 
     @torch.no_grad()
     def follow(self, network: nn.Module, momentum: float) -> None:
-        """Set every weight to momentum x itself + (1 - momentum) x the network's."""
+        """Set every weight to momentum x itself + (1 - momentum) x the network's, and take over its
+        buffers."""
         own, others = list(self.network.parameters()), list(network.parameters())
         get_ema_multi_avg_fn(momentum)(own, others, None)
+        for buffer, new in zip(self.network.buffers(), network.buffers(), strict=True):
+            buffer.copy_(new)
+
+
+class Following(Generic[Network]):
+    """The moving average of a training's model as a part: it is saved, and follows every step.
+
+    A checkpoint's `model` is the average, which is what others take; the weights that the optimiser
+    moves lie beside it as `trained`, for resuming.
+
+    Args:
+        network: What it begins as, and follows.
+        momentum: Share of itself that a step leaves.
+
+    Attributes:
+        average: The average, whose `network` is asked.
+    """
+
+    def __init__(self, network: Network, momentum: float) -> None:
+        self.average = Averaged(network)
+        self.network = network
+        self.momentum = momentum
+
+    def parts(self) -> dict[str, Part]:
+        """Return what a checkpoint keeps of both, by file."""
+        return {"model": self, "trained": Weights(self.network)}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the averaged weights."""
+        return dict(self.average.network.state_dict())
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what `tensors` returned."""
+        self.average.network.load_state_dict(tensors)
+
+    def after_step(self, done: int, total: int) -> Lesson:
+        """Follow by a step; at first faster, or short trainings would keep their first weights
+        (min(m, (1 + n) / (10 + n)), as in TensorFlow's and timm's averages)."""
+        self.average.follow(self.network, min(self.momentum, (1 + done) / (10 + done)))
+        return Lesson()
 
 
 def ramped(start: float, end: float, share: float, *, cosine: bool) -> float:

@@ -33,9 +33,12 @@ class Joint(nn.Module):
         self.leaves_parameters_out = autoencoder.leaves_parameters_out
         autoencoder.encoder.norm.requires_grad_(True)
 
-    def forward(self, video_BCTHW: Tensor, clip: Clip, plan: MaskPlan) -> tuple[Tensor, HeadOutput]:
-        """Score a standardised video, and predict the tokens of a clip that the plan asks for."""
-        return self.classifier(video_BCTHW), self.autoencoder(clip, plan)
+    def forward(
+        self, video_BCTHW: Tensor, clip: Clip, plan: MaskPlan
+    ) -> tuple[list[Tensor], HeadOutput]:
+        """Score a standardised video by every head, and predict the tokens of a clip that the plan
+        asks for."""
+        return self.classifier(video_BCTHW, by_head=True), self.autoencoder(clip, plan)
 
     @property
     def layers(self) -> int:

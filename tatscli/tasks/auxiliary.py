@@ -4,7 +4,7 @@
 small data sets, at 0.9 of the loss for the masked pixels and 0.1 for the class. Here the masked
 part is whatever the recipe's mask, head and targets say.
 
-Shapes: B batch, C channels, T frames, L classes.
+Shapes: B batch, C channels, T frames.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class MaskedHalf:
         batch: Batch,
         video_BCTHW: Tensor,
         generator: Generator,
-    ) -> tuple[Lesson, Tensor]:
+    ) -> tuple[Lesson, list[Tensor]]:
         """Take both halves of a step.
 
         Args:
@@ -102,12 +102,13 @@ class MaskedHalf:
             generator: Of the masks.
 
         Returns:
-            The masked half as a pretraining step would give it, and the scores (B, L).
+            The masked half as a pretraining step would give it, and the scores of every head of the
+            classifier.
         """
         both = _Both(network, video_BCTHW)
         lesson = step(self.system.called(both), batch, generator)
-        assert both.score_BL is not None
-        return lesson, both.score_BL
+        assert both.scores is not None
+        return lesson, both.scores
 
     def join(self, masked: Lesson, loss: Tensor) -> Lesson:
         """Weigh the two losses.
@@ -137,9 +138,9 @@ class _Both:
     def __init__(self, network: Callable[..., Any], video_BCTHW: Tensor) -> None:
         self.network = network
         self.video_BCTHW = video_BCTHW
-        self.score_BL: Tensor | None = None
+        self.scores: list[Tensor] | None = None
 
     def __call__(self, clip: Clip, plan: MaskPlan) -> HeadOutput:
         output: HeadOutput
-        self.score_BL, output = self.network(self.video_BCTHW, clip, plan)
+        self.scores, output = self.network(self.video_BCTHW, clip, plan)
         return output

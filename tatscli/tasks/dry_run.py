@@ -23,7 +23,7 @@ from tatscli.store.codes import Codes
 from tatscli.store.reader import Store
 from tatscli.system.cost import count_parameters, system_cost
 from tatscli.tasks.dropping import finetune_drop, token_facts
-from tatscli.tasks.finetune import build_classifier
+from tatscli.nn.classifier import build_classifier
 from tatscli.tasks.pretrain import refuse_nothing_to_predict
 from tatscli.tasks.tokenizer import build_adversary, tokenizer_flops
 from tatscli.tasks.training import batch_rows, schedule_rows

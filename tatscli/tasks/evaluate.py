@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -19,21 +19,28 @@ from tatscli.console import Reporter
 from tatscli.engine.checkpoint import Checkpoint
 from tatscli.engine.session import Session, session
 from tatscli.errors import CheckpointError, DataError, RecipeError, UsageError
-from tatscli.evaluation.scores import ViewScores, by_duration, merge_views, summarise
+from tatscli.evaluation.scores import (
+    ViewScores,
+    by_duration,
+    group_accuracy,
+    merge_views,
+    summarise,
+)
 from tatscli.evaluation.views import score_views
 from tatscli.files import write_safely
+from tatscli.nn.classifier import build_classifier, groups_of
 from tatscli.nn.load import copy_weights, open_checkpoint, positions_moved
 from tatscli.recipe.load import load_recipe, override_recipe
 from tatscli.recipe.schema import FixedMask, Recipe
 from tatscli.store.reader import Store
 from tatscli.tasks.dropping import evaluate_drop, scoring_facts
-from tatscli.tasks.finetune import build_classifier, labelled
 from tatscli.tasks.frozen import (
     frozen_encoder,
     score_neighbours,
     score_probe,
     scored_views,
 )
+from tatscli.tasks.labels import labelled
 from tatscli.tasks.pretrain import pretrain_folder
 
 Protocol = Literal["finetuned", "knn", "linear", "attentive"]
@@ -123,6 +130,7 @@ def evaluate(
             "views": len(views.row_V),
             **extra,
             **summarise(videos, names),
+            **_by_group(videos, meta, store),
             **_by_duration(videos, recipe, store),
             "class_names": names,
             "checkpoint": str(checkpoint.path) if checkpoint else None,
@@ -184,7 +192,9 @@ def _finetuned(
         )
     labelled(store, recipe.evaluate.split)
     _refuse_other_classes(store, names)
-    model = build_classifier(recipe, classes=len(names))
+    groups = groups_of(checkpoint.meta)
+    build = partial(build_classifier, recipe, classes=len(names), groups=groups)
+    model = build()
     copied = copy_weights(model, checkpoint.tensors("model"), checkpoint)
     if copied.moved:
         here.reporter.info(f"`{checkpoint.path}`: {copied.moved}")
@@ -193,8 +203,14 @@ def _finetuned(
     scored = score_views(
         model.to(here.device), views, recipe, here, drop=drop, description="evaluate"
     )
-    build = partial(build_classifier, recipe, classes=len(names))
     return scored, scoring_facts(recipe, drop, views, build)
+
+
+def _by_group(videos: ViewScores, meta: Mapping[str, Any], store: Store) -> dict[str, Any]:
+    """Top-1 of what classes are combinations of, as the checkpoint knows or else the store."""
+    groups = groups_of(meta) or store.class_groups
+    members = {name: group.of for name, group in groups.items()}
+    return {"group_top1": group_accuracy(videos, members)} if members else {}
 
 
 def _by_duration(videos: ViewScores, recipe: Recipe, store: Store) -> dict[str, Any]:

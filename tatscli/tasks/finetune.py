@@ -1,6 +1,6 @@
 """Fine-tuning: action recognition on top of a pretrained encoder, or from scratch.
 
-Shapes: B batch, C channels, T frames, L classes.
+Shapes: B batch, C channels, T frames, K tokens kept, L classes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import torch
 from torch import Generator, Tensor
 
 from tatscli.console import Reporter
-from tatscli.data.augment import Mix
 from tatscli.data.batch import Batch
 from tatscli.data.dataset import FinetuneClips
 from tatscli.data.normalize import standardized
@@ -24,20 +23,20 @@ from tatscli.engine.optim import build_optimizer
 from tatscli.engine.part import Lesson, Part, Weights
 from tatscli.engine.schedule import lr_at
 from tatscli.engine.session import Session
-from tatscli.errors import DataError, RecipeError, UsageError
-from tatscli.evaluation.scores import merge_views, top_accuracy
+from tatscli.errors import UsageError
+from tatscli.evaluation.scores import group_accuracy, merge_views, top_accuracy
 from tatscli.evaluation.views import score_views
-from tatscli.nn.classifier import Classifier
+from tatscli.nn.averaged import Following
+from tatscli.nn.classifier import Classifier, build_classifier, refuse_lonely_views
 from tatscli.nn.load import load_encoder
-from tatscli.nn.vit import build_encoder
-from tatscli.recipe.derive import Schedule, derive_batch
+from tatscli.recipe.derive import Schedule
 from tatscli.recipe.load import LoadedRecipe
-from tatscli.recipe.schema import Recipe
 from tatscli.store.reader import Store
 from tatscli.system.drop import TokenDrop
 from tatscli.system.joint import Joint
 from tatscli.tasks.auxiliary import MaskedHalf
 from tatscli.tasks.dropping import evaluate_drop, finetune_drop, motion_to_drop_by
+from tatscli.tasks.labels import build_loss, labelled, training_rows, untrained_classes
 from tatscli.tasks.pretrain import pretrain_folder, refuse_faulty_plans, warn_of_unknown_motion
 from tatscli.tasks.training import Stage, run_training
 
@@ -86,11 +85,12 @@ class Finetuning(Stage):
     model: Classifier | Joint
     classifier: Classifier
     auxiliary: MaskedHalf | None = None
+    average: Following[Classifier] | None = None
     drop: TokenDrop | None = None
 
     def __init__(self, loaded: LoadedRecipe, store: Store, init: Path | str | None) -> None:
         self.settings = settings = loaded.recipe.finetune
-        rows = labelled(store, settings.split)
+        rows = training_rows(loaded.recipe, store)
         super().__init__(loaded, store, rows, settings.optim, repeats=settings.repeats)
         self.val_rows = labelled(store, settings.val_split) if settings.val_split else []
         self.init = init
@@ -104,18 +104,28 @@ class Finetuning(Stage):
         """
         recipe, settings, store = self.recipe, self.settings, self.store
         refuse_lonely_views(recipe, world=here.world.size)
-        self.classifier = build_classifier(recipe, classes=len(store.class_names))
+        self.classifier = build_classifier(
+            recipe, classes=len(store.class_names), groups=store.class_groups
+        )
         self.model = self.classifier
         if settings.auxiliary is not None:
             self.auxiliary = MaskedHalf(recipe, self.classifier)
             self.model = self.auxiliary.model
-        encoder = self.classifier.encoder
-        self.drop = finetune_drop(recipe, encoder)
-        self.val_drop = evaluate_drop(recipe, encoder) if self.val_rows else None
+        self.classifier.freeze(settings.freeze)
+        if settings.freeze != "none" and self.init is None and not resume and here.world.main:
+            here.reporter.warn(f"`finetune.freeze: {settings.freeze}` keeps random weights")
+        self.drop = finetune_drop(recipe, self.classifier.encoder)
         if self.init is not None and not resume:
             here.reporter.info(self._start_from(self.init))
         elif not resume:
             here.reporter.info("the encoder starts from scratch")
+        if settings.ema is not None:  # only now: the average begins as what the training begins as
+            self.average = Following(self.classifier, settings.ema)
+        self.val_drop = evaluate_drop(recipe, self.scored.encoder) if self.val_rows else None
+        self.mix, self.loss, self.weights = build_loss(recipe, store, self.rows)
+        missing = untrained_classes(recipe, store, self.rows, self.val_rows)
+        if missing is not None and here.world.main:
+            here.reporter.warn(missing)
         self.clips = FinetuneClips(
             store,
             self.rows,
@@ -133,7 +143,11 @@ class Finetuning(Stage):
             motion=motion_to_drop_by(self.val_drop, store, self.val_rows, recipe, here),
             patch=recipe.model.patch,
         )
-        self.mix = Mix(settings.augment, classes=len(store.class_names))
+
+    @property
+    def scored(self) -> Classifier:
+        """What is validated, and saved as the model: the average, where there is one."""
+        return self.classifier if self.average is None else self.average.average.network
 
     def _start_from(self, init: Path | str) -> str:
         start = find_checkpoint(Path(init))
@@ -154,6 +168,9 @@ class Finetuning(Stage):
     def to(self, device: torch.device) -> None:
         """Move everything to a device."""
         super().to(device)
+        self.loss.to(device)
+        if self.average is not None:
+            self.average.average.to(device)
         if self.auxiliary is not None:
             self.auxiliary.to(device)
         if self.drop is not None:
@@ -176,15 +193,28 @@ class Finetuning(Stage):
         return {"classifier": learner} | sampler
 
     def parts(self, learners: dict[str, Learner]) -> dict[str, Part]:
-        """Return the classifier as the model, whatever trains beside it, and the rest."""
+        """Return the classifier or its average as the model, whatever trains beside it, and the
+        rest."""
         parts = super().parts(learners) | {"model": Weights(self.classifier)}
+        if self.average is not None:
+            parts |= self.average.parts()
         return parts | self.auxiliary.parts() if self.auxiliary is not None else parts
 
     def facts(self, resumed: Checkpoint | None) -> dict[str, Any]:
-        """Name the classes, and the weights it all began with."""
+        """Name the classes and what they are combinations of, and the weights it all began with."""
         origin = self.origin if resumed is None else resumed.meta["init"]
         frozen = self.auxiliary.facts(resumed) if self.auxiliary is not None else {}
-        return {"class_names": self.store.class_names, "init": origin, **frozen}
+        groups = {key: one.model_dump(mode="json") for key, one in self.store.class_groups.items()}
+        names = self.store.class_names
+        return {"class_names": names, "class_groups": groups, "init": origin, **frozen}
+
+    def about(self) -> dict[str, Any]:
+        """Return how many videos of each class were drawn, and how classes weigh by head."""
+        return {
+            "shots": self.recipe.data.shots,
+            "train_videos": len(self.rows),
+            "class_weights": self.weights or None,
+        }
 
     def step(self, batch: Batch, generator: Generator) -> Lesson:
         """Leave tokens out, mix, classify, compare; and mask, guess, compare."""
@@ -196,13 +226,12 @@ class Finetuning(Stage):
         video_BCTHW = standardized(batch.video_BCTHW, data.mean, data.std)
         video_BCTHW, target_BL = self.mix(video_BCTHW, batch.label_B, generator=generator)
         if self.auxiliary is None:
-            masked, logits_BL = None, self.network(video_BCTHW, kept_BK)
-        else:
-            masked, logits_BL = self.auxiliary.step(self.network, batch, video_BCTHW, generator)
-        loss = -(target_BL * logits_BL.float().log_softmax(dim=-1)).sum(dim=-1).mean()
-        if self.auxiliary is None or masked is None:
-            return Lesson(metrics, loss=loss)
-        return self.auxiliary.join(masked, loss)
+            loss, by_head = self.loss(self.network(video_BCTHW, kept_BK, by_head=True), target_BL)
+            return Lesson(metrics | by_head, loss=loss)
+        masked, scores = self.auxiliary.step(self.network, batch, video_BCTHW, generator)
+        loss, by_head = self.loss(scores, target_BL)
+        joined = self.auxiliary.join(masked, loss)
+        return joined._replace(metrics={**joined.metrics, **by_head})
 
     def check(self, means: dict[str, float]) -> None:
         """Find out that a mask or selection has broken the rules of `MaskPlan`.
@@ -213,13 +242,17 @@ class Finetuning(Stage):
         refuse_faulty_plans(means, self.recipe)
 
     def score(self, epoch: int, here: Session) -> tuple[float, dict[str, float]] | None:
-        """Return top-1 on the validation split, after every so many passes and the last."""
+        """Return top-1 on the validation split, after every so many passes and the last, and that
+        of the groups that classes are combinations of."""
         settings, last = self.settings, epoch == self.settings.optim.epochs
         if settings.val_split is None or (epoch % settings.val_every and not last):
             return None
-        scored = score_views(self.classifier, self.val_views, self.recipe, here, drop=self.val_drop)
-        top1 = top_accuracy(merge_views(scored), 1)
-        return top1, {"val_top1": top1}
+        views = score_views(self.scored, self.val_views, self.recipe, here, drop=self.val_drop)
+        videos = merge_views(views)
+        top1 = top_accuracy(videos, 1)
+        groups = {name: group.of for name, group in self.store.class_groups.items()}
+        by_group = group_accuracy(videos, groups)
+        return top1, {"val_top1": top1, **{f"val_{key}_top1": by_group[key] for key in by_group}}
 
     def work(self) -> float:
         """Count six operations for each weight and token."""
@@ -273,65 +306,3 @@ def choose_start(
             "or train from random weights with `--scratch`",
         )
     return start, folder
-
-
-def build_classifier(recipe: Recipe, *, classes: int) -> Classifier:
-    """Build the classifier a recipe describes, with fresh weights.
-
-    Raises:
-        RecipeError: If it describes a tokenizer.
-    """
-    if recipe.tokenizer is not None:
-        raise RecipeError(
-            "this recipe trains a tokenizer: it has no encoder to fine-tune",
-            hint="fine-tune a masked autoencoder, such as one that predicts its codes",
-        )
-    settings = recipe.finetune
-    encoder = build_encoder(recipe.model, recipe.grid, drop_path=settings.drop_path)
-    return Classifier(
-        encoder,
-        classes,
-        dropout=settings.head_dropout,
-        head_scale=settings.head_scale,
-        form=settings.head,
-    )
-
-
-def refuse_lonely_views(recipe: Recipe, *, world: int) -> None:
-    """Refuse a BatchNorm over a single view, which would make every feature zero.
-
-    Raises:
-        RecipeError: If the micro-batches of all ranks together are one view.
-    """
-    settings = recipe.finetune
-    views = derive_batch(settings.optim, world=world)[0] * settings.repeats * world
-    if settings.head.norm == "batch" and views < 2:
-        raise RecipeError(
-            "`finetune.head.norm: batch` needs two views or more in a forward pass, and "
-            f"`finetune.optim.batch_per_device: {settings.optim.batch_per_device}` makes one",
-            hint="set `finetune.optim.batch_per_device=2` (and `total_batch` to a multiple), or "
-            "`finetune.head.norm=layer`",
-        )
-
-
-def labelled(store: Store, split: str) -> list[int]:
-    """Return the manifest rows of a split, all of which must carry a class.
-
-    Raises:
-        DataError: If the store has no classes, or a row of the split no label.
-    """
-    rows = store.part(split)
-    bare = [row for row in rows if store.rows[row].label is None]
-    hint = "labels come from class sub-folders, or from `tats prepare --annotations FILE`"
-    if bare:
-        raise DataError(
-            f"{len(bare)} of {len(rows)} videos of split `{split}` in `{store.path}` "
-            f"have no label, `{store.rows[bare[0]].id}` for one",
-            hint=hint,
-        )
-    if len(store.class_names) < 2:
-        raise DataError(
-            f"`{store.path}` has {len(store.class_names)} classes; telling apart needs two",
-            hint=hint,
-        )
-    return rows

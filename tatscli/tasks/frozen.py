@@ -31,7 +31,7 @@ from tatscli.seeding import seed_of
 from tatscli.store.reader import Store
 from tatscli.system.drop import TokenDrop
 from tatscli.tasks.dropping import evaluate_drop, motion_to_drop_by, scoring_facts
-from tatscli.tasks.finetune import labelled
+from tatscli.tasks.labels import labelled
 
 
 def frozen_encoder(recipe: Recipe, checkpoint: Checkpoint | None) -> Encoder:

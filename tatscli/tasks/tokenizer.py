@@ -24,7 +24,7 @@ from tatscli.engine.schedule import lr_at
 from tatscli.engine.session import Session
 from tatscli.errors import CheckpointError, UsageError
 from tatscli.evaluation.reconstruction import code_counts, code_use, perplexity, psnr, ssim
-from tatscli.nn.averaged import Averaged
+from tatscli.nn.averaged import Following
 from tatscli.nn.load import copy_weights
 from tatscli.recipe.derive import Schedule
 from tatscli.recipe.load import LoadedRecipe
@@ -103,7 +103,7 @@ class TokenizerTraining(Stage):
         self.model = build_tokenizer(recipe)
         if self.init is not None and not resume:
             here.reporter.info(_start_from(self.model, self.init))
-        self.average: Following | None = None
+        self.average: Following[TrainedTokenizer] | None = None
         if isinstance(config, AdaptiveTokenizer):
             self._freeze(config, resume=resume)
             if config.ema is not None:
@@ -177,14 +177,11 @@ class TokenizerTraining(Stage):
         return learners
 
     def parts(self, learners: dict[str, Learner]) -> dict[str, Part]:
-        """Return the tokenizer, and the discriminator with its optimiser.
-
-        Of an averaged tokenizer, `model` is the average, which is what others take; `trained` are
-        the weights that the optimiser moves.
-        """
+        """Return the tokenizer, averaged where the recipe says so, and the discriminator with its
+        optimiser."""
         parts = super().parts(learners)
         if self.average is not None:
-            parts |= {"model": self.average, "trained": Weights(self.model)}
+            parts |= self.average.parts()
         if self.adversary is not None:
             parts["discriminator"] = Weights(self.adversary)
             parts["discriminator_optimizer"] = learners["discriminator"]
@@ -267,34 +264,6 @@ class TokenizerTraining(Stage):
     def work(self) -> float:
         """Count the operations of a clip, forward and twice as many backward."""
         return 3.0 * tokenizer_flops(self.recipe)
-
-
-class Following:
-    """The moving average of a tokenizer as a part: saved, and moved after every step.
-
-    Args:
-        network: What it begins as, and follows.
-        momentum: Share of itself that a step leaves.
-    """
-
-    def __init__(self, network: TrainedTokenizer, momentum: float) -> None:
-        self.average = Averaged(network)
-        self.network = network
-        self.momentum = momentum
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the averaged weights."""
-        return dict(self.average.network.state_dict())
-
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what `tensors` returned."""
-        self.average.network.load_state_dict(tensors)
-
-    def after_step(self, done: int, total: int) -> Lesson:
-        """Follow by a step; at first faster, or short trainings would keep their first weights
-        (min(m, (1 + n) / (10 + n)), as in TensorFlow's and timm's averages)."""
-        self.average.follow(self.network, min(self.momentum, (1 + done) / (10 + done)))
-        return Lesson()
 
 
 def build_adversary(recipe: Recipe, model: TrainedTokenizer) -> Adversary | None:

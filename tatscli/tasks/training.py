@@ -107,6 +107,10 @@ class Stage:
         """Return what checkpoints say beside the usual."""
         return {}
 
+    def about(self) -> dict[str, Any]:
+        """Return what `run.json` and checkpoints say of the data beside the usual."""
+        return {}
+
     def work(self) -> float:
         """Estimate the floating-point operations of a step on one video."""
         raise NotImplementedError
@@ -145,8 +149,9 @@ def run_training(
         )
         stage.build(here, resume=resume)
         # Only now: what cannot be trained must not cost a run that `overwrite` replaces.
+        about = stage.about()
         checkpoint = begin_run(
-            here, folder, loaded, schedule, store, resume=resume, overwrite=overwrite
+            here, folder, loaded, schedule, store, about=about, resume=resume, overwrite=overwrite
         )
         for name, value in schedule_rows(schedule):
             here.reporter.detail(f"{name}: {value}")
@@ -165,7 +170,7 @@ def run_training(
             batches=data_stream(stage.clips, schedule, recipe, store, here),
             run=recipe.run,
             folder=folder,
-            meta=checkpoint_meta(stage.kind, loaded, store, **stage.facts(checkpoint)),
+            meta=checkpoint_meta(stage.kind, loaded, store, **about, **stage.facts(checkpoint)),
             world=here.world,
             device=here.device,
             dtype=here.dtype,
@@ -191,6 +196,7 @@ def begin_run(
     schedule: Schedule,
     store: Store,
     *,
+    about: dict[str, Any],
     resume: bool,
     overwrite: bool,
 ) -> Checkpoint | None:
@@ -218,6 +224,7 @@ def begin_run(
             store=str(store.path),
             store_fingerprint=store.fingerprint(),
             resumed_at=checkpoint.step if checkpoint else None,
+            **about,
         )
         write_run_json(folder, facts)
     distributed.wait()

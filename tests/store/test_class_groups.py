@@ -97,7 +97,9 @@ def test_members_are_joined_by_name():
     )
     assert joined == {"verb": ClassGroup(names=("take", "put", "cut"), of=(0, 0, 1, 2))}
     with pytest.raises(UsageError, match="class `c` has the verb `put`, and elsewhere `cut`"):
-        join_groups([(["a", "b", "c"], {"verb": VERBS}), (["c", "d"], {"verb": other})], list("abcd"))
+        join_groups(
+            [(["a", "b", "c"], {"verb": VERBS}), (["c", "d"], {"verb": other})], list("abcd")
+        )
 
 
 @pytest.mark.parametrize(

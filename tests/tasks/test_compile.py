@@ -17,7 +17,7 @@ from tatscli.engine.session import compile_blocks
 from tatscli.recipe.load import LoadedRecipe
 from tatscli.recipe.schema import Data, Finetune, Model, RandomMask, Recipe
 from tatscli.system.system import System, build_system
-from tatscli.tasks.finetune import build_classifier
+from tatscli.nn.classifier import build_classifier
 from tatscli.tasks.pretrain import pretrain
 
 Load = Callable[..., LoadedRecipe]

@@ -94,6 +94,11 @@ class Data(Section):
     """Folder written by `tats prepare`."""
     split: str | None = None
     """Part of the store to pretrain on; null takes every video."""
+    shots: Count | None = None
+    """Training videos of each class that fine-tuning uses, drawn from `finetune.split` by
+    `run.seed`; those of fewer shots are among those of more. null is all. Pretraining needs no
+    labels and takes every video of `data.split`; frozen features have `evaluate.shots`, which draws
+    the same videos from the same split."""
     frames: Count = 16
     """Frames in a clip."""
     size: Annotated[Count | tuple[Count, Count], WrapValidator(_read_size)] = 224

@@ -117,6 +117,22 @@ class Finetune(Section):
     head: ClassHead = ClassHead()
     head_scale: Positive = 0.001
     """Factor on the classifier's initial weights, which have a deviation of 0.02."""
+    heads: Annotated[list[str], Field(min_length=1)] | None = None
+    """Groups of the store's classes, such as `[verb, noun]` of EPIC-KITCHENS-100: the classifier
+    has one linear layer for each, their losses are added, and a class scores the product of what
+    its members score. null is one linear layer over the classes."""
+    class_weights: Literal["balanced"] | dict[str, Positive] | None = None
+    """Weights of the classes in the loss, as `weight` of torch's cross_entropy with soft labels.
+    `balanced`: in inverse proportion to their training videos, 1 on the average video. By name:
+    `{jump: 3}`, where the others have 1; with `heads` a name is `verb/take`. null weighs all
+    alike."""
+    freeze: Literal["none", "encoder"] | Count = "none"
+    """What keeps its pretrained weights: `none`, the `encoder` (only the head is trained), or a
+    number N: the patch embedding and the first N blocks."""
+    ema: Ratio | None = None
+    """Share of itself that the moving average of the weights keeps at every step, such as 0.9999.
+    The average is what is validated, saved as the model and evaluated; the first steps move it
+    faster. null averages nothing."""
     auxiliary: Ratio | None = None
     """Train masked modelling beside classification: its share of the loss, by the recipe's `mask`,
     `predict`, `head` and `targets`, on the same clips. 0.9 is published for small data sets; null
@@ -127,6 +143,21 @@ class Finetune(Section):
     `val_split` goes by `evaluate.drop`."""
     augment: Augment = Augment()
     optim: FinetuneOptim = FinetuneOptim()
+
+    @model_validator(mode="after")
+    def _heads_differ(self) -> Self:
+        if self.heads is not None and len(set(self.heads)) < len(self.heads):
+            raise ValueError(f"`heads: [{', '.join(self.heads)}]` names a group twice")
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_left_to_model(self) -> Self:
+        if self.freeze == "encoder" and self.auxiliary is not None:
+            raise ValueError(
+                f"`freeze: encoder` and `auxiliary: {self.auxiliary:g}` exclude each other: masked"
+                " modelling beside a frozen encoder would train a head that is thrown away"
+            )
+        return self
 
     @model_validator(mode="after")
     def _drop_fits(self) -> Self:
