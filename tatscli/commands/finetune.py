@@ -64,11 +64,12 @@ def finetune(
     verbose: Verbose = False,
 ) -> None:
     """Fine-tune a pretrained encoder on the labelled videos of a store."""
-    from tatscli.tasks.recipes import open_recipe, shorthand
+    from tatscli.tasks.recipes import open_recipe, resumes_itself, shorthand
 
     say = reporter(json, quiet, verbose)
     given = shorthand(overrides, {"data.store": store, "run.max_steps": max_steps})
-    loaded, folder = open_recipe(source, given)
+    resumes = resume and resumes_itself(source, "finetuned")
+    loaded, folder = open_recipe(source, given, resumes=resumes)
     for note in loaded.notes:
         say.info(note)
     if dry_run:

@@ -59,7 +59,7 @@ def pretrain(
 
     say = reporter(json, quiet, verbose)
     given = shorthand(overrides, {"data.store": store, "run.max_steps": max_steps})
-    loaded, folder = open_recipe(source, given)
+    loaded, folder = open_recipe(source, given, resumes=resume)
     for note in loaded.notes:
         say.info(note)
     if dry_run:

@@ -10,10 +10,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from tatscli.nn.classifier import ONE_HEAD
 from tatscli.store.schema import ClassGroup
-
-ONE_HEAD = "class"
-"""What the head over the classes themselves is called."""
 
 
 class ClassLoss(nn.Module):

@@ -20,6 +20,9 @@ from tatscli.recipe import schema
 from tatscli.recipe.derive import derive_batch
 from tatscli.store.schema import ClassGroup
 
+ONE_HEAD = "class"
+"""What the head over the classes themselves is called."""
+
 
 class Classifier(nn.Module):
     """Encoder over all tokens or some, pooling, `fc_norm`, dropout and a linear head, or one for
@@ -41,6 +44,9 @@ class Classifier(nn.Module):
             VideoMAE's form: mean pooling and LayerNorm. With `cls` a learned token, which no
             pretraining knows, goes through all blocks behind the clip's own and is read at the end.
         groups: The groups that have a head each; none for one head over the classes.
+
+    Attributes:
+        outputs: How many classes each head tells apart, by the name of its group or `ONE_HEAD`.
 
     Raises:
         RecipeError: If the queries of `form` cannot share the encoder's width.
@@ -70,10 +76,11 @@ class Classifier(nn.Module):
         # What VideoMAE's form lacks is None, and has no tensors in a checkpoint.
         self.head = None if groups else _linear(width, classes, scale=head_scale)
         self.heads = None
+        self.outputs = {ONE_HEAD: classes}
         if groups:
-            sizes = {name: len(group.names) for name, group in groups.items()}
+            self.outputs = {name: len(group.names) for name, group in groups.items()}
             self.heads = nn.ModuleDict(
-                {name: _linear(width, size, scale=head_scale) for name, size in sizes.items()}
+                {n: _linear(width, size, scale=head_scale) for n, size in self.outputs.items()}
             )
             for name, group in groups.items():
                 self.register_buffer(_member(name), torch.tensor(group.of), persistent=False)

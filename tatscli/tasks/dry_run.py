@@ -16,14 +16,16 @@ from tatscli.data.cache import plan_cache
 from tatscli.data.provide import MotionSource
 from tatscli.engine.distributed import world_size
 from tatscli.errors import DataError
+from tatscli.nn.classifier import build_classifier
 from tatscli.recipe.derive import Schedule, derive_batch, derive_schedule
 from tatscli.recipe.load import LoadedRecipe
 from tatscli.recipe.schema import Optim, Tokenizer
 from tatscli.store.codes import Codes
 from tatscli.store.reader import Store
+from tatscli.store.schema import ClassGroup
 from tatscli.system.cost import count_parameters, system_cost
 from tatscli.tasks.dropping import finetune_drop, token_facts
-from tatscli.nn.classifier import build_classifier
+from tatscli.tasks.labels import build_loss, training_rows
 from tatscli.tasks.pretrain import refuse_nothing_to_predict
 from tatscli.tasks.tokenizer import build_adversary, tokenizer_flops
 from tatscli.tasks.training import batch_rows, schedule_rows
@@ -31,6 +33,7 @@ from tatscli.tasks.watch import part_watched
 from tatscli.tokenizer.build import build_tokenizer
 
 ADAM_BYTES = 16  # float32 weight, gradient and two moments
+WEIGHT_BYTES = 4  # float32 weight that is not trained
 
 
 def plan_pretraining(loaded: LoadedRecipe, run: Path) -> dict[str, Any]:
@@ -84,12 +87,24 @@ def plan_finetuning(loaded: LoadedRecipe, run: Path) -> dict[str, Any]:
     """Return tokens, parameters, cost and schedule of a fine-tuning into the folder `run`.
 
     Raises:
-        RecipeError: If the total batch cannot be divided.
+        RecipeError: If the total batch cannot be divided, or head, weights or frozen blocks do not
+            fit model and store.
+        DataError: If labels are missing or wrong, or a class has fewer videos than `data.shots`.
     """
     recipe, settings = loaded.recipe, loaded.recipe.finetune
     store, rows, store_note = _open(recipe.data.store, settings.split)
+    classes, groups, weights = 0, dict[str, ClassGroup](), dict[str, list[float]]()
+    if store is not None and store.class_names:
+        classes, groups = len(store.class_names), store.class_groups
+        rows = training_rows(recipe, store)
+        weights = build_loss(recipe, store, rows)[2]
+        store_note = f"{len(rows)} of {store_note}" if recipe.data.shots else store_note
+    elif settings.heads is not None:  # how large these are, the store would have to say
+        plain = settings.model_copy(update={"heads": None})
+        recipe = recipe.model_copy(update={"finetune": plain})
     with torch.device("meta"):
-        model = build_classifier(recipe, classes=2)
+        model = build_classifier(recipe, classes=classes or 2, groups=groups)
+    frozen = model.freeze(settings.freeze)
     drop = finetune_drop(recipe, model.encoder)
     facts = token_facts(recipe, drop, lambda: model)
     parameters = {"encoder": count_parameters(model.encoder)}
@@ -99,6 +114,8 @@ def plan_finetuning(loaded: LoadedRecipe, run: Path) -> dict[str, Any]:
         parameters["head"] = count_parameters(system.autoencoder.head)
         parameters["sampler"] = count_parameters(system.masker)
         work["masked half"] = sum(masked.values()) / 1e9
+    averaged = count_parameters(model) if settings.ema is not None else 0
+    trained = sum(parameters.values()) - frozen
     return {
         "stage": "finetune",
         "recipe": loaded.name,
@@ -107,8 +124,13 @@ def plan_finetuning(loaded: LoadedRecipe, run: Path) -> dict[str, Any]:
         "tokens": facts["tokens"],
         "tokens_kept": facts["tokens_kept"],
         "parameters": parameters,
+        "heads": model.outputs if classes else None,
+        "frozen_parameters": frozen,
         "gflops_per_clip": work,
-        "optimizer_gb": sum(parameters.values()) * ADAM_BYTES / 1e9,
+        "optimizer_gb": (trained * ADAM_BYTES + frozen * WEIGHT_BYTES) / 1e9,
+        "ema_gb": averaged * WEIGHT_BYTES / 1e9,
+        "shots": recipe.data.shots,
+        "class_weights": weights or None,
         "frames_in_memory": str(plan_cache(store, rows, recipe.data)) if store else None,
         **_optimisation(settings.optim, len(rows) if store else None, settings.repeats, store_note),
     }
@@ -158,11 +180,20 @@ def show_plan(plan: dict[str, Any], reporter: Reporter) -> None:
         for name, value in plan["parameters"].items()
         if value
     ]
+    if plan.get("frozen_parameters"):
+        rows.append(("of the encoder, frozen", f"{plan['frozen_parameters'] / 1e6:.2f} M"))
+    if plan.get("heads"):
+        heads = ", ".join(f"{name} {size}" for name, size in plan["heads"].items())
+        rows.append(("classes of the heads", heads))
+    for name, weights in (plan.get("class_weights") or {}).items():
+        rows.append((f"weights, {name}", f"{min(weights):.3g} to {max(weights):.3g}"))
     rows += [
         (f"forward GFLOPs per clip, {name}", f"{value:.2f}")
         for name, value in plan["gflops_per_clip"].items()
     ]
     rows.append(("weights, gradients, AdamW", f"{plan['optimizer_gb']:.2f} GB on each device"))
+    if plan.get("ema_gb"):
+        rows.append(("moving average", f"{plan['ema_gb']:.2f} GB on each device"))
     rows.append(("videos", plan["store_note"]))
     if plan["frames_in_memory"]:
         rows.append(("frames in memory", plan["frames_in_memory"]))

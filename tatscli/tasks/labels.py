@@ -13,8 +13,8 @@ from typing import Literal
 from tatscli.data.augment import Mix
 from tatscli.errors import DataError, RecipeError
 from tatscli.evaluation.shots import draw_shots
-from tatscli.nn.class_loss import ONE_HEAD, ClassLoss
-from tatscli.nn.classifier import chosen_groups
+from tatscli.nn.class_loss import ClassLoss
+from tatscli.nn.classifier import ONE_HEAD, chosen_groups
 from tatscli.recipe.schema import Recipe
 from tatscli.store.reader import Store
 from tatscli.store.schema import ClassGroup

@@ -14,10 +14,10 @@ from torch import nn
 
 from tatscli.console import Reporter
 from tatscli.engine.session import compile_blocks
+from tatscli.nn.classifier import build_classifier
 from tatscli.recipe.load import LoadedRecipe
 from tatscli.recipe.schema import Data, Finetune, Model, RandomMask, Recipe
 from tatscli.system.system import System, build_system
-from tatscli.nn.classifier import build_classifier
 from tatscli.tasks.pretrain import pretrain
 
 Load = Callable[..., LoadedRecipe]
