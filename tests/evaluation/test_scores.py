@@ -10,6 +10,7 @@ from tatscli.evaluation.knn import CHUNK, knn_scores, whiten
 from tatscli.evaluation.scores import (
     ViewScores,
     by_duration,
+    group_accuracy,
     merge_views,
     summarise,
     top_accuracy,
@@ -199,3 +200,19 @@ def test_accuracy_by_duration_counts_every_video_once(
         for k in (1, 5):
             right = sum(int(label[i]) in order[i][:k] for i in inside)
             assert part[f"top{k}"] == pytest.approx(right / len(inside))
+
+
+@given(st.integers(0, 99), st.integers(1, 9), st.integers(2, 7))
+def test_a_group_scores_the_sum_of_its_classes(seed: int, rows: int, classes: int) -> None:
+    videos = merge_views(random_views(seed, rows, 2, classes))
+    members = torch.randint(3, (classes,), generator=torch.Generator().manual_seed(seed)).tolist()
+    right = 0
+    for label, scores in zip(videos.label_V.tolist(), videos.score_VL.tolist(), strict=True):
+        sums: dict[int, float] = defaultdict(float)
+        for member, score in zip(members, scores, strict=True):
+            sums[member] += score
+        right += max(sums, key=lambda one: sums[one]) == members[label]
+    found = group_accuracy(videos, {"verb": members, "same": list(range(classes))})
+    assert found["verb"] == pytest.approx(right / rows)
+    assert found["same"] == pytest.approx(top_accuracy(videos, 1))
+    assert group_accuracy(videos, {}) == {}

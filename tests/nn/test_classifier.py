@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from tatscli.data.clip import pick
-from tatscli.engine.optim import decays
+from tatscli.engine.optim import build_optimizer, decays
 from tatscli.errors import RecipeError
-from tatscli.nn.classifier import Classifier
+from tatscli.nn.classifier import Classifier, chosen_groups
 from tatscli.nn.pool import EfficientPool, JepaPool
 from tatscli.nn.vit import Encoder
-from tatscli.recipe.schema import ClassHead
+from tatscli.recipe.schema import ClassHead, Optim
+from tatscli.store.schema import ClassGroup
 
 
 def make(**changes: Any) -> Classifier:
@@ -181,3 +182,99 @@ def test_tokens_that_are_left_out_are_neither_read_nor_missed(pool: str) -> None
         pool, lambda: model.pool(tokens)
     )()
     torch.testing.assert_close(scores, model.head(model.fc_norm(feature)))
+
+
+GROUPS = {
+    "verb": ClassGroup(names=("take", "put"), of=(0, 0, 1)),
+    "noun": ClassGroup(names=("cup", "pan", "egg"), of=(0, 1, 0)),
+}
+
+
+@pytest.mark.parametrize("pool", ["mean", "attention", "cls"])
+def test_a_class_scores_the_product_of_what_its_members_score(pool: str) -> None:
+    """Against a plain loop over clips and classes; and softmax shares it out over the classes."""
+    form = ClassHead(pool=pool, norm="batch")
+    model = make(groups=GROUPS, form=form, head_scale=9.0).eval()
+    video = torch.randn(2, 3, 4, 8, 8)
+    scores = model(video)
+    assert scores.shape == (2, 3)
+    verbs, nouns = model(video, by_head=True)
+    for clip in range(2):
+        verb, noun = verbs[clip].softmax(0), nouns[clip].softmax(0)
+        products = [
+            verb[v] * noun[n] for v, n in zip(GROUPS["verb"].of, GROUPS["noun"].of, strict=True)
+        ]
+        torch.testing.assert_close(scores[clip].exp(), torch.stack(products))
+        total = sum(products)
+        for place, product in enumerate(products):
+            torch.testing.assert_close(scores[clip].softmax(0)[place], product / total)
+    names = [name for name, _ in model.named_parameters() if name.startswith("head")]
+    assert sorted(names) == [f"heads.{g}.{p}" for g in ("noun", "verb") for p in ("bias", "weight")]
+    assert {model.layer_of(name) for name in names} == {model.layers}
+    assert model.outputs == {"verb": 2, "noun": 3}
+    model.train()
+    sum(one.square().sum() for one in model(torch.randn(4, 3, 4, 8, 8), by_head=True)).backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+    # Which member a class is follows from the groups: a checkpoint's weights need not say it.
+    assert not [name for name in model.state_dict() if name.endswith("_L")]
+
+
+def test_one_head_by_itself_is_what_the_loss_gets() -> None:
+    model = make(head_scale=1.0).eval()
+    video = torch.randn(2, 3, 4, 8, 8)
+    (alone,) = model(video, by_head=True)
+    assert torch.equal(alone, model(video))
+
+
+def test_groups_are_chosen_by_name_and_must_tell_classes_apart() -> None:
+    assert list(chosen_groups(["noun", "verb"], GROUPS)) == ["noun", "verb"]
+    assert chosen_groups(None, GROUPS) == {}
+    with pytest.raises(
+        RecipeError, match=r"heads: \[vreb\]`: .* no group `vreb`; they have `verb`"
+    ):
+        chosen_groups(["vreb"], GROUPS)
+    with pytest.raises(RecipeError, match="no group `verb`: they are no combinations"):
+        chosen_groups(["verb"], {})
+    with pytest.raises(RecipeError, match="tells only 2 of 3 classes apart") as error:
+        chosen_groups(["verb"], GROUPS)
+    assert error.value.hint == "also name `noun`"
+
+
+@pytest.mark.parametrize(("what", "blocks"), [("none", 0), (1, 1), (3, 3), ("encoder", 3)])
+def test_frozen_blocks_have_no_gradient_and_no_stochastic_depth(
+    what: str | int, blocks: int
+) -> None:
+    torch.manual_seed(0)
+    encoder = Encoder(width=32, depth=3, heads=4, grid=(2, 2, 2), tubelet=2, patch=4, drop_path=0.9)
+    model = Classifier(encoder, 5, head_scale=1.0)
+    kept = model.freeze(what)
+    frozen = [name for name, one in model.named_parameters() if not one.requires_grad]
+    expected = [
+        name
+        for name, _ in model.named_parameters()
+        if model.layer_of(name) <= blocks and what != "none"
+    ]
+    assert sorted(frozen) == sorted([*expected, "encoder.norm.weight", "encoder.norm.bias"])
+    sizes = {name: one.numel() for name, one in model.named_parameters()}
+    assert kept == sum(sizes[name] for name in expected)
+    model.train()
+    tokens = encoder.embed(encoder.cubes(torch.randn(16, 3, 4, 8, 8)))
+    for number, block in enumerate(encoder.blocks):
+        seen = block(tokens), block(tokens)
+        # The first block of a stack drops nothing in any case.
+        assert torch.equal(*seen) == (number < max(1, blocks)), number
+    decay = build_optimizer(
+        model, Optim(), layer_of=model.layer_of, layers=model.layers, layer_decay=0.5
+    )
+    owned = {id(one) for group in decay.param_groups for one in group["params"]}
+    for name, parameter in model.named_parameters():
+        assert (id(parameter) in owned) == parameter.requires_grad, name
+    scales = {group["lr_scale"] for group in decay.param_groups}
+    first = 1 + blocks if what != "none" else 0
+    assert scales == {0.5 ** (model.layers - layer) for layer in range(first, model.layers + 1)}
+
+
+def test_more_blocks_than_there_are_cannot_be_frozen() -> None:
+    with pytest.raises(RecipeError, match=r"`finetune\.freeze: 4`: the encoder has only 3 blocks"):
+        make().freeze(4)
