@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import (
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from tatscli.recipe.schema.data import Sampling
 from tatscli.recipe.schema.masks import FixedMask
@@ -96,6 +103,18 @@ class ClassHead(Section):
     multiple."""
 
 
+def _read_weights(value: Any, read: ValidatorFunctionWrapHandler) -> Any:
+    """Read `class_weights`, and say in one sentence what they may be."""
+    try:
+        return read(value)
+    except ValidationError:
+        raise PydanticCustomError(
+            "class_weights",
+            "Input should be `balanced`, or weights above 0 by the names of classes, such as"
+            " `{jump: 3}`",
+        ) from None
+
+
 class Finetune(Section):
     """Action recognition on top of the pretrained encoder."""
 
@@ -121,7 +140,9 @@ class Finetune(Section):
     """Groups of the store's classes, such as `[verb, noun]` of EPIC-KITCHENS-100: the classifier
     has one linear layer for each, their losses are added, and a class scores the product of what
     its members score. null is one linear layer over the classes."""
-    class_weights: Literal["balanced"] | dict[str, Positive] | None = None
+    class_weights: Annotated[
+        Literal["balanced"] | dict[str, Positive] | None, WrapValidator(_read_weights)
+    ] = None
     """Weights of the classes in the loss, as `weight` of torch's cross_entropy with soft labels.
     `balanced`: in inverse proportion to their training videos, 1 on the average video. By name:
     `{jump: 3}`, where the others have 1; with `heads` a name is `verb/take`. null weighs all
