@@ -209,6 +209,22 @@ def like_ucf101(videos: Path) -> None:
         (lists / name).write_text(f"{clip}{label}\n")
 
 
+def like_epic100(videos: Path) -> None:
+    """Two actions in the form of EPIC-KITCHENS-100."""
+    tables = Path("epic-kitchens-100-annotations")
+    tables.mkdir()
+    header = (
+        "narration_id,video_id,start_timestamp,stop_timestamp,verb,verb_class,noun,noun_class\n"
+    )
+    Path("EPIC-KITCHENS/P01/videos").mkdir(parents=True)
+    for number, (verb, move) in enumerate((("take", "left"), ("put", "right"))):
+        shutil.copy(videos / f"train/{move}/0.mp4", f"EPIC-KITCHENS/P01/videos/P01_0{number}.MP4")
+        for split, start in (("train", "00.00"), ("validation", "00.20")):
+            row = f"P01_0{number}_{split},P01_0{number},00:00:{start},00:00:00.40,{verb},{number},cup,0\n"
+            path = tables / f"EPIC_100_{split}.csv"
+            path.write_text((path.read_text() if path.exists() else header) + row)
+
+
 @pytest.fixture
 def workshop(
     tmp_path: Path, base: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
@@ -217,6 +233,7 @@ def workshop(
     shutil.copytree(base / "videos", "videos")
     like_ssv2(base / "videos")
     like_ucf101(base / "videos")
+    like_epic100(base / "videos")
     for name in ("train.csv", "val.csv", "clip.mp4"):
         shutil.copy(base / name, name)
     Path("lists").mkdir()
