@@ -220,7 +220,8 @@ def like_epic100(videos: Path) -> None:
     for number, (verb, move) in enumerate((("take", "left"), ("put", "right"))):
         shutil.copy(videos / f"train/{move}/0.mp4", f"EPIC-KITCHENS/P01/videos/P01_0{number}.MP4")
         for split, start in (("train", "00.00"), ("validation", "00.20")):
-            row = f"P01_0{number}_{split},P01_0{number},00:00:{start},00:00:00.40,{verb},{number},cup,0\n"
+            times = f"00:00:{start},00:00:00.40"
+            row = f"P01_0{number}_{split},P01_0{number},{times},{verb},{number},cup,0\n"
             path = tables / f"EPIC_100_{split}.csv"
             path.write_text((path.read_text() if path.exists() else header) + row)
 

@@ -182,7 +182,7 @@ def test_what_makes_no_sense_is_refused(load: Load, words: list[str], message: s
 def test_a_dry_run_tells_what_is_kept_and_its_cost(load: Load, cli: Callable[..., Any]) -> None:
     plan = plan_finetuning(load(f"finetune.drop={TUBE}"), Path("runs/x"))
     assert (plan["tokens"], plan["tokens_kept"]) == (TOKENS, 48)
-    macs = 48 * 384 * WIDTH + DEPTH * block_macs(48, WIDTH) + 2 * WIDTH
+    macs = 48 * 384 * WIDTH + DEPTH * block_macs(48, WIDTH) + 3 * WIDTH  # three classes
     assert plan["gflops_per_clip"]["encoder"] == pytest.approx(2 * macs / 1e9, rel=1e-9)
     outcome = cli("finetune", "tiny.yaml", "--scratch", f"finetune.drop={TUBE}", "--dry-run")
     assert outcome.code == 0 and "tokens kept" in outcome.stdout
