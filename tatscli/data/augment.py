@@ -1,6 +1,7 @@
 """Regularisation of fine-tuning: random erasing, mixup, CutMix and label smoothing.
 
-RandAugment is torchvision's (`vision.py`) or timm's (`randaugment.py`); crops and flips are views (`view.py`).
+RandAugment is torchvision's (`vision.py`) or timm's (`randaugment.py`); crops and flips are views
+(`view.py`).
 Shapes: B batch, C colours (or classes, for labels), T frames, H and W pixels.
 """
 
@@ -68,7 +69,8 @@ class Mix:
 
     One draw for the whole batch, as VideoMAE's `mode="batch"`: every clip is mixed with its mirror
     image in the order of the batch, so that repeated views of one video do not meet. CutMix pastes
-    one box of height and width through all frames, as VideoMAE's. torchvision's classes are not used: they take no generator and pair neighbours, which repeated views are.
+    one box of height and width through all frames, as VideoMAE's. torchvision's classes are not
+    used: they take no generator and pair neighbours, which repeated views are.
 
     Args:
         augment: The recipe's `finetune.augment`.

@@ -38,20 +38,20 @@ def rand_augment_pictures(
     Returns:
         uint8 of the same shape, stored channels last; the input itself when nothing happens.
     """
-    chosen: list[Callable[[Image.Image], Image.Image]] = []
+    chosen: list[tuple[Operation, float]] = []
     for _ in range(operations):
         operation = rng.choice(list(OPERATIONS.values()))
         strength = min(10.0, max(0.0, rng.gauss(magnitude, 0.5))) / 10
         signed = strength if rng.random() < 0.5 else -strength
         if rng.random() < 0.5:
-            chosen.append(partial(operation, strength=signed))
+            chosen.append((operation, signed))
     if not chosen:
         return video_TCHW
     made_THWC = video_TCHW.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).numpy()
     for frame_HWC in made_THWC:
         picture = Image.fromarray(frame_HWC)
-        for apply in chosen:
-            picture = apply(picture)
+        for operation, strength in chosen:
+            picture = operation(picture, strength)
         frame_HWC[:] = picture
     return torch.from_numpy(made_THWC).permute(0, 3, 1, 2)
 

@@ -70,9 +70,7 @@ class View:
             self.left : self.left + self.crop_width,
         ]
         if cut.shape[-2:] != self.size:
-            cut = functional.interpolate(
-                cut, self.size, mode="bilinear", antialias=self.antialias
-            )
+            cut = functional.interpolate(cut, self.size, mode="bilinear", antialias=self.antialias)
         return cut.flip(-1) if self.flip else cut
 
     def motion(

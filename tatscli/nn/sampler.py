@@ -13,6 +13,7 @@ from tatscli.nn.vit import initialize
 
 NORM_EPS = 1e-5  # PyTorch's default, which the published block leaves as it is
 
+
 class SamplerBlock(nn.Module):
     """Pre-norm block: attention over all tokens without biases on q, k, v, then an MLP.
 

@@ -1,7 +1,7 @@
 """What an override brings along: the published settings of a mask, the decoder of a model's size.
 
-Numbers that a recipe chose for one mask or size are wrong for another: the tube mask hides 0.9 where
-AdaMAE's sampler hides 0.95. So `mask.kind=tube` takes VideoMAE's ratio, and says so.
+Numbers that a recipe chose for one mask or size are wrong for another: VideoMAE's tube mask hides
+0.9 where AdaMAE's sampler hides 0.95. So `mask.kind=tube` takes VideoMAE's ratio, and says so.
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ def bring_published(
     ]
 
 
-def _bring_mask(
-    merged: dict[str, Any], before: dict[str, Any], overridden: set[Keys]
-) -> list[str]:
+def _bring_mask(merged: dict[str, Any], before: dict[str, Any], overridden: set[Keys]) -> list[str]:
     """A new `mask.kind` takes the settings of the shipped recipe that has this mask on this data
     set, or its defaults. Models of no published size keep what the recipe chose for them."""
     mask, old = merged.get("mask"), before.get("mask")
@@ -77,9 +75,7 @@ def _bring_mask(
         for key in changed
     )
     notes = [f"`mask.kind={kind}` sets {sets}, {source}"] if changed else []
-    epochs, theirs_epochs = (
-        one.get("optim", {}).get("epochs", 800) for one in (merged, published)
-    )
+    epochs, theirs_epochs = (one.get("optim", {}).get("epochs", 800) for one in (merged, published))
     if home and epochs != theirs_epochs and not {("optim",), ("optim", "epochs")} & overridden:
         notes.append(f"`optim.epochs` stays {epochs}; `{home}` has {theirs_epochs}")
     return notes

@@ -38,8 +38,8 @@ class Augment(Section):
     """RandAugment operations per clip."""
     rand_augment_form: Literal["torchvision", "videomae"] = "torchvision"
     """`torchvision`: its 14 operations on the crop, bilinear. `videomae`: timm's 15 operations on
-    whole pictures before the crop, bicubic, as VideoMAE's code has them; several times slower, for
-    a stored picture has more pixels than the crop."""
+    whole pictures before the crop, bicubic, as VideoMAE's code has them: about 3.5 times the
+    time, for a stored picture has more pixels than the crop."""
     erasing: Share = 0.25
     """Probability of erasing a random box, filled with noise."""
     mixup: NonNegative = 0.8
