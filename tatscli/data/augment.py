@@ -1,6 +1,7 @@
 """Regularisation of fine-tuning: random erasing, mixup, CutMix and label smoothing.
 
-RandAugment is torchvision's (`vision.py`); crops and flips are views (`view.py`).
+RandAugment is torchvision's (`vision.py`) or timm's (`randaugment.py`); crops and flips are views
+(`view.py`).
 Shapes: B batch, C colours (or classes, for labels), T frames, H and W pixels.
 """
 
@@ -29,7 +30,7 @@ def erase(
 
     This is VideoMAE's `pixel` mode on a cube: 2 % to a third of the picture, aspect log-uniform in
     0.3..1/0.3. Its noise is normal after standardisation; on bytes the same is noise of the
-    colours' mean and deviation, clipped.
+    colours' mean and deviation, clipped (about 3 % of the values). 100 boxes are tried, as there.
 
     Args:
         video_TCHW: uint8.
@@ -44,7 +45,7 @@ def erase(
     if rng.random() >= probability:
         return video_TCHW
     frames, colours, height, width = video_TCHW.shape
-    for _ in range(10):
+    for _ in range(100):
         area = height * width * rng.uniform(0.02, 1 / 3)
         aspect = math.exp(rng.uniform(math.log(0.3), -math.log(0.3)))
         tall, wide = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
@@ -68,8 +69,8 @@ class Mix:
 
     One draw for the whole batch, as VideoMAE's `mode="batch"`: every clip is mixed with its mirror
     image in the order of the batch, so that repeated views of one video do not meet. CutMix pastes
-    one box through all frames, where VideoMAE's indexing cuts along time and height. torchvision's
-    classes are not used: they take no generator and pair neighbours, which repeated views are.
+    one box of height and width through all frames, as VideoMAE's. torchvision's classes are not
+    used: they take no generator and pair neighbours, which repeated views are.
 
     Args:
         augment: The recipe's `finetune.augment`.

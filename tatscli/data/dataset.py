@@ -6,6 +6,7 @@ worker or what was read before. Shapes: T frames, C channels, H and W pixels.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +19,7 @@ from tatscli.data.augment import erase
 from tatscli.data.cache import frames_in_memory
 from tatscli.data.motion import MotionField
 from tatscli.data.provide import MotionSource
+from tatscli.data.randaugment import rand_augment_pictures
 from tatscli.data.sampling import chosen_frames, drawn_clip, train_indices
 from tatscli.data.tracks import Track
 from tatscli.data.unreadable import UNREADABLE, unreadable
@@ -204,10 +206,9 @@ class PretrainClips(Clips):
 class FinetuneClips(Clips):
     """Labelled clips: one draw of frames, `finetune.repeats` augmented views of it.
 
-    A view is a random resized crop, perhaps mirrored, then RandAugment and random erasing; all its
-    frames are treated alike. RandAugment follows the crop, as in timm's image training; VideoMAE
-    runs it on the whole picture first, which costs more than twice the time for the same
-    operations.
+    A view is a random resized crop, perhaps mirrored, and RandAugment, then random erasing; all its
+    frames are treated alike. RandAugment follows the crop, or, in VideoMAE's form, comes before it
+    on whole pictures (`finetune.augment.rand_augment_form`).
 
     Args:
         store: Where the videos are.
@@ -254,7 +255,9 @@ class FinetuneClips(Clips):
         row, data, augment = self.rows[position], self.data, self.finetune.augment
         draw = random_of("frames", self.seed, epoch, row)
         frames = self.indices(
-            row, self.sampling, lambda n: train_indices(n, self.sampling, data.frames, draw)
+            row,
+            self.sampling,
+            lambda n: train_indices(n, self.sampling, data.frames, draw, labelled=True),
         )
         video_TCHW = self.pictures(row, frames)
         track = self.track(row, frames)
@@ -270,15 +273,9 @@ class FinetuneClips(Clips):
                 ratio=augment.crop_ratio,
                 flip=augment.flip,
                 rng=rng,
+                antialias=data.antialias_labelled,
             )
-            clip_TCHW = view.frames(video_TCHW)
-            if augment.rand_augment:
-                clip_TCHW = rand_augment(
-                    clip_TCHW,
-                    magnitude=augment.rand_augment,
-                    operations=augment.rand_augment_ops,
-                    rng=rng,
-                )
+            clip_TCHW = self._augmented(view, video_TCHW, rng)
             clip_TCHW = erase(
                 clip_TCHW, probability=augment.erasing, mean=data.mean, std=data.std, rng=rng
             )
@@ -286,3 +283,13 @@ class FinetuneClips(Clips):
             label = self.label(row)
             samples.append(Sample(clip_TCHW.transpose(0, 1), label, row, repeat, motion))
         return samples
+
+    def _augmented(self, view: View, video_TCHW: Tensor, rng: random.Random) -> Tensor:
+        """Look at a clip through a view, with RandAugment before or after."""
+        augment = self.finetune.augment
+        draws = {"magnitude": augment.rand_augment, "operations": augment.rand_augment_ops}
+        if not augment.rand_augment:
+            return view.frames(video_TCHW)
+        if augment.rand_augment_form == "videomae":
+            return view.frames(rand_augment_pictures(video_TCHW, **draws, rng=rng))
+        return rand_augment(view.frames(video_TCHW), **draws, rng=rng)

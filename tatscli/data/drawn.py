@@ -62,7 +62,9 @@ class DrawnViews(EvalViews):
         row, augment = self.rows[position], self.augment
         draw = random_of("probe", self.seed, row, number)
         frames = self.indices(
-            row, self.sampling, lambda n: train_indices(n, self.sampling, self.data.frames, draw)
+            row,
+            self.sampling,
+            lambda n: train_indices(n, self.sampling, self.data.frames, draw, labelled=True),
         )
         video_TCHW = self.pictures(row, frames)
         height, width = video_TCHW.shape[-2:]
@@ -74,6 +76,7 @@ class DrawnViews(EvalViews):
             ratio=augment.crop_ratio,
             flip=augment.flip,
             rng=draw,
+            antialias=self.data.antialias_labelled,
         )
         track = self.track(row, frames)
         return [self.sample(view, video_TCHW, track, frames, row, number)]

@@ -1,8 +1,9 @@
 """Which frames of a video make a clip: lists of indices, in integer arithmetic.
 
-Training draws VideoMAE's dense window (`kinetics.py`) or TSN's one frame per segment (Wang et al.
-2016, section 3.1). Evaluation spaces windows evenly on the stride's grid, or takes interleaved
-phases of the same even grid (VideoMAE's `ssv2.py`). `fps` reads the video by the clock first.
+Training draws a dense window, as VideoMAE's pretraining, or TSN's one frame per segment (Wang et
+al. 2016, section 3.1). Evaluation spaces windows evenly on the stride's grid, or takes interleaved
+phases of the same even grid (VideoMAE's `kinetics.py` and `ssv2.py`). `fps` reads the video by the
+clock first. Where VideoMAE's code takes other frames, `indices: videomae` takes those.
 """
 
 from __future__ import annotations
@@ -23,7 +24,13 @@ _TICK = 1e-3  # of a tick: time stamps are rounded to the clock of their contain
 
 
 def train_indices(
-    length: int, sampling: Sampling, frames: int, rng: random.Random, clip: int | None = None
+    length: int,
+    sampling: Sampling,
+    frames: int,
+    rng: random.Random,
+    clip: int | None = None,
+    *,
+    labelled: bool = False,
 ) -> list[int]:
     """Draw the frames of one training clip.
 
@@ -37,6 +44,8 @@ def train_indices(
         frames: Frames in the clip.
         rng: Where the start, the frame of each segment, or the fixed clip is drawn from.
         clip: Number of the fixed clip, where it has been drawn; see `drawn_clip`.
+        labelled: The clip is for fine-tuning or a probe, not for pretraining: VideoMAE's code
+            draws the two differently (`indices: videomae`).
 
     Returns:
         `frames` indices below `length`; ascending, unless a short video loops.
@@ -48,6 +57,8 @@ def train_indices(
     if sampling.clips is not None:
         number = rng.randrange(sampling.clips) if clip is None else clip
         return fixed_indices(length, sampling, frames)[number]
+    if sampling.indices == "videomae":
+        return _videomae_indices(length, sampling, frames, rng, labelled=labelled)
     stride = _pace(sampling)
     if stride is not None:
         start = rng.randrange(max(1, length - frames * stride + 1))
@@ -55,6 +66,32 @@ def train_indices(
     if length < frames:
         return _fit(_window(0, 1, frames), length, sampling)
     return [rng.randrange(i * length // frames, (i + 1) * length // frames) for i in range(frames)]
+
+
+def _videomae_indices(
+    length: int, sampling: Sampling, frames: int, rng: random.Random, *, labelled: bool
+) -> list[int]:
+    """Draw the frames that VideoMAE's code draws (MCG-NJU/VideoMAE, `kinetics.py`, `ssv2.py`).
+
+    The floating-point arithmetic of `linspace` is part of it: its rounding decides some frames.
+    """
+    stride = sampling.stride
+    if stride is None:
+        segment = length // frames
+        return [i * segment + (rng.randrange(segment) if segment else 0) for i in range(frames)]
+    span = frames * stride
+    if not labelled:
+        indices = [rng.randrange(max(1, length - span + 1))]
+        while len(indices) < frames:
+            following = indices[-1] + stride
+            indices.append(following if following < length - 1 else indices[-1])
+        return indices
+    if length <= span:
+        reached = np.linspace(0, length, num=length // stride)
+        held = np.full(frames - len(reached), length)
+        return np.concatenate((reached, held)).clip(0, length - 1).astype(int).tolist()
+    end = rng.randrange(span, length)
+    return np.linspace(end - span, end, num=frames).clip(end - span, end - 1).astype(int).tolist()
 
 
 def drawn_clip(sampling: Sampling, rng: random.Random) -> int | None:
@@ -77,7 +114,8 @@ def eval_indices(length: int, sampling: Sampling, frames: int, segments: int) ->
 
     Dense: `segments` windows, evenly spaced from the first frame the stride reaches to the last; a
     single one lies in the centre. Uniform: clip `p` takes the frame at `p / segments` of each
-    segment; a single one takes its middle.
+    segment; a single one takes its middle. Under `indices: videomae` that also holds for videos
+    shorter than a clip, whose frames then repeat; else those follow `short`.
 
     Raises:
         DataError: If the video has no frames, or is too short under `short: error`.
@@ -88,7 +126,7 @@ def eval_indices(length: int, sampling: Sampling, frames: int, segments: int) ->
         spare = max(0, -(-length // stride) - frames)
         starts = [spare // 2] if segments == 1 else _spread(spare, segments)
         return [_fit(_window(start * stride, stride, frames), length, sampling) for start in starts]
-    if length < frames:
+    if length < frames and sampling.indices == "even":
         return [_fit(_window(0, 1, frames), length, sampling)] * segments
     parts, offsets = (2, [1]) if segments == 1 else (segments, list(range(segments)))
     return [

@@ -67,7 +67,14 @@ class EvalViews(Clips):
         row = self.rows[position]
         frames, video_TCHW, track = self._segment(row, segment)
         height, width = video_TCHW.shape[-2:]
-        view = spatial_crop(height, width, self.data.view_size, crop=crop, crops=self.crops)
+        view = spatial_crop(
+            height,
+            width,
+            self.data.view_size,
+            crop=crop,
+            crops=self.crops,
+            antialias=self.data.antialias_labelled,
+        )
         return [self.sample(view, video_TCHW, track, frames, row, number)]
 
     def sample(

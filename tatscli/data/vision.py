@@ -48,10 +48,11 @@ def rand_augment(
 
     As in timm, each of the operations is drawn with replacement, happens with probability one half,
     and has its own magnitude from a normal distribution of deviation 0.5 around the stated one,
-    clipped to 0..10. Not as in timm: the pool is torchvision's (no Invert and no SolarizeAdd, but
-    Identity), Posterize keeps 8 - 0.4 x magnitude bits (timm: 4 - 0.4 x magnitude), translations
-    reach 45.3 % instead of 45 %, and geometry is interpolated bilinearly (timm, as VideoMAE sets
-    it: bicubic). What leaves the picture is grey 128 in both.
+    clipped to 0..10. Not as in timm, whose own form is in `randaugment.py`: the pool is
+    torchvision's (no Invert and no SolarizeAdd, but Identity), Posterize keeps 8 - 0.4 x magnitude
+    bits (timm: 4 - 0.4 x magnitude), translations reach 45.3 % instead of 45 %, and geometry is
+    interpolated bilinearly (timm, as VideoMAE sets it: bicubic). What leaves the picture is grey
+    128 in both.
 
     Args:
         video_TCHW: uint8.

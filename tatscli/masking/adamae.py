@@ -5,8 +5,9 @@ clip. Its loss is the mean over hidden tokens of -log p times the error, weighte
 no baseline, no ratio and no entropy term. It is an ordinary part of the training's loss, so its
 gradient also reaches the patch embedding.
 
-Ours: the actor starts at zero, so that the first masks are random, and the sampler has an
-optimiser of its own with the autoencoder's settings, instead of a place in the common one.
+Block, dropout, weight decay and, without `base_lr`, the learning rate of every step are those of
+the published code, whose optimiser trains sampler and autoencoder together. Ours: the actor starts
+at zero, so that the first masks are exactly uniform (there Xavier-uniform weights).
 
 Shapes: B batch, N tokens, M predicted.
 """
@@ -41,6 +42,7 @@ class AdamaeMasker(LearnedMasker):
     """Draws from the softmax of one attention block, trained by the log-probability objective."""
 
     warms_up_uniformly = False  # its warm-up is that of the learning rate alone
+    decays_every_matrix = True
 
     config: schema.AdamaeMask
 

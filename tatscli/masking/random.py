@@ -8,16 +8,19 @@ from torch import Generator
 
 from tatscli.data.clip import Clip
 from tatscli.masking.base import Masker
-from tatscli.masking.draw import uniform_scores, visible_count
+from tatscli.masking.draw import share_count, uniform_scores, visible_count
 from tatscli.masking.plan import MaskPlan
 
 
 class RandomMasker(Masker):
-    """Shows int(tokens x (1 - ratio)) tokens, every set of them equally likely."""
+    """Shows int(tokens x (1 - ratio)) tokens, or hides int(tokens x ratio), every set of them
+    equally likely."""
 
     def __init__(self, config: Any, *, grid: tuple[int, int, int], width: int) -> None:
         super().__init__(config, grid=grid, width=width)
-        self.visible = visible_count(self.tokens, config.ratio)
+        shown = visible_count(self.tokens, config.ratio)
+        hides = config.rounding == "hidden"
+        self.visible = self.tokens - share_count(self.tokens, config.ratio) if hides else shown
 
     def plan(self, clip: Clip, generator: Generator | None = None) -> MaskPlan:
         """Draw each clip's plan on its own."""

@@ -1,4 +1,5 @@
-"""The transformer block of AdaMAE's sampler (Bandara et al. 2023, arXiv 2211.09120, section 3.2).
+"""The transformer block of AdaMAE's sampler (Bandara et al. 2023, arXiv 2211.09120, section 3.2;
+wgcban/adamae, `models/pretrain/vit.py`).
 
 Shapes: B batch, N tokens, D width.
 """
@@ -8,7 +9,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tatscli.nn.vit import NORM_EPS
+from tatscli.nn.vit import initialize
+
+NORM_EPS = 1e-5  # PyTorch's default, which the published block leaves as it is
 
 
 class SamplerBlock(nn.Module):
@@ -17,8 +20,8 @@ class SamplerBlock(nn.Module):
     Args:
         width: Token width D.
         heads: Attention heads.
-        dropout: After the projection and both layers of the MLP. AdaMAE uses 0.1; with PPO it must
-            be 0, or a policy would score its own draws differently twice.
+        dropout: After the projection and after the MLP. AdaMAE uses 0.1; with PPO it must be 0, or
+            a policy would score its own draws differently twice.
     """
 
     def __init__(self, width: int, heads: int, *, dropout: float = 0.0) -> None:
@@ -34,10 +37,7 @@ class SamplerBlock(nn.Module):
         self.fc1 = nn.Linear(width, 4 * width)
         self.fc2 = nn.Linear(4 * width, width)
         self.dropout = nn.Dropout(dropout)
-        for part in (self.qkv, self.proj, self.fc1, self.fc2):
-            nn.init.trunc_normal_(part.weight, std=0.02)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
+        initialize(self)
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
         """Return the transformed tokens: (B, N, D)."""
@@ -47,5 +47,5 @@ class SamplerBlock(nn.Module):
             F.scaled_dot_product_attention(q_BHNd, k_BHNd, v_BHNd).transpose(1, 2).flatten(2)
         )
         tokens_BND = tokens_BND + self.dropout(self.proj(mixed_BND))
-        inner = self.dropout(F.gelu(self.fc1(self.norm2(tokens_BND))))
+        inner = F.gelu(self.fc1(self.norm2(tokens_BND)))
         return tokens_BND + self.dropout(self.fc2(inner))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,6 +16,7 @@ from tatscli.errors import RecipeError
 from tatscli.recipe.keys import Keys, dotted, kind_at, kind_name, listed
 from tatscli.recipe.overrides import OverrideError, apply_override
 from tatscli.recipe.problems import explain
+from tatscli.recipe.published import bring_published
 from tatscli.recipe.schema import Recipe
 from tatscli.recipe.shipped import shipped, shipped_name
 from tatscli.recipe.text import Document, dump_recipe, parse
@@ -50,13 +52,15 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> LoadedReci
         RecipeError: If there is no such recipe; or with every problem in it and in the overrides.
     """
     path = _find(source)
-    recipe, merged, notes = _merge(_read(path), path, overrides)
+    recipe, merged, notes = _merge(_read(path), path, overrides, published=True)
     name = (shipped_name(path) or path.stem).replace("/", "-")
     return LoadedRecipe(recipe, name, path, merged, notes)
 
 
 def override_recipe(recipe: Recipe, overrides: Sequence[str], *, origin: Path) -> Recipe:
     """Apply overrides to a recipe that a run or checkpoint carries; `origin` is named in messages.
+
+    Another mask keeps the keys that it knows: what is looked at stays alike.
 
     Raises:
         RecipeError: With every problem in the overrides.
@@ -65,14 +69,16 @@ def override_recipe(recipe: Recipe, overrides: Sequence[str], *, origin: Path) -
 
 
 def _merge(
-    text: str, path: Path, overrides: Sequence[str]
+    text: str, path: Path, overrides: Sequence[str], *, published: bool = False
 ) -> tuple[Recipe, dict[str, Any], tuple[str, ...]]:
-    """Read YAML, apply overrides and validate; return recipe, merged mapping and notes."""
+    """Read YAML, apply overrides and what they bring along, and validate; return recipe, merged
+    mapping and notes."""
     document = parse(text, str(path))
     if not isinstance(document.value, dict):
         what = "empty" if document.value is None else "not a mapping of sections"
         raise RecipeError(f"`{path}` is {what}", hint="`tats recipes show ucf101` is an example")
     merged = _plain(document.value, path)
+    before = deepcopy(merged)
     problems: list[tuple[Keys, str]] = []
     notes: list[str] = []
     overridden: set[Keys] = set()
@@ -84,6 +90,8 @@ def _merge(
             continue
         overridden.add(keys)
         notes += [note] if note else []
+    if published and not problems:
+        notes += bring_published(merged, before, overridden)
     return _validate(merged, document, overridden, problems, path), merged, tuple(notes)
 
 

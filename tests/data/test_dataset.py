@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from tatscli.data.dataset import FinetuneClips, PretrainClips, Sample
+from tatscli.data.randaugment import rand_augment_pictures
+from tatscli.data.view import random_resized_crop
 from tatscli.data.views import EvalViews
 from tatscli.errors import DataError, DecodeError
 from tatscli.recipe.schema import Augment, Data, Finetune, Sampling
+from tatscli.seeding import random_of
 from tatscli.store.schema import Settings
 from tests.data.fake_store import FakeStore, jpeg
 
@@ -225,3 +228,50 @@ def test_a_store_without_pictures_cannot_be_trained_on() -> None:
     store.settings = Settings(frames="none")
     with pytest.raises(DataError, match="motion only"):
         EvalViews(store, [0], data(), sampling=Sampling(stride=1))
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+
+
+def test_labelled_clips_take_the_frames_and_the_resize_of_videomae() -> None:
+    """8 x 4 of 50 frames divide a window from end to end; pretraining keeps its stride."""
+    config = data(
+        frames=8, sampling=Sampling(stride=4, indices="videomae"), resize="videomae", crop="centre"
+    )
+    store = FakeStore([50], labels=[0])
+    (trained,) = PretrainClips(store, [0], config, patch=8, seed=0)[0, 0]
+    (tuned,) = FinetuneClips(store, [0], config, finetune(), seed=0)[0, 0]
+    assert {b - a for a, b in pairwise(frames_of(trained))} == {4}
+    steps = [frame - frames_of(tuned)[0] for frame in frames_of(tuned)]
+    assert steps == [0, 4, 9, 13, 18, 22, 27, 31]
+
+    still = Still(NOISE, frames=20)
+    both = [config, config.model_copy(update={"resize": "antialias"})]
+    plain, smooth = (FinetuneClips(still, [0], one, finetune(), seed=0)[0, 0][0] for one in both)
+    assert not same(plain, smooth)
+    plain, smooth = (EvalViews(still, [0], one, sampling=one.sampling)[0][0] for one in both)
+    assert not same(plain, smooth)
+    plain, smooth = (PretrainClips(still, [0], one, patch=8, seed=0)[0, 0][0] for one in both)
+    assert same(plain, smooth)
+
+
+def test_rand_augment_of_videomae_comes_before_the_crop() -> None:
+    store, changed = Still(NOISE, frames=9), 0
+    with_it, without = (
+        Finetune(augment=Augment(erasing=0, rand_augment=m, rand_augment_form="videomae"))
+        for m in (7, 0)
+    )
+    clips = FinetuneClips(store, [0], data(), with_it, seed=0)
+    bare = FinetuneClips(store, [0], data(), without, seed=0)
+    video = clips.pictures(0, [0, 2, 4, 6])
+    for epoch in range(4):
+        rng = random_of("view", 0, epoch, 0, 0)
+        view = random_resized_crop(
+            64, 96, (32, 32), scale=(0.08, 1.0), ratio=(0.75, 4 / 3), flip=0.5, rng=rng
+        )
+        augmented = rand_augment_pictures(video, magnitude=7, operations=4, rng=rng)
+        expected = view.frames(augmented).transpose(0, 1)
+        assert torch.equal(clips[epoch, 0][0].video_CTHW, expected)
+        assert torch.equal(bare[epoch, 0][0].video_CTHW, view.frames(video).transpose(0, 1))
+        changed += not torch.equal(augmented, video)
+    assert changed >= 2

@@ -255,3 +255,78 @@ def test_stride_and_rate_exclude_each_other() -> None:
     for wrong in ({"stride": 2, "fps": 8}, {"mode": "uniform", "fps": 8}, {}):
         with pytest.raises(ValueError, match="fps"):
             Sampling(**wrong)
+
+
+def videomae(stride: int | None = None) -> Sampling:
+    if stride is None:
+        return Sampling(mode="uniform", indices="videomae")
+    return Sampling(stride=stride, indices="videomae")
+
+
+def test_fine_tuning_clips_of_videomae_divide_a_window_from_end_to_end() -> None:
+    """16 frames of stride 4 from a video of 100: a window of 64 frames, its last frame included."""
+    steps = [0, 4, 8, 12, 17, 21, 25, 29, 34, 38, 42, 46, 51, 55, 59, 63]
+    assert train_indices(100, videomae(4), 16, Lowest(), labelled=True) == steps
+    last = train_indices(100, videomae(4), 16, Highest(), labelled=True)
+    assert last == [35 + step for step in steps]  # the video's last frame, 99, is never taken
+    assert train_indices(100, videomae(4), 16, Lowest()) == list(range(0, 64, 4))
+    assert train_indices(100, videomae(4), 16, Highest()) == list(range(36, 100, 4))
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"),
+    [
+        (64, [0, 4, 8, 12, 17, 21, 25, 29, 34, 38, 42, 46, 51, 55, 59, 63]),
+        (40, [0, 4, 8, 13, 17, 22, 26, 31, 35, *[39] * 7]),
+        (13, [0, 6, *[12] * 14]),
+        (6, [0, *[5] * 15]),
+        (3, [2] * 16),
+    ],
+)
+def test_fine_tuning_clips_of_short_videos_as_videomae_fills_them(
+    length: int, expected: list[int]
+) -> None:
+    """L // 4 frames evenly from 0 to L, L itself cut to L - 1, and that one for the rest."""
+    assert train_indices(length, videomae(4), 16, random.Random(0), labelled=True) == expected
+
+
+@given(st.integers(1, 300), st.integers(1, 8), counts, seeds)
+def test_pretraining_clips_of_videomae_walk_as_its_loader_does(
+    length: int, stride: int, frames: int, seed: int
+) -> None:
+    """Frames are counted from 1 there, and a step that would reach the last one is not taken."""
+    got = train_indices(length, videomae(stride), frames, random.Random(seed))
+    place, expected = got[0] + 1, []
+    for _ in range(frames):
+        expected.append(place - 1)
+        if place + stride < length:
+            place += stride
+    assert got == expected
+    assert 0 <= got[0] <= max(0, length - frames * stride)
+
+
+def test_segments_of_videomae_leave_out_the_tail_and_short_videos_repeat_the_first_frame() -> None:
+    assert train_indices(47, videomae(), 16, Lowest(), labelled=True) == list(range(0, 32, 2))
+    assert train_indices(47, videomae(), 16, Highest(), labelled=True) == list(range(1, 32, 2))
+    assert train_indices(15, videomae(), 16, random.Random(0), labelled=True) == [0] * 16
+
+
+@given(st.integers(1, 60), st.integers(2, 4))
+def test_videomae_tests_short_videos_in_interleaved_phases_too(length: int, segments: int) -> None:
+    """Its `ssv2.py` has two; the sorted union of the phases is dealt out in turn."""
+    tick = length / 16
+    union = sorted(
+        int(Fraction(tick) * (i + Fraction(phase, segments)))
+        for i in range(16)
+        for phase in range(segments)
+    )
+    clips = eval_indices(length, videomae(), 16, segments)
+    assert clips == [union[phase::segments] for phase in range(segments)]
+    dense_clips = eval_indices(length, videomae(4), 16, segments)
+    assert dense_clips == eval_indices(length, dense(4), 16, segments)
+
+
+def test_videomae_has_its_own_rules_for_short_videos() -> None:
+    for wrong, problem in (({"stride": 4, "short": "loop"}, "short: loop"), ({"fps": 8}, "`fps`")):
+        with pytest.raises(ValueError, match=problem):
+            Sampling(**wrong, indices="videomae")

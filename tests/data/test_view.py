@@ -309,3 +309,27 @@ def test_spatial_crops_are_spaced_along_the_side_that_has_room(
     assert [box_of(view) for view in found] == boxes
     assert box_of(spatial_crop(height, width, size, crop=0, crops=1)) == boxes[1]
     assert all(view.size == size for view in found)
+
+
+def bilinear(row: np.ndarray, length: int) -> np.ndarray:
+    """Resize along the first axis between the two nearest values, half-pixel centres."""
+    scale = len(row) / length
+    places = [max(0.0, (i + 0.5) * scale - 0.5) for i in range(length)]
+    lower = [min(int(place), len(row) - 1) for place in places]
+    upper = [min(low + 1, len(row) - 1) for low in lower]
+    share = np.array([place - low for place, low in zip(places, lower, strict=True)])
+    share = share.reshape(-1, *[1] * (row.ndim - 1))
+    return row[lower] * (1 - share) + row[upper] * share
+
+
+def test_without_antialiasing_a_crop_is_plain_bilinear() -> None:
+    """OpenCV's and `interpolate`'s resize, which VideoMAE's fine-tuning and test have."""
+    picture = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    video = torch.from_numpy(picture).permute(2, 0, 1)[None]
+    view = spatial_crop(60, 90, (28, 28), crop=2, crops=3, antialias=False)
+    cut = picture[:, 30:].astype(float)
+    expected = bilinear(bilinear(cut, 28).swapaxes(0, 1), 28).swapaxes(0, 1)
+    got = view.frames(video)[0].permute(1, 2, 0).numpy()
+    assert np.abs(got - expected).max() <= 1  # rounding of bytes
+    smooth = replace(view, antialias=True).frames(video)[0].permute(1, 2, 0).numpy()
+    assert np.abs(smooth - expected).std() > 10

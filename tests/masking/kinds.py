@@ -42,6 +42,8 @@ def mask_of(kind: str, grid: Grid, ratio: float, **changes: Any) -> Masker:
     torch.manual_seed(0)
     if kind in ("tats", "adamae"):
         changes = {"width": 8, "heads": 2} | changes
+    if kind == "adamae":
+        changes = {"dropout": 0} | changes
     if kind == "everest":
         changes = {"keep": 1 - ratio / 2} | changes
     return build_masker(MASKS[kind](kind=kind, ratio=ratio, **changes), grid=grid, width=WIDTH)

@@ -11,11 +11,19 @@ from hypothesis import strategies as st
 
 from tatscli.errors import RecipeError
 from tatscli.masking.draw import gumbel_top_k, share_count, visible_count
+from tatscli.masking.random import RandomMasker
+from tatscli.recipe.schema import RandomMask
 
 
 @pytest.mark.parametrize(("ratio", "count"), [(0.85, 235), (0.9, 156), (0.95, 78), (0.75, 392)])
 def test_visible_counts_of_the_published_ratios(ratio: float, count: int) -> None:
     assert visible_count(1568, ratio) == count
+
+
+def test_a_random_mask_rounds_what_it_shows_or_what_it_hides() -> None:
+    for rounding, shown in (("shown", 156), ("hidden", 157)):
+        config = RandomMask(kind="random", ratio=0.9, rounding=rounding)
+        assert RandomMasker(config, grid=(8, 14, 14), width=1).visible == shown
 
 
 @given(st.integers(1, 20000), st.integers(1, 999))

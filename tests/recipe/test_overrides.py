@@ -88,10 +88,13 @@ def test_the_last_of_two_overrides_wins(minimal):
 
 
 def test_a_new_kind_keeps_common_keys_and_tells_what_it_drops(minimal):
-    loaded = load_recipe(minimal, ["mask.kind=tube"])
+    loaded = load_recipe(minimal, ["head.width=64", "head.kind=regressor"])
+    assert (loaded.recipe.head.kind, loaded.recipe.head.width) == ("regressor", 64)
+    assert loaded.notes == ()
+    loaded = load_recipe(minimal, ["mask.kind=tube", "model.size=nano"])
     assert (loaded.recipe.mask.kind, loaded.recipe.mask.ratio) == ("tube", 0.8)
-    assert loaded.notes == (
-        "`mask.kind=tube` drops `mask.width`, `mask.heads`, which `tube` does not have",
+    assert loaded.notes[0] == (
+        "`mask.kind=tube` drops `mask.width`, `mask.heads`, which `tube` does not have"
     )
     assert load_recipe(minimal, ["mask={kind: random}"]).recipe.mask.ratio == 0.9
 

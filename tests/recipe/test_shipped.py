@@ -14,7 +14,11 @@ from tatscli.recipe.shipped import recipes_folder, schema_text, shipped, shipped
 RECIPES = shipped()
 DATA_SETS = ["hmdb51", "k400", "ssv2", "ucf101"]
 MGM = [f"mgm/{name}" for name in [*DATA_SETS, "small"]]
-PUBLISHED = [*DATA_SETS, *MGM[:-1]]
+VIDEOMAE = [f"videomae/{name}" for name in DATA_SETS]
+VARIANTS = ["k400-1600", "k400-small", "k400-large", "k400-huge", "ssv2-2400", "ssv2-small"]
+VIDEOMAES = [*DATA_SETS, *MGM[:-1], *(f"mam2/{name}" for name in DATA_SETS), *VIDEOMAE]
+"""Recipes that fine-tune as VideoMAE does."""
+PUBLISHED = [*VIDEOMAES, *(f"videomae/{name}" for name in VARIANTS)]
 
 
 @pytest.fixture(params=RECIPES, ids=lambda one: one.name)
@@ -50,6 +54,98 @@ def test_every_value_of_a_published_recipe_has_a_comment(name):
         # Plain keys speak for themselves where the section says it: kind, split and the store.
         if re.match(r" +\w+: \S", line) and not re.match(r" +(kind|split): ", line):
             assert " # " in line, line
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_recipe_takes_frames_pixels_and_rates_as_videomaes_code(name):
+    recipe = load_recipe(name).recipe
+    tune = recipe.finetune
+    assert (tune.sampling or recipe.data.sampling).indices == "videomae"
+    assert recipe.data.sampling.indices == recipe.data.resize == "videomae"
+    augment = tune.augment
+    assert augment.rand_augment_form == "videomae"
+    assert (augment.rand_augment, augment.rand_augment_ops, augment.erasing) == (7, 4, 0.25)
+    assert (recipe.optim.warmup_lr, tune.optim.warmup_lr, tune.optim.warmup_epochs) == (0, 0, 5)
+
+
+@pytest.mark.parametrize("name", [one for one in VIDEOMAES if "/" in one])
+def test_recipes_of_a_data_set_are_fine_tuned_and_tested_alike(name):
+    recipe, other = load_recipe(name).recipe, load_recipe(name.split("/")[1]).recipe
+    assert (recipe.finetune, recipe.evaluate) == (other.finetune, other.evaluate)
+
+
+def test_hmdb51_has_the_schedule_of_everest_and_says_what_is_ours():
+    """scripts/hmdb51 of sunilhoho/EVEREST, whose fine-tuning has neither mixup nor repeats."""
+    for name in (one for one in VIDEOMAES if one.endswith("hmdb51")):
+        recipe, text = load_recipe(name).recipe, load_recipe(name).source.read_text("utf-8")
+        tune = recipe.finetune.optim
+        assert (tune.epochs, tune.total_batch, tune.base_lr) == (50, 128, 1e-3)
+        assert (recipe.evaluate.segments, recipe.data.sampling.stride) == (10, 2)
+        for key in ("repeats", "drop_path", "head_dropout", "mixup", "cutmix", "layer_decay"):
+            (line,) = re.findall(rf"^ +{key}: .*\(ours.*EVEREST: .*$", text, re.MULTILINE)
+            assert line
+
+
+def leaves(value, keys=()):
+    if not isinstance(value, dict):
+        return {".".join(keys): value}
+    found = {}
+    for key, below in value.items():
+        found |= leaves(below, (*keys, key))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        (
+            "k400-1600",
+            {"optim.epochs": 1600, "finetune.optim.epochs": 75, "finetune.optim.base_lr": 5e-4}
+            | {"finetune.optim.total_batch": 384, "finetune.optim.batch_per_device": 6},
+        ),
+        (
+            "k400-small",
+            {"model.size": "small", "optim.epochs": 1600, "optim.total_batch": 1024}
+            | {"finetune.optim.epochs": 150, "finetune.optim.base_lr": 5e-4}
+            | {"finetune.optim.total_batch": 384, "finetune.optim.batch_per_device": 12},
+        ),
+        (
+            "k400-large",
+            {"model.size": "large", "head.depth": 12, "optim.epochs": 1600}
+            | {"optim.total_batch": 512, "optim.batch_per_device": 8}
+            | {"finetune.optim.epochs": 35, "finetune.optim.base_lr": 2e-3}
+            | {"finetune.optim.total_batch": 128, "finetune.optim.batch_per_device": 2},
+        ),
+        (
+            "k400-huge",
+            {"model.size": "huge", "head.depth": 12, "model.checkpointing": True}
+            | {"optim.epochs": 1600, "optim.total_batch": 1024, "optim.batch_per_device": 16}
+            | {"finetune.optim.epochs": 50, "finetune.optim.min_lr": 1e-5}
+            | {"finetune.drop_path": 0.2, "finetune.head_dropout": 0.5},
+        ),
+        (
+            "ssv2-2400",
+            {"optim.epochs": 2400, "finetune.optim.epochs": 30}
+            | {"finetune.optim.total_batch": 384, "finetune.optim.batch_per_device": 6},
+        ),
+        (
+            "ssv2-small",
+            {"model.size": "small", "optim.epochs": 2400, "optim.total_batch": 1024}
+            | {"finetune.optim.epochs": 40, "finetune.optim.base_lr": 1e-3}
+            | {"finetune.optim.total_batch": 384, "finetune.optim.batch_per_device": 12}
+            | {"finetune.optim.layer_decay": 0.7},
+        ),
+    ],
+)
+def test_variants_differ_from_the_baseline_by_what_their_scripts_say(name, changes):
+    """The scripts of MCG-NJU/VideoMAE, read one by one; all of them repeat each video twice."""
+    base, variant = (
+        leaves(load_recipe(f"videomae/{one}").recipe.model_dump(mode="json"))
+        for one in (name.split("-")[0], name)
+    )
+    found = {key: value for key, value in variant.items() if value != base[key]}
+    assert found == changes | {"finetune.repeats": 2}
+    assert variant.keys() == base.keys()
 
 
 def test_the_numbers_of_the_published_settings():

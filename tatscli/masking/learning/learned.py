@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from tatscli.engine.device import autocast_now
 from tatscli.engine.learner import Learner
 from tatscli.engine.optim import fused_adamw
 from tatscli.engine.part import Lesson, under
+from tatscli.engine.schedule import lr_at
 from tatscli.masking.base import Masker
 from tatscli.masking.draw import gumbel_top_k, visible_count
 from tatscli.masking.learning import ppo
@@ -65,6 +67,7 @@ class LearnedMasker(Masker):
     needs_embeddings = True
     keeps_graph = True
     warms_up_uniformly = True
+    decays_every_matrix = False
 
     def __init__(self, config: Any, *, grid: tuple[int, int, int], width: int) -> None:
         super().__init__(config, grid=grid, width=width)
@@ -86,24 +89,31 @@ class LearnedMasker(Masker):
         raise NotImplementedError
 
     def learners(self, schedule: Schedule) -> dict[str, Learner]:
-        """Begin a training: the rate rises linearly in the warm-up, then falls as a cosine to 0."""
-        config, total = self.config, schedule.total_steps
-        peak = config.base_lr * schedule.lr_scale
-        self.warmup_steps = warmup = config.warmup * total
+        """Begin a training: the rate rises linearly in the warm-up, then falls as a cosine to 0;
+        without `base_lr` it is the autoencoder's."""
+        config = self.config
+        self.warmup_steps = config.warmup * schedule.total_steps
         self.micro_share = 1 / schedule.accumulation
-
-        def lr(step: int) -> float:
-            if step < warmup:
-                return peak * min(1.0, (step + 1) / warmup)
-            share = (step - warmup) / max(1.0, total - warmup)
-            return peak * (0.5 + 0.5 * math.cos(math.pi * share))
-
-        groups = self.policy.decay_groups(config.weight_decay)
-        optimizer = fused_adamw(groups, lr=peak, betas=BETAS)
+        groups = self.policy.decay_groups(config.weight_decay, every=self.decays_every_matrix)
         self.learner = Learner(
-            self.policy, optimizer, lr=lr, clip_grad=config.clip_grad, averages=True
+            self.policy,
+            fused_adamw(groups, lr=schedule.peak_lr, betas=BETAS),
+            lr=partial(self._lr_at, schedule=schedule),
+            clip_grad=config.clip_grad,
+            averages=True,
         )
         return {"sampler": self.learner}
+
+    def _lr_at(self, step: int, schedule: Schedule) -> float:
+        """Return the learning rate of an optimiser step."""
+        warmup, total = self.warmup_steps, schedule.total_steps
+        if self.config.base_lr is None:
+            return lr_at(step, schedule)
+        peak: float = self.config.base_lr * schedule.lr_scale
+        if step < warmup:
+            return peak * min(1.0, (step + 1) / warmup)
+        share = (step - warmup) / max(1.0, total - warmup)
+        return peak * (0.5 + 0.5 * math.cos(math.pi * share))
 
     @property
     def warming_up(self) -> bool:

@@ -115,12 +115,13 @@ class Policy(nn.Module):
         even = torch.full_like(mixed, math.log(self.floor / self.tokens))
         return torch.logaddexp(mixed, even)
 
-    def decay_groups(self, weight_decay: float) -> list[dict[str, object]]:
-        """Split for AdamW: only the matrices of trunks and input decay."""
+    def decay_groups(self, weight_decay: float, *, every: bool = False) -> list[dict[str, object]]:
+        """Split for AdamW: the matrices of trunks and input decay, with `every` also the actor and
+        the position table."""
         decayed: list[nn.Parameter] = []
         free: list[nn.Parameter] = []
         for name, parameter in self.named_parameters():
-            inner = name.startswith(("trunk.", "critic_trunk.", "input."))
+            inner = every or name.startswith(("trunk.", "critic_trunk.", "input."))
             (decayed if parameter.ndim > 1 and inner else free).append(parameter)
         return [
             {"params": decayed, "weight_decay": weight_decay},

@@ -33,6 +33,23 @@ class Sampling(Section):
     """Training draws one of so many fixed clips of a video, those that evaluation takes with as
     many segments; null draws anywhere. Codes of tokenizers that look at several frames at once can
     be cached for fixed clips alone."""
+    indices: Literal["even", "videomae"] = "even"
+    """`even`: exact strides and exact segments, to the last frame. `videomae`: the frames that
+    VideoMAE's code takes in each stage. Fine-tuning divides a dense window evenly from its first to
+    its last frame (0, 4, 8, 12, 17, ..., 63), and takes segments of int(length / frames), which
+    never reach the end of the video; videos shorter than a clip follow its rules instead of
+    `short`."""
+
+    @model_validator(mode="after")
+    def _videomae_has_rules_of_its_own(self) -> Self:
+        if self.indices == "videomae" and self.fps is not None:
+            raise ValueError("`indices: videomae` counts frames; it takes `stride`, not `fps`")
+        if self.indices == "videomae" and self.short != "repeat_last":
+            raise ValueError(
+                f"`indices: videomae` has its own rules for short videos, so `short: {self.short}`"
+                " would have no effect; leave it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _pace_belongs_to_dense(self) -> Self:
@@ -108,6 +125,10 @@ class Data(Section):
     crop: Literal["corners", "centre"] = "corners"
     """View of pretraining. `corners`: VideoMAE's multi-scale corner crop. `centre`: always the
     largest crop in the middle, as in evaluation."""
+    resize: Literal["antialias", "videomae"] = "antialias"
+    """How crops are resized. `antialias`: bilinear with antialiasing, in every stage. `videomae`:
+    so in pretraining, but plain bilinear, without antialiasing, in fine-tuning and evaluation, as
+    VideoMAE's code."""
     crop_scales: Annotated[list[Factor], Field(min_length=1)] = [1, 0.875, 0.75, 0.66]
     """Of `crop: corners`: sides as shares of those of the largest crop with the
     aspect of the view."""
@@ -131,6 +152,11 @@ class Data(Section):
     """GB (10^9 bytes) of decoded frames that the ranks of a machine keep at most, all together."""
     max_bad_share: Share = 0.01
     """Share of unreadable clips that training may replace by their neighbour before it stops."""
+
+    @property
+    def antialias_labelled(self) -> bool:
+        """Whether crops of fine-tuning and evaluation are resized with antialiasing."""
+        return self.resize == "antialias"
 
     @property
     def view_size(self) -> tuple[int, int]:

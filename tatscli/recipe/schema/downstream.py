@@ -43,6 +43,10 @@ class Augment(Section):
     """RandAugment magnitude on timm's scale of 0 to 10; 0 turns it off."""
     rand_augment_ops: Count = 4
     """RandAugment operations per clip."""
+    rand_augment_form: Literal["torchvision", "videomae"] = "torchvision"
+    """`torchvision`: its 14 operations on the crop, bilinear. `videomae`: timm's 15 operations on
+    whole pictures before the crop, bicubic, as VideoMAE's code has them: about 3.5 times the
+    time, for a stored picture has more pixels than the crop."""
     erasing: Share = 0.25
     """Probability of erasing a random box, filled with noise."""
     mixup: NonNegative = 0.8
@@ -77,8 +81,9 @@ class FinetuneOptim(Optim):
     """Peak learning rate per 256 videos."""
     min_lr: NonNegative = 1e-6
     """Last learning rate per 256 videos."""
-    warmup_lr: NonNegative = 1e-6
-    """First learning rate per 256 videos."""
+    warmup_lr: NonNegative = 0.0
+    """First learning rate per 256 videos. VideoMAE's scripts name 1e-6 or 1e-8, which its scheduler
+    never receives: its warm-up starts at 0."""
     warmup_epochs: NonNegative = 5
     """Passes with a linearly rising learning rate; at most `epochs`."""
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)

@@ -16,13 +16,15 @@ class LearnedMask(Section):
     """Share of tokens hidden; the rest, int(tokens x (1 - ratio)), is shown."""
     heads: Count = 8
     """Attention heads of the sampler."""
-    base_lr: Positive = 1.5e-4
-    """Learning rate per 256 videos of an optimiser step."""
+    base_lr: Positive | None = 1.5e-4
+    """Peak learning rate per 256 videos of an optimiser step, from which it falls to 0; null is the
+    autoencoder's rate at every step."""
     weight_decay: NonNegative = 0.05
-    """AdamW weight decay of the trunk; heads, biases and norms have none."""
+    """AdamW weight decay. Biases and norms have none; of `tats` only the trunk's matrices decay, of
+    `adamae` also the actor and the position table."""
     warmup: Share = 0.05
-    """First share of the steps, in which the learning rate rises; `tats` draws uniformly
-    meanwhile."""
+    """First share of the steps, in which the learning rate rises if `base_lr` is given; `tats`
+    draws uniformly meanwhile."""
     floor: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of a uniform distribution mixed into the policy."""
     quota: bool = False
@@ -41,8 +43,11 @@ class AdamaeMask(LearnedMask):
     """Share of tokens hidden; published."""
     width: Count | None = None
     """Width of the sampler; null is the encoder's, as published."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout of the sampler; the published code has 0.1."""
+    base_lr: Positive | None = None
+    """Peak learning rate per 256 videos of an optimiser step, from which it falls to 0; null, as
+    published, is the autoencoder's rate at every step."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Dropout of the sampler in training, after its attention and its MLP; published."""
     weight: Positive = 1e-4
     """Weight of the sampling loss beside the reconstruction loss; published."""
     detach: bool = False

@@ -34,6 +34,10 @@ class RandomMask(Section):
     kind: Literal["random"]
     ratio: Ratio = 0.9
     """Share of tokens hidden."""
+    rounding: Literal["shown", "hidden"] = "shown"
+    """Which count is rounded down: `shown`, int(tokens x (1 - ratio)), as the learned masks do, so
+    that all show equally many (156 of 1,568 at 0.9); `hidden`, int(tokens x ratio), as AdaMAE's own
+    random masks do (157 shown)."""
 
 
 class TubeMask(Section):

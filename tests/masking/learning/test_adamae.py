@@ -8,13 +8,14 @@ import torch
 from tatscli.errors import RecipeError
 from tatscli.masking import build_masker
 from tatscli.recipe import schema
-from tests.masking.kinds import clip_of
-from tests.masking.learning.toy import GRID, TOKENS, WIDTH, make, share, train
+from tatscli.recipe.derive import derive_schedule
+from tests.masking.kinds import clip_of, schedule_of
+from tests.masking.learning.toy import GRID, TOKENS, WIDTH, learner_of, make, share, train
 
 
 def norm(x, weight, bias):
     mean = sum(x) / len(x)
-    spread = math.sqrt(sum((v - mean) ** 2 for v in x) / len(x) + 1e-6)
+    spread = math.sqrt(sum((v - mean) ** 2 for v in x) / len(x) + 1e-5)
     return [(v - mean) / spread * w + b for v, w, b in zip(x, weight, bias, strict=True)]
 
 
@@ -69,7 +70,7 @@ def probabilities(tokens, w, heads):
 
 
 def test_the_loss_is_the_published_formula():
-    config = schema.AdamaeMask(kind="adamae", ratio=0.7, width=8, heads=2)
+    config = schema.AdamaeMask(kind="adamae", ratio=0.7, width=8, heads=2, dropout=0)
     torch.manual_seed(1)
     masker = build_masker(config, grid=(2, 1, 5), width=8).train()
     for parameter in masker.parameters():
@@ -104,13 +105,55 @@ def test_hard_tokens_gain_a_little_visibility():
     assert metrics["entropy"] > 0.9
 
 
-def test_dropout_is_off_unless_asked_for():
+def test_dropout_follows_the_attention_and_the_mlp_and_nothing_else():
+    """With all of both dropped, the block hands its tokens on; 0.1 is published."""
+    assert schema.AdamaeMask(kind="adamae").dropout == 0.1
     tokens = torch.randn(2, TOKENS, WIDTH)
     for dropout, alike in ((0.0, True), (0.5, False)):
         masker = make("adamae", dropout=dropout)
         torch.nn.init.normal_(masker.policy.actor.weight)
         first, second = (masker.policy(tokens).log_p_BN for _ in range(2))
         assert torch.equal(first, second) == alike
+    block, seen = masker.policy.trunk, []
+    block.dropout.p = 1.0
+    block.dropout.register_forward_hook(lambda _, args, out: seen.append(args[0].shape[-1]))
+    inner = torch.randn(2, TOKENS, block.width)
+    assert torch.equal(block(inner), inner)
+    assert seen == [block.width] * 2
+
+
+def test_the_rate_is_the_autoencoders_at_every_step_unless_given():
+    """Linear from 0 to the peak over 40 epochs, then a cosine to the floor, as VideoMAE's."""
+    optim = schema.Optim(epochs=100, total_batch=512, batch_per_device=512, warmup_epochs=40)
+    schedule = derive_schedule(optim, videos=1024, repeats=1, world=1)
+    peak, floor = 3e-4, 2e-5
+    learner = make("adamae", steps=None, base_lr=None).learners(schedule)["sampler"]
+    for step in range(200):
+        rise = peak * step / 79
+        fall = floor + (peak - floor) * (1 + math.cos(math.pi * (step - 80) / 120)) / 2
+        assert learner.begin(step) == pytest.approx(rise if step < 80 else fall)
+    assert make("adamae", base_lr=1e-3)._lr_at(0, schedule_of(10)) == pytest.approx(1e-3)
+
+
+def test_every_matrix_of_the_sampler_decays():
+    """VideoMAE's rule leaves out biases and vectors; position table and actor are neither."""
+    policy = make("adamae").policy
+    decayed, free = policy.decay_groups(0.05, every=True)
+    names = {id(value): name for name, value in policy.named_parameters()}
+    assert {names[id(value)].split(".")[-1] for value in free["params"]} == {"bias", "weight"}
+    assert all(value.ndim == 1 for value in free["params"])
+    assert {"position", "actor.weight"} <= {names[id(value)] for value in decayed["params"]}
+    (group, _) = learner_of(make("adamae")).optimizer.param_groups
+    assert group["weight_decay"] == 0.05 and len(group["params"]) == len(decayed["params"])
+
+
+def test_the_block_starts_with_xavier_weights():
+    masker = make("adamae", width=64, heads=4)
+    weight = masker.policy.trunk.fc1.weight
+    bound = math.sqrt(6 / (64 + 256))
+    assert weight.abs().max() <= bound and weight.std().item() == pytest.approx(
+        bound / math.sqrt(3), rel=0.03
+    )
 
 
 def test_the_width_is_the_encoders_unless_given():
