@@ -28,7 +28,7 @@ from tatscli.errors import DataError, RecipeError, UsageError
 from tatscli.evaluation.scores import merge_views, top_accuracy
 from tatscli.evaluation.views import score_views
 from tatscli.nn.classifier import Classifier
-from tatscli.nn.load import load_encoder
+from tatscli.nn.load import find_weights, load_encoder
 from tatscli.nn.vit import build_encoder
 from tatscli.recipe.derive import Schedule, derive_batch
 from tatscli.recipe.load import LoadedRecipe
@@ -56,7 +56,7 @@ def finetune(
     Args:
         loaded: The merged recipe.
         reporter: Speaks to the user.
-        init: Run or checkpoint whose encoder to start from; None starts from scratch.
+        init: Whose encoder to start from: a run, checkpoint, or weights of others; None: scratch.
         out: Run folder; by default `runs/<recipe>-finetune` (or `-scratch`).
         resume: Continue the run in `out` exactly where it stopped.
         overwrite: Replace the run in `out`.
@@ -79,7 +79,7 @@ class Finetuning(Stage):
     Args:
         loaded: The merged recipe.
         store: The data.
-        init: Run or checkpoint whose encoder to start from; None starts from scratch.
+        init: Whose encoder to start from: a run, checkpoint, or weights of others; None: scratch.
     """
 
     kind = "finetuned"
@@ -136,7 +136,7 @@ class Finetuning(Stage):
         self.mix = Mix(settings.augment, classes=len(store.class_names))
 
     def _start_from(self, init: Path | str) -> str:
-        start = find_checkpoint(Path(init))
+        start = find_weights(init)
         self.origin = str(start.path)
         if self.auxiliary is not None:
             return self.auxiliary.start_from(init)

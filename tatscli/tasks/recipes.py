@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from tatscli.errors import UsageError
 from tatscli.recipe.load import LoadedRecipe, load_recipe
 from tatscli.recipe.text import dump_value
+from tatscli.weights.paths import is_foreign
 
 
 def open_recipe(source: str, overrides: Sequence[str]) -> tuple[LoadedRecipe, Path | None]:
@@ -15,8 +17,14 @@ def open_recipe(source: str, overrides: Sequence[str]) -> tuple[LoadedRecipe, Pa
 
     Raises:
         RecipeError: With every problem found.
+        UsageError: If it is weights of others, which have no recipe to train by.
     """
     folder = Path(source)
+    if is_foreign(folder):
+        raise UsageError(
+            f"`{source}` holds weights that another program wrote, and no recipe to train by",
+            hint=f"name a recipe and start from them: `tats finetune RECIPE --init {source}`",
+        )
     if (folder / "recipe.yaml").is_file():
         loaded = load_recipe(folder / "recipe.yaml", overrides)
         return replace(loaded, name=folder.resolve().name), folder
