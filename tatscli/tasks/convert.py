@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ from tatscli.console import Reporter
 from tatscli.engine.checkpoint import Checkpoint, find_checkpoint, save_checkpoint
 from tatscli.engine.run import describe_run, write_run_json
 from tatscli.errors import RecipeError, UsageError
-from tatscli.files import publish, sync
+from tatscli.files import draft_of
 from tatscli.nn.load import refuse_tokenizer
 from tatscli.recipe.load import override_recipe
 from tatscli.recipe.schema import Recipe
@@ -33,6 +31,12 @@ Layout = Literal["tats", "hf", "videomae"]
 
 _MARKS = {"tats": "recipe.yaml", "hf": CONFIG}
 """What a folder must have to be replaced by `overwrite`."""
+
+
+_NOT_IN_FILES = (
+    "the official layout has no place for heads, frames, size, mean and deviation, or names of "
+    "classes: whoever reads the file has to know them"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +125,8 @@ def convert(
             files = _publish_folder(found, export, target, digest, license)
         else:
             files = _publish_file(export, target)
+            notes = [*notes, _NOT_IN_FILES]
+            reporter.info(_NOT_IN_FILES)
     counts = found.counts
     return {
         "source": str(source),
@@ -244,7 +250,7 @@ def _refuse_target(target: Path, to: Layout, source: Path, *, overwrite: bool) -
 
 def _publish_run(source: Source, target: Path, digest: str) -> list[str]:
     """Write a run folder whose only checkpoint is at step 0."""
-    checkpoint, draft = source.checkpoint, _draft(target)
+    checkpoint = source.checkpoint
     parts = {"model": source.tensors}
     if checkpoint.has("masker"):
         masker = checkpoint.tensors("masker")
@@ -256,14 +262,11 @@ def _publish_run(source: Source, target: Path, digest: str) -> list[str]:
     meta |= {"recipe": source.recipe.model_dump(mode="json"), "tats": __version__, **facts}
     if source.labels is not None:
         meta["class_names"] = source.labels
-    try:
-        draft.mkdir(parents=True)
+    with draft_of(target) as draft:
+        draft.mkdir()
         save_checkpoint(draft, step=0, tensors=parts, meta=meta, keep=1, best=False)
         (draft / "recipe.yaml").write_text(dump_recipe(source.recipe), encoding="utf-8")
         write_run_json(draft, describe_run(recipe=meta["name"], **facts, taken=source.counts))
-        _publish(draft, target)
-    finally:
-        _remove(draft)
     return ["recipe.yaml", "run.json", "checkpoints/last"]
 
 
@@ -271,7 +274,7 @@ def _publish_folder(
     source: Source, export: Export, target: Path, digest: str, license: str | None
 ) -> list[str]:
     """Write a folder of `transformers` with its card."""
-    checkpoint, meta, draft = source.checkpoint, source.checkpoint.meta, _draft(target)
+    checkpoint, meta = source.checkpoint, source.checkpoint.meta
     sampling = sampling_of(export.recipe, export.kind)
     in_run = checkpoint.path.parent.name == "checkpoints"
     began = meta.get("init")
@@ -280,62 +283,28 @@ def _publish_folder(
         license=license,
         source=f"`{meta['name']}`, layout {source.counts['layout']}, sha256 {digest}",
         store=meta.get("store"),
+        derived=bool(meta.get("derived")),
         base=_run_name(Path(began)) if began else None,
         results=results_of(checkpoint.path.parents[1] / "results", digest) if in_run else [],
     )
     tats = {
         "version": __version__,
         "kind": export.kind,
+        "derived": bool(meta.get("derived")),
         "frames": export.form.frames,
         "sampling": sampling.model_dump(mode="json"),
         "recipe": export.recipe.model_dump(mode="json"),
     }
-    try:
-        draft.mkdir(parents=True)
-        files = write_hf(draft, export, tats=tats, card=model_card(export, facts))
-        for name in files:
-            sync(draft / name)
-        _publish(draft, target)
-    finally:
-        _remove(draft)
-    return files
+    with draft_of(target) as draft:
+        draft.mkdir()
+        return write_hf(draft, export, tats=tats, card=model_card(export, facts))
 
 
 def _publish_file(export: Export, target: Path) -> list[str]:
     """Write a file in the official layout."""
-    draft = _draft(target)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+    with draft_of(target) as draft:
         write_videomae(draft, export)
-        sync(draft)
-        publish(draft, target)
-    finally:
-        _remove(draft)
     return [target.name]
-
-
-def _draft(target: Path) -> Path:
-    """Return the temporary name of what is written, with nothing there."""
-    draft = target.with_name(f".{target.name}.part")
-    _remove(draft)
-    return draft
-
-
-def _publish(draft: Path, target: Path) -> None:
-    """Give a finished folder its name, in place of what was there."""
-    old = target.with_name(f".{target.name}.old")
-    _remove(old)
-    if target.exists():
-        os.replace(target, old)
-    publish(draft, target)
-    _remove(old)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _run_name(path: Path) -> str:

@@ -29,6 +29,7 @@ class Facts:
         license: Identifier of their licence; None where nobody said.
         source: Where they come from, and its SHA-256.
         store: The store that they were trained on; None where it is not known.
+        derived: Whether the recipe was read off the weights, and knows nothing of a training.
         base: What their training began with, by name.
         results: Objects of evaluations of these very weights.
     """
@@ -37,6 +38,7 @@ class Facts:
     license: str | None
     source: str
     store: str | None = None
+    derived: bool = False
     base: str | None = None
     results: list[dict[str, Any]] = field(default_factory=list)
 
@@ -69,7 +71,7 @@ def model_card(export: Export, facts: Facts) -> str:
             "",
             "## Input",
             "",
-            *_input(export),
+            *_input(export, facts),
             "",
             "## Evaluation",
             "",
@@ -81,9 +83,7 @@ def model_card(export: Export, facts: Facts) -> str:
             "",
             "## Recipe",
             "",
-            "```yaml",
-            dump_recipe(export.recipe).rstrip(),
-            "```",
+            *_recipe(export, facts),
             "",
         ]
     )
@@ -158,14 +158,16 @@ def _about(export: Export, facts: Facts) -> str:
     return " ".join(said)
 
 
-def _input(export: Export) -> list[str]:
-    form, recipe = export.form, export.recipe
+def _input(export: Export, facts: Facts) -> list[str]:
+    form = export.form
+    drawn = sampling_words(sampling_of(export.recipe, export.kind))
+    if facts.derived:
+        drawn = "how far apart they were in training is not known (4 frames in VideoMAE's Kinetics)"
     height, width = (form.size, form.size) if isinstance(form.size, int) else form.size
     said = [
         f"- {form.frames} frames of {height} x {width} pixels, as `pixel_values` of shape "
         f"(batch, {form.frames}, 3, {height}, {width})",
-        f"- Frames are chosen by you, for the processor takes them as they come: "
-        f"{sampling_words(sampling_of(recipe, export.kind))}",
+        f"- Frames are chosen by you, for the processor takes them as they come: {drawn}",
         f"- Pixels in [0, 1] are standardised with mean {list(form.mean)} and deviation "
         f"{list(form.std)}; the processor files say so, for their defaults are 0.5",
     ]
@@ -226,6 +228,18 @@ def _notes(export: Export) -> list[str]:
         said.append(f"- Left out, {len(names)} tensors: {reason}")
     said += [f"- {one[0].upper()}{one[1:]}" for one in export.notes]
     return said
+
+
+def _recipe(export: Export, facts: Facts) -> list[str]:
+    text = dump_recipe(export.recipe)
+    if facts.derived:
+        said = export.recipe.model_dump(mode="json")
+        data = {key: said["data"][key] for key in ("frames", "size", "mean", "std")}
+        text = dump_mapping(
+            {"data": data} | {key: said[key] for key in ("model", "head", "targets")}
+        )
+    known = ["What is known of it; how it was trained is not.", ""] if facts.derived else []
+    return [*known, "```yaml", text.rstrip(), "```"]
 
 
 def _data_set(store: object) -> str | None:

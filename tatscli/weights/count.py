@@ -67,9 +67,9 @@ class Count:
         """Return everything in sentences for people, the counts first."""
         said = [f"{self.layout}: {self.matched} of {self.total} tensors taken"]
         for reason, names in self.dropped.items():
-            said.append(f"{len(names)} left out: {reason}")
+            said.append(f"{len(names)} tensors left out: {reason}")
         for reason, names in self.made.items():
-            said.append(f"{len(names)} made: {reason}")
+            said.append(f"{len(names)} tensors made: {reason}")
         return said + self.notes
 
     def facts(self) -> dict[str, Any]:

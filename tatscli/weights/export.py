@@ -107,7 +107,8 @@ def exported(
         kept = {name: one for name, one in tensors.items() if name not in names}
         wanted = {name: one for name, one in shapes_of(form).items() if name not in names}
         if _same_shapes(kept, wanted):
-            left_out["the encoder's last norm, which the classifier passes over"] = names
+            if names:
+                left_out["the encoder's last norm, which the classifier passes over"] = names
             return Export("finetuned", form, kept, recipe, labels, left_out, notes)
         if not partial:
             head = recipe.finetune.head

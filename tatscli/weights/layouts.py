@@ -51,6 +51,7 @@ class Found(NamedTuple):
         files: What was read.
         labels: Names of the classes.
         recipe: The recipe that we wrote beside them.
+        derived: Whether that, in turn, was derived from weights whose training is not known.
     """
 
     names: Renaming
@@ -58,6 +59,7 @@ class Found(NamedTuple):
     files: list[Path]
     labels: list[str] | None = None
     recipe: Recipe | None = None
+    derived: bool = False
 
 
 class _Pictures(NamedTuple):
@@ -141,7 +143,9 @@ def _from_folder(folder: Path, given: Given) -> Found:
         normalize=bool(settings.get("norm_pix_loss", True)),
     )
     labels = None if form.classes is None else labels_in(settings, form.classes)
-    return Found(names, form, files, labels, _own_recipe(settings))
+    tats = settings.get("tats")
+    derived = isinstance(tats, dict) and bool(tats.get("derived"))
+    return Found(names, form, files, labels, _own_recipe(tats), derived)
 
 
 def _from_pictures(
@@ -193,9 +197,8 @@ def _unknown(called: str, source: dict[str, Tensor]) -> CheckpointError:
     )
 
 
-def _own_recipe(settings: dict[str, Any]) -> Recipe | None:
+def _own_recipe(said: Any) -> Recipe | None:
     """Return the recipe that we wrote into a `config.json`, if this version can read it."""
-    said = settings.get("tats")
     if not isinstance(said, dict):
         return None
     try:

@@ -84,7 +84,8 @@ def open_foreign(path: Path | str, given: Given | None = None) -> ForeignWeights
         form = _completed(names, form)
     else:
         names.count.refuse(str(path))
-    recipe = _recipe(path, found, form, has_sampler=bool(sampler))
+    own = found.recipe is not None and form_of(found.recipe, classes=form.classes) == form
+    recipe = _recipe(path, found, form, own=own, has_sampler=bool(sampler))
     meta: dict[str, Any] = {
         "format": FORMAT,
         "kind": "pretrained" if form.classes is None else "finetuned",
@@ -97,6 +98,7 @@ def open_foreign(path: Path | str, given: Given | None = None) -> ForeignWeights
         "torch": torch.__version__,
         "source": str(path.resolve()),
         "layout": names.count.layout,
+        "derived": found.derived or not own,
     }
     if form.classes is not None:
         labels = found.labels or [f"LABEL_{i}" for i in range(form.classes)]
@@ -107,18 +109,18 @@ def open_foreign(path: Path | str, given: Given | None = None) -> ForeignWeights
     return ForeignWeights(path.resolve(), meta, parts, tuple(found.files), names.count)
 
 
-def _recipe(path: Path, found: Found, form: Form, *, has_sampler: bool) -> Recipe:
-    """Return the recipe that we wrote beside weights where it still fits them, or a new one.
+def _recipe(path: Path, found: Found, form: Form, *, own: bool, has_sampler: bool) -> Recipe:
+    """Return the recipe that we wrote beside weights where it is theirs, or derive one.
 
     A learned mask whose sampler is not there becomes a tube mask of its ratio.
 
     Raises:
         CheckpointError: If no recipe can describe the weights.
     """
-    recipe, classes = found.recipe, form.classes
-    if recipe is not None and form_of(recipe, classes=classes) == form:
+    recipe = found.recipe
+    if recipe is not None and own:
         mask = recipe.mask
-        if classes is None and isinstance(mask, LearnedMask) and not has_sampler:
+        if form.classes is None and isinstance(mask, LearnedMask) and not has_sampler:
             tube = TubeMask(kind="tube", ratio=mask.ratio)
             found.names.count.notes.append(
                 f"`mask.kind: {mask.kind}` without its sampler: a tube mask stands in its place"

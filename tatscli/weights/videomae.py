@@ -35,7 +35,7 @@ _SAMPLER_NAMES = {
     "1": "actor",
 }
 """AdaMAE's sampler, a block and a linear layer, by our names (`masking/learning/policy.py`)."""
-_SAMPLER_TENSORS = 12
+_SAMPLER_TENSORS = 14
 
 
 def from_videomae(source: dict[str, Tensor], *, called: str) -> Renaming:
