@@ -234,8 +234,8 @@ def _refuse_target(target: Path, to: Layout, source: Path, *, overwrite: bool) -
     if not target.exists():
         return
     here, there = target.resolve(), source.resolve()
-    if here == there or here in there.parents or there in here.parents:
-        raise UsageError(f"`--out {target}` is the source", hint="name another")
+    if here == there or here in there.parents:
+        raise UsageError(f"`--out {target}` is the source, or holds it", hint="name another")
     if not overwrite:
         raise UsageError(f"`{target}` is there", hint="replace it with `--overwrite`")
     if target.is_dir() and any(target.iterdir()):
