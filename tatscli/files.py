@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -23,6 +26,39 @@ def publish(temporary: Path, path: Path) -> None:
     sync(path.parent)
 
 
+@contextmanager
+def draft_of(target: Path) -> Iterator[Path]:
+    """Give a path beside `target` to write a file or folder at, which then takes its name.
+
+    What was at `target` is there until then, and after an error; the draft is not.
+    """
+    draft, old = (target.with_name(f".{target.name}.{end}") for end in ("part", "old"))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for stale in (draft, old):
+        remove(stale)
+    try:
+        yield draft
+        for file in [draft, *draft.rglob("*")]:
+            if file.is_file() and not file.is_symlink():
+                sync(file)
+        if target.is_dir():  # a rename replaces a file, and no folder that holds something
+            target.replace(old)
+        publish(draft, target)
+    finally:
+        remove(draft)
+        if old.exists() and not target.exists():
+            old.replace(target)
+        remove(old)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all it holds; nothing where nothing is."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def sync(path: Path) -> None:
     """Wait until a file or folder is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -36,3 +72,11 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of(paths: Iterable[Path]) -> str:
+    """Return the SHA-256 of a file; of several, that of their digests in the order of names."""
+    digests = [sha256(path) for path in sorted(paths)]
+    return (
+        digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    )

@@ -61,7 +61,8 @@ def evaluate(
     run: Annotated[
         Path,
         typer.Argument(
-            metavar="RUN", help="A run or checkpoint folder; with --untrained also a recipe."
+            metavar="RUN",
+            help="A run, a checkpoint folder or weights of others; with --untrained also a recipe.",
         ),
     ],
     overrides: Overrides = None,
@@ -86,6 +87,14 @@ def evaluate(
         bool,
         typer.Option("--untrained", help="The encoder as training begins, not the run's weights."),
     ] = False,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe",
+            metavar="RECIPE",
+            help="Take store, sampling and views from this recipe, for weights that come without.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Result file.", show_default="in RUN/results"),
@@ -119,6 +128,7 @@ def evaluate(
         overrides=given,
         prefer=checkpoint.value,
         untrained=untrained,
+        protocol_of=recipe,
         out=out,
     )
     say.table(

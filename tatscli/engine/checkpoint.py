@@ -74,6 +74,11 @@ class Checkpoint:
         """Return the SHA-256 of the model file: the identity of the weights in results."""
         return sha256(self.path / "model.safetensors")
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What people should know of weights that another program wrote; nothing of ours."""
+        return ()
+
 
 def save_checkpoint(
     folder: Path,

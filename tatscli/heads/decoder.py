@@ -16,7 +16,7 @@ from tatscli.errors import RecipeError
 from tatscli.heads.base import Encode, Head, HeadOutput
 from tatscli.masking.plan import MaskPlan
 from tatscli.nn.positions import Positions
-from tatscli.nn.vit import NORM_EPS, Block, Encoder, initialize, run_blocks
+from tatscli.nn.vit import NORM_EPS, Block, Encoder, head_size, initialize, run_blocks
 from tatscli.recipe import schema
 
 
@@ -26,9 +26,11 @@ class Decoder(nn.Module):
     With several values in `outs` there is a linear output for each, `head` the first of them.
     """
 
-    def __init__(self, *, width: int, depth: int, heads: int, outs: Sequence[int]) -> None:
+    def __init__(
+        self, *, width: int, depth: int, heads: int, outs: Sequence[int], mlp: int | None = None
+    ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(width, heads, mlp=mlp) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.head = nn.Linear(width, outs[0])
         self.further = nn.ModuleList(nn.Linear(width, out) for out in outs[1:])
@@ -45,13 +47,20 @@ class Branch(nn.Module):
     and decoder."""
 
     def __init__(
-        self, *, encoder: Encoder, width: int, depth: int, heads: int, outs: Sequence[int]
+        self,
+        *,
+        encoder: Encoder,
+        width: int,
+        depth: int,
+        heads: int,
+        outs: Sequence[int],
+        mlp: int | None = None,
     ) -> None:
         super().__init__()
         self.checkpointing = encoder.checkpointing
         self.encoder_to_decoder = nn.Linear(encoder.width, width, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.decoder = Decoder(width=width, depth=depth, heads=heads, outs=outs)
+        self.decoder = Decoder(width=width, depth=depth, heads=heads, outs=outs, mlp=mlp)
         self.positions = Positions(encoder.grid, width)
         initialize(self)
         nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
@@ -84,7 +93,14 @@ class DecoderHead(Head):
         super().__init__(config, encoder=encoder, predicts=predicts)
         width, heads = decoder_width(config, encoder)
         self.branches = nn.ModuleList(
-            Branch(encoder=encoder, width=width, depth=config.depth, heads=heads, outs=outs)
+            Branch(
+                encoder=encoder,
+                width=width,
+                depth=config.depth,
+                heads=heads,
+                outs=outs,
+                mlp=config.mlp,
+            )
             for outs in decoded_together(config, self.predicts)
         )
 
@@ -106,8 +122,7 @@ def decoder_width(
     Raises:
         RecipeError: If the width is not a multiple of the heads.
     """
-    width = encoder.width // 2 if config.width is None else config.width
-    heads = max(1, encoder.heads // 2) if config.heads is None else config.heads
+    width, heads = head_size(config, width=encoder.width, heads=encoder.heads)
     if width % heads:
         raise RecipeError(
             f"`head.width: {width}` is not a multiple of `head.heads: {heads}`",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +14,8 @@ from tatscli.errors import CheckpointError
 from tatscli.nn.positions import carried_over, moved_words, position_tables
 from tatscli.nn.vit import Encoder
 from tatscli.recipe.schema import Recipe
+from tatscli.weights.open import open_foreign
+from tatscli.weights.paths import is_foreign, own_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +29,34 @@ class LoadedRun:
 def open_checkpoint(path: Path | str, *, prefer: str = "last") -> LoadedRun:
     """Find the checkpoint that `path` means and read its recipe.
 
+    Weights of others are opened as `find_weights` does; their recipe is derived from them.
+
     Raises:
         CheckpointError: If there is none.
     """
-    checkpoint = find_checkpoint(Path(path), prefer=prefer)
+    checkpoint = find_weights(path, prefer=prefer)
     return LoadedRun(Recipe.model_validate(checkpoint.meta["recipe"]), checkpoint)
+
+
+def find_weights(path: Path | str, *, prefer: str = "last") -> Checkpoint:
+    """Return the checkpoint that a run or checkpoint folder means, or weights of others as one.
+
+    Of others are read: official files of VideoMAE, VideoMAE V2 and AdaMAE, folders of
+    `transformers` with a VideoMAE, and image ViTs of MAE or timm (`weights/`).
+
+    Args:
+        path: Folder or file.
+        prefer: Which checkpoint of a run, `last` or `best`.
+
+    Raises:
+        CheckpointError: If there is none, or it cannot be read whole.
+    """
+    path = own_folder(Path(path))
+    if not is_foreign(path):
+        return find_checkpoint(path, prefer=prefer)
+    if prefer != "last":
+        raise CheckpointError(f"`{path}` holds one set of weights: there is no `{prefer}` of them")
+    return open_foreign(path)
 
 
 def is_tokenizer(path: Path | str) -> bool:
@@ -56,61 +80,22 @@ def refuse_tokenizer(checkpoint: Checkpoint) -> None:
         )
 
 
-_HARMLESS = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",)
-"""Names in Lightning's checkpoints beside the tensors; a stand-in is put in their place."""
-
-
-class _Inert:
-    """Stands in for a class whose name a file holds, and whose code is not wanted."""
-
-
-def read_weights(path: Path, *, key: str) -> dict[str, Tensor]:
-    """Read a file of weights: safetensors, or what `torch.save` wrote of nothing but tensors.
-
-    Args:
-        path: The file.
-        key: Recipe key that names it, for messages.
-
-    Raises:
-        CheckpointError: If it is not there, is damaged, or would run code on being read.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with torch.serialization.safe_globals([(_Inert, name) for name in _HARMLESS]):
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"`{key}: {path}` holds more than tensors and is not read, for that could run its "
-            f"code: {reason}",
-            hint="save its state dict alone, as safetensors",
-        ) from error
-    except (OSError, RuntimeError, EOFError, SafetensorError) as error:
-        raise CheckpointError(f"`{key}: {path}` cannot be read: {error}") from error
-    found = found.get("state_dict", found) if isinstance(found, dict) else {}
-    tensors = {str(name): one for name, one in found.items() if isinstance(one, Tensor)}
-    if not tensors:
-        raise CheckpointError(f"`{key}: {path}` holds no tensors")
-    return tensors
-
-
 class Copied(NamedTuple):
     """What was taken from a checkpoint; as a string, how people are told.
 
     Attributes:
         tensors: Tensors copied as they are.
         moved: What was done about positions; empty where the grid is the run's.
+        remarks: What else should be known of weights that another program wrote.
     """
 
     tensors: int
     moved: str = ""
+    remarks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.tensors} tensors" + (f"; {self.moved}" if self.moved else "")
+        said = (f"{self.tensors} tensors", self.moved, *self.remarks)
+        return "; ".join(one for one in said if one)
 
 
 def load_encoder(encoder: Encoder, checkpoint: Checkpoint) -> Copied:
@@ -150,7 +135,8 @@ def copy_weights(module: nn.Module, given: dict[str, Tensor], checkpoint: Checkp
             f"{checkpoint.meta['recipe'][section]}",
         )
     module.load_state_dict(given)
-    return Copied(len(given.keys() - position_tables(module)) if moved else len(given), moved)
+    count = len(given.keys() - position_tables(module)) if moved else len(given)
+    return Copied(count, moved, checkpoint.remarks)
 
 
 def fits(module: nn.Module, given: dict[str, Tensor], checkpoint: Checkpoint) -> bool:

@@ -264,3 +264,13 @@ def model_size(model: schema.Model) -> tuple[int, int, int, int]:
         return SIZES[model.size]
     assert model.width is not None and model.depth is not None and model.heads is not None
     return model.width, model.depth, model.heads, model.mlp or 4 * model.width
+
+
+def head_size(
+    config: schema.DecoderHead | schema.RegressorHead, *, width: int, heads: int
+) -> tuple[int, int]:
+    """Return width and heads of a head's decoders: the recipe's, or half the encoder's."""
+    return (
+        width // 2 if config.width is None else config.width,
+        max(1, heads // 2) if config.heads is None else config.heads,
+    )

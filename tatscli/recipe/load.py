@@ -68,6 +68,23 @@ def override_recipe(recipe: Recipe, overrides: Sequence[str], *, origin: Path) -
     return _merge(dump_recipe(recipe), origin, overrides)[0] if overrides else recipe
 
 
+def with_protocol(recipe: Recipe, source: str | Path) -> Recipe:
+    """Take store, sampling, views and probes from another recipe, for weights that have none.
+
+    What a clip looks like to the model stays the weights' own: frames, size, mean and deviation,
+    and the form of a classifier.
+
+    Raises:
+        RecipeError: If there is no such recipe, or it is wrong.
+    """
+    protocol = load_recipe(source).recipe
+    own = {key: getattr(recipe.data, key) for key in ("frames", "size", "mean", "std")}
+    data = protocol.data.model_copy(update=own)
+    finetune = protocol.finetune.model_copy(update={"head": recipe.finetune.head})
+    changed = {"data": data, "finetune": finetune, "evaluate": protocol.evaluate}
+    return recipe.model_copy(update=changed)
+
+
 def _merge(
     text: str, path: Path, overrides: Sequence[str], *, published: bool = False
 ) -> tuple[Recipe, dict[str, Any], tuple[str, ...]]:

@@ -30,6 +30,11 @@ def load_system(
             "but no mask or decoder",
             hint="give the pretraining run it started from",
         )
+    if not any(name.startswith("head.") for name in run.checkpoint.tensors("model")):
+        raise CheckpointError(
+            f"`{path}` is an encoder alone: it has no decoder that could draw what it guesses",
+            hint="train one with `tats pretrain RECIPE --init`, or name another run",
+        )
     system = build_system(run.recipe)
     refuse_other_frozen(system, run.checkpoint)
     restore_part("model", Weights(system.autoencoder), run.checkpoint)

@@ -30,7 +30,7 @@ from tatscli.evaluation.views import score_views
 from tatscli.files import write_safely
 from tatscli.nn.classifier import build_classifier, groups_of
 from tatscli.nn.load import copy_weights, open_checkpoint, positions_moved
-from tatscli.recipe.load import load_recipe, override_recipe
+from tatscli.recipe.load import load_recipe, override_recipe, with_protocol
 from tatscli.recipe.schema import FixedMask, Recipe
 from tatscli.store.reader import Store
 from tatscli.tasks.dropping import evaluate_drop, scoring_facts
@@ -42,6 +42,7 @@ from tatscli.tasks.frozen import (
 )
 from tatscli.tasks.labels import labelled
 from tatscli.tasks.pretrain import pretrain_folder
+from tatscli.weights.paths import is_foreign
 
 Protocol = Literal["finetuned", "knn", "linear", "attentive"]
 
@@ -69,6 +70,7 @@ def evaluate(
     overrides: Sequence[str] = (),
     prefer: Literal["last", "best"] = "last",
     untrained: bool = False,
+    protocol_of: str | None = None,
     out: Path | str | None = None,
 ) -> dict[str, Any]:
     """Score a run on a split of its recipe's store; a video that cannot be read stops the
@@ -82,6 +84,7 @@ def evaluate(
         prefer: Which checkpoint of a run to take.
         untrained: Evaluate the encoder as a training by this recipe begins: what training must
             beat.
+        protocol_of: A recipe to take store, sampling and views from, for weights that come without.
         out: Where the result is written; by default in the run (`results_path`).
 
     Returns:
@@ -95,7 +98,9 @@ def evaluate(
     if out is not None and Path(out).is_dir():
         raise UsageError(f"`{out}` is a folder", hint="name a file, such as `result.json`")
     began = time.perf_counter()
-    subject = open_subject(path, overrides, prefer=prefer, untrained=untrained)
+    subject = open_subject(
+        path, overrides, prefer=prefer, untrained=untrained, protocol_of=protocol_of
+    )
     recipe, checkpoint, drop = subject.recipe, subject.checkpoint, subject.recipe.evaluate.drop
     if protocol == "finetuned":
         _refuse_frozen_settings(recipe, untrained=untrained)
@@ -104,6 +109,8 @@ def evaluate(
     names = store.class_names
     with session(recipe.run, reporter) as here:
         extra: dict[str, Any] = {}
+        for remark in checkpoint.remarks if checkpoint else ():
+            here.reporter.info(f"weights: {remark}")
         if protocol == "finetuned":
             assert checkpoint is not None
             names = list(meta.get("class_names") or names)
@@ -157,7 +164,12 @@ def evaluate(
 
 
 def open_subject(
-    path: Path | str, overrides: Sequence[str], *, prefer: str, untrained: bool
+    path: Path | str,
+    overrides: Sequence[str],
+    *,
+    prefer: str,
+    untrained: bool,
+    protocol_of: str | None = None,
 ) -> Subject:
     """Find what a path means: a run or checkpoint, or without its weights also a recipe.
 
@@ -170,13 +182,20 @@ def open_subject(
     path = Path(path)
     if untrained and prefer == "best":
         raise UsageError("`--checkpoint` chooses weights, and `--untrained` takes none")
-    if untrained and not ((path / "checkpoints").is_dir() or (path / "meta.json").is_file()):
+    ours = (path / "checkpoints").is_dir() or (path / "meta.json").is_file()
+    if untrained and not (ours or is_foreign(path)):
         loaded = load_recipe(str(path), overrides)
         folder = pretrain_folder(loaded)
         return Subject(loaded.recipe, None, folder.with_name(f"{folder.name}-untrained"))
     run = open_checkpoint(path, prefer=prefer)
-    recipe = override_recipe(run.recipe, overrides, origin=run.checkpoint.path)
-    home = path if (path / "checkpoints").is_dir() else run.checkpoint.path.parents[1]
+    recipe = run.recipe if protocol_of is None else with_protocol(run.recipe, protocol_of)
+    recipe = override_recipe(recipe, overrides, origin=run.checkpoint.path)
+    if (path / "checkpoints").is_dir():
+        home = path
+    elif run.checkpoint.path.parent.name == "checkpoints":
+        home = run.checkpoint.path.parents[1]
+    else:
+        home = Path("runs") / path.resolve().name
     return Subject(recipe, None if untrained else run.checkpoint, home)
 
 
@@ -228,7 +247,9 @@ def _refuse_other_classes(store: Store, names: list[str]) -> None:
         raise DataError(
             f"the classes of `{store.path}` ({len(store.class_names)}) are not those the run was "
             f"trained on ({len(names)})",
-            hint="evaluate on a store prepared with the same `labels.txt` or class folders, or its "
+            hint="these weights do not name their classes: `tats convert --class-names FILE` does"
+            if names[:1] == ["LABEL_0"]
+            else "evaluate on a store prepared with the same `labels.txt` or class folders, or its "
             "frozen features with `--protocol knn`, `linear` or `attentive`",
         )
 

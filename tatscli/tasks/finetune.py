@@ -28,7 +28,7 @@ from tatscli.evaluation.scores import group_accuracy, merge_views, top_accuracy
 from tatscli.evaluation.views import score_views
 from tatscli.nn.averaged import Following
 from tatscli.nn.classifier import Classifier, build_classifier, refuse_lonely_views
-from tatscli.nn.load import load_encoder
+from tatscli.nn.load import find_weights, load_encoder
 from tatscli.recipe.derive import Schedule
 from tatscli.recipe.load import LoadedRecipe
 from tatscli.store.reader import Store
@@ -55,7 +55,7 @@ def finetune(
     Args:
         loaded: The merged recipe.
         reporter: Speaks to the user.
-        init: Run or checkpoint whose encoder to start from; None starts from scratch.
+        init: Whose encoder to start from: a run, checkpoint, or weights of others; None: scratch.
         out: Run folder; by default `runs/<recipe>-finetune` (or `-scratch`).
         resume: Continue the run in `out` exactly where it stopped.
         overwrite: Replace the run in `out`.
@@ -78,7 +78,7 @@ class Finetuning(Stage):
     Args:
         loaded: The merged recipe.
         store: The data.
-        init: Run or checkpoint whose encoder to start from; None starts from scratch.
+        init: Whose encoder to start from: a run, checkpoint, or weights of others; None: scratch.
     """
 
     kind = "finetuned"
@@ -150,7 +150,7 @@ class Finetuning(Stage):
         return self.classifier if self.average is None else self.average.average.network
 
     def _start_from(self, init: Path | str) -> str:
-        start = find_checkpoint(Path(init))
+        start = find_weights(init)
         self.origin = str(start.path)
         if self.auxiliary is not None:
             return self.auxiliary.start_from(init)

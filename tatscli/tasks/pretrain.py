@@ -13,7 +13,7 @@ from tatscli.console import Reporter
 from tatscli.data.batch import Batch
 from tatscli.data.dataset import PretrainClips
 from tatscli.data.provide import MotionSource
-from tatscli.engine.checkpoint import Checkpoint, find_checkpoint
+from tatscli.engine.checkpoint import Checkpoint
 from tatscli.engine.learner import Learner
 from tatscli.engine.optim import build_optimizer
 from tatscli.engine.part import Lesson, Part, under
@@ -21,7 +21,7 @@ from tatscli.engine.schedule import lr_at
 from tatscli.engine.session import Session
 from tatscli.errors import DataError
 from tatscli.masking.insight import mask_insight
-from tatscli.nn.load import copy_weights, fits, load_encoder
+from tatscli.nn.load import copy_weights, find_weights, fits, load_encoder
 from tatscli.recipe.derive import Schedule
 from tatscli.recipe.load import LoadedRecipe
 from tatscli.recipe.schema import Recipe
@@ -50,7 +50,7 @@ def pretrain(
         loaded: The merged recipe.
         reporter: Speaks to the user.
         out: Run folder; by default `run.out`, else `runs/<recipe>`.
-        init: Run or checkpoint whose weights (not state) to start from.
+        init: Run, checkpoint or weights of others whose weights (not state) to start from.
         resume: Continue the run in `out` exactly where it stopped.
         overwrite: Replace the run in `out`.
 
@@ -75,7 +75,7 @@ class Pretraining(Stage):
     Args:
         loaded: The merged recipe.
         store: The data.
-        init: Run or checkpoint whose weights to start from.
+        init: Run, checkpoint or weights of others whose weights to start from.
     """
 
     kind = "pretrained"
@@ -278,7 +278,7 @@ def start_from(system: System, init: Path | str) -> str:
     Raises:
         CheckpointError: If not even the encoder's fit.
     """
-    checkpoint = find_checkpoint(Path(init))
+    checkpoint = find_weights(init)
     model = checkpoint.tensors("model")
     if not (checkpoint.kind == "pretrained" and fits(system.autoencoder, model, checkpoint)):
         copied = load_encoder(system.encoder, checkpoint)

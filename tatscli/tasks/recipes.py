@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from tatscli.errors import UsageError
 from tatscli.recipe.load import LoadedRecipe, load_recipe
 from tatscli.recipe.text import dump_value
+from tatscli.weights.paths import is_foreign
 
 OWN = ("out", "max_steps", "watch")
 """Keys of `run` that belong to the run they were given for: where it went, how far a trial went,
@@ -29,8 +31,14 @@ def open_recipe(
 
     Raises:
         RecipeError: With every problem found.
+        UsageError: If it is weights of others, which have no recipe to train by.
     """
     folder = Path(source)
+    if is_foreign(folder):
+        raise UsageError(
+            f"`{source}` holds weights that another program wrote, and no recipe to train by",
+            hint=f"name a recipe and start from them: `tats finetune RECIPE --init {source}`",
+        )
     path = folder / "recipe.yaml"
     if not path.is_file():
         return load_recipe(source, overrides), None

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from tatscli.errors import CheckpointError
 from tatscli.files import sha256
-from tatscli.nn.load import read_weights
 from tatscli.recipe import schema
+from tatscli.weights.read import read_weights
 
 _STAGES = {
     "vgg16": (3, 8, 15, 22, 29),

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from tatscli.errors import CheckpointError
 from tatscli.files import sha256
-from tatscli.nn.load import read_weights
 from tatscli.tokenizer.base import Tokenizer
 from tatscli.tokenizer.diffusers import VqModel, import_diffusers
+from tatscli.weights.read import read_weights
 
 _PARTS = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
 _NAMES = [

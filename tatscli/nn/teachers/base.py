@@ -6,10 +6,8 @@ pictures or clips, S places of a feature map.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, Self
 
 import torch
@@ -154,14 +152,3 @@ def resized(video_BCTHW: Tensor, size: tuple[int, int]) -> Tensor:
     pictures = video_BCTHW.transpose(1, 2).flatten(0, 1).float()  # not on every device in bf16
     pictures = F.interpolate(pictures, size, mode="bilinear", antialias=True, align_corners=False)
     return pictures.unflatten(0, (len(video_BCTHW), -1)).transpose(1, 2).to(video_BCTHW.dtype)
-
-
-def digest_of(paths: Sequence[Path]) -> str:
-    """Return the SHA-256 of a file; of several, that of their digests in the order of names."""
-    digests = []
-    for path in sorted(paths):
-        with open(path, "rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    if len(digests) == 1:
-        return digests[0]
-    return hashlib.sha256("".join(digests).encode()).hexdigest()

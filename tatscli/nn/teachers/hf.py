@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from tatscli.errors import RecipeError
+from tatscli.files import sha256_of
 from tatscli.nn.teachers.base import (
     IMAGENET,
     ByFrame,
     Given,
     Source,
     Teacher,
-    digest_of,
     first_blocks,
 )
 from tatscli.recipe import schema
@@ -144,7 +144,7 @@ def open_transformers(config: schema.TeacherTarget, given: Given) -> Source:
         del places.position_embeddings
         places.register_buffer("position_embeddings", table, persistent=False)
     teacher = TransformersTeacher(folder, given, config, settings, network)
-    return Source(teacher, str(folder), "" if given.meta else digest_of(files))
+    return Source(teacher, str(folder), "" if given.meta else sha256_of(files))
 
 
 def _files(folder: Path, *, need_weights: bool) -> list[Path]:

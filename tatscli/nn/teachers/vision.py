@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from tatscli.errors import RecipeError
-from tatscli.nn.teachers.base import IMAGENET, ByFrame, Given, Source, Teacher, digest_of
+from tatscli.files import sha256_of
+from tatscli.nn.teachers.base import IMAGENET, ByFrame, Given, Source, Teacher
 from tatscli.recipe import schema
 
 
@@ -143,7 +144,7 @@ def open_torchvision(config: schema.TeacherTarget, given: Given) -> Source:
     teacher = VisionTeacher(
         config, given, Node(model.eval(), node), layout, shape[layout.channels], video=video
     )
-    return Source(teacher, str(weights), "" if given.meta else digest_of([weights]))
+    return Source(teacher, str(weights), "" if given.meta else sha256_of([weights]))
 
 
 def _refuse_unknown(name: str) -> None:

@@ -69,6 +69,9 @@ class DecoderHead(Section):
     """Decoder blocks; published: 4 (small, base), 12 (large, huge)."""
     heads: Count | None = None
     """Decoder heads; null is half the encoder's."""
+    mlp: Count | None = None
+    """Inner width of the decoder's MLPs; null is four times its width. VideoMAE V2's ViT-g has 2234
+    at a width of 512."""
     shared: bool = False
     """One decoder for all targets, with a linear output for each, instead of one decoder each."""
 

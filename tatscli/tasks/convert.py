@@ -1,0 +1,328 @@
+"""Weights from one layout into another: ours, a folder of `transformers`, official files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from tatscli import __version__
+from tatscli.console import Reporter
+from tatscli.engine.checkpoint import Checkpoint, find_checkpoint, save_checkpoint
+from tatscli.engine.run import describe_run, write_run_json
+from tatscli.errors import RecipeError, UsageError
+from tatscli.files import draft_of
+from tatscli.nn.load import refuse_tokenizer
+from tatscli.recipe.load import override_recipe
+from tatscli.recipe.schema import Recipe
+from tatscli.recipe.text import dump_recipe
+from tatscli.weights.card import Facts, model_card, results_of, sampling_of
+from tatscli.weights.classes import read_class_map, read_class_names, selected
+from tatscli.weights.export import Export, exported, write_hf, write_videomae
+from tatscli.weights.form import form_of, shapes_of
+from tatscli.weights.layouts import Given
+from tatscli.weights.open import ForeignWeights, open_foreign
+from tatscli.weights.paths import CONFIG, is_foreign, own_folder
+
+Layout = Literal["tats", "hf", "videomae"]
+
+_MARKS = {"tats": "recipe.yaml", "hf": CONFIG}
+"""What a folder must have to be replaced by `overwrite`."""
+
+
+_NOT_IN_FILES = (
+    "the official layout has no place for heads, frames, size, mean and deviation, or names of "
+    "classes: whoever reads the file has to know them"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What is converted.
+
+    Attributes:
+        checkpoint: The weights.
+        recipe: Their recipe, overrides included.
+        tensors: Their model, after classes were chosen.
+        labels: Names of the classes of a classifier.
+    """
+
+    checkpoint: Checkpoint
+    recipe: Recipe
+    tensors: dict[str, Tensor]
+    labels: list[str] | None
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """What was taken of them, and what was not."""
+        if isinstance(self.checkpoint, ForeignWeights):
+            return self.checkpoint.count.facts()
+        count = len(self.checkpoint.tensors("model"))
+        nothing: dict[str, Any] = {"missing": [], "unexpected": [], "dropped": {}, "made": {}}
+        return {"layout": "tats", "tensors": count, "matched": count, **nothing, "notes": []}
+
+
+def convert(
+    source: Path | str,
+    *,
+    to: Layout,
+    out: Path | str,
+    reporter: Reporter,
+    overrides: Sequence[str] = (),
+    prefer: Literal["last", "best"] = "last",
+    given: Given | None = None,
+    classes: Path | None = None,
+    class_names: Path | None = None,
+    license: str | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write weights in another layout; nothing is written where anything does not fit.
+
+    Args:
+        source: A run or checkpoint, or weights of others.
+        to: `tats`, a run folder at step 0; `hf`, a folder of `transformers`; `videomae`, a file in
+            the official layout.
+        out: The folder or file to write.
+        reporter: Speaks to the user.
+        overrides: Recipe keys to change, of weights of others alone.
+        prefer: Which checkpoint of a run.
+        given: What is known of weights that do not say it, and whether less than all will do.
+        classes: A map of the classes to keep (`weights/classes.py`).
+        class_names: Their names.
+        license: Identifier of the licence for the model card.
+        overwrite: Replace what is at `out`.
+
+    Returns:
+        `source`, `layout`, `kind`, `to`, `out`, `files`, `sha256` of the source; `tensors` in it,
+        `matched`, `missing`, `unexpected`, `dropped`, `made`; `written`, `parameters`, `left_out`,
+        `notes`; `frames`, `size`, `classes`.
+
+    Raises:
+        TatsError: If the source cannot be read or does not fit, or the target cannot hold it.
+    """
+    given, target = given or Given(), Path(out)
+    _refuse_target(target, to, Path(source), overwrite=overwrite)
+    found = _open(source, overrides, prefer, given, classes, class_names)
+    for remark in found.checkpoint.remarks:
+        reporter.info(remark)
+    digest, checkpoint = found.checkpoint.digest(), found.checkpoint
+    if to == "tats":
+        written, left_out, notes = found.tensors, {}, []
+        files = _publish_run(found, target, digest)
+    else:
+        export = exported(
+            checkpoint, found.recipe, found.tensors, found.labels, partial=given.partial
+        )
+        written, left_out, notes = export.tensors, export.left_out, export.notes
+        for reason, names in left_out.items():
+            reporter.info(f"{len(names)} tensors left out: {reason}")
+        for note in notes:
+            reporter.info(note)
+        if to == "hf":
+            files = _publish_folder(found, export, target, digest, license)
+        else:
+            files = _publish_file(export, target)
+            notes = [*notes, _NOT_IN_FILES]
+            reporter.info(_NOT_IN_FILES)
+    counts = found.counts
+    return {
+        "source": str(source),
+        "kind": checkpoint.kind if to == "tats" else export.kind,
+        "to": to,
+        "out": str(target),
+        "files": files,
+        "sha256": digest,
+        **counts,
+        "notes": counts["notes"] + notes,
+        "written": len(written),
+        "parameters": sum(one.numel() for one in written.values()),
+        "left_out": {reason: len(names) for reason, names in left_out.items()},
+        "frames": found.recipe.data.frames,
+        "size": list(found.recipe.data.view_size),
+        "classes": None if found.labels is None else len(found.labels),
+    }
+
+
+def _open(
+    path: Path | str,
+    overrides: Sequence[str],
+    prefer: str,
+    given: Given,
+    classes: Path | None,
+    class_names: Path | None,
+) -> Source:
+    """Open what is converted, and choose among its classes.
+
+    Raises:
+        TatsError: If it cannot be read, or the options are not for it.
+    """
+    path = own_folder(Path(path))
+    checkpoint: Checkpoint
+    if is_foreign(path):
+        if prefer != "last":
+            raise UsageError(f"`--checkpoint {prefer}` is about runs; `{path}` is no run")
+        checkpoint = open_foreign(path, given)
+        recipe = _described(checkpoint, overrides)
+    else:
+        checkpoint = find_checkpoint(path, prefer=prefer)
+        refuse_tokenizer(checkpoint)
+        recipe = Recipe.model_validate(checkpoint.meta["recipe"])
+        if overrides or given._replace(partial=False) != Given():
+            raise UsageError(
+                f"`{path}` has the recipe that it was trained with: it cannot be told otherwise",
+                hint="recipe keys, `--heads`, `--decoder-heads` and `--tubelet` are for weights of "
+                "others",
+            )
+    tensors, labels = checkpoint.tensors("model"), checkpoint.meta.get("class_names")
+    if checkpoint.kind != "finetuned":
+        labels = None
+        if classes is not None or class_names is not None:
+            raise UsageError(f"`{path}` has no classifier, so there are no classes to choose")
+    named = None
+    if labels is not None and classes is not None:
+        rows, named = read_class_map(classes)
+        tensors, labels = selected(tensors, labels, rows, called=str(classes))
+    if labels is not None and class_names is not None:
+        named = read_class_names(class_names)
+        if len(named) != len(labels):
+            raise UsageError(
+                f"`--class-names {class_names}` names {len(named)} classes; the classifier has "
+                f"{len(labels)}",
+                hint="`--classes MAP.json` keeps some of them",
+            )
+    return Source(checkpoint, recipe, tensors, named or labels)
+
+
+def _described(checkpoint: Checkpoint, overrides: Sequence[str]) -> Recipe:
+    """Return the recipe of weights of others, with what the user says of them.
+
+    Raises:
+        RecipeError: If an override contradicts the weights.
+    """
+    before = Recipe.model_validate(checkpoint.meta["recipe"])
+    recipe = override_recipe(before, overrides, origin=checkpoint.path)
+    labels = checkpoint.meta.get("class_names")
+    classes = None if labels is None else len(labels)
+    old, new = (form_of(one, classes=classes) for one in (before, recipe))
+    if shapes_of(old) != shapes_of(new):
+        raise RecipeError(
+            f"`{checkpoint.path}` has tensors of other shapes than these changes describe",
+            hint="`data.frames`, `data.size`, `data.mean` and the like can be told; "
+            "`model.patch` and depths are in the weights",
+        )
+    if checkpoint.has("masker") and old.tokens != new.tokens:
+        raise RecipeError(
+            f"the sampler in `{checkpoint.path}` has positions for {old.tokens} tokens, and these "
+            f"changes make {new.tokens}"
+        )
+    return recipe
+
+
+def _refuse_target(target: Path, to: Layout, source: Path, *, overwrite: bool) -> None:
+    """Find out that a target cannot be written, before anything is read.
+
+    Raises:
+        UsageError: If so.
+    """
+    if to == "videomae" and target.suffix not in (".pth", ".pt"):
+        raise UsageError(f"`--out {target}` must end in .pth", hint="the official layout is a file")
+    if to != "videomae" and target.suffix in (".pth", ".pt", ".safetensors"):
+        raise UsageError(f"`--out {target}` looks like a file, and `--to {to}` writes a folder")
+    if not target.exists():
+        return
+    here, there = target.resolve(), source.resolve()
+    if here == there or here in there.parents:
+        raise UsageError(f"`--out {target}` is the source, or holds it", hint="name another")
+    if not overwrite:
+        raise UsageError(f"`{target}` is there", hint="replace it with `--overwrite`")
+    if target.is_dir() and any(target.iterdir()):
+        mark = _MARKS.get(to)
+        if mark is None or not (target / mark).is_file():
+            raise UsageError(
+                f"`{target}` does not look like what `--to {to}` writes, so `--overwrite` leaves "
+                "it alone",
+                hint="name another `--out`, or delete it yourself",
+            )
+
+
+def _publish_run(source: Source, target: Path, digest: str) -> list[str]:
+    """Write a run folder whose only checkpoint is at step 0."""
+    checkpoint = source.checkpoint
+    parts = {"model": source.tensors}
+    if checkpoint.has("masker"):
+        masker = checkpoint.tensors("masker")
+        parts["masker"] = {key: one for key, one in masker.items() if key.startswith("weights/")}
+    if checkpoint.has("targets"):
+        parts["targets"] = checkpoint.tensors("targets")
+    facts = {"source": str(checkpoint.path), "source_sha256": digest}
+    meta = {key: one for key, one in checkpoint.meta.items() if key not in ("format", "step")}
+    meta |= {"recipe": source.recipe.model_dump(mode="json"), "tats": __version__, **facts}
+    if source.labels is not None:
+        meta["class_names"] = source.labels
+    with draft_of(target) as draft:
+        draft.mkdir()
+        save_checkpoint(draft, step=0, tensors=parts, meta=meta, keep=1, best=False)
+        (draft / "recipe.yaml").write_text(dump_recipe(source.recipe), encoding="utf-8")
+        write_run_json(draft, describe_run(recipe=meta["name"], **facts, taken=source.counts))
+    return ["recipe.yaml", "run.json", "checkpoints/last"]
+
+
+def _publish_folder(
+    source: Source, export: Export, target: Path, digest: str, license: str | None
+) -> list[str]:
+    """Write a folder of `transformers` with its card."""
+    checkpoint, meta = source.checkpoint, source.checkpoint.meta
+    sampling = sampling_of(export.recipe, export.kind)
+    in_run = checkpoint.path.parent.name == "checkpoints"
+    began = meta.get("init")
+    facts = Facts(
+        name=str(meta.get("name") or target.name),
+        license=license,
+        source=f"`{meta['name']}`, layout {source.counts['layout']}, sha256 {digest}",
+        store=meta.get("store"),
+        derived=bool(meta.get("derived")),
+        base=_run_name(Path(began)) if began else None,
+        results=results_of(checkpoint.path.parents[1] / "results", digest) if in_run else [],
+    )
+    tats = {
+        "version": __version__,
+        "kind": export.kind,
+        "derived": bool(meta.get("derived")),
+        "frames": export.form.frames,
+        "sampling": sampling.model_dump(mode="json"),
+        "recipe": export.recipe.model_dump(mode="json"),
+    }
+    with draft_of(target) as draft:
+        draft.mkdir()
+        return write_hf(draft, export, tats=tats, card=model_card(export, facts))
+
+
+def _publish_file(export: Export, target: Path) -> list[str]:
+    """Write a file in the official layout."""
+    with draft_of(target) as draft:
+        write_videomae(draft, export)
+    return [target.name]
+
+
+def _run_name(path: Path) -> str:
+    """Return the name of a run by a checkpoint of it, or of other weights by their path."""
+    return path.parents[1].name if path.parent.name == "checkpoints" else path.name.split(".")[0]
+
+
+def describe(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what was converted as rows of a table."""
+    rows = [
+        ("source", f"{result['source']} ({result['layout']}, {result['kind']})"),
+        ("tensors taken", f"{result['matched']} of {result['tensors']}"),
+        *((f"left out: {reason}", str(count)) for reason, count in result["dropped"].items()),
+        *((f"made: {reason}", str(count)) for reason, count in result["made"].items()),
+        ("tensors written", f"{result['written']}, {result['parameters'] / 1e6:.2f} M parameters"),
+        *((f"not written: {reason}", str(count)) for reason, count in result["left_out"].items()),
+        ("clip", f"{result['frames']} frames of {' x '.join(map(str, result['size']))} pixels"),
+    ]
+    if result["classes"] is not None:
+        rows.append(("classes", str(result["classes"])))
+    return rows

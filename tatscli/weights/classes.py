@@ -1,0 +1,101 @@
+"""Which classes of a classifier are kept, in which order, and what they are called."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tatscli.errors import UsageError
+
+_HEAD = ("head.weight", "head.bias")
+
+
+def read_class_map(path: Path) -> tuple[list[int], list[str] | None]:
+    """Read which rows of a classifier make which classes, and their names if it says them.
+
+    A JSON list names a row for each class, in order, as VideoMAE V2's `label_710to400.json` does;
+    an object does so by the number of the class, or by its name.
+
+    Raises:
+        UsageError: If it is neither.
+    """
+    found = _json(path)
+    if isinstance(found, list) and all(type(row) is int for row in found):
+        return found, None
+    if isinstance(found, dict) and all(type(row) is int for row in found.values()):
+        if all(key.isdecimal() for key in found):
+            numbers = sorted(found, key=int)
+            if [int(key) for key in numbers] == list(range(len(found))):
+                return [found[key] for key in numbers], None
+            raise UsageError(f"`--classes {path}` does not number its classes from 0 without a gap")
+        return list(found.values()), list(found)
+    raise UsageError(
+        f"`--classes {path}` is neither a list of row numbers nor an object of them",
+        hint='such as `[12, 3, 40]`, or `{"archery": 12, "bowling": 3}`',
+    )
+
+
+def read_class_names(path: Path) -> list[str]:
+    """Read names of classes: one a line, or a JSON list, or JSON by number as in `id2label`.
+
+    Raises:
+        UsageError: If there are none, one is empty or two are the same.
+    """
+    if path.suffix == ".json":
+        found = _json(path)
+        if isinstance(found, dict) and all(key.isdecimal() for key in found):
+            found = [found[key] for key in sorted(found, key=int)]
+        if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+            raise UsageError(f"`--class-names {path}` is no list of names")
+        names = found
+    else:
+        names = [line.strip() for line in _text(path).splitlines()]
+        while names and not names[-1]:
+            names.pop()
+    if not names or not all(names):
+        empty = names.index("") + 1 if names else 1
+        raise UsageError(f"`--class-names {path}`: class {empty} has no name")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"`--class-names {path}` has `{twice}` twice")
+    return names
+
+
+def selected(
+    tensors: Mapping[str, Tensor], labels: list[str], rows: list[int], *, called: str
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Keep the rows of a classifier that a map names, in its order, and their labels.
+
+    Raises:
+        UsageError: If the classifier has no such row, or one is named twice.
+    """
+    classes = len(labels)
+    for row in rows:
+        if not 0 <= row < classes:
+            raise UsageError(f"`--classes {called}` names row {row}; the classifier has {classes}")
+    if len(set(rows)) < len(rows) or not rows:
+        raise UsageError(f"`--classes {called}` names a row twice, or none")
+    index = torch.tensor(rows)
+    changed = {name: tensors[name][index] for name in _HEAD}
+    return {**tensors, **changed}, [labels[row] for row in rows]
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(_text(path))
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"`{path}` is no JSON: {error}") from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"`{path}` cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"`{path}` is not UTF-8 text: {error.reason}") from error

@@ -1,0 +1,173 @@
+"""What became of the tensors of others: taken, missing, unexpected, left out on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from tatscli.errors import CheckpointError
+from tatscli.weights.form import Shapes
+
+
+@dataclass(slots=True)
+class Count:
+    """How many tensors of a source were taken, and what happened to all others.
+
+    Attributes:
+        layout: What the source is.
+        total: Tensors in it.
+        matched: Those that were taken, whole or in part.
+        missing: Our names for what it should have and has not.
+        misshapen: Those of another shape, with both shapes.
+        unexpected: Its names for what no rule knows.
+        dropped: Its names for what was left out, by reason.
+        made: Our names for what such a source never has, by reason.
+        notes: What else people should know.
+    """
+
+    layout: str
+    total: int
+    matched: int = 0
+    missing: list[str] = field(default_factory=list)
+    misshapen: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    dropped: dict[str, list[str]] = field(default_factory=dict)
+    made: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def whole(self) -> bool:
+        """Whether everything fits."""
+        return not (self.missing or self.misshapen or self.unexpected)
+
+    def drop(self, reason: str, names: Iterable[str]) -> None:
+        """Note what is left out, and why."""
+        self.dropped.setdefault(reason, []).extend(names)
+
+    def make(self, reason: str, names: Iterable[str]) -> None:
+        """Note what is made because such a source never has it."""
+        self.made.setdefault(reason, []).extend(names)
+
+    @property
+    def problems(self) -> str:
+        """What does not fit, with the first names of each kind."""
+        kinds = {
+            "missing": self.missing,
+            "of another shape": self.misshapen,
+            "unexpected": self.unexpected,
+        }
+        return "; ".join(
+            f"{len(names)} {kind}, first {_first(names)}" for kind, names in kinds.items() if names
+        )
+
+    def lines(self) -> list[str]:
+        """Return everything in sentences for people, the counts first."""
+        said = [f"{self.layout}: {self.matched} of {self.total} tensors taken"]
+        for reason, names in self.dropped.items():
+            said.append(f"{len(names)} tensors left out: {reason}")
+        for reason, names in self.made.items():
+            said.append(f"{len(names)} tensors made: {reason}")
+        return said + self.notes
+
+    def facts(self) -> dict[str, Any]:
+        """Return the counts for JSON; names of what does not fit."""
+        return {
+            "layout": self.layout,
+            "tensors": self.total,
+            "matched": self.matched,
+            "missing": self.missing + self.misshapen,
+            "unexpected": self.unexpected,
+            "dropped": {reason: len(names) for reason, names in self.dropped.items()},
+            "made": {reason: len(names) for reason, names in self.made.items()},
+            "notes": self.notes,
+        }
+
+    def refuse(self, called: str) -> None:
+        """Find out that not everything fits.
+
+        Raises:
+            CheckpointError: If so, with counts and first names.
+        """
+        if not self.whole:
+            raise CheckpointError(
+                f"`{called}` ({self.layout}): {self.matched} of {self.total} tensors match; "
+                f"{self.problems}",
+                hint="`tats convert --partial` takes what fits, and says what it leaves out",
+            )
+
+
+class Renaming:
+    """Tensors on their way from a source's names to ours, so that nothing is lost unseen.
+
+    Args:
+        source: All of its tensors.
+        layout: What the source is called.
+
+    Attributes:
+        left: What no rule has taken yet.
+        tensors: What was taken, by our names, in float32.
+        count: What happened so far.
+    """
+
+    def __init__(self, source: dict[str, Tensor], layout: str) -> None:
+        self.left = dict(source)
+        self.tensors: dict[str, Tensor] = {}
+        self.count = Count(layout, len(source))
+        self._dropped = 0
+        halves = sum(one.is_floating_point() and one.element_size() < 4 for one in source.values())
+        if halves:
+            self.count.notes.append(f"{halves} tensors of half precision, now in float32")
+
+    def pop(self, name: str) -> Tensor:
+        """Take a tensor of the source, in float32."""
+        return self.left.pop(name).float()
+
+    def take(self, theirs: str, ours: str) -> None:
+        """Give a tensor our name."""
+        self.tensors[ours] = self.pop(theirs)
+
+    def take_all(self, rename: Callable[[str], str | None]) -> None:
+        """Give every tensor our name that a rule has one for."""
+        for theirs in list(self.left):
+            ours = rename(theirs)
+            if ours is not None:
+                self.take(theirs, ours)
+
+    def drop(self, reason: str, wanted: Callable[[str], bool]) -> None:
+        """Leave out what a rule says, for a reason."""
+        names = [name for name in self.left if wanted(name)]
+        if names:
+            self.count.drop(reason, names)
+        for name in names:
+            del self.left[name]
+        self._dropped += len(names)
+
+    def make(self, ours: str, value: Tensor, reason: str) -> None:
+        """Add what such a source never has."""
+        self.tensors[ours] = value
+        self.count.make(reason, [ours])
+
+    def compare(self, wanted: Shapes) -> None:
+        """Count what is missing, misshapen and unexpected against the shapes of a model."""
+        count = self.count
+        count.missing = [name for name in wanted if name not in self.tensors]
+        count.misshapen = [
+            f"{name} {_sides(self.tensors[name].shape)} where {_sides(shape)} is wanted"
+            for name, shape in wanted.items()
+            if name in self.tensors and tuple(self.tensors[name].shape) != shape
+        ]
+        strange = [name for name in self.tensors if name not in wanted]
+        count.unexpected = [*self.left, *strange]
+        lost = len(self.left) + self._dropped + len(count.misshapen) + len(strange)
+        count.matched = max(0, count.total - lost)
+
+
+def _first(names: list[str], count: int = 3) -> str:
+    return ", ".join(f"`{name}`" for name in names[:count]) + (" ..." if len(names) > count else "")
+
+
+def _sides(shape: Iterable[int]) -> str:
+    return " x ".join(map(str, shape)) or "a single number"

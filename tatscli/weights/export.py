@@ -1,0 +1,214 @@
+"""What other layouts can hold of a checkpoint, and folders and files of them.
+
+Shapes: D width, L classes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tatscli.engine.checkpoint import Checkpoint
+from tatscli.errors import CheckpointError
+from tatscli.nn.batch_norm import EPS as BATCH_EPS
+from tatscli.recipe.schema import Recipe
+from tatscli.weights.form import ENCODER, POSITIONS, Form, form_of, shapes_of
+from tatscli.weights.hf import BASE, to_hf
+from tatscli.weights.hf_config import config_of, processors_of
+from tatscli.weights.videomae import to_videomae
+
+SHARD_BYTES = 5_000_000_000
+"""Weights of `transformers` are split into files of at most so many bytes."""
+
+_STEM = "model"
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """A checkpoint as far as VideoMAE's layouts have words for it.
+
+    Attributes:
+        kind: `pretrained` or `finetuned`.
+        form: What is written.
+        tensors: By our names.
+        recipe: The recipe that describes what is written.
+        labels: Names of the classes of a classifier.
+        left_out: Our names for what is not written, by reason.
+        notes: What else people should know.
+    """
+
+    kind: str
+    form: Form
+    tensors: dict[str, Tensor]
+    recipe: Recipe
+    labels: list[str] | None = None
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def encoder_only(self) -> bool:
+        """Whether there is neither a decoder nor a classifier."""
+        return self.form == self.form.bare
+
+    @property
+    def architecture(self) -> str:
+        """Class of `transformers` that opens it."""
+        if self.form.classes is not None:
+            return "VideoMAEForVideoClassification"
+        return "VideoMAEModel" if self.encoder_only else "VideoMAEForPreTraining"
+
+
+def exported(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    tensors: dict[str, Tensor],
+    labels: list[str] | None,
+    *,
+    partial: bool,
+) -> Export:
+    """Work out what can be written of a checkpoint.
+
+    Of a pretraining whose head or targets are not VideoMAE's the encoder alone is written. Another
+    classifier than VideoMAE's is refused, and with `partial` its encoder is written.
+
+    Args:
+        checkpoint: The checkpoint.
+        recipe: Its recipe.
+        tensors: Its model.
+        labels: Names of its classes, of a classifier.
+        partial: Whether less than all of a classifier will do.
+
+    Raises:
+        CheckpointError: If positions were taken over from another grid, or a classifier or an
+            encoder is not VideoMAE's.
+    """
+    left_out: dict[str, list[str]] = {}
+    moved = [name for name in tensors if name.startswith(ENCODER) and name.endswith(POSITIONS)]
+    if moved:
+        raise CheckpointError(
+            f"`{checkpoint.path}` has positions of its own, interpolated from another grid: no "
+            "layout but ours has a place for them, and without them the weights are wrong",
+            hint="`--to tats` keeps them; or convert the run that it began with",
+        )
+    for part in ("masker", "targets", "head"):
+        if checkpoint.has(part):
+            left_out[f"the file `{part}` of the checkpoint"] = list(checkpoint.tensors(part))
+    form = form_of(recipe, classes=None if labels is None else len(labels))
+    notes: list[str] = []
+    if checkpoint.kind == "finetuned":
+        tensors, recipe = _without_batch_norm(tensors, recipe, notes)
+        names = [name for name in tensors if name.startswith(f"{ENCODER}norm.")]
+        kept = {name: one for name, one in tensors.items() if name not in names}
+        wanted = {name: one for name, one in shapes_of(form).items() if name not in names}
+        if _same_shapes(kept, wanted):
+            if names:
+                left_out["the encoder's last norm, which the classifier passes over"] = names
+            return Export("finetuned", form, kept, recipe, labels, left_out, notes)
+        if not partial:
+            head = recipe.finetune.head
+            raise CheckpointError(
+                f"the classifier of `{checkpoint.path}` is not VideoMAE's: "
+                f"with `finetune.head.pool: {head.pool}` it has tensors that other layouts have no "
+                "place for",
+                hint="`--to tats` keeps it; `--partial` writes its encoder alone",
+            )
+    elif _same_shapes(tensors, shapes_of(form)):
+        return Export("pretrained", form, tensors, recipe, None, left_out)
+    rest = [name for name in tensors if not name.startswith(ENCODER)]
+    if rest:
+        left_out[_reason(recipe, checkpoint.kind)] = rest
+    encoder = {name: one for name, one in tensors.items() if name.startswith(ENCODER)}
+    if not _same_shapes(encoder, shapes_of(form.bare)):
+        raise CheckpointError(f"the encoder of `{checkpoint.path}` does not fit its recipe")
+    return Export("pretrained", form.bare, encoder, recipe, None, left_out)
+
+
+def write_hf(
+    folder: Path, export: Export, *, tats: dict[str, Any], card: str, limit: int = SHARD_BYTES
+) -> list[str]:
+    """Write a folder that `transformers` opens, and return the names of its files.
+
+    Args:
+        folder: An empty folder.
+        export: What is written.
+        tats: What a way back to us needs.
+        card: The model card.
+        limit: Largest number of bytes in a file of weights.
+    """
+    renamed = to_hf(export.tensors, prefix="" if export.encoder_only else BASE)
+    names = _write_shards(folder, renamed, limit)
+    config = config_of(export.form, export.architecture, labels=export.labels, tats=tats)
+    for name, content in {"config.json": config, **processors_of(export.form)}.items():
+        (folder / name).write_text(_text(content), encoding="utf-8")
+        names.append(name)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    return [*names, "README.md"]
+
+
+def write_videomae(path: Path, export: Export) -> None:
+    """Write a file in the official layout, which holds nothing but tensors."""
+    renamed = to_videomae(export.tensors, kind=export.kind)
+    torch.save({"model": {name: one.clone() for name, one in renamed.items()}}, path)
+
+
+def _write_shards(folder: Path, tensors: Mapping[str, Tensor], limit: int) -> list[str]:
+    """Write one file of weights, or several and their index."""
+    from safetensors.torch import save_file
+
+    shards: list[dict[str, Tensor]] = [{}]
+    sizes = [0]
+    for name, tensor in tensors.items():
+        if shards[-1] and sizes[-1] + tensor.nbytes > limit:
+            shards.append({})
+            sizes.append(0)
+        shards[-1][name] = tensor.contiguous()
+        sizes[-1] += tensor.nbytes
+    count = len(shards)
+    names = [f"{_STEM}-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    names = names if count > 1 else [f"{_STEM}.safetensors"]
+    for name, shard in zip(names, shards, strict=True):
+        save_file(shard, folder / name, metadata={"format": "pt"})
+    if count == 1:
+        return names
+    places = {one: name for name, shard in zip(names, shards, strict=True) for one in shard}
+    index = {"metadata": {"total_size": sum(sizes)}, "weight_map": places}
+    (folder / f"{_STEM}.safetensors.index.json").write_text(_text(index), encoding="utf-8")
+    return [*names, f"{_STEM}.safetensors.index.json"]
+
+
+def _same_shapes(tensors: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]) -> bool:
+    return {name: tuple(one.shape) for name, one in tensors.items()} == dict(wanted)
+
+
+def _without_batch_norm(
+    tensors: dict[str, Tensor], recipe: Recipe, notes: list[str]
+) -> tuple[dict[str, Tensor], Recipe]:
+    """Multiply a classifier's BatchNorm, which has no weights, into its linear layer: the same."""
+    mean_D, var_D = (tensors.get(f"batch_norm.running_{one}_D") for one in ("mean", "var"))
+    if mean_D is None or var_D is None:
+        return tensors, recipe
+    weight_LD = tensors["head.weight"].double() * (var_D.double() + BATCH_EPS).rsqrt()
+    bias_L = tensors["head.bias"].double() - weight_LD @ mean_D.double()
+    kept = {name: one for name, one in tensors.items() if not name.startswith("batch_norm.")}
+    kept |= {"head.weight": weight_LD.float(), "head.bias": bias_L.float()}
+    head = recipe.finetune.head.model_copy(update={"norm": "layer"})
+    finetune = recipe.finetune.model_copy(update={"head": head})
+    notes.append("the classifier's BatchNorm is multiplied into its linear layer")
+    return kept, recipe.model_copy(update={"finetune": finetune})
+
+
+def _reason(recipe: Recipe, kind: str) -> str:
+    if kind == "finetuned":
+        return "a classifier that is not VideoMAE's"
+    targets = ", ".join(f"`{one.kind}`" for one in recipe.targets)
+    return f"the `{recipe.head.kind}` for {targets}, which is not VideoMAE's decoder of pixels"
+
+
+def _text(content: Any) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
