@@ -36,6 +36,8 @@ EPILOG = """Examples:
 
   tats evaluate runs/ucf101-finetune --checkpoint best --split test
 
+  tats evaluate runs/ucf101-finetune --skip-bad --out best.json --overwrite
+
   tats evaluate runs/tokenizer-vq
 """
 
@@ -86,10 +88,21 @@ def evaluate(
         bool,
         typer.Option("--untrained", help="The encoder as training begins, not the run's weights."),
     ] = False,
+    skip_bad: Annotated[
+        bool,
+        typer.Option(
+            "--skip-bad",
+            help="Leave out videos that cannot be read, and name them in the result. Without it "
+            "the first one is an error.",
+        ),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Result file.", show_default="in RUN/results"),
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the file that --out names.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -107,7 +120,13 @@ def evaluate(
         protocol = Protocol.RECONSTRUCTION
     if protocol is Protocol.RECONSTRUCTION:
         result = evaluate_tokenizer(
-            run, reporter=say, overrides=given, prefer=checkpoint.value, out=out
+            run,
+            reporter=say,
+            overrides=given,
+            prefer=checkpoint.value,
+            skip_bad=skip_bad,
+            out=out,
+            overwrite=overwrite,
         )
         _show_reconstruction(result, say)
         return
@@ -119,21 +138,20 @@ def evaluate(
         overrides=given,
         prefer=checkpoint.value,
         untrained=untrained,
+        skip_bad=skip_bad,
         out=out,
+        overwrite=overwrite,
     )
     say.table(
         f"{protocol.value} on {result['split']}: "
-        f"{result['videos']} videos, {result['views']} views",
+        f"{result['videos']} videos, {result['views']} views, {len(result['skipped'])} skipped",
         ["class", "videos", "top-1"],
         [
             (row["class"], row["videos"], "" if row["top1"] is None else f"{row['top1']:.3f}")
             for row in result["per_class"]
-        ]
-        + [
-            ("all: top-1", result["videos"], f"{result['top1']:.4f}"),
-            ("all: top-5", result["videos"], f"{result['top5']:.4f}"),
         ],
     )
+    say.table("all videos", ["", "", "95 % interval"], _totals(result))
     if "by_duration" in result:
         _show_durations(result, say)
     if result["tokens_kept"] < result["tokens"]:
@@ -143,6 +161,24 @@ def evaluate(
         )
     say.info(f"wrote {result['results']}")
     say.result(result)
+
+
+def _totals(result: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Return the rows of what is said of all videos together."""
+
+    def row(name: str, key: str) -> tuple[str, str, str]:
+        interval = result.get(f"{key}_interval")
+        between = "" if interval is None else "{:.4f} to {:.4f}".format(*interval)
+        return name, f"{result[key]:.4f}", between
+
+    empty = result["classes_without_videos"]
+    return [
+        row("top-1", "top1"),
+        row("top-5", "top5"),
+        row("mean class" + (f" ({empty} have no videos)" if empty else ""), "mean_class"),
+        row("calibration error", "ece"),
+        row("negative log-likelihood", "nll"),
+    ]
 
 
 def _show_durations(result: dict[str, Any], say: Reporter) -> None:

@@ -61,6 +61,10 @@ class EvalViews(Clips):
     def __len__(self) -> int:
         return len(self.rows) * self.views
 
+    def row(self, item: int) -> int:
+        """Return the row of the store that an item is of."""
+        return self.rows[item // self.views]
+
     def __getitem__(self, item: int) -> list[Sample]:
         position, number = divmod(item, self.views)
         segment, crop = divmod(number, self.crops)
