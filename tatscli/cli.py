@@ -21,6 +21,8 @@ COMMANDS = {
     "pretrain": "tatscli.commands.pretrain:pretrain",
     "finetune": "tatscli.commands.finetune:finetune",
     "evaluate": "tatscli.commands.evaluate:evaluate",
+    "compare": "tatscli.commands.compare:compare",
+    "runs": "tatscli.commands.runs:runs",
     "visualize-masks": "tatscli.commands.visualize_masks:visualize_masks",
     "demo": "tatscli.commands.demo:demo",
     "env": "tatscli.commands.env:env",

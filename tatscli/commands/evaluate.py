@@ -145,13 +145,13 @@ def evaluate(
     say.table(
         f"{protocol.value} on {result['split']}: "
         f"{result['videos']} videos, {result['views']} views, {len(result['skipped'])} skipped",
-        ["class", "videos", "top-1"],
+        ["class", "videos", "top-1", "95 % interval"],
         [
-            (row["class"], row["videos"], "" if row["top1"] is None else f"{row['top1']:.3f}")
+            (row["class"], row["videos"], "" if row["top1"] is None else f"{row['top1']:.3f}", "")
             for row in result["per_class"]
-        ],
+        ]
+        + _totals(result),
     )
-    say.table("all videos", ["", "", "95 % interval"], _totals(result))
     if "by_duration" in result:
         _show_durations(result, say)
     if result["tokens_kept"] < result["tokens"]:
@@ -163,19 +163,19 @@ def evaluate(
     say.result(result)
 
 
-def _totals(result: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Return the rows of what is said of all videos together."""
+def _totals(result: dict[str, Any]) -> list[tuple[object, ...]]:
+    """Return the rows about all videos together."""
 
-    def row(name: str, key: str) -> tuple[str, str, str]:
-        interval = result.get(f"{key}_interval")
-        between = "" if interval is None else "{:.4f} to {:.4f}".format(*interval)
-        return name, f"{result[key]:.4f}", between
+    def row(name: str, key: str) -> tuple[object, ...]:
+        ends = result.get(f"{key}_interval")
+        between = "" if ends is None else "{:.4f} to {:.4f}".format(*ends)
+        return f"all: {name}", result["videos"], f"{result[key]:.4f}", between
 
     empty = result["classes_without_videos"]
     return [
         row("top-1", "top1"),
         row("top-5", "top5"),
-        row("mean class" + (f" ({empty} have no videos)" if empty else ""), "mean_class"),
+        row("mean class" + (f", {empty} without videos" if empty else ""), "mean_class"),
         row("calibration error", "ece"),
         row("negative log-likelihood", "nll"),
     ]

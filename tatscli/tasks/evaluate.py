@@ -122,8 +122,7 @@ def evaluate(
             else:
                 views, extra = score_probe(encoder, recipe, store, protocol, here, skipped)
         scores, measured = measures(views, recipe, store, names)
-        asked = store.part(recipe.evaluate.split)
-        left_out = named(skipped, asked, [row.id for row in store.rows])
+        asked, ids = store.part(recipe.evaluate.split), [row.id for row in store.rows]
         result: dict[str, Any] = {
             "protocol": protocol,
             "split": recipe.evaluate.split,
@@ -135,7 +134,7 @@ def evaluate(
             "untrained": untrained,
             "videos": len(scores.videos),
             "views": len(views.row_V),
-            "skipped": left_out,
+            "skipped": named(skipped, asked, ids),
             **extra,
             **measured,
             "class_names": names,
@@ -152,11 +151,6 @@ def evaluate(
             **facts,
             "seconds": round(time.perf_counter() - began, 3),
         }
-        if left_out:
-            here.reporter.warn(
-                f"{len(left_out)} of {len(asked)} videos are left out: they cannot be read; the first: "
-                f"{left_out[0]['reason']}"
-            )
         trained = meta["recipe"]["data"]["frames"] if "recipe" in meta else None
         save_result(
             result,
@@ -180,7 +174,13 @@ def describe_evaluation(here: Session, overrides: Sequence[str]) -> dict[str, An
 def save_result(
     result: dict[str, Any], target: Path, here: Session, scores: VideoScores | None = None
 ) -> None:
-    """Write a result by the first rank; every rank's then says where it is."""
+    """Write a result by the first rank, and tell of videos left out; every rank's result then says
+    where it is."""
+    if bad := result["skipped"]:
+        here.reporter.warn(
+            f"{len(bad)} of {len(bad) + result['videos']} videos are left out, as they cannot be "
+            f"read; the first: {bad[0]['reason']}"
+        )
     if here.world.main:
         write_result(target, result, scores)
     result |= distributed.gathered([result])[0]

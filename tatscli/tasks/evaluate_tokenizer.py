@@ -123,7 +123,6 @@ def evaluate_tokenizer(
     with session(recipe.run, reporter) as here:
         facts = describe_evaluation(here, overrides)
         tallies = reconstruct(tokenizer.to(here.device).eval(), views, recipe, here, skipped)
-        left_out = named(skipped, rows, [row.id for row in store.rows])
         codes: Counter[int] = sum((one.codes for one in tallies.values()), Counter())
         used, places = (sum(one.kept[part] for one in tallies.values()) for part in (0, 1))
         numbers = {row: tallies[row].numbers() for row in sorted(tallies)}
@@ -134,7 +133,7 @@ def evaluate_tokenizer(
             "crops": settings.crops,
             "videos": len(numbers),
             "views": len(numbers) * views.views,
-            "skipped": left_out,
+            "skipped": named(skipped, rows, [row.id for row in store.rows]),
             "pictures": sum(len(one.psnr) for one in tallies.values()),
             "psnr": fmean(one["psnr"] for one in numbers.values()),
             "ssim": fmean(one["ssim"] for one in numbers.values()),
@@ -155,11 +154,6 @@ def evaluate_tokenizer(
             **facts,
             "seconds": round(time.perf_counter() - began, 3),
         }
-        if left_out:
-            here.reporter.warn(
-                f"{len(left_out)} of {len(rows)} videos are left out: they cannot be read; the first: "
-                f"{left_out[0]['reason']}"
-            )
         home, frames = results_home(Path(path), checkpoint.path), run.recipe.data.frames
         usual = results_path(result, home, prefer, trained_frames=frames)
         save_result(result, chosen or usual, here)
