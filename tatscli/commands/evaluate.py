@@ -146,11 +146,7 @@ def evaluate(
         f"{protocol.value} on {result['split']}: "
         f"{result['videos']} videos, {result['views']} views, {len(result['skipped'])} skipped",
         ["class", "videos", "top-1", "95 % interval"],
-        [
-            (row["class"], row["videos"], "" if row["top1"] is None else f"{row['top1']:.3f}", "")
-            for row in result["per_class"]
-        ]
-        + _totals(result),
+        [*_classes(result), *_totals(result)],
     )
     if "by_duration" in result:
         _show_durations(result, say)
@@ -161,6 +157,13 @@ def evaluate(
         )
     say.info(f"wrote {result['results']}")
     say.result(result)
+
+
+def _classes(result: dict[str, Any]) -> list[tuple[object, ...]]:
+    return [
+        (row["class"], row["videos"], "" if row["top1"] is None else f"{row['top1']:.3f}", "")
+        for row in result["per_class"]
+    ]
 
 
 def _totals(result: dict[str, Any]) -> list[tuple[object, ...]]:
