@@ -86,7 +86,7 @@ def list_runs(
 
     say = reporter(json, quiet, verbose)
     found = listed(folder)
-    columns = ["run", "kind", "recipe", "state", "step", "loss", "best", "results", "age", "size"]
+    columns = ["run", "kind", "recipe", "state", "step", "loss", "best", "age", "size"]
     problems = any(one.problem for one in found)
     say.table(
         f"runs in {folder}",
@@ -100,7 +100,6 @@ def list_runs(
                 "" if one.step is None else f"{one.step}/{one.total or '?'}",
                 "" if one.loss is None else f"{one.loss:.4g}",
                 number(one.best),
-                one.results or "",
                 _age(one.age),
                 _size(one.bytes),
                 *([one.problem or ""] if problems else []),

@@ -224,6 +224,20 @@ def test_evaluation_never_replaces(workers: int) -> None:
         list(evaluation_batches(dataset, batch=4, workers=workers))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_leaves_bad_videos_out_where_somebody_is_told(workers: int) -> None:
+    dataset = views(FakeStore([20] * 5, broken=[1, 2]), range(5))
+    told: list[tuple[int, str]] = []
+    found = list(
+        evaluation_batches(dataset, batch=4, workers=workers, on_bad=lambda *bad: told.append(bad))
+    )
+    assert torch.cat([batch.row_B for batch in found]).tolist() == [0] * 6 + [3] * 6 + [4] * 6
+    assert [row for row, _ in told] == [1] * 6 + [2] * 6
+    assert all("cannot be read" in reason for _, reason in told)
+    nothing = views(FakeStore([20], broken=[0]), [0])
+    assert list(evaluation_batches(nothing, batch=4, on_bad=lambda *_: None)) == []
+
+
 class Stuck(FakeStore):
     """Row 1 never arrives, or takes the worker with it."""
 
