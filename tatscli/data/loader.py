@@ -101,6 +101,7 @@ def evaluation_batches(
     workers: int = 0,
     rank: int = 0,
     world: int = 1,
+    items: Sequence[int] | None = None,
     on_bad: Callable[[int, str], object] | None = None,
     timeout: float = TIMEOUT,
 ) -> Iterator[Batch]:
@@ -115,6 +116,7 @@ def evaluation_batches(
         workers: Loader processes; 0 reads in this one.
         rank: Number of this process.
         world: Processes in all.
+        items: Which views, in order; None takes all of this rank's videos.
         on_bad: Told of each view that cannot be read, row and reason, and its batch comes without
             it; other views of that video may have been yielded before. None stops at the first.
         timeout: Seconds to wait for a batch.
@@ -123,14 +125,10 @@ def evaluation_batches(
         DataError: If a video cannot be read, which the message names, and `on_bad` is None; or if a
             worker hangs or dies.
     """
-    items = [
-        position * dataset.views + view
-        for position in range(rank, len(dataset.rows), world)
-        for view in range(dataset.views)
-    ]
+    wanted = dataset.items(rank=rank, world=world) if items is None else items
 
     def order() -> Iterator[list[int]]:
-        return (items[first : first + batch] for first in range(0, len(items), batch))
+        return (list(wanted[first : first + batch]) for first in range(0, len(wanted), batch))
 
     def name(item: int) -> str:
         return dataset.name(dataset.row(item))

@@ -40,6 +40,9 @@ def score_views(
 ) -> ViewScores:
     """Run `model` over all views, spread over the ranks, and return every rank's results.
 
+    Views of a video that show the very same are looked at once, and count as often as they are
+    asked for.
+
     Args:
         model: Maps standardised video to (B, L); put in evaluation mode.
         views: What to run over.
@@ -67,11 +70,16 @@ def score_views(
         drop=drop,
         skipped=skipped,
         finite=finite,
+        distinct=drop is None,  # tokens are left out of each view by its number
         description=description,
     ):
-        rows.append(batch.row_B)
-        labels.append(batch.label_B)
-        outputs.append(finish(result).cpu())
+        times_B = torch.ones_like(batch.row_B)
+        if drop is None:
+            pairs = zip(batch.row_B.tolist(), batch.view_B.tolist(), strict=True)
+            times_B = torch.tensor([views.alike(row).count(view) for row, view in pairs])
+        rows.append(batch.row_B.repeat_interleave(times_B))
+        labels.append(batch.label_B.repeat_interleave(times_B))
+        outputs.append(finish(result).cpu().repeat_interleave(times_B, dim=0))
     # A rank beyond the last view has nothing to add.
     mine = [(torch.cat(rows), torch.cat(labels), torch.cat(outputs))] if rows else []
     parts = distributed.gathered(mine)
@@ -92,26 +100,29 @@ def run_views(
     drop: TokenDrop | None = None,
     skipped: Skipped | None = None,
     finite: bool = False,
+    distinct: bool = False,
     description: str,
 ) -> Iterator[tuple[Batch, Tensor]]:
     """Run `model`, in evaluation mode and without gradient, over this rank's share of the views.
 
     Arguments and errors are those of `score_views`; `skipped` gets this rank's videos alone, and
-    views of theirs that could be read may be among those yielded.
+    views of theirs that could be read may be among those yielded. `distinct` leaves out views that
+    show the very same as an earlier one of their video.
 
     Yields:
         Batches, on the CPU, and the model's float32 outputs, where the model is.
     """
     model.eval()
+    size = recipe.evaluate.batch_per_device
+    items = views.items(rank=here.world.rank, world=here.world.size, distinct=distinct)
     batches = evaluation_batches(
         views,
-        batch=recipe.evaluate.batch_per_device,
+        batch=size,
         workers=worker_count(recipe.data.workers, local_ranks=here.world.local_size),
-        rank=here.world.rank,
-        world=here.world.size,
+        items=items,
         on_bad=None if skipped is None else skipped.setdefault,
     )
-    steps = -(-len(views) // (recipe.evaluate.batch_per_device * here.world.size))
+    steps = -(-len(items) // size)
     for batch in here.reporter.progress(
         batches, total=steps, description=description, unit="batch"
     ):

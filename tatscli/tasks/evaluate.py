@@ -15,10 +15,12 @@ from tatscli.engine import distributed
 from tatscli.engine.checkpoint import Checkpoint
 from tatscli.engine.run import describe_run
 from tatscli.engine.session import Session, session
+from tatscli.engine.threads import use_threads
 from tatscli.errors import CheckpointError, DataError, RecipeError, UsageError
 from tatscli.evaluation.scores import ViewScores
 from tatscli.evaluation.views import Skipped, score_views
 from tatscli.nn.load import copy_weights, open_checkpoint, positions_moved
+from tatscli.nn.vit import model_size
 from tatscli.recipe.load import load_recipe, override_recipe
 from tatscli.recipe.schema import Recipe
 from tatscli.store.reader import Store
@@ -106,7 +108,11 @@ def evaluate(
     meta = checkpoint.meta if checkpoint else {}
     names = store.class_names
     skipped: Skipped | None = {} if skip_bad else None
-    with session(recipe.run, reporter) as here:
+    with (
+        session(recipe.run, reporter) as here,
+        use_threads(recipe.run.threads, _work(recipe), here.device) as reason,
+    ):
+        here.reporter.detail(f"threads: {reason}")
         facts = describe_evaluation(here, overrides)
         extra: dict[str, Any] = {}
         if protocol == "finetuned":
@@ -159,6 +165,14 @@ def evaluate(
             scores,
         )
     return result
+
+
+def _work(recipe: Recipe) -> float:
+    """Estimate the floating-point operations of a batch: those of the blocks' weights."""
+    width, depth, _, mlp = model_size(recipe.model)
+    t, h, w = recipe.grid
+    weights = depth * (4 * width**2 + 2 * width * mlp)
+    return 2.0 * weights * t * h * w * recipe.evaluate.batch_per_device
 
 
 def describe_evaluation(here: Session, overrides: Sequence[str]) -> dict[str, Any]:

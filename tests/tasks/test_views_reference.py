@@ -17,7 +17,9 @@ from safetensors.torch import load_file as load_weights
 
 from tatscli.cli import main
 from tatscli.console import Reporter
+from tatscli.data.views import EvalViews
 from tatscli.errors import CheckpointError, DataError, UsageError
+from tatscli.nn.classifier import Classifier
 from tatscli.store.reader import Store
 from tatscli.tasks.evaluate import evaluate
 from tatscli.tasks.finetune import build_classifier
@@ -146,6 +148,32 @@ def test_scores_are_the_published_protocols(
     per_class = [np.mean([r for r, row in zip(right, rows, strict=True) if row.label == label])
                  for label in range(3)]  # fmt: skip
     assert result["mean_class"] == pytest.approx(np.mean(per_class))
+
+
+def test_views_that_show_the_same_are_looked_at_once_and_count_as_often(
+    run: Path, varied: Path, say: Reporter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Pictures of the view's aspect have one crop, and videos of 16 frames one window of 8 at
+    stride 2: their six views are one."""
+    seen: list[int] = []
+    forward = Classifier.forward
+
+    def spy(self: Classifier, video: torch.Tensor, *more: Any) -> torch.Tensor:
+        seen.append(len(video))
+        return forward(self, video, *more)
+
+    monkeypatch.setattr(Classifier, "forward", spy)
+    words = ["data.size=[48,64]", "evaluate.segments=2", "evaluate.crops=3"]
+    few = evaluate(run, reporter=say, overrides=words, out=tmp_path / "few.json")
+    looked = sum(seen)
+    whole = LENGTHS["down"] + LENGTHS["left"] + LENGTHS["right"]
+    assert looked - 1 == sum(1 if length == 16 else 2 for length in whole)  # 1 counts FLOPs
+    seen.clear()
+    monkeypatch.setattr(EvalViews, "alike", lambda self, row: list(range(self.views)))
+    every = evaluate(run, reporter=say, overrides=words, out=tmp_path / "every.json")
+    assert sum(seen) - 1 == every["views"] == few["views"] == 120
+    one, two = (load_file(tmp_path / f"{name}.safetensors") for name in ("few", "every"))
+    np.testing.assert_allclose(one["scores"], two["scores"], atol=1e-6)
 
 
 def test_a_bad_video_is_an_error_and_with_skip_bad_left_out_wholly(
