@@ -22,6 +22,8 @@ COMMANDS = {
     "finetune": "tatscli.commands.finetune:finetune",
     "evaluate": "tatscli.commands.evaluate:evaluate",
     "convert": "tatscli.commands.convert:convert",
+    "compare": "tatscli.commands.compare:compare",
+    "runs": "tatscli.commands.runs:runs",
     "visualize-masks": "tatscli.commands.visualize_masks:visualize_masks",
     "demo": "tatscli.commands.demo:demo",
     "env": "tatscli.commands.env:env",

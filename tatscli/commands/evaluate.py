@@ -36,6 +36,8 @@ EPILOG = """Examples:
 
   tats evaluate runs/ucf101-finetune --checkpoint best --split test
 
+  tats evaluate runs/ucf101-finetune --skip-bad --out best.json --overwrite
+
   tats evaluate runs/tokenizer-vq
 """
 
@@ -95,10 +97,21 @@ def evaluate(
             help="Take store, sampling and views from this recipe, for weights that come without.",
         ),
     ] = None,
+    skip_bad: Annotated[
+        bool,
+        typer.Option(
+            "--skip-bad",
+            help="Leave out videos that cannot be read, and name them in the result. Without it "
+            "the first one is an error.",
+        ),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Result file.", show_default="in RUN/results"),
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the file that --out names.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -116,7 +129,13 @@ def evaluate(
         protocol = Protocol.RECONSTRUCTION
     if protocol is Protocol.RECONSTRUCTION:
         result = evaluate_tokenizer(
-            run, reporter=say, overrides=given, prefer=checkpoint.value, out=out
+            run,
+            reporter=say,
+            overrides=given,
+            prefer=checkpoint.value,
+            skip_bad=skip_bad,
+            out=out,
+            overwrite=overwrite,
         )
         _show_reconstruction(result, say)
         return
@@ -129,24 +148,15 @@ def evaluate(
         prefer=checkpoint.value,
         untrained=untrained,
         protocol_of=recipe,
+        skip_bad=skip_bad,
         out=out,
+        overwrite=overwrite,
     )
     say.table(
         f"{protocol.value} on {result['split']}: "
-        f"{result['videos']} videos, {result['views']} views",
-        ["class", "videos", "top-1"],
-        [
-            (row["class"], row["videos"], "" if row["top1"] is None else f"{row['top1']:.3f}")
-            for row in result["per_class"]
-        ]
-        + [
-            ("all: top-1", result["videos"], f"{result['top1']:.4f}"),
-            ("all: top-5", result["videos"], f"{result['top5']:.4f}"),
-        ]
-        + [
-            (f"all: {name} top-1", result["videos"], f"{top1:.4f}")
-            for name, top1 in result.get("group_top1", {}).items()
-        ],
+        f"{result['videos']} videos, {result['views']} views, {len(result['skipped'])} skipped",
+        ["class", "videos", "top-1", "95 % interval"],
+        [*_classes(result), *_totals(result)],
     )
     if "by_duration" in result:
         _show_durations(result, say)
@@ -157,6 +167,35 @@ def evaluate(
         )
     say.info(f"wrote {result['results']}")
     say.result(result)
+
+
+def _classes(result: dict[str, Any]) -> list[tuple[object, ...]]:
+    return [
+        (row["class"], row["videos"], "" if row["top1"] is None else f"{row['top1']:.3f}", "")
+        for row in result["per_class"]
+    ]
+
+
+def _totals(result: dict[str, Any]) -> list[tuple[object, ...]]:
+    """Return the rows about all videos together."""
+
+    def row(name: str, key: str) -> tuple[object, ...]:
+        ends = result.get(f"{key}_interval")
+        between = "" if ends is None else "{:.4f} to {:.4f}".format(*ends)
+        return f"all: {name}", result["videos"], f"{result[key]:.4f}", between
+
+    empty = result["classes_without_videos"]
+    return [
+        row("top-1", "top1"),
+        row("top-5", "top5"),
+        row("mean class" + (f", {empty} without videos" if empty else ""), "mean_class"),
+        row("calibration error", "ece"),
+        row("negative log-likelihood", "nll"),
+        *(
+            (f"all: {name} top-1", result["videos"], f"{top1:.4f}", "")
+            for name, top1 in result.get("group_top1", {}).items()
+        ),
+    ]
 
 
 def _show_durations(result: dict[str, Any], say: Reporter) -> None:

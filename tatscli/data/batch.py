@@ -27,7 +27,8 @@ class Batch:
         view_B: int64, number of the view among those of its video.
         codes: By the names of `store/codes.py`, codes that the store holds, int64 (B, t, h, w), and
             their scores, float32.
-        bad: Unreadable videos that were replaced: row and reason, one entry for every replacement.
+        bad: Unreadable videos, row and reason: one entry for every clip that was replaced or left
+            out.
     """
 
     video_BCTHW: Tensor
@@ -67,7 +68,10 @@ class Batch:
 
 
 def collate(samples: Sequence[Sample], bad: Sequence[tuple[int, str]] = ()) -> Batch:
-    """Stack views into a batch."""
+    """Stack views into a batch; of no view it has no frames, and says what was bad."""
+    if not samples:
+        none = torch.empty(0, dtype=torch.int64)
+        return Batch(torch.empty(0, dtype=torch.uint8), None, none, none, none, bad=tuple(bad))
     fields = [sample.motion for sample in samples if sample.motion is not None]
     return Batch(
         video_BCTHW=torch.stack([sample.video_CTHW for sample in samples]).contiguous(),

@@ -55,6 +55,10 @@ class DrawnViews(EvalViews):
         """Views of each video."""
         return self.count
 
+    def alike(self, row: int) -> list[int]:
+        """Return each view: no two are drawn alike but by chance."""
+        return list(range(self.views))
+
     def __getitem__(self, item: int) -> list[Sample]:
         position, number = divmod(item, self.views)
         if number == 0:

@@ -81,7 +81,7 @@ def training_batches(
     def name(key: Key) -> str:
         return dataset.name(dataset.rows[key[1]])
 
-    reader = _Reader(dataset, replace=True)
+    reader = _Reader(dataset, bad="replace")
     bad: set[int] = set()
     seen = 0
     for batch in _batches(reader, order, name=name, workers=workers, timeout=timeout):
@@ -101,6 +101,8 @@ def evaluation_batches(
     workers: int = 0,
     rank: int = 0,
     world: int = 1,
+    items: Sequence[int] | None = None,
+    on_bad: Callable[[int, str], object] | None = None,
     timeout: float = TIMEOUT,
 ) -> Iterator[Batch]:
     """Yield every view of this rank's videos once, in order; the last batch may be smaller.
@@ -114,25 +116,30 @@ def evaluation_batches(
         workers: Loader processes; 0 reads in this one.
         rank: Number of this process.
         world: Processes in all.
+        items: Which views, in order; None takes all of this rank's videos.
+        on_bad: Told of each view that cannot be read, row and reason, and its batch comes without
+            it; other views of that video may have been yielded before. None stops at the first.
         timeout: Seconds to wait for a batch.
 
     Raises:
-        DataError: If a video cannot be read, which the message names, or a worker hangs or dies.
+        DataError: If a video cannot be read, which the message names, and `on_bad` is None; or if a
+            worker hangs or dies.
     """
-    items = [
-        position * dataset.views + view
-        for position in range(rank, len(dataset.rows), world)
-        for view in range(dataset.views)
-    ]
+    wanted = dataset.items(rank=rank, world=world) if items is None else items
 
     def order() -> Iterator[list[int]]:
-        return (items[first : first + batch] for first in range(0, len(items), batch))
+        return (list(wanted[first : first + batch]) for first in range(0, len(wanted), batch))
 
     def name(item: int) -> str:
-        return dataset.name(dataset.rows[item // dataset.views])
+        return dataset.name(dataset.row(item))
 
-    reader = _Reader(dataset, replace=False)
-    return _batches(reader, order, name=name, workers=workers, timeout=timeout)
+    reader = _Reader(dataset, bad="stop" if on_bad is None else "skip")
+    for one in _batches(reader, order, name=name, workers=workers, timeout=timeout):
+        for row, reason in one.bad:
+            if on_bad is not None:
+                on_bad(row, reason)
+        if len(one.row_B):
+            yield one
 
 
 def fixed_batches(
@@ -173,7 +180,7 @@ def fixed_batches(
     def name(key: Key) -> str:
         return dataset.name(dataset.rows[key[1]])
 
-    reader = _Reader(dataset, replace=True)
+    reader = _Reader(dataset, bad="replace")
     batches = _batches(reader, order, name=name, workers=workers, timeout=timeout)
     for number, one in zip(numbers, batches, strict=True):
         if on_bad is not None:
@@ -185,19 +192,36 @@ def fixed_batches(
 class _Reader(Dataset[Batch | TatsError]):
     """Reads whole batches; a user's error is handed over as a value, lest it become a traceback."""
 
-    def __init__(self, clips: Clips, *, replace: bool) -> None:
+    def __init__(self, clips: Clips, *, bad: Literal["stop", "replace", "skip"]) -> None:
         self.clips = clips
-        self.replace = replace
+        self.bad = bad
 
     def __getitem__(self, keys: Sequence[Any]) -> Batch | TatsError:
+        reading: dict[str, Callable[[Any, list[tuple[int, str]]], list[Sample]]] = {
+            "stop": self._read,
+            "replace": self._read_or_replace,
+            "skip": self._read_or_skip,
+        }
+        read = reading[self.bad]
         samples: list[Sample] = []
         bad: list[tuple[int, str]] = []
         try:
             for key in keys:
-                samples += self._read_or_replace(key, bad) if self.replace else self.clips[key]
+                samples += read(key, bad)
         except TatsError as error:
             return error
         return collate(samples, bad)
+
+    def _read(self, key: Any, bad: list[tuple[int, str]]) -> list[Sample]:
+        return self.clips[key]
+
+    def _read_or_skip(self, item: int, bad: list[tuple[int, str]]) -> list[Sample]:
+        assert isinstance(self.clips, EvalViews)
+        try:
+            return self.clips[item]
+        except DataError as error:
+            bad.append((self.clips.row(item), error.message))
+            return []
 
     def _read_or_replace(self, key: Key, bad: list[tuple[int, str]]) -> list[Sample]:
         epoch, position = key

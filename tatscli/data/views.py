@@ -6,6 +6,7 @@ Shapes: T frames, C channels, H and W pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from tatscli.data.provide import MotionSource
 from tatscli.data.sampling import eval_indices
 from tatscli.data.tracks import Track
 from tatscli.data.view import View, spatial_crop
+from tatscli.errors import DataError
 from tatscli.recipe.schema import Data, Sampling
 from tatscli.store.reader import Store
 
@@ -61,6 +63,10 @@ class EvalViews(Clips):
     def __len__(self) -> int:
         return len(self.rows) * self.views
 
+    def row(self, item: int) -> int:
+        """Return the row of the store that an item is of."""
+        return self.rows[item // self.views]
+
     def __getitem__(self, item: int) -> list[Sample]:
         position, number = divmod(item, self.views)
         segment, crop = divmod(number, self.crops)
@@ -90,6 +96,39 @@ class EvalViews(Clips):
         clip_TCHW = view.frames(video_TCHW)
         motion = self.seen(view, clip_TCHW, track, frames, row)
         return Sample(clip_TCHW.transpose(0, 1), self.label(row), row, number, motion)
+
+    def items(self, *, rank: int = 0, world: int = 1, distinct: bool = False) -> list[int]:
+        """Return the items of every `world`-th video, all its views or those that differ."""
+        return [
+            position * self.views + number
+            for position in range(rank, len(self.rows), world)
+            for number in (
+                sorted(set(self.alike(self.rows[position]))) if distinct else range(self.views)
+            )
+        ]
+
+    def alike(self, row: int) -> list[int]:
+        """Return for each view of a row's video the first view that shows the very same.
+
+        Crops fall together on pictures of the aspect of the view, segments in videos that are no
+        longer than a clip. Told by the manifest: segments by the clock (`sampling.fps`) count as
+        different, and so does all of a video that the recipe refuses.
+        """
+        record, first = self.store.rows[row], dict[object, int]()
+        places: list[object] = list(range(self.crops))
+        if record.width and record.height:
+            places = [
+                spatial_crop(
+                    record.height, record.width, self.data.view_size, crop=crop, crops=self.crops
+                )
+                for crop in range(self.crops)
+            ]
+        times: list[object] = list(range(self.segments))
+        if self.sampling.fps is None:
+            with suppress(DataError):  # whoever reads it says so
+                times = [tuple(self.frames(row, segment)) for segment in range(self.segments)]
+        shown = [(when, where) for when in times for where in places]
+        return [first.setdefault(one, number) for number, one in enumerate(shown)]
 
     def frames(self, row: int, segment: int) -> list[int]:
         """Return the frames of a segment of a row's video."""

@@ -6,6 +6,7 @@ views of a video, X numbers of a feature.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 from tatscli.data.views import EvalViews
 from tatscli.engine import distributed
 from tatscli.engine.session import Session
-from tatscli.errors import CheckpointError, RecipeError
-from tatscli.evaluation.views import run_views
+from tatscli.errors import RecipeError
+from tatscli.evaluation.views import Skipped, run_views, share_skipped
 from tatscli.nn.vit import Encoder
 from tatscli.recipe.schema import Recipe
+from tatscli.store.reader import Store
 from tatscli.system.drop import TokenDrop
 
 GB = 10**9
@@ -87,6 +89,7 @@ def collect_features(
     *,
     dtype: torch.dtype,
     drop: TokenDrop | None = None,
+    skipped: Skipped | None = None,
     description: str = "features",
 ) -> Features:
     """Run the encoder once over all views, spread over the ranks; every rank keeps all features.
@@ -95,16 +98,19 @@ def collect_features(
 
     Args:
         model: What makes features.
-        views: What to run over; a clip that cannot be read stops the evaluation.
+        views: What to run over.
         recipe: Says how pixels are standardised, the batch, and how much memory may be taken.
         here: Device, precision and peers.
         dtype: What features wait as.
         drop: Leaves tokens out of every view.
+        skipped: Where videos that cannot be read are entered; the result is without them. None lets
+            the first one stop the evaluation.
         description: Label of the progress bar.
 
     Raises:
         RecipeError: If they take more memory than the recipe allows, or numbers than `dtype` holds.
-        CheckpointError: If they are not finite.
+        DataError: If a video cannot be read and `skipped` is None, or none can be read.
+        CheckpointError: If features are not finite.
     """
     videos, settings = len(views.rows), recipe.evaluate.probe
     shape = (videos, views.views, model.numbers)
@@ -112,7 +118,16 @@ def collect_features(
     place = {row: number for number, row in enumerate(views.rows)}
     value_RVX = torch.empty(shape, dtype=dtype)
     label_R = torch.empty(videos, dtype=torch.int64)
-    arriving = run_views(model, views, recipe, here, drop=drop, description=description)
+    arriving = run_views(
+        model,
+        views,
+        recipe,
+        here,
+        drop=drop,
+        skipped=skipped,
+        finite=True,
+        description=description,
+    )
     # Ranks go batch by batch together, so that no more than a batch of each is on its way; those
     # with fewer videos have nothing to add at the end.
     mine = -(-videos // here.world.size) * views.views
@@ -123,16 +138,29 @@ def collect_features(
             batch, output_BX = found
             kept_BX = output_BX.to(dtype).cpu()
             if not kept_BX.isfinite().all():
-                _refuse_numbers(output_BX, dtype)
+                raise RecipeError(
+                    f"features as large as {float(output_BX.abs().max()):.3g} do not fit into "
+                    f"{dtype}",
+                    hint="set `evaluate.probe.precision=float32`",
+                )
             sent = [(batch.row_B, batch.view_B, batch.label_B, kept_BX)]
         for row_B, view_B, label_B, part_BX in distributed.gathered(sent):
             place_B = torch.tensor([place[row] for row in row_B.tolist()])
             value_RVX[place_B, view_B] = part_BX
             label_R[place_B] = label_B
+    share_skipped(skipped, views)
+    left = [at for at, row in enumerate(views.rows) if not skipped or row not in skipped]
+    rows = [views.rows[at] for at in left]
+    if len(left) < videos:
+        label_R, value_RVX = label_R[left], value_RVX[left]
+    return Features(torch.tensor(rows), label_R, value_RVX, source_numbers(views.store, rows))
+
+
+def source_numbers(store: Store, rows: Sequence[int]) -> Tensor:
+    """Number the files that rows were cut from, in the order they come: int64 (R,)."""
     numbers: dict[str, int] = {}
-    sources = [views.store.rows[row].path or views.store.rows[row].id for row in views.rows]
-    source_R = torch.tensor([numbers.setdefault(name, len(numbers)) for name in sources])
-    return Features(torch.tensor(views.rows), label_R, value_RVX, source_R)
+    names = [store.rows[row].path or store.rows[row].id for row in rows]
+    return torch.tensor([numbers.setdefault(name, len(numbers)) for name in names])
 
 
 def refuse_too_large(shape: tuple[int, int, int], dtype: torch.dtype, limit_gb: float) -> None:
@@ -150,14 +178,3 @@ def refuse_too_large(shape: tuple[int, int, int], dtype: torch.dtype, limit_gb: 
             hint="if the memory is there, raise it; else fewer labels (`evaluate.shots`), fewer "
             "`evaluate.probe.views`, or `--protocol linear`, which keeps one mean of a clip",
         )
-
-
-def _refuse_numbers(output_BX: Tensor, dtype: torch.dtype) -> None:
-    if output_BX.isfinite().all():
-        raise RecipeError(
-            f"features as large as {float(output_BX.abs().max()):.3g} do not fit into {dtype}",
-            hint="set `evaluate.probe.precision=float32`",
-        )
-    raise CheckpointError(
-        "the encoder's features are not finite", hint="take an earlier checkpoint of the run"
-    )

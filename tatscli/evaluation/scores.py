@@ -41,14 +41,23 @@ def merge_views(views: ViewScores) -> ViewScores:
 
 
 def top_accuracy(videos: ViewScores, k: int) -> float:
-    """Return the share of videos whose class is among the k best scored (all classes, if fewer)."""
+    """Return the share of videos whose class is among the k best scored (all classes, if fewer).
+
+    Scores that are not finite name no class.
+    """
     best = videos.score_VL.topk(min(k, videos.score_VL.shape[1]), dim=1).indices
-    return float((best == videos.label_V.unsqueeze(1)).any(dim=1).float().mean())
+    found_V = (best == videos.label_V.unsqueeze(1)).any(dim=1)
+    return float((found_V & videos.score_VL.isfinite().all(dim=1)).float().mean())
 
 
 def summarise(videos: ViewScores, class_names: list[str]) -> dict[str, Any]:
-    """Return top-1, top-5, the per-class table and the confusion matrix (true class x
-    predicted)."""
+    """Return accuracy of all videos and of each class.
+
+    Returns:
+        `top1`, `top5`; `mean_class`, the mean of the classes' top-1, without those that have no
+        videos, which `classes_without_videos` counts; the `per_class` table; and the `confusion`
+        matrix (true class x predicted).
+    """
     classes = len(class_names)
     guess_R = videos.score_VL.argmax(dim=1)
     confusion_LL = (videos.label_V * classes + guess_R).bincount(minlength=classes**2)
@@ -57,6 +66,8 @@ def summarise(videos: ViewScores, class_names: list[str]) -> dict[str, Any]:
     return {
         "top1": top_accuracy(videos, 1),
         "top5": top_accuracy(videos, 5),
+        "mean_class": float((hits_L / counts_L)[counts_L > 0].double().mean()),
+        "classes_without_videos": int((counts_L == 0).sum()),
         "per_class": [
             {
                 "class": name,

@@ -17,9 +17,13 @@ from tatscli.data.views import EvalViews
 from tatscli.engine import distributed
 from tatscli.engine.device import autocast
 from tatscli.engine.session import Session
+from tatscli.errors import CheckpointError, DataError
 from tatscli.evaluation.scores import ViewScores
 from tatscli.recipe.schema import Recipe
 from tatscli.system.drop import TokenDrop
+
+Skipped = dict[int, str]
+"""Rows of videos that were left out because they cannot be read, and why."""
 
 
 def score_views(
@@ -30,30 +34,60 @@ def score_views(
     *,
     output: Callable[[Tensor], Tensor] | None = None,
     drop: TokenDrop | None = None,
+    skipped: Skipped | None = None,
+    finite: bool = False,
     description: str = "score",
 ) -> ViewScores:
     """Run `model` over all views, spread over the ranks, and return every rank's results.
 
+    Views of a video that show the very same are looked at once, and count as often as they are
+    asked for.
+
     Args:
         model: Maps standardised video to (B, L); put in evaluation mode.
-        views: What to run over; a clip that cannot be read stops the evaluation.
+        views: What to run over.
         recipe: Says how pixels are standardised, and the batch.
         here: Device, precision and peers.
         output: Applied to the model's float32 output; softmax by default.
         drop: Leaves tokens out of every view; the model then takes those that are kept, (B, K),
             as well.
+        skipped: Where videos that cannot be read are entered, those of all ranks; no view of them
+            is in the result. None lets the first one stop the evaluation.
+        finite: Refuse outputs that are not finite.
         description: Label of the progress bar.
+
+    Raises:
+        DataError: If a video cannot be read and `skipped` is None, or none can be read.
+        CheckpointError: If an output is not finite, where that is refused.
     """
     finish = output or (lambda logits: logits.softmax(dim=-1))
     rows, labels, outputs = list[Tensor](), list[Tensor](), list[Tensor]()
-    for batch, result in run_views(model, views, recipe, here, drop=drop, description=description):
-        rows.append(batch.row_B)
-        labels.append(batch.label_B)
-        outputs.append(finish(result).cpu())
+    for batch, result in run_views(
+        model,
+        views,
+        recipe,
+        here,
+        drop=drop,
+        skipped=skipped,
+        finite=finite,
+        distinct=drop is None,  # tokens are left out of each view by its number
+        description=description,
+    ):
+        times_B = torch.ones_like(batch.row_B)
+        if drop is None:
+            pairs = zip(batch.row_B.tolist(), batch.view_B.tolist(), strict=True)
+            times_B = torch.tensor([views.alike(row).count(view) for row, view in pairs])
+        rows.append(batch.row_B.repeat_interleave(times_B))
+        labels.append(batch.label_B.repeat_interleave(times_B))
+        outputs.append(finish(result).cpu().repeat_interleave(times_B, dim=0))
     # A rank beyond the last view has nothing to add.
     mine = [(torch.cat(rows), torch.cat(labels), torch.cat(outputs))] if rows else []
     parts = distributed.gathered(mine)
+    share_skipped(skipped, views)
     row_V, label_V, score_VL = (torch.cat(column) for column in zip(*parts, strict=True))
+    if skipped:  # views of theirs may have been read before one could not
+        kept_V = ~torch.isin(row_V, torch.tensor(list(skipped)))
+        row_V, label_V, score_VL = row_V[kept_V], label_V[kept_V], score_VL[kept_V]
     return ViewScores(row_V, label_V, score_VL)
 
 
@@ -64,24 +98,31 @@ def run_views(
     here: Session,
     *,
     drop: TokenDrop | None = None,
+    skipped: Skipped | None = None,
+    finite: bool = False,
+    distinct: bool = False,
     description: str,
 ) -> Iterator[tuple[Batch, Tensor]]:
     """Run `model`, in evaluation mode and without gradient, over this rank's share of the views.
 
-    Arguments are those of `score_views`.
+    Arguments and errors are those of `score_views`; `skipped` gets this rank's videos alone, and
+    views of theirs that could be read may be among those yielded. `distinct` leaves out views that
+    show the very same as an earlier one of their video.
 
     Yields:
         Batches, on the CPU, and the model's float32 outputs, where the model is.
     """
     model.eval()
+    size = recipe.evaluate.batch_per_device
+    items = views.items(rank=here.world.rank, world=here.world.size, distinct=distinct)
     batches = evaluation_batches(
         views,
-        batch=recipe.evaluate.batch_per_device,
+        batch=size,
         workers=worker_count(recipe.data.workers, local_ranks=here.world.local_size),
-        rank=here.world.rank,
-        world=here.world.size,
+        items=items,
+        on_bad=None if skipped is None else skipped.setdefault,
     )
-    steps = -(-len(views) // (recipe.evaluate.batch_per_device * here.world.size))
+    steps = -(-len(items) // size)
     for batch in here.reporter.progress(
         batches, total=steps, description=description, unit="batch"
     ):
@@ -93,7 +134,46 @@ def run_views(
                 result = model(video_BCTHW).float()
             else:
                 result = model(video_BCTHW, _kept(drop, batch, pixels_BCTHW)).float()
+        if finite:
+            refuse_not_finite(result, batch, views)
         yield batch, result
+
+
+def share_skipped(skipped: Skipped | None, views: EvalViews) -> None:
+    """Let every rank know the videos that any rank has left out.
+
+    Raises:
+        DataError: If nothing of `views` is left.
+    """
+    if skipped is None:
+        return
+    for part in distributed.gathered([dict(skipped)]):
+        skipped |= part
+    bad = [row for row in views.rows if row in skipped]
+    if len(bad) == len(views.rows):
+        raise DataError(
+            f"none of the {len(bad)} videos can be read; the first: {skipped[bad[0]]}",
+            hint="`tats store verify STORE` says what is wrong with the store",
+        )
+
+
+def refuse_not_finite(result_BL: Tensor, batch: Batch, views: EvalViews) -> None:
+    """Find out that a model's outputs are not finite.
+
+    Raises:
+        CheckpointError: If so; it names the first video and view.
+    """
+    finite_B = result_BL.isfinite().flatten(1).all(dim=1)
+    if finite_B.all():
+        return
+    place = int((~finite_B).nonzero()[0])
+    name, number = views.name(int(batch.row_B[place])), int(batch.view_B[place])
+    raise CheckpointError(
+        f"the model's outputs for view {number} of `{name}` are not finite, so that nothing can be "
+        "said of it",
+        hint="take an earlier checkpoint of the run (`RUN/checkpoints/step-...`); with bf16 also "
+        "try `run.precision=fp32`",
+    )
 
 
 def _kept(drop: TokenDrop, batch: Batch, pixels_BCTHW: Tensor) -> Tensor:

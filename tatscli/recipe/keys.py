@@ -180,3 +180,17 @@ def _alternatives(annotation: Any) -> Iterator[Any]:
             yield from _alternatives(one)
     elif origin is not Literal:
         yield annotation
+
+
+def differences(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield the dotted keys by which two recipes, as plain values, differ, and both values."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            yield from differences(
+                before.get(key), now.get(key), f"{path}.{key}" if path else str(key)
+            )
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for place, (old, new) in enumerate(zip(before, now, strict=True)):
+            yield from differences(old, new, f"{path}.{place}")
+    elif before != now:
+        yield path, before, now

@@ -3,35 +3,27 @@ features."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
-
-from tatscli import __version__
 from tatscli.console import Reporter
+from tatscli.engine import distributed
 from tatscli.engine.checkpoint import Checkpoint
+from tatscli.engine.run import describe_run
 from tatscli.engine.session import Session, session
+from tatscli.engine.threads import use_threads
 from tatscli.errors import CheckpointError, DataError, RecipeError, UsageError
-from tatscli.evaluation.scores import (
-    ViewScores,
-    by_duration,
-    group_accuracy,
-    merge_views,
-    summarise,
-)
-from tatscli.evaluation.views import score_views
-from tatscli.files import write_safely
+from tatscli.evaluation.scores import ViewScores
+from tatscli.evaluation.views import Skipped, score_views
 from tatscli.nn.classifier import build_classifier, groups_of
 from tatscli.nn.load import copy_weights, open_checkpoint, positions_moved
+from tatscli.nn.vit import model_size
 from tatscli.recipe.load import load_recipe, override_recipe, with_protocol
-from tatscli.recipe.schema import FixedMask, Recipe
+from tatscli.recipe.schema import Recipe
 from tatscli.store.reader import Store
 from tatscli.tasks.dropping import evaluate_drop, scoring_facts
 from tatscli.tasks.frozen import (
@@ -41,7 +33,16 @@ from tatscli.tasks.frozen import (
     scored_views,
 )
 from tatscli.tasks.labels import labelled
+from tatscli.tasks.measures import measures
 from tatscli.tasks.pretrain import pretrain_folder
+from tatscli.tasks.results import (
+    VideoScores,
+    checked_out,
+    named,
+    results_home,
+    results_path,
+    write_result,
+)
 from tatscli.weights.paths import is_foreign
 
 Protocol = Literal["finetuned", "knn", "linear", "attentive"]
@@ -71,10 +72,11 @@ def evaluate(
     prefer: Literal["last", "best"] = "last",
     untrained: bool = False,
     protocol_of: str | None = None,
+    skip_bad: bool = False,
     out: Path | str | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Score a run on a split of its recipe's store; a video that cannot be read stops the
-    evaluation.
+    """Score a run on a split of its recipe's store.
 
     Args:
         path: Run or checkpoint folder; with `untrained` also a recipe.
@@ -85,18 +87,22 @@ def evaluate(
         untrained: Evaluate the encoder as a training by this recipe begins: what training must
             beat.
         protocol_of: A recipe to take store, sampling and views from, for weights that come without.
+        skip_bad: Leave out videos that cannot be read, and name them in the result; else the first
+            one stops the evaluation.
         out: Where the result is written; by default in the run (`results_path`).
+        overwrite: Replace what is at `out`.
 
     Returns:
-        The results object: protocol, split, counts of videos, views and tokens, top-1, top-5,
-            per-class table, confusion matrix, accuracy by duration, hashes of checkpoint and store;
-            of a probe, how it was chosen.
+        The results object: protocol, split, counts of videos, views and tokens, top-1, top-5 and
+            mean-class accuracy with intervals, calibration, per-class table, confusion matrix,
+            accuracy by duration, and what repeats the evaluation: command, versions, hashes of
+            checkpoint and store; of a probe, how it was chosen.
 
     Raises:
-        TatsError: If run, store or labels cannot be used.
+        TatsError: If run, store or labels cannot be used, a video cannot be read, or scores are not
+            finite.
     """
-    if out is not None and Path(out).is_dir():
-        raise UsageError(f"`{out}` is a folder", hint="name a file, such as `result.json`")
+    target = checked_out(out, overwrite=overwrite)
     began = time.perf_counter()
     subject = open_subject(
         path, overrides, prefer=prefer, untrained=untrained, protocol_of=protocol_of
@@ -107,23 +113,30 @@ def evaluate(
     store = Store.open(recipe.data.store)
     meta = checkpoint.meta if checkpoint else {}
     names = store.class_names
-    with session(recipe.run, reporter) as here:
+    skipped: Skipped | None = {} if skip_bad else None
+    with (
+        session(recipe.run, reporter) as here,
+        use_threads(recipe.run.threads, _work(recipe), here.device) as reason,
+    ):
+        here.reporter.detail(f"threads: {reason}")
+        facts = describe_evaluation(here, overrides)
         extra: dict[str, Any] = {}
         for remark in checkpoint.remarks if checkpoint else ():
             here.reporter.info(f"weights: {remark}")
         if protocol == "finetuned":
             assert checkpoint is not None
             names = list(meta.get("class_names") or names)
-            views, extra = _finetuned(checkpoint, recipe, store, names, here)
+            views, extra = _finetuned(checkpoint, recipe, store, names, here, skipped)
         else:
             encoder = frozen_encoder(recipe, checkpoint)
             if checkpoint is not None and (moved := positions_moved(checkpoint, recipe)):
                 here.reporter.info(f"`{checkpoint.path}`: {moved}")
             if protocol == "knn":
-                views, extra = score_neighbours(encoder, recipe, store, here)
+                views, extra = score_neighbours(encoder, recipe, store, here, skipped)
             else:
-                views, extra = score_probe(encoder, recipe, store, protocol, here)
-        videos = merge_views(views)
+                views, extra = score_probe(encoder, recipe, store, protocol, here, skipped)
+        scores, measured = measures(views, recipe, store, names, groups=groups_of(meta))
+        asked, ids = store.part(recipe.evaluate.split), [row.id for row in store.rows]
         result: dict[str, Any] = {
             "protocol": protocol,
             "split": recipe.evaluate.split,
@@ -133,34 +146,66 @@ def evaluate(
             "shots": recipe.evaluate.shots,
             "drop": drop.model_dump(mode="json") if drop is not None else None,
             "untrained": untrained,
-            "videos": len(videos.row_V),
+            "videos": len(scores.videos),
             "views": len(views.row_V),
+            "skipped": named(skipped, asked, ids),
             **extra,
-            **summarise(videos, names),
-            **_by_group(videos, meta, store),
-            **_by_duration(videos, recipe, store),
+            **measured,
             "class_names": names,
             "checkpoint": str(checkpoint.path) if checkpoint else None,
             "checkpoint_sha256": checkpoint.digest() if checkpoint else None,
             "step": checkpoint.step if checkpoint else 0,
+            "init": meta.get("init"),
+            "trained_with": meta.get("tats"),
             "store": str(store.path),
             "store_fingerprint": store.fingerprint(),
             "trained_on": meta.get("store_fingerprint"),
+            "seed": recipe.run.seed,
             "recipe": recipe.model_dump(mode="json"),
-            "tats": meta.get("tats", __version__),
+            **facts,
             "seconds": round(time.perf_counter() - began, 3),
         }
         trained = meta["recipe"]["data"]["frames"] if "recipe" in meta else None
-        target = (
-            Path(out)
-            if out is not None
-            else results_path(result, subject.home, prefer, trained_frames=trained)
+        save_result(
+            result,
+            target or results_path(result, subject.home, prefer, trained_frames=trained),
+            here,
+            scores,
         )
-        result["results"] = str(target)
-        if here.world.main:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write_safely(target, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     return result
+
+
+def _work(recipe: Recipe) -> float:
+    """Estimate the floating-point operations of a batch: those of the blocks' weights."""
+    width, depth, _, mlp = model_size(recipe.model)
+    t, h, w = recipe.grid
+    weights = depth * (4 * width**2 + 2 * width * mlp)
+    return 2.0 * weights * t * h * w * recipe.evaluate.batch_per_device
+
+
+def describe_evaluation(here: Session, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return how an evaluation was called, with what versions, and on what it runs."""
+    return describe_run(
+        overrides=list(overrides),
+        device=here.reasons["device"],
+        precision=here.reasons["precision"],
+        processes=here.world.size,
+    )
+
+
+def save_result(
+    result: dict[str, Any], target: Path, here: Session, scores: VideoScores | None = None
+) -> None:
+    """Write a result by the first rank, and tell of videos left out; every rank's result then says
+    where it is."""
+    if bad := result["skipped"]:
+        here.reporter.warn(
+            f"{len(bad)} of {len(bad) + result['videos']} videos are left out, as they cannot be "
+            f"read; the first: {bad[0]['reason']}"
+        )
+    if here.world.main:
+        write_result(target, result, scores)
+    result |= distributed.gathered([result])[0]
 
 
 def open_subject(
@@ -190,17 +235,17 @@ def open_subject(
     run = open_checkpoint(path, prefer=prefer)
     recipe = run.recipe if protocol_of is None else with_protocol(run.recipe, protocol_of)
     recipe = override_recipe(recipe, overrides, origin=run.checkpoint.path)
-    if (path / "checkpoints").is_dir():
-        home = path
-    elif run.checkpoint.path.parent.name == "checkpoints":
-        home = run.checkpoint.path.parents[1]
-    else:
-        home = Path("runs") / path.resolve().name
+    home = results_home(path, run.checkpoint.path)
     return Subject(recipe, None if untrained else run.checkpoint, home)
 
 
 def _finetuned(
-    checkpoint: Checkpoint, recipe: Recipe, store: Store, names: list[str], here: Session
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    store: Store,
+    names: list[str],
+    here: Session,
+    skipped: Skipped | None,
 ) -> tuple[ViewScores, dict[str, Any]]:
     """Class probabilities of every view by the fine-tuned classifier, and what it costs."""
     if checkpoint.kind != "finetuned":
@@ -220,25 +265,16 @@ def _finetuned(
     drop = evaluate_drop(recipe, model.encoder)
     views = scored_views(recipe, store, drop, here)
     scored = score_views(
-        model.to(here.device), views, recipe, here, drop=drop, description="evaluate"
+        model.to(here.device),
+        views,
+        recipe,
+        here,
+        drop=drop,
+        skipped=skipped,
+        finite=True,
+        description="evaluate",
     )
     return scored, scoring_facts(recipe, drop, views, build)
-
-
-def _by_group(videos: ViewScores, meta: Mapping[str, Any], store: Store) -> dict[str, Any]:
-    """Top-1 of what classes are combinations of, as the checkpoint knows or else the store."""
-    groups = groups_of(meta) or store.class_groups
-    members = {name: group.of for name, group in groups.items()}
-    return {"group_top1": group_accuracy(videos, members)} if members else {}
-
-
-def _by_duration(videos: ViewScores, recipe: Recipe, store: Store) -> dict[str, Any]:
-    """Accuracy of videos, or segments, of different lengths, where the recipe divides them."""
-    edges = recipe.evaluate.durations
-    if edges is None:
-        return {}
-    seconds_R = [store.rows[row].duration for row in videos.row_V.tolist()]
-    return by_duration(videos, seconds_R, edges)
 
 
 def _refuse_other_classes(store: Store, names: list[str]) -> None:
@@ -270,43 +306,3 @@ def _refuse_frozen_settings(recipe: Recipe, *, untrained: bool) -> None:
                 "scores the classifier of the run as it is",
                 hint=f"it goes with {others}; `evaluate.{key}=null` takes it back",
             )
-
-
-def results_path(
-    result: dict[str, Any], home: Path, prefer: str, *, trained_frames: int | None = None
-) -> Path:
-    """Return where a result belongs: in the run, named by what was done.
-
-    `linear-val-1x1.json`, `attentive-efficient8-val-2x3-layer4-shots5-seed1.json`,
-    `finetuned-val-1x1-frames32-drop-still0.5.json`, `untrained-knn-val-1x1-seed0.json`: the seed is
-    named where it decides on labels or weights, frames where they are not those of the training.
-    """
-    probe = result.get("probe", {})
-    words = ["untrained"] if result["untrained"] else []
-    words.append(result["protocol"])
-    if "form" in probe:
-        words.append(f"{probe['form']}{probe['queries']}")
-    words += [result["split"], f"{result['segments']}x{result['crops']}"]
-    frames = result["recipe"]["data"]["frames"]
-    if trained_frames not in (None, frames):
-        words.append(f"frames{frames}")
-    if result["layer"] is not None:
-        words.append(f"layer{result['layer']}")
-    if result["shots"] is not None:
-        words.append(f"shots{result['shots']}")
-    if result["drop"] is not None:
-        words.append(f"drop-{drop_words(result['drop'])}")
-    if result["shots"] is not None or result["untrained"]:
-        words.append(f"seed{result['recipe']['run']['seed']}")
-    words += ["best"] if prefer == "best" else []
-    return home / "results" / ("-".join(words) + ".json")
-
-
-def drop_words(drop: dict[str, Any]) -> str:
-    """Name a mask that leaves tokens out: kind, ratio, and what else is not its default."""
-    masks: TypeAdapter[Any] = TypeAdapter(FixedMask)
-    usual = {key: drop[key] for key in ("kind", "ratio")}
-    with suppress(ValidationError):  # some masks are none without their other keys
-        usual = masks.validate_python(usual).model_dump(mode="json")
-    other = [f"-{key}{value}" for key, value in drop.items() if value != usual.get(key)]
-    return f"{drop['kind']}{drop['ratio']:g}" + "".join(other)

@@ -5,7 +5,6 @@ Shapes: B batch, C colours, T frames, X = B * T pictures, K codes that are used.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -25,11 +24,13 @@ from tatscli.engine.device import autocast
 from tatscli.engine.session import Session, session
 from tatscli.errors import UsageError
 from tatscli.evaluation.reconstruction import perplexity, psnr, ssim
-from tatscli.files import write_safely
+from tatscli.evaluation.views import Skipped, refuse_not_finite, share_skipped
 from tatscli.nn.load import open_checkpoint
 from tatscli.recipe.load import override_recipe
 from tatscli.recipe.schema import Recipe
 from tatscli.store.reader import Store
+from tatscli.tasks.evaluate import describe_evaluation, save_result
+from tatscli.tasks.results import checked_out, named, results_home, results_path
 from tatscli.tokenizer.base import TrainedTokenizer, pictures_of
 from tatscli.tokenizer.load import open_run
 
@@ -69,16 +70,21 @@ def evaluate_tokenizer(
     reporter: Reporter,
     overrides: Sequence[str] = (),
     prefer: Literal["last", "best"] = "last",
+    skip_bad: bool = False,
     out: Path | str | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Score a tokenizer on a split of its recipe's store; a video that cannot be read stops it.
+    """Score a tokenizer on a split of its recipe's store.
 
     Args:
         path: Run or checkpoint folder of a tokenizer.
         reporter: Speaks to the user.
         overrides: Recipe keys to change, such as `evaluate.segments=5`.
         prefer: Which checkpoint of a run to take.
+        skip_bad: Leave out videos that cannot be read, and name them in the result; else the first
+            one stops the evaluation.
         out: Where the result is written; by default in the run's `results`.
+        overwrite: Replace what is at `out`.
 
     Returns:
         `protocol: reconstruction`, split, counts; `psnr` and `ssim`, means over the videos;
@@ -88,10 +94,10 @@ def evaluate_tokenizer(
         store.
 
     Raises:
-        TatsError: If run or store cannot be used.
+        TatsError: If run or store cannot be used, a video cannot be read, or what is decoded is not
+            finite.
     """
-    if out is not None and Path(out).is_dir():
-        raise UsageError(f"`{out}` is a folder", hint="name a file, such as `result.json`")
+    chosen = checked_out(out, overwrite=overwrite)
     began = time.perf_counter()
     run = open_checkpoint(path, prefer=prefer)
     tokenizer, digest, checkpoint = open_run(run.checkpoint.path)
@@ -113,8 +119,10 @@ def evaluate_tokenizer(
         segments=settings.segments,
         crops=settings.crops,
     )
+    skipped: Skipped | None = {} if skip_bad else None
     with session(recipe.run, reporter) as here:
-        tallies = reconstruct(tokenizer.to(here.device).eval(), views, recipe, here)
+        facts = describe_evaluation(here, overrides)
+        tallies = reconstruct(tokenizer.to(here.device).eval(), views, recipe, here, skipped)
         codes: Counter[int] = sum((one.codes for one in tallies.values()), Counter())
         used, places = (sum(one.kept[part] for one in tallies.values()) for part in (0, 1))
         numbers = {row: tallies[row].numbers() for row in sorted(tallies)}
@@ -124,7 +132,8 @@ def evaluate_tokenizer(
             "segments": settings.segments,
             "crops": settings.crops,
             "videos": len(numbers),
-            "views": len(views),
+            "views": len(numbers) * views.views,
+            "skipped": named(skipped, rows, [row.id for row in store.rows]),
             "pictures": sum(len(one.psnr) for one in tallies.values()),
             "psnr": fmean(one["psnr"] for one in numbers.values()),
             "ssim": fmean(one["ssim"] for one in numbers.values()),
@@ -139,26 +148,38 @@ def evaluate_tokenizer(
             "store": str(store.path),
             "store_fingerprint": store.fingerprint(),
             "trained_on": checkpoint.meta["store_fingerprint"],
+            "trained_with": checkpoint.meta["tats"],
+            "seed": recipe.run.seed,
             "recipe": recipe.model_dump(mode="json"),
-            "tats": checkpoint.meta["tats"],
+            **facts,
             "seconds": round(time.perf_counter() - began, 3),
         }
-        name = f"reconstruction-{split or 'all'}-{settings.segments}x{settings.crops}"
-        if recipe.data.frames != run.recipe.data.frames:
-            name += f"-frames{recipe.data.frames}"
-        target = Path(out) if out else checkpoint.path.parents[1] / "results" / f"{name}.json"
-        result["results"] = str(target)
-        if here.world.main:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write_safely(target, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        home, frames = results_home(Path(path), checkpoint.path), run.recipe.data.frames
+        usual = results_path(result, home, prefer, trained_frames=frames)
+        save_result(result, chosen or usual, here)
     return result
 
 
 @torch.no_grad()
 def reconstruct(
-    tokenizer: TrainedTokenizer, views: EvalViews, recipe: Recipe, here: Session
+    tokenizer: TrainedTokenizer,
+    views: EvalViews,
+    recipe: Recipe,
+    here: Session,
+    skipped: Skipped | None = None,
 ) -> dict[int, _Tally]:
-    """Encode and decode all views, spread over the ranks, and return what came of each video."""
+    """Encode and decode all views, spread over the ranks, and return what came of each video.
+
+    Args:
+        tokenizer: In evaluation mode, on its device.
+        views: What to look at.
+        recipe: Says the batch.
+        here: Device, precision and peers.
+        skipped: Where videos that cannot be read are entered; None lets the first one stop it.
+
+    Raises:
+        TatsError: If a video cannot be read, or what is decoded is not finite.
+    """
     batch_size = recipe.evaluate.batch_per_device
     batches = evaluation_batches(
         views,
@@ -166,6 +187,7 @@ def reconstruct(
         workers=worker_count(recipe.data.workers, local_ranks=here.world.local_size),
         rank=here.world.rank,
         world=here.world.size,
+        on_bad=None if skipped is None else skipped.setdefault,
     )
     steps = -(-len(views) // (batch_size * here.world.size))
     mine = []
@@ -179,6 +201,7 @@ def reconstruct(
             pictures_of(one).float() for one in (frames_BCTHW, found.video_BCTHW)
         )
         shape = (len(frames_BCTHW), -1)
+        refuse_not_finite(decoded_XCHW.view(*shape), batch, views)
         psnr_BT = psnr(decoded_XCHW, true_XCHW).view(shape).tolist()
         ssim_BT = ssim(decoded_XCHW, true_XCHW).view(shape).tolist()
         for place, row in enumerate(batch.row_B.tolist()):
@@ -188,7 +211,10 @@ def reconstruct(
             used = Counter(kept.flatten().tolist())
             mine.append((row, used, sizes, psnr_BT[place], ssim_BT[place]))
     tallies: dict[int, _Tally] = defaultdict(_Tally)
+    share_skipped(skipped, views)
     for row, used, sizes, psnr_T, ssim_T in distributed.gathered(mine):
+        if skipped and row in skipped:
+            continue
         tally = tallies[row]
         tally.codes += used
         tally.kept = (tally.kept[0] + sizes[0], tally.kept[1] + sizes[1])

@@ -22,7 +22,7 @@ from tatscli.evaluation.knn import knn_scores, whiten
 from tatscli.evaluation.probe import choose_probe
 from tatscli.evaluation.scores import ViewScores
 from tatscli.evaluation.shots import draw_shots
-from tatscli.evaluation.views import score_views
+from tatscli.evaluation.views import Skipped, score_views
 from tatscli.nn.load import load_encoder
 from tatscli.nn.probe import build_probe
 from tatscli.nn.vit import Encoder, build_encoder
@@ -32,6 +32,7 @@ from tatscli.store.reader import Store
 from tatscli.system.drop import TokenDrop
 from tatscli.tasks.dropping import evaluate_drop, motion_to_drop_by, scoring_facts
 from tatscli.tasks.labels import labelled
+from tatscli.tasks.results import named
 
 
 def frozen_encoder(recipe: Recipe, checkpoint: Checkpoint | None) -> Encoder:
@@ -56,9 +57,20 @@ def frozen_encoder(recipe: Recipe, checkpoint: Checkpoint | None) -> Encoder:
 
 
 def score_neighbours(
-    encoder: Encoder, recipe: Recipe, store: Store, here: Session
+    encoder: Encoder,
+    recipe: Recipe,
+    store: Store,
+    here: Session,
+    skipped: Skipped | None = None,
 ) -> tuple[ViewScores, dict[str, Any]]:
     """Let the nearest training videos vote on every view; neighbours are one centre view each.
+
+    Args:
+        encoder: Frozen.
+        recipe: Says how.
+        store: Labelled videos.
+        here: Device, precision and peers.
+        skipped: Where videos that cannot be read are entered; None lets the first one stop it.
 
     Returns:
         Shares of the vote, and what the results say beside the usual.
@@ -88,7 +100,15 @@ def score_neighbours(
     scored = scored_views(recipe, store, drop, here)
     stored, asked = (
         score_views(
-            model, some, recipe, here, output=_as_is, drop=drop, description=f"features of {split}"
+            model,
+            some,
+            recipe,
+            here,
+            output=_as_is,
+            drop=drop,
+            skipped=skipped,
+            finite=True,
+            description=f"features of {split}",
         )
         for some, split in ((views, settings.split), (scored, recipe.evaluate.split))
     )
@@ -106,7 +126,8 @@ def score_neighbours(
         temperature=settings.temperature,
     )
     facts = scoring_facts(recipe, drop, scored, lambda: _features_of(recipe))
-    return ViewScores(asked.row_V, asked.label_V, votes), {"train_videos": len(rows), **facts}
+    used = _training_facts(rows, store, skipped)
+    return ViewScores(asked.row_V, asked.label_V, votes), {**used, **facts}
 
 
 class Probed(nn.Module):
@@ -125,7 +146,12 @@ class Probed(nn.Module):
 
 
 def score_probe(
-    encoder: Encoder, recipe: Recipe, store: Store, protocol: str, here: Session
+    encoder: Encoder,
+    recipe: Recipe,
+    store: Store,
+    protocol: str,
+    here: Session,
+    skipped: Skipped | None = None,
 ) -> tuple[ViewScores, dict[str, Any]]:
     """Train a probe on features of the training videos, and score every view with it.
 
@@ -137,6 +163,7 @@ def score_probe(
         store: Labelled videos.
         protocol: `linear` or `attentive`.
         here: Device, precision and peers.
+        skipped: Where videos that cannot be read are entered; None lets the first one stop it.
 
     Returns:
         Class probabilities, and what the results say beside the usual.
@@ -178,6 +205,7 @@ def score_probe(
         here,
         dtype=torch.float16 if attentive and settings.precision == "float16" else torch.float32,
         drop=drop,
+        skipped=skipped,
         description=f"features of {settings.split}",
     )
     chosen = choose_probe(start, data, settings, seed=seed, here=here)
@@ -195,6 +223,8 @@ def score_probe(
         recipe,
         here,
         drop=drop,
+        skipped=skipped,
+        finite=True,
         description=recipe.evaluate.split,
     )
     facts = {
@@ -212,7 +242,7 @@ def score_probe(
         facts["form"] = settings.form
         facts["queries"] = settings.queries if settings.form == "efficient" else 1
     tokens = scoring_facts(recipe, drop, asked, lambda: _features_of(recipe))
-    return scored, {"train_videos": len(rows), "probe": facts, **tokens}
+    return scored, {**_training_facts(rows, store, skipped), "probe": facts, **tokens}
 
 
 def training_rows(recipe: Recipe, store: Store, split: str) -> list[int]:
@@ -252,6 +282,12 @@ def scored_views(recipe: Recipe, store: Store, drop: TokenDrop | None, here: Ses
 def view_sampling(recipe: Recipe) -> Sampling:
     """Return how evaluation draws its frames: its own way, else fine-tuning's, else the data's."""
     return recipe.evaluate.sampling or recipe.finetune.sampling or recipe.data.sampling
+
+
+def _training_facts(rows: list[int], store: Store, skipped: Skipped | None) -> dict[str, Any]:
+    """Return how many labelled videos were used, and which cannot be read."""
+    left_out = named(skipped, rows, [row.id for row in store.rows])
+    return {"train_videos": len(rows) - len(left_out), "train_skipped": left_out}
 
 
 def _features_of(recipe: Recipe) -> PooledFeatures:

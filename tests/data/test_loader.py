@@ -19,6 +19,7 @@ from tatscli.data import loader
 from tatscli.data.batch import Batch
 from tatscli.data.dataset import Clips, FinetuneClips, PretrainClips
 from tatscli.data.loader import evaluation_batches, training_batches, worker_count
+from tatscli.data.view import spatial_crop
 from tatscli.data.views import EvalViews
 from tatscli.errors import DataError
 from tatscli.recipe.derive import Schedule, derive_schedule
@@ -222,6 +223,52 @@ def test_evaluation_never_replaces(workers: int) -> None:
     dataset = views(FakeStore([20] * 4, broken=[2]), range(4))
     with pytest.raises(DataError, match=r"`videos/2\.mp4` cannot be read"):
         list(evaluation_batches(dataset, batch=4, workers=workers))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_leaves_bad_videos_out_where_somebody_is_told(workers: int) -> None:
+    dataset = views(FakeStore([20] * 5, broken=[1, 2]), range(5))
+    told: list[tuple[int, str]] = []
+    found = list(
+        evaluation_batches(dataset, batch=4, workers=workers, on_bad=lambda *bad: told.append(bad))
+    )
+    assert torch.cat([batch.row_B for batch in found]).tolist() == [0] * 6 + [3] * 6 + [4] * 6
+    assert [row for row, _ in told] == [1] * 6 + [2] * 6
+    assert all("cannot be read" in reason for _, reason in told)
+    nothing = views(FakeStore([20], broken=[0]), [0])
+    assert list(evaluation_batches(nothing, batch=4, on_bad=lambda *_: None)) == []
+
+
+@pytest.mark.parametrize("size", [(32, 32), (48, 64), (64, 48), (33, 40)])
+@pytest.mark.parametrize(("mode", "stride"), [("dense", 1), ("dense", 4), ("uniform", None)])
+def test_views_called_alike_are_the_same_pixels(
+    size: tuple[int, int], mode: str, stride: int | None
+) -> None:
+    store = FakeStore([3, 8, 16, 17, 40], size=size)
+    data = Data(store="x", frames=4, size=32, sampling=Sampling(mode=mode, stride=stride))
+    dataset = EvalViews(store, range(5), data, sampling=data.sampling, segments=3, crops=3)
+    for place, row in enumerate(dataset.rows):
+        first = dataset.alike(row)
+        for number, other in enumerate(first):
+            shown = [
+                (
+                    dataset.frames(row, one // 3),
+                    spatial_crop(*size, (32, 32), crop=one % 3, crops=3),
+                )
+                for one in (number, other)
+            ]
+            assert shown[0] == shown[1] and first[other] == other <= number
+            items = (dataset[place * 9 + one][0] for one in (number, other))
+            assert torch.equal(*(one.video_CTHW for one in items))
+        kinds = {
+            (tuple(dataset.frames(row, s)), spatial_crop(*size, (32, 32), crop=c, crops=3))
+            for s in range(3)
+            for c in range(3)
+        }
+        assert len(set(first)) == len(kinds)
+    assert dataset.items(distinct=True, rank=1, world=2) == [
+        9 * place + number for place in (1, 3) for number in sorted(set(dataset.alike(place)))
+    ]
 
 
 class Stuck(FakeStore):

@@ -28,6 +28,7 @@ from tatscli.tasks.finetune import (
     finetune,
 )
 from tatscli.tasks.pretrain import pretrain
+from tests.tasks.classifiers import spoiled
 
 Load = Callable[..., LoadedRecipe]
 
@@ -268,15 +269,22 @@ def test_layer_decay_gives_the_published_factors(load: Load) -> None:
 def test_two_ranks_evaluate_as_one_does(
     reporter: Reporter,
     finetuned: Path,
+    store: Path,
+    tmp_path: Path,
     tats: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
-    alone = evaluate(finetuned, reporter=reporter, overrides=["evaluate.segments=2"])
+    """Also about the video that cannot be read: one rank meets it, both leave it out."""
+    bad = spoiled(store, tmp_path / "bad", {"val/left/0.mp4": [11]})
+    words = ["evaluate.segments=2", f"data.store={bad}"]
+    alone = evaluate(finetuned, reporter=reporter, overrides=words, skip_bad=True)
     launch = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29617", "-m")
-    both = tats("evaluate", finetuned, "evaluate.segments=2", "--json", launch=launch)
+    both = tats("evaluate", finetuned, *words, "--skip-bad", "--json", launch=launch)
     assert both.returncode == 0, both.stderr
     result = json.loads(both.stdout)
-    for key in ("top1", "top5", "videos", "views", "confusion", "results"):
+    for key in ("top1", "top5", "videos", "views", "confusion", "results", "skipped", "bootstrap"):
         assert result[key] == alone[key]
+    assert [one["video"] for one in result["skipped"]] == ["val/left/0.mp4"]
+    assert (result["videos"], result["views"]) == (5, 10)
 
 
 def test_best_is_refused_where_nothing_was_scored(load: Load, reporter: Reporter) -> None:

@@ -1,0 +1,197 @@
+"""`tats runs`: list run folders, find the best, see how two differ."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from tatscli.commands.compare import interval, number
+from tatscli.commands.options import Json, Quiet, Verbose, reporter
+
+EPILOG = """
+Examples:
+  tats runs
+  tats runs list runs --json
+  tats runs best runs --metric top1
+  tats runs compare runs/small runs/small-finetune
+"""
+
+LIST_EPILOG = """\b
+Examples:
+  tats runs list
+  tats runs list runs --json
+
+States: `finished`, all steps are done; `active`, unfinished, and written to in the last ten
+minutes; `stopped`, unfinished; `results`, results alone; `damaged`, see the last column.
+"""
+
+BEST_EPILOG = """\b
+Examples:
+  tats runs best
+  tats runs best runs --metric mean_class --split val --protocol finetuned
+  tats runs best runs --metric val
+"""
+
+COMPARE_EPILOG = """\b
+Examples:
+  tats runs compare runs/small runs/small-finetune
+"""
+
+
+class Metric(StrEnum):
+    """What runs are ranked by."""
+
+    TOP1 = "top1"
+    TOP5 = "top5"
+    MEAN_CLASS = "mean_class"
+    ECE = "ece"
+    NLL = "nll"
+    VAL = "val"
+
+
+class _ListByDefault(TyperGroup):
+    """`tats runs DIR` is `tats runs list DIR`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put `list` where no command is named."""
+        if not args or (args[0] not in self.commands and args[0] not in ("--help", "-h")):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+runs = typer.Typer(
+    rich_markup_mode=None,
+    cls=_ListByDefault,
+    help="List run folders (`tats runs DIR`), find the best, see how two differ",
+)
+
+Folder = Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder that the runs are in.")]
+
+
+@runs.command("list", epilog=LIST_EPILOG)
+def list_runs(
+    folder: Folder = Path("runs"),
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """List runs: how far they came, their last loss and best score, their size."""
+    from dataclasses import asdict
+
+    from tatscli.tasks.runs import list_runs as listed
+
+    say = reporter(json, quiet, verbose)
+    found = listed(folder)
+    columns = ["run", "kind", "recipe", "state", "step", "loss", "best", "age", "size"]
+    problems = any(one.problem for one in found)
+    say.table(
+        f"runs in {folder}",
+        columns + ["problem"] * problems,
+        [
+            (
+                one.name,
+                one.kind or "",
+                one.recipe or "",
+                one.state,
+                "" if one.step is None else f"{one.step}/{one.total or '?'}",
+                "" if one.loss is None else f"{one.loss:.4g}",
+                number(one.best),
+                _age(one.age),
+                _size(one.bytes),
+                *([one.problem or ""] if problems else []),
+            )
+            for one in found
+        ],
+    )
+    say.result({"runs": [asdict(one) for one in found]})
+
+
+@runs.command("best", epilog=BEST_EPILOG)
+def best(
+    folder: Folder = Path("runs"),
+    metric: Annotated[
+        Metric,
+        typer.Option("--metric", help="`val`: best score of a fine-tuning; the others of results."),
+    ] = Metric.TOP1,
+    split: Annotated[
+        str | None, typer.Option("--split", help="Look at results of this split alone.")
+    ] = None,
+    protocol: Annotated[
+        str | None, typer.Option("--protocol", help="Look at results of this protocol alone.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Lines of the table.")] = 10,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Rank runs by their results, or by the best score of their fine-tuning."""
+    from tatscli.tasks.runs import best_runs
+
+    say = reporter(json, quiet, verbose)
+    answer = best_runs(folder, metric.value, reporter=say, split=split, protocol=protocol)
+    say.table(
+        f"best by {metric.value}: {answer['best']['run']}",
+        ["run", metric.value, "result"],
+        [
+            (
+                one["run"],
+                f"{number(one['value'])} {interval(one.get('interval'))}".strip(),
+                "" if one["result"] is None else Path(one["result"]).stem,
+            )
+            for one in answer["ranked"][:limit]
+        ],
+    )
+    say.result(answer)
+
+
+@runs.command("compare", epilog=COMPARE_EPILOG)
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    second: Annotated[Path, typer.Argument(metavar="RUN", help="Another.")],
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show how the recipes of two runs differ, and their numbers side by side."""
+    from tatscli.recipe.text import dump_value
+    from tatscli.tasks.runs import compare_runs
+
+    say = reporter(json, quiet, verbose)
+    answer = compare_runs(first, second)
+    say.table(
+        "recipe keys that differ",
+        ["key", str(first), str(second)],
+        [(one["key"], *map(dump_value, one["values"])) for one in answer["recipe"]],
+    )
+    say.table(
+        "numbers",
+        ["", str(first), str(second)],
+        [
+            (one["name"], *("" if value is None else f"{value:.6g}" for value in one["values"]))
+            for one in answer["metrics"]
+        ],
+    )
+    say.result(answer)
+
+
+def _age(seconds: float | None) -> str:
+    """Write a span of time in its largest unit."""
+    if seconds is None:
+        return ""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _size(count: int) -> str:
+    """Write bytes in a unit of at most three digits."""
+    size, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    while size >= 1000 and len(units) > 1:
+        size /= 1000
+        units.pop(0)
+    return f"{size:.3g} {units[0]}"

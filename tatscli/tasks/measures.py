@@ -1,0 +1,82 @@
+"""From scores of views to what a result says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from tatscli.errors import CheckpointError
+from tatscli.evaluation.calibration import calibration
+from tatscli.evaluation.features import source_numbers
+from tatscli.evaluation.intervals import accuracy_intervals
+from tatscli.evaluation.scores import (
+    ViewScores,
+    by_duration,
+    group_accuracy,
+    merge_views,
+    summarise,
+)
+from tatscli.recipe.schema import Recipe
+from tatscli.store.reader import Store
+from tatscli.store.schema import ClassGroup
+from tatscli.tasks.results import VideoScores
+
+
+def measures(
+    views: ViewScores,
+    recipe: Recipe,
+    store: Store,
+    names: list[str],
+    *,
+    groups: Mapping[str, ClassGroup],
+) -> tuple[VideoScores, dict[str, Any]]:
+    """Merge the views of each video, and measure how good the scores are.
+
+    Args:
+        views: Scores of every view.
+        recipe: Its `run.seed` draws the bootstrap, `evaluate.durations` divides the videos.
+        store: Where they are from.
+        names: Names of the classes.
+        groups: What they are combinations of, as a checkpoint knows; empty leaves it to the store.
+
+    Returns:
+        The scores of each video, and what the result says of them.
+
+    Raises:
+        CheckpointError: If scores are not finite.
+    """
+    videos = merge_views(views)
+    _refuse_not_finite(videos, store)
+    rows = videos.row_V.tolist()
+    scores = VideoScores(
+        [store.rows[row].id for row in rows],
+        names,
+        videos.label_V.numpy(),
+        videos.score_VL.numpy(),
+        videos.row_V.numpy(),
+        source_numbers(store, rows).numpy(),
+    )
+    intervals = accuracy_intervals(
+        scores.label_R, scores.right_R, scores.source_R, seed=recipe.run.seed
+    )
+    measured = {**summarise(videos, names), **intervals, **calibration(videos)}
+    members = {name: group.of for name, group in (groups or store.class_groups).items()}
+    if members:
+        measured["group_top1"] = group_accuracy(videos, members)
+    if recipe.evaluate.durations is not None:
+        seconds_R = [store.rows[row].duration for row in rows]
+        measured |= by_duration(videos, seconds_R, recipe.evaluate.durations)
+    return scores, measured
+
+
+def _refuse_not_finite(videos: ViewScores, store: Store) -> None:
+    """Find out that merged scores are no numbers, such as votes of nobody."""
+    finite_R = videos.score_VL.isfinite().all(dim=1)
+    if not finite_R.all():
+        row = int(videos.row_V[torch.nonzero(~finite_R)[0]])
+        raise CheckpointError(
+            f"the scores of `{store.rows[row].id}` are not finite",
+            hint="with `--protocol knn`, `evaluate.knn.split` needs another video than this one",
+        )

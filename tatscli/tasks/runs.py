@@ -1,0 +1,286 @@
+"""Looking over run folders: what each is, how far it came, how good it is, how two differ.
+
+Reads JSON alone, so that a folder of many runs is listed fast; checkpoints are not opened.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tatscli.console import Reporter
+from tatscli.errors import CheckpointError, DataError
+from tatscli.recipe.keys import differences
+from tatscli.recipe.load import load_recipe
+from tatscli.tasks.results import results_in
+
+METRICS = {"top1": True, "top5": True, "mean_class": True, "ece": False, "nll": False, "val": True}
+"""What runs are ranked by, and whether more is better; `val` is the best score of a fine-tuning."""
+
+ACTIVE = 600.0  # seconds since the last write in which an unfinished training may be running
+DEPTH = 3  # folders below the one that is looked through
+TAIL = 1 << 16  # bytes at the end of the metrics that are read
+
+State = Literal["finished", "active", "stopped", "results", "damaged"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """What can be told of a run without opening its weights.
+
+    Attributes:
+        name: Path below the folder that was looked through.
+        path: Its folder.
+        state: `finished`, all steps are done; `active`, it is unfinished and was written to within
+            the last ten minutes; `stopped`; `results`, the folder has nothing but results;
+            `damaged`.
+        kind: `pretrained`, `finetuned` or `tokenizer`; None before its first checkpoint.
+        recipe: Name of the recipe.
+        step: Of the last checkpoint.
+        total: Steps of the whole schedule.
+        loss: The last that was logged.
+        best: Best score on `finetune.val_split`.
+        started: When its first session began.
+        age: Seconds since it was last written to.
+        bytes: On disk; files that are linked are counted once.
+        results: How many there are.
+        problem: What is damaged.
+    """
+
+    name: str
+    path: str
+    state: State
+    kind: str | None = None
+    recipe: str | None = None
+    step: int | None = None
+    total: int | None = None
+    loss: float | None = None
+    best: float | None = None
+    started: str | None = None
+    age: float | None = None
+    bytes: int = 0
+    results: int = 0
+    problem: str | None = None
+
+
+def list_runs(folder: Path) -> list[RunFacts]:
+    """Describe the runs in a folder, those written to last first.
+
+    Raises:
+        DataError: If there is no such folder.
+    """
+    if not folder.is_dir():
+        raise DataError(
+            f"there is no folder `{folder}`",
+            hint="trainings write to `runs` where they are started",
+        )
+    found = [describe(path, folder) for path in find_runs(folder)]
+    return sorted(found, key=lambda one: (one.age is None, one.age, one.name))
+
+
+def find_runs(folder: Path, depth: int = DEPTH) -> Iterator[Path]:
+    """Yield the run folders at or below `folder`; none lies inside another."""
+    if _is_run(folder):
+        yield folder
+    elif depth:
+        try:
+            below = sorted(path for path in folder.iterdir() if path.is_dir())
+        except OSError:  # somebody else's
+            return
+        for path in below:
+            if not path.name.startswith("."):
+                yield from find_runs(path, depth - 1)
+
+
+def describe(path: Path, base: Path) -> RunFacts:
+    """Describe a run; whatever is damaged in it is said, and does not stop it."""
+    problems: list[str] = []
+    name = path.resolve().name if path == base else str(path.relative_to(base))
+    about = _read_json(path / "run.json", problems) or {}
+    meta = _read_json(path / "checkpoints" / "last" / "meta.json", problems) or {}
+    if (path / "checkpoints" / "last").is_symlink() and not meta and not problems:
+        problems.append("`checkpoints/last` leads nowhere")
+    only_results = not about and not (path / "recipe.yaml").exists() and not meta
+    if not only_results and not problems:
+        problems += [
+            f"there is no `{file}`"
+            for file in ("run.json", "recipe.yaml")
+            if not (path / file).is_file()
+        ]
+    written = [path / "run.json", path / "metrics.jsonl", path / "checkpoints", path / "results"]
+    times = [file.stat().st_mtime for file in written if file.exists()]
+    age = max(0.0, time.time() - max(times)) if times else None
+    step, total = meta.get("step", 0), (about.get("derived") or {}).get("total_steps")
+    earlier = about.get("earlier") or [about]
+    state: State = "stopped"
+    if problems and not (only_results and (path / "results").is_dir()):
+        state = "damaged"
+    elif only_results:
+        state = "results"
+    elif total is not None and step >= total:
+        state = "finished"
+    elif age is not None and age < ACTIVE:
+        state = "active"
+    return RunFacts(
+        name=name,
+        path=str(path),
+        state=state,
+        kind=meta.get("kind"),
+        recipe=about.get("recipe") or meta.get("name"),
+        step=None if state == "results" else step,
+        total=total,
+        loss=_last_loss(path / "metrics.jsonl"),
+        best=meta.get("best_score"),
+        started=earlier[0].get("started"),
+        age=age,
+        bytes=_size(path),
+        results=len(list((path / "results").glob("*.json"))),
+        problem="; ".join(problems) or None,
+    )
+
+
+def best_runs(
+    folder: Path,
+    metric: str,
+    *,
+    reporter: Reporter,
+    split: str | None = None,
+    protocol: str | None = None,
+) -> dict[str, Any]:
+    """Rank runs by their results, or by the best score of their fine-tuning.
+
+    Args:
+        folder: Where the runs are.
+        metric: One of `METRICS`.
+        reporter: Warns where unlike is ranked.
+        split: Look at results of this split alone.
+        protocol: Look at results of this protocol alone.
+
+    Returns:
+        `metric`; `best`, the first of `ranked`; and `ranked`: `run`, `result` (its file; None for
+        `val`), `value`, `interval` where there is one, `protocol`, `split`, `segments`, `crops`.
+
+    Raises:
+        DataError: If no run has the metric.
+    """
+    if not folder.is_dir():
+        raise DataError(f"there is no folder `{folder}`")
+    found: list[dict[str, Any]] = []
+    stores: set[str] = set()
+    for path in find_runs(folder):
+        facts = describe(path, folder)
+        if metric == "val":
+            if facts.best is not None:
+                found.append({"run": facts.path, "result": None, "value": facts.best})
+            continue
+        for file, result in results_in(path):
+            fits = split in (None, result["split"]) and protocol in (None, result["protocol"])
+            if fits and result.get(metric) is not None:
+                stores.add(str(result.get("store_fingerprint")))
+                about = {key: result[key] for key in ("protocol", "split", "segments", "crops")}
+                value, between = result[metric], result.get(f"{metric}_interval")
+                one = {"run": facts.path, "result": str(file), "value": value}
+                found.append({**one, "interval": between, **about})
+    if not found:
+        hint = "train with `finetune.val_split`" if metric == "val" else "`tats evaluate RUN`"
+        raise DataError(f"no run in `{folder}` has `{metric}`", hint=f"{hint} makes it")
+    for key in ("protocol", "split"):
+        values = sorted({str(one[key]) for one in found if key in one})
+        if len(values) > 1:
+            reporter.warn(f"ranked are results of several {key}s: {', '.join(values)}")
+    if len(stores) > 1:
+        reporter.warn(f"ranked are results of {len(stores)} different stores")
+    found.sort(key=lambda one: one["value"], reverse=METRICS[metric])
+    return {"metric": metric, "best": found[0], "ranked": found}
+
+
+def compare_runs(first: Path, second: Path) -> dict[str, Any]:
+    """Return how the recipes of two runs differ, and their numbers side by side.
+
+    Returns:
+        `runs`, both folders; `recipe`: `key` and the two `values` wherever they differ; `metrics`:
+        `name` and the two `values`, None where a run does not have it.
+
+    Raises:
+        TatsError: If one is no run, or its recipe cannot be read.
+    """
+    recipes, numbers = [], []
+    for path in (first, second):
+        if not (path / "recipe.yaml").is_file():
+            raise CheckpointError(
+                f"`{path}` is no run folder: it has no `recipe.yaml`",
+                hint="`tats runs` lists the runs there are",
+            )
+        recipes.append(load_recipe(path / "recipe.yaml").recipe.model_dump(mode="json"))
+        numbers.append(_numbers(path))
+    names = sorted(numbers[0].keys() | numbers[1].keys())
+    return {
+        "runs": [str(first), str(second)],
+        "recipe": [
+            {"key": key, "values": [one, two]}
+            for key, one, two in differences(recipes[0], recipes[1])
+        ],
+        "metrics": [{"name": name, "values": [one.get(name) for one in numbers]} for name in names],
+    }
+
+
+def _numbers(path: Path) -> dict[str, float]:
+    facts = describe(path, path)
+    named: dict[str, Any] = {key: getattr(facts, key) for key in ("step", "total", "loss", "best")}
+    for file, result in results_in(path):
+        for key in ("top1", "top5", "mean_class", "ece", "nll", "psnr", "ssim"):
+            named[f"{file.stem} {key}"] = result.get(key)
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _is_run(folder: Path) -> bool:
+    if any((folder / name).exists() for name in ("recipe.yaml", "run.json")):
+        return True
+    return (folder / "checkpoints").is_dir() or any((folder / "results").glob("*.json"))
+
+
+def _read_json(path: Path, problems: list[str]) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        problems.append(f"`{path.name}` cannot be read: {error}")
+        return None
+    if not isinstance(found, dict):
+        problems.append(f"`{path.name}` is not an object")
+        return None
+    return found
+
+
+def _last_loss(path: Path) -> float | None:
+    """Return the loss of the last line that has one; a line cut short by a kill is passed over."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            lines = file.read().splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        try:
+            return float(json.loads(line)["loss"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def _size(folder: Path) -> int:
+    seen: dict[tuple[int, int], int] = {}
+    for root, _, names in os.walk(folder):
+        for name in names:
+            try:
+                found = os.lstat(os.path.join(root, name))
+            except OSError:  # deleted just now, by a training that keeps few checkpoints
+                continue
+            seen[found.st_dev, found.st_ino] = found.st_size
+    return sum(seen.values())
