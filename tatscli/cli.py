@@ -21,6 +21,8 @@ COMMANDS = {
     "pretrain": "tatscli.commands.pretrain:pretrain",
     "finetune": "tatscli.commands.finetune:finetune",
     "evaluate": "tatscli.commands.evaluate:evaluate",
+    "predict": "tatscli.commands.predict:predict",
+    "embed": "tatscli.commands.embed:embed",
     "visualize-masks": "tatscli.commands.visualize_masks:visualize_masks",
     "demo": "tatscli.commands.demo:demo",
     "env": "tatscli.commands.env:env",

@@ -42,7 +42,7 @@ class Footage(ABC):
 
     Attributes:
         name: What messages and results call it.
-        seconds: How long it is, where that is known before it is read.
+        seconds: How long it is, as far as that is known; of a file when it has begun to be read.
         problem: What went wrong in the last pass, though there were frames; None if nothing did.
     """
 
@@ -83,6 +83,7 @@ class FileFootage(Footage):
         """Decode the file; a damaged packet is skipped, and remembered in `problem`."""
         reader = VideoReader(self.path)
         for time, picture in shown_frames(reader, short_side=short_side):
+            self.seconds = reader.seconds
             yield Frame(time, partial(_as_tensor, picture))
         self.problem = reader.problem
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from tatscli.data.ahead import read_ahead
 from tatscli.data.footage import Footage
@@ -34,6 +35,15 @@ class Seen(NamedTuple):
     span: Span | None = None
     output: Tensor | None = None
     error: DataError | None = None
+
+
+def show_progress(bar: tqdm, videos: Sequence[Footage], seen: Seen) -> None:
+    """Move a bar that counts videos, also within one: an hour is one video, too."""
+    share = 1.0
+    if seen.span is not None:
+        seconds = videos[seen.video].seconds
+        share = min(seen.span.end / seconds, 1.0) if seconds else 0.0
+    bar.update(round(seen.video + share, 2) - bar.n)
 
 
 class Runner(NamedTuple):

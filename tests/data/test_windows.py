@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tatscli.data.footage import ArrayFootage, FileFootage, Footage, Frame, StoreFootage, find_videos
+from tatscli.data.footage import (
+    ArrayFootage,
+    FileFootage,
+    Footage,
+    Frame,
+    StoreFootage,
+    find_videos,
+)
 from tatscli.data.sampling import eval_indices, shown_at_rate
 from tatscli.data.view import spatial_crop
 from tatscli.data.windows import Window, Windows
