@@ -6,12 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 from tatscli.engine.checkpoint import save_checkpoint
 from tatscli.nn.vit import build_encoder
 from tatscli.recipe.schema import Recipe
+from tatscli.store.reader import Store
+from tatscli.store.schema import Settings
 from tatscli.tasks.finetune import build_classifier
+from tests.clips import pan, render
+from tests.store.stores import prepare
 
 NAMES = ["falls", "rises", "turns"]
 
@@ -54,3 +60,21 @@ def save_run(
     meta = {**kind, "recipe": recipe.model_dump(mode="json")}
     save_checkpoint(folder, step=step, tensors={"model": tensors}, meta=meta, keep=3, best=best)
     return folder
+
+
+MOVES = {"falls": (0, 2), "rises": (0, -2), "turns": (2, 1)}
+
+
+def render_films(folder: Path, *, frames: int = 24, fps: float = 25) -> Path:
+    """Write a video for each class into `val/<class>`, of 48 x 64 pixels, smooth ones."""
+    for label, (name, step) in enumerate(MOVES.items()):
+        coarse = pan(step, frames=frames + label, height=12, width=16, seed=label)
+        pictures = (np.asarray(Image.fromarray(one).resize((64, 48))) for one in coarse)
+        render(folder / "val" / name / "a.mp4", pictures, fps=fps, options={"crf": "8"})
+    return folder
+
+
+def store_of(videos: Path, out: Path) -> Store:
+    """Prepare a store of pictures of 32 pixels, as large as the views, with next to no loss."""
+    prepare(videos, out, settings=Settings(short_side=32, quality=2))
+    return Store.open(out)

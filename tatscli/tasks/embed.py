@@ -99,6 +99,8 @@ def embed(
         "sampling": cut.sampling.model_dump(mode="json"),
         "frames": cut.frames,
         "size": list(cut.size),
+        "mean": list(model.recipe.data.mean),
+        "std": list(model.recipe.data.std),
         "windows": windows,
         "every": every,
         "grid": list(model.encoder.grid),
