@@ -30,6 +30,7 @@ PLAN = "plan.json"
 _STATE = "state"
 _CARRY = "carry"
 _ROW_FACTS = ("video", "start", "end")
+_DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,7 @@ class FeatureParts:
                 for name, column in columns.items():
                     column.append(part.get_tensor(name)[kept])
                 one = part.get_slice("features")
-                shape, dtype = tuple(one.get_shape()), part.get_slice("features")[:0].dtype
+                shape, dtype = tuple(one.get_shape()), _DTYPES[one.get_dtype()]
         rows = {name: np.concatenate(column) for name, column in columns.items()}
         shape = (len(rows["video"]), *shape[1:])
         tensors = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -245,11 +246,17 @@ def _targets(clips: Sequence[Path], videos: Sequence[FileFootage], out: Path) ->
             f"cannot write `{out}`: its suffix must be one of {', '.join(H264)}",
             hint="without a suffix it is a folder",
         )
-    targets: dict[Path, Path] = {}
+    inside: dict[Path, Path] = {}
     for video in videos:
         home = next((place for place in clips if place in video.path.parents), None)
-        inside = video.path.relative_to(home) if home else Path(video.path.name)
-        target = out if film else (out / inside).with_suffix(".mp4")
+        inside[video.path] = video.path.relative_to(home) if home else Path(video.path.name)
+    stems = Counter(path.with_suffix("") for path in set(inside.values()))
+    targets: dict[Path, Path] = {}
+    for video in videos:
+        name = inside[video.path]
+        if stems[name.with_suffix("")] > 1:  # `a.avi` and `a.mkv` become `a.avi.mp4`, `a.mkv.mp4`
+            name = name.with_name(f"{name.name}.mp4")
+        target = out if film else (out / name).with_suffix(".mp4")
         if target in targets.values():
             raise UsageError(
                 f"two clips would be drawn to `{target}`, one of them `{video.path}`",

@@ -168,6 +168,15 @@ def test_a_film_keeps_uneven_times(home: Path, tmp_path: Path) -> None:
     assert times == pytest.approx([tick / 10 for tick in pts], abs=2e-3)
 
 
+def test_clips_that_share_a_stem_keep_their_suffix(home: Path, tmp_path: Path) -> None:
+    for name in ("a.mkv", "a.avi", "b.mp4"):
+        render(tmp_path / "clips" / name, pan(frames=4, height=32, width=48), codec="mpeg4")
+    predict([tmp_path / "clips"], home / "tuned", reporter=Reporter(quiet=True),
+            out=tmp_path / "drawn", device="cpu")  # fmt: skip
+    made = sorted(path.name for path in (tmp_path / "drawn").iterdir())
+    assert made == ["a.avi.mp4", "a.mkv.mp4", "b.mp4"]
+
+
 def test_several_films_go_into_a_folder(home: Path, tmp_path: Path, reporter: Reporter) -> None:
     result = predict(
         [home / "videos"], home / "tuned", reporter=reporter, out=tmp_path / "drawn", device="cpu"
