@@ -24,6 +24,8 @@ COMMANDS = {
     "convert": "tatscli.commands.convert:convert",
     "compare": "tatscli.commands.compare:compare",
     "runs": "tatscli.commands.runs:runs",
+    "predict": "tatscli.commands.predict:predict",
+    "embed": "tatscli.commands.embed:embed",
     "visualize-masks": "tatscli.commands.visualize_masks:visualize_masks",
     "demo": "tatscli.commands.demo:demo",
     "env": "tatscli.commands.env:env",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,13 +30,13 @@ class Tensor:
         name: Its name in the file.
         dtype: Type of its elements, little-endian.
         shape: Its shape.
-        content: An array, or a file that holds the bytes.
+        content: An array, a file that holds the bytes, or what yields them.
     """
 
     name: str
     dtype: np.dtype
     shape: tuple[int, ...]
-    content: np.ndarray | Path
+    content: np.ndarray | Path | Callable[[], Iterator[bytes]]
 
     @classmethod
     def of(cls, name: str, array: np.ndarray) -> Tensor:
@@ -52,6 +52,9 @@ class Tensor:
         """Yield the bytes."""
         if isinstance(self.content, np.ndarray):
             yield self.content.tobytes()
+            return
+        if not isinstance(self.content, Path):
+            yield from self.content()
             return
         with self.content.open("rb") as file:
             yield from iter(lambda: file.read(PIECE), b"")

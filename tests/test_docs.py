@@ -81,7 +81,7 @@ class Workshop:
         """Run a line of documentation, shrunk; the inputs it names are made first."""
         if line in self.looked:
             return None
-        if line.startswith(("tats visualize-masks ", "tats motion ")):
+        if line.startswith(("tats visualize-masks ", "tats motion ", "tats predict ")):
             self.looked.add(line)
         words = words_of(line.replace(" --engine ray --address auto", ""))  # tested with a cluster
         command = words[0]
@@ -98,6 +98,8 @@ class Workshop:
             words.append("--overwrite")  # the examples of a page are alternatives
         if command == "prepare" and "--workers" not in words:
             words += ["--workers", "1"]  # a second one starts for nothing
+        if command == "embed":
+            words.append("--overwrite")
         if command == "visualize-masks" and "--windows" not in words:
             words += ["--windows", "1"]
         return self.must(words)
@@ -280,6 +282,8 @@ def test_the_python_of_a_page_runs(page: Path, workshop: Workshop) -> None:
     for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
         for path in re.findall(r'"((?:runs|prepared)/[^"]*)"', code):
             workshop.provide(path)
+        if page.name == "predict.md" and "load_file" in code:
+            workshop.run("tats embed prepared/videos --run runs/small --out val.safetensors")
         names: dict[str, Any] = {}
         exec(code, names)
         if page.name == "README.md":

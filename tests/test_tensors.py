@@ -28,6 +28,14 @@ def test_the_library_reads_every_tensor(tmp_path_factory, kinds):
         np.testing.assert_array_equal(found[name], array)
 
 
+def test_content_may_come_in_pieces(tmp_path):
+    rows = np.arange(30, dtype=np.float32).reshape(-1, 3)
+    content = lambda: (part.tobytes() for part in np.split(rows, 5))  # noqa: E731
+    tensor = Tensor("rows", rows.dtype, rows.shape, content)
+    write_tensors(tmp_path / "a.safetensors", [tensor, Tensor.of("b", rows[:1])])
+    np.testing.assert_array_equal(load_file(tmp_path / "a.safetensors")["rows"], rows)
+
+
 def test_content_of_a_file_and_metadata(tmp_path):
     rows = np.arange(3_000_000, dtype=np.int32).reshape(-1, 10)
     (tmp_path / "rows").write_bytes(rows.tobytes())

@@ -14,6 +14,8 @@ from tatscli.commands.options import (
     Quiet,
     StoreOption,
     Verbose,
+    Which,
+    WhichCheckpoint,
     reporter,
 )
 
@@ -52,13 +54,6 @@ class Protocol(StrEnum):
     RECONSTRUCTION = "reconstruction"
 
 
-class Which(StrEnum):
-    """Which checkpoint of a run is scored."""
-
-    LAST = "last"
-    BEST = "best"
-
-
 def evaluate(
     run: Annotated[
         Path,
@@ -82,9 +77,7 @@ def evaluate(
     split: Annotated[
         str | None, typer.Option("--split", help="Part to score.", show_default="evaluate.split")
     ] = None,
-    checkpoint: Annotated[
-        Which, typer.Option("--checkpoint", help="`best` was chosen on `finetune.val_split`.")
-    ] = Which.LAST,
+    checkpoint: WhichCheckpoint = Which.LAST,
     untrained: Annotated[
         bool,
         typer.Option("--untrained", help="The encoder as training begins, not the run's weights."),

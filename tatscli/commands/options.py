@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -37,6 +38,35 @@ MaxSteps = Annotated[
     typer.Option("--max-steps", min=1, help="Stop after so many steps of the full schedule."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the derived numbers and stop.")]
+
+Windows = Annotated[
+    int | None,
+    typer.Option(
+        "--windows",
+        min=1,
+        help="So many windows of each video, evenly spread.",
+        show_default="as many as cover it; 1 with uniform sampling",
+    ),
+]
+Every = Annotated[
+    float | None,
+    typer.Option("--every", min=0.01, help="A new window every so many seconds instead."),
+]
+Device = Annotated[
+    str, typer.Option("--device", help="`auto` (a GPU if there is one), `cpu`, `cuda` or `mps`.")
+]
+
+
+class Which(StrEnum):
+    """Which checkpoint of a run is taken."""
+
+    LAST = "last"
+    BEST = "best"
+
+
+WhichCheckpoint = Annotated[
+    Which, typer.Option("--checkpoint", help="`best` was chosen on `finetune.val_split`.")
+]
 
 
 def reporter(json: bool, quiet: bool, verbose: bool) -> Reporter:

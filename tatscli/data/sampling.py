@@ -20,7 +20,7 @@ from tatscli.store.reader import Store
 
 Chosen = TypeVar("Chosen", list[int], list[list[int]])
 
-_TICK = 1e-3  # of a tick: time stamps are rounded to the clock of their container
+TICK = 1e-3  # of a tick: time stamps are rounded to the clock of their container
 
 
 def train_indices(
@@ -171,8 +171,8 @@ def shown_at_rate(times: np.ndarray, fps: float) -> list[int]:
         fps: Ticks a second. Frames are repeated where the video is slower, left out where it is
             faster.
     """
-    ticks = times[0] + np.arange(int((times[-1] - times[0]) * fps + _TICK) + 1) / fps
-    return (np.searchsorted(times, ticks + _TICK / fps, side="right") - 1).tolist()
+    ticks = times[0] + np.arange(int((times[-1] - times[0]) * fps + TICK) + 1) / fps
+    return (np.searchsorted(times, ticks + TICK / fps, side="right") - 1).tolist()
 
 
 def _pace(sampling: Sampling) -> int | None:

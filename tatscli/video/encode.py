@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -17,7 +18,10 @@ from av.video.frame import VideoFrame
 
 from tatscli.errors import UsageError
 
-SUFFIXES = (".mp4", ".mkv", ".mov", ".gif", ".png")
+H264 = (".mp4", ".mkv", ".mov")
+SUFFIXES = (*H264, ".gif", ".png")
+
+_CLOCK = Fraction(1, 90000)  # of films whose frames have times of their own; MPEG's
 
 
 class JpegEncoder:
@@ -67,26 +71,64 @@ def write_video(
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise UsageError(f"cannot write `{path}`: its suffix must be one of {', '.join(SUFFIXES)}")
+    _check_suffix(path, SUFFIXES)
     frames = iter(frames)
     first = next(frames, None)
     if first is None:
         raise UsageError(f"no frames to write to `{path}`")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.part{suffix}")
-    try:
+    with _whole(path) as temporary:
         if suffix == ".png":
             if next(frames, None) is not None:
                 raise UsageError(f"`{path}` can hold one picture, not several; use .gif or .mp4")
             temporary.write_bytes(encode_png(first))
+        elif suffix == ".gif":
+            _write_gif(temporary, first, chain([first], frames), _rate(fps), options or {})
         else:
-            write = _write_gif if suffix == ".gif" else _write_h264
-            write(temporary, first, chain([first], frames), _rate(fps), options or {})
+            timeless = ((None, image) for image in chain([first], frames))
+            _write_h264(temporary, first, timeless, _rate(fps), options or {})
+    return path
+
+
+def write_timed(
+    path: str | os.PathLike[str], frames: Iterable[tuple[float, np.ndarray]], *, fps: float
+) -> Path:
+    """Write RGB frames, each at its own time, as H.264; the file appears only once it is complete.
+
+    Args:
+        path: `.mp4`, `.mkv` or `.mov`.
+        frames: Presentation times in seconds, rising, and pictures as for `write_video`. The film
+            begins with the first.
+        fps: Frames per second that the header tells.
+
+    Raises:
+        UsageError: Another suffix, or no frame at all.
+    """
+    path = Path(path)
+    _check_suffix(path, H264)
+    frames = iter(frames)
+    first = next(frames, None)
+    if first is None:
+        raise UsageError(f"no frames to write to `{path}`")
+    with _whole(path) as temporary:
+        _write_h264(temporary, first[1], chain([first], frames), _rate(fps), {})
+    return path
+
+
+def _check_suffix(path: Path, allowed: Sequence[str]) -> None:
+    if path.suffix.lower() not in allowed:
+        raise UsageError(f"cannot write `{path}`: its suffix must be one of {', '.join(allowed)}")
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Give a file to write to, which gets its name at the end; what was not finished is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.part{path.suffix.lower()}")
+    try:
+        yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    return path
 
 
 def encode_png(image: np.ndarray) -> bytes:
@@ -98,17 +140,25 @@ def encode_png(image: np.ndarray) -> bytes:
 def _write_h264(
     path: Path,
     first: np.ndarray,
-    frames: Iterable[np.ndarray],
+    frames: Iterable[tuple[float | None, np.ndarray]],
     rate: Fraction,
     options: dict[str, str],
 ) -> None:
+    """Write pictures at their times in seconds, counted from the first; without, at the rate."""
     height, width = (side + side % 2 for side in first.shape[:2])
+    begin, tick = None, -1
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": "18", **options})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for image in frames:
+        for time, image in frames:
             margin = [(0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)]
-            container.mux(stream.encode(_frame(np.pad(image, margin, mode="edge"))))
+            frame = _frame(np.pad(image, margin, mode="edge"))
+            if time is not None:
+                if begin is None:
+                    begin, stream.codec_context.time_base = time, _CLOCK
+                tick = max(round((time - begin) / _CLOCK), tick + 1)  # two may be as good as one
+                frame.pts, frame.time_base = tick, _CLOCK
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 
 import numpy as np
@@ -98,9 +99,7 @@ def stored_frames(
     estimate = MotionEstimator()
     for item, source in _sources(reader, pictures):
         if scale is None:
-            width, height = reader.size
-            upright = reader.orientation.size(max(1, round(width * reader.aspect)), height)
-            scale = Scaler(*stored_size(*upright, short_side), reader.orientation)
+            scale = _scaler(reader, short_side)
             size = (scale.width, scale.height)
             still = np.zeros((*grid_size(*size, motion_cell), 2), np.float32)
             still.flags.writeable = False
@@ -127,6 +126,38 @@ def stored_frames(
             )
             field, valid = remove_camera(field, covered, camera), True
         yield StoredFrame(item.time, picture if pictures else None, field, valid, *size)
+
+
+def shown_frames(
+    reader: VideoReader, *, short_side: int | None
+) -> Iterator[tuple[float, Callable[[], np.ndarray]]]:
+    """Yield every frame's presentation time in seconds, and a function that makes its picture.
+
+    The picture is that of `StoredFrame.rgb`. It is converted only when it is asked for: of a video
+    that is read at a stride most frames are never looked at.
+
+    Args:
+        reader: The file; it keeps what it learns.
+        short_side: As for `read_frames`.
+
+    Raises:
+        DecodeError: As `read_frames`; from the function, if FFmpeg cannot convert the picture.
+    """
+    scale: Scaler | None = None
+    for item, source in _sources(reader, pictures=True):
+        scale = scale or _scaler(reader, short_side)
+        yield item.time, partial(_converted, scale, source)
+
+
+def _converted(scale: Scaler, source: VideoFrame) -> np.ndarray:
+    return to_rgb(scale(source))
+
+
+def _scaler(reader: VideoReader, short_side: int | None) -> Scaler:
+    """Return what makes stored pictures, once the reader has seen its first frame."""
+    width, height = reader.size
+    upright = reader.orientation.size(max(1, round(width * reader.aspect)), height)
+    return Scaler(*stored_size(*upright, short_side), reader.orientation)
 
 
 @dataclass(frozen=True, slots=True)

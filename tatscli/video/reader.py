@@ -72,6 +72,7 @@ class VideoReader:
         orientation: How frames have to be turned.
         origin: Whose vectors the file gets.
         step: Seconds between two frames by the header, where time stamps are missing.
+        seconds: Length of the file by the header; None where it tells none.
         problem: What went wrong on the way, once the iteration has ended; None if nothing did.
     """
 
@@ -95,6 +96,7 @@ class VideoReader:
         self.orientation: Orientation = UPRIGHT
         self.origin = Origin("none", "not opened yet")
         self.step = 0.0
+        self.seconds: float | None = None
         self.problem: str | None = None
         self._motion = motion
         self._pictures = pictures
@@ -205,6 +207,7 @@ class VideoReader:
         # In microseconds, rounded: one less, or the first frame might lie before the beginning.
         self.begin = max(0, (container.start_time or 0) - 1) / 1e6
         self.step = 1 / nominal_fps(stream)
+        self.seconds = container.duration / 1e6 if container.duration else None
         self.aspect = pixel_aspect(stream)
         self.interlaced = is_interlaced(stream)
         self._encrypted = "enc_key_id" in stream.metadata  # FFmpeg says so of WebM alone

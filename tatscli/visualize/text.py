@@ -64,18 +64,18 @@ def text_width(text: str, size: int) -> int:
 
 
 @lru_cache(1024)
-def fit(text: str, width: int) -> tuple[str, int]:
-    """Return what of a line fits into `width` pixels, and its size.
+def fit(text: str, width: int, sizes: tuple[int, ...] = (LARGE, SMALL)) -> tuple[str, int]:
+    """Return what of a line fits into `width` pixels, and its size: the first of `sizes` that does.
 
     It is small if it is long, and cut off at the end if it is longer still.
     """
-    for size in (LARGE, SMALL):
+    for size in sizes:
         if text_width(text, size) <= width:
             return text, size
-    text = _legible(text)
+    text, smallest = _legible(text), sizes[-1]
     lengths = range(1, len(text))
-    kept = bisect(lengths, width, key=lambda length: text_width(text[:length] + "…", SMALL))
-    return text[:kept] + "…", SMALL
+    kept = bisect(lengths, width, key=lambda length: text_width(text[:length] + "…", smallest))
+    return text[:kept] + "…", smallest
 
 
 @lru_cache(1024)

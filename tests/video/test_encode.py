@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from tatscli.errors import UsageError
-from tatscli.video.encode import write_video
+from tatscli.video.encode import write_timed, write_video
 from tests.clips import pan, texture
 
 
@@ -84,3 +84,24 @@ def test_a_failing_source_leaves_the_old_file(tmp_path):
         write_video(path, breaking(), fps=25)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["clip.mp4"]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov"])
+def test_frames_keep_their_times(tmp_path, suffix):
+    times = [7.0, 7.04, 7.5, 7.5, 7.52, 9.0]  # two at once follow each other all the same
+    path = tmp_path / f"a{suffix}"
+    write_timed(path, zip(times, pan(frames=6, height=32, width=48), strict=True), fps=25)
+    with av.open(str(path)) as container:
+        written = [frame.time for frame in container.decode(video=0)]
+    assert written == pytest.approx([time - 7 for time in times], abs=2e-3)
+    assert written == sorted(set(written))
+
+
+def test_only_films_hold_times(tmp_path):
+    for name, frames, message in (
+        ("a.gif", [(0.0, texture(8, 8))], "suffix"),
+        ("a.mp4", [], "no f"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            write_timed(tmp_path / name, frames, fps=25)
+    assert not list(tmp_path.iterdir())

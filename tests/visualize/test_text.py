@@ -152,6 +152,7 @@ def test_long_lines_are_small_and_longer_ones_cut_off():
     assert small < large
     assert fit(text, large) == (text, LARGE)
     assert fit(text, large - 1) == fit(text, small) == (text, SMALL)
+    assert fit(text, large, (LARGE + 9,))[1] == LARGE + 9
     cut, size = fit(text, small - 1)
     assert size == SMALL and cut.endswith("…") and text.startswith(cut[:-1])
     assert text_width(cut, SMALL) < small

@@ -1,0 +1,307 @@
+"""Trained runs in Python: `tatscli.load(PATH)` gives a `VideoModel`.
+
+Shapes: B batch, C channels, T frames, H and W pixels, N tokens, D width, L classes, V views.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tatscli.data.footage import ArrayFootage, FileFootage, Footage
+from tatscli.data.normalize import standardized
+from tatscli.data.windows import Span, Windows
+from tatscli.engine.device import choose_device, choose_precision
+from tatscli.errors import DataError, UsageError
+from tatscli.evaluation.predictions import Merged, Prediction, best_classes
+from tatscli.evaluation.windows import Runner
+from tatscli.nn.classifier import Classifier
+from tatscli.nn.load import LoadedRun, open_checkpoint
+from tatscli.nn.vit import Encoder
+from tatscli.recipe.schema import Recipe, Sampling
+from tatscli.tasks.frozen import view_sampling
+from tatscli.tasks.trained import class_names_of, load_network, refuse_no_classifier
+
+Frames = np.ndarray | Tensor | Sequence[object]
+"""A video in memory: uint8 RGB (T, H, W, C), or a list of pictures (H, W, C)."""
+Source = str | os.PathLike[str] | Frames
+"""A video: the path of a file, or frames in memory."""
+
+_FPS = 25.0  # of frames in memory, where nobody says and only the times of results depend on it
+
+
+def load(
+    path: str | os.PathLike[str], *, device: str | torch.device = "auto", checkpoint: str = "last"
+) -> VideoModel:
+    """Load a trained run, ready to use: in evaluation mode, on a device.
+
+    Args:
+        path: A run folder, one of its checkpoints, or whatever else `--init` takes.
+        device: `auto` (a GPU if there is one), `cpu`, `cuda`, `mps`, or a torch device.
+        checkpoint: Of a run, `last` or `best`: the best one on `finetune.val_split`.
+
+    Raises:
+        CheckpointError: If there is no such checkpoint, or it is a tokenizer's.
+        UsageError: If the device is not there.
+    """
+    if checkpoint not in ("last", "best"):
+        raise UsageError(f"`checkpoint={checkpoint!r}` must be `last` or `best`")
+    place = _device(device)
+    run = open_checkpoint(Path(path), prefer=checkpoint)
+    return VideoModel(run, load_network(run)).to(place).eval()
+
+
+class VideoModel(nn.Module):
+    """A trained network with all that belongs to its weights: sampling, views, normalisation.
+
+    Called with a standardised video, float (B, C, T, H, W), a fine-tuned one gives logits (B, L); a
+    pretrained one gives the tokens' features (B, N, D) behind the last norm.
+
+    Args:
+        run: Its checkpoint.
+        network: What `load_network` makes of it.
+
+    Attributes:
+        run: The checkpoint, and the recipe it was trained with.
+        network: The classifier or encoder, in our own layout.
+    """
+
+    def __init__(self, run: LoadedRun, network: Classifier | Encoder) -> None:
+        super().__init__()
+        self.run = run
+        self.network = network
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe it was trained with."""
+        return self.run.recipe
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes, in the order of the logits; none of a pretrained run."""
+        return class_names_of(self.run)
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder."""
+        return self.network if isinstance(self.network, Encoder) else self.network.encoder
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def forward(self, video_BCTHW: Tensor) -> Tensor:
+        """Return logits (B, L), or of a pretrained run token features (B, N, D)."""
+        if isinstance(self.network, Encoder):
+            return self.features(video_BCTHW)
+        return self.network(video_BCTHW)
+
+    def features(self, video_BCTHW: Tensor, layer: int | None = None) -> Tensor:
+        """Return the features of every token, (B, N, D); tokens are in the order (time, row,
+        column).
+
+        Args:
+            video_BCTHW: Standardised video.
+            layer: Blocks to run: 0 gives the patch embeddings with their positions, None all blocks
+                and the last norm, which no other layer has.
+
+        Raises:
+            UsageError: If the encoder has fewer blocks.
+        """
+        encoder = self.encoder
+        self.check_layer(layer)
+        tokens_BND = encoder.embed(encoder.cubes(video_BCTHW))
+        if layer is None:
+            return encoder(tokens_BND)
+        return encoder.features(tokens_BND, depth=layer)
+
+    def check_layer(self, layer: int | None) -> None:
+        """Raise a UsageError if the encoder has no such layer."""
+        if layer is not None and not 0 <= layer <= self.encoder.depth:
+            raise UsageError(
+                f"`layer {layer}` is not one of the encoder's {self.encoder.depth} blocks",
+                hint=f"allowed are 0 (the patch embeddings) to {self.encoder.depth}; without a "
+                "layer all blocks run, and the last norm",
+            )
+
+    def preprocess(
+        self,
+        source: Source,
+        *,
+        windows: int = 1,
+        fps: float | None = None,
+        sampled: bool | None = None,
+    ) -> Tensor:
+        """Make the input of `forward`: decode, sample, resize, crop the centre, standardise.
+
+        Args:
+            source: A video.
+            windows: Windows along time, spread as `evaluate.segments`; a single one lies in the
+                middle of the video.
+            fps: Frames a second of frames in memory, which a recipe that samples by the clock must
+                know.
+            sampled: Whether frames in memory are those of one window already, so that none is left
+                out. By default they are if there are as many as the model sees at once.
+
+        Returns:
+            float32 (windows, C, T, H, W), on the model's device.
+
+        Raises:
+            DataError: If the video cannot be read.
+            UsageError: If the frames are no video, or `fps` is missing.
+        """
+        footage, sampling = self._footage(source, fps, sampled)
+        cut = self.windows(count=windows, sampling=sampling)
+        try:
+            views_VCTHW = torch.cat([window.views_VCTHW for window in cut.of(footage)])
+        except DataError as error:
+            raise named(footage, error) from error
+        data = self.recipe.data
+        return standardized(views_VCTHW.to(self.device), data.mean, data.std)
+
+    def predict(
+        self,
+        source: Source,
+        top: int = 5,
+        *,
+        windows: int | None = None,
+        every: float | None = None,
+        crops: int = 1,
+        fps: float | None = None,
+        sampled: bool | None = None,
+    ) -> list[Prediction]:
+        """Return the most probable classes of a video, the best first: means over its windows.
+
+        Args:
+            source: A video of any length; never more of a file than a few windows is in memory.
+            top: Classes to return.
+            windows: So many windows, spread evenly; by default they cover the video.
+            every: A new window every so many seconds instead.
+            crops: Views of a window: 1 or 3.
+            fps: As for `preprocess`.
+            sampled: As for `preprocess`.
+
+        Raises:
+            CheckpointError: If the run has no classifier.
+            DataError: If the video cannot be read.
+            UsageError: If `windows`, `every` and the recipe's sampling do not go together.
+        """
+        footage, sampling = self._footage(source, fps, sampled)
+        cut = self.windows(count=windows, every=every, crops=crops, sampling=sampling)
+        merged, end = Merged(), 0.0
+        for span, score_VL in self._scores(footage, cut):
+            merged.add(score_VL)
+            end = max(end, span.end)
+        return best_classes(merged.score_L, self.class_names, top=top, start=0.0, end=end)
+
+    def predict_windows(
+        self,
+        source: Source,
+        top: int = 5,
+        *,
+        windows: int | None = None,
+        every: float | None = None,
+        crops: int = 1,
+        fps: float | None = None,
+        sampled: bool | None = None,
+    ) -> Iterator[list[Prediction]]:
+        """Yield the most probable classes of every window, in order. Arguments and errors are those
+        of `predict`."""
+        footage, sampling = self._footage(source, fps, sampled)
+        cut = self.windows(count=windows, every=every, crops=crops, sampling=sampling)
+        names = self.class_names
+        for span, score_VL in self._scores(footage, cut):
+            score_L = score_VL.mean(dim=0)
+            yield best_classes(score_L, names, top=top, start=span.start, end=span.end)
+
+    def windows(
+        self,
+        *,
+        count: int | None = None,
+        every: float | None = None,
+        crops: int = 1,
+        sampling: Sampling | None = None,
+    ) -> Windows:
+        """Return how videos are cut into windows for this model: by default so that they are
+        covered, sampled as the recipe evaluates."""
+        data = self.recipe.data
+        if sampling is None:
+            sampling = view_sampling(self.recipe)
+        return Windows(data.frames, data.view_size, sampling, crops, count, every)
+
+    def runner(self, network: Callable[[Tensor], Tensor], *, threads: int = 0) -> Runner:
+        """Return what runs a part of this model over windows, on its device, in the precision that
+        `run.precision` means there."""
+        recipe = self.recipe
+        dtype, _ = choose_precision(recipe.run.precision, self.device)
+        batch = recipe.evaluate.batch_per_device
+        return Runner(network, recipe.data, self.device, dtype, batch, threads)
+
+    def probabilities(self, video_BCTHW: Tensor) -> Tensor:
+        """Return class probabilities of a standardised video, (B, L).
+
+        Raises:
+            CheckpointError: If the run has no classifier.
+        """
+        refuse_no_classifier(self.run)
+        return self.network(video_BCTHW).float().softmax(dim=-1)
+
+    def _scores(self, footage: Footage, cut: Windows) -> Iterator[tuple[Span, Tensor]]:
+        """Yield the probabilities of every window's views."""
+        refuse_no_classifier(self.run)
+        for batch in self.runner(self.probabilities).run([footage], cut):
+            for seen in batch:
+                if seen.error is not None:
+                    raise named(footage, seen.error) from seen.error
+                if seen.span is not None and seen.output is not None:
+                    yield seen.span, seen.output
+
+    def _footage(
+        self, source: Source, fps: float | None, sampled: bool | None
+    ) -> tuple[Footage, Sampling]:
+        """Open a video and say how it is sampled."""
+        sampling = view_sampling(self.recipe)
+        if isinstance(source, str | os.PathLike):
+            return FileFootage(Path(source)), sampling
+        footage = ArrayFootage(source, _FPS if fps is None else fps)
+        frames, wanted = len(footage.video_TCHW), self.recipe.data.frames
+        if sampled if sampled is not None else frames == wanted:
+            if frames != wanted:
+                raise UsageError(f"`sampled` frames must be {wanted}, not {frames}")
+            return footage, Sampling(mode="uniform")  # of as many frames it takes every one
+        if sampling.fps is not None and fps is None:
+            raise UsageError(
+                f"the recipe samples {sampling.fps:g} frames a second",
+                hint="say how many a second these are: `fps=25`",
+            )
+        return footage, sampling
+
+
+def named(footage: Footage, error: DataError) -> DataError:
+    """Return an error that says which video cannot be read."""
+    return DataError(f"`{footage.name}` cannot be read: {error.message}", error.hint)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    """Return a device by name, `auto` included.
+
+    Raises:
+        UsageError: If there is none of this name here.
+    """
+    try:
+        if device == "auto":
+            return choose_device("auto")[0]
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts it
+        raise UsageError(
+            f"the device `{device}` is not available on this machine",
+            hint="`tats env` shows what torch sees; `auto` takes what is there",
+        ) from error
+    return place

@@ -1,0 +1,284 @@
+"""What a classifier sees in videos: windows of every clip, merged, and perhaps drawn over it."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from tatscli.api import VideoModel, load
+from tatscli.console import Reporter
+from tatscli.data.footage import FileFootage, find_videos
+from tatscli.data.loader import worker_count
+from tatscli.data.windows import Windows
+from tatscli.errors import CheckpointError, DataError, UsageError
+from tatscli.evaluation.predictions import Merged, Prediction, best_classes
+from tatscli.evaluation.windows import Seen, show_progress
+from tatscli.tasks.trained import refuse_no_classifier
+from tatscli.video.encode import H264, write_timed
+from tatscli.video.frames import shown_frames
+from tatscli.video.reader import VideoReader
+from tatscli.visualize.predictions import draw_predictions
+
+
+@dataclass(slots=True)
+class _Clip:
+    """What has been seen of a clip so far.
+
+    Attributes:
+        footage: The file.
+        merged: Mean probabilities.
+        windows: When each window is, its frames, and its best classes.
+        best: Of the whole clip, once it has ended.
+    """
+
+    footage: FileFootage
+    merged: Merged = field(default_factory=Merged)
+    windows: list[tuple[list[int], list[Prediction]]] = field(default_factory=list)
+    best: list[Prediction] = field(default_factory=list)
+
+    def at(self, seconds: float) -> tuple[list[Prediction], str]:
+        """Return what is said about a moment, and its caption: that of the last window that has
+        begun and not ended, or that of the clip where none looks."""
+        begun = bisect_right(self.windows, seconds, key=lambda window: window[1][0].start)
+        if begun:
+            _, window = self.windows[begun - 1]
+            if seconds < window[0].end:
+                return window, f"{window[0].start:.2f} to {window[0].end:.2f} s"
+        return self.best, "whole video"
+
+    def facts(self) -> dict[str, Any]:
+        """Return it as an object of JSON."""
+        return {
+            "clip": self.footage.name,
+            "seconds": self.best[0].end,
+            "top": [_class_facts(one) for one in self.best],
+            "windows": [
+                {
+                    "start": window[0].start,
+                    "end": window[0].end,
+                    "frames": frames,
+                    "top": [_class_facts(one) for one in window],
+                }
+                for frames, window in self.windows
+            ],
+            "problem": self.footage.problem,
+        }
+
+
+def predict(
+    clips: Sequence[Path],
+    run: Path | str,
+    *,
+    reporter: Reporter,
+    top: int = 5,
+    windows: int | None = None,
+    every: float | None = None,
+    crops: int = 1,
+    out: Path | None = None,
+    device: str = "auto",
+    prefer: str = "last",
+) -> dict[str, Any]:
+    """Name what videos show, window by window and as a whole.
+
+    A clip that cannot be read is named, and the others go on. Frames are decoded as they are
+    needed: of a video of any length no more than a few windows are in memory.
+
+    Args:
+        clips: Video files, and folders of them.
+        run: Fine-tuned run or checkpoint.
+        reporter: Speaks to the user.
+        top: Classes to name.
+        windows: Windows of each clip, spread evenly; None covers it.
+        every: Seconds from one window to the next; None is one behind the other.
+        crops: Views of a window, 1 or 3.
+        out: Where clips go with their predictions drawn: a file for one clip, else a folder.
+        device: As `tatscli.load`.
+        prefer: Which checkpoint of a run to take.
+
+    Returns:
+        `run`, `checkpoint`, `checkpoint_sha256`, `class_names`, `clips` (`clip`, `seconds`, `top`,
+            `windows`, `problem`, with `out` also `out`), `failed` (`clip`, `reason`) and `seconds`.
+
+    Raises:
+        TatsError: If clips, run or options cannot be used, or scores are not finite.
+    """
+    began = time.perf_counter()
+    videos, closed = find_videos(clips)
+    for folder in closed:
+        reporter.warn(f"the folder `{folder}` cannot be read: videos in there are left out")
+    targets = {} if out is None else _targets(clips, videos, out)
+    model = load(run, device=device, checkpoint=prefer)
+    refuse_no_classifier(model.run)
+    cut = model.windows(count=windows, every=every, crops=crops)
+    reporter.info(f"{model.run.checkpoint.path}, on {model.device}; {_cut_words(model, cut)}")
+    if model.recipe.evaluate.drop is not None:
+        reporter.info("`evaluate.drop` of the run is left aside: every token is looked at")
+    found: list[dict[str, Any]] = []
+    failed: list[dict[str, str]] = []
+    with _progress(videos, reporter) as bar:
+        for clip, error in _seen(model, videos, cut, top, bar):
+            name = clip.footage.name
+            if error is not None:
+                reporter.warn(f"`{name}` cannot be read: {error.message}")
+                failed.append({"clip": name, "reason": error.message})
+                continue
+            if clip.footage.problem is not None:
+                reporter.warn(f"`{name}`: {clip.footage.problem}")
+            facts = clip.facts()
+            if out is not None:
+                target = targets[clip.footage.path]
+                _draw(clip, target)
+                facts["out"] = str(target)
+            found.append(facts)
+    return {
+        "run": str(run),
+        "checkpoint": str(model.run.checkpoint.path),
+        "checkpoint_sha256": model.run.checkpoint.digest(),
+        "class_names": model.class_names,
+        "clips": found,
+        "failed": failed,
+        "seconds": round(time.perf_counter() - began, 3),
+    }
+
+
+def _class_facts(one: Prediction) -> dict[str, Any]:
+    return {"class": one.name, "index": one.index, "probability": one.probability}
+
+
+def _cut_words(model: VideoModel, cut: Windows) -> str:
+    """Say how videos are looked at."""
+    sampling = cut.sampling
+    if sampling.mode == "uniform":
+        pace = "spread over the whole video"
+    elif sampling.fps is not None:
+        pace = f"{sampling.fps:g} a second"
+    else:
+        pace = f"every {sampling.stride}" if sampling.stride != 1 else "in a row"
+    if cut.every is not None:
+        number = f"a window every {cut.every:g} s"
+    elif cut.count is not None or sampling.mode == "uniform":
+        number = f"{cut.count or 1} evenly spread"
+    else:
+        number = "windows that cover the video"
+    return f"{cut.frames} frames a window, {pace}; {number}; crops: {cut.crops}"
+
+
+def _progress(videos: Sequence[FileFootage], reporter: Reporter) -> tqdm:
+    return reporter.progress(total=len(videos), description="predict", unit="clip")
+
+
+def _seen(
+    model: VideoModel, videos: Sequence[FileFootage], cut: Windows, top: int, bar: tqdm
+) -> Iterator[tuple[_Clip, DataError | None]]:
+    """Yield every clip once it has ended, and why it could not be read, if so."""
+    threads = min(worker_count(model.recipe.data.workers), len(videos))
+    runner = model.runner(model.probabilities, threads=threads)
+    clip: _Clip | None = None
+    for batch in runner.run(videos, cut):
+        for seen in batch:
+            clip = clip or _Clip(videos[seen.video])
+            if seen.span is None:
+                if seen.error is None:
+                    clip.best = best_classes(
+                        clip.merged.score_L,
+                        model.class_names,
+                        top=top,
+                        start=0.0,
+                        end=max(window[0].end for _, window in clip.windows),
+                    )
+                yield clip, seen.error
+                clip = None
+            else:
+                _add(clip, seen, model, top)
+            show_progress(bar, videos, seen)
+
+
+def _add(clip: _Clip, seen: Seen, model: VideoModel, top: int) -> None:
+    """Take in a window.
+
+    Raises:
+        CheckpointError: If its scores are not finite.
+    """
+    assert seen.span is not None and seen.output is not None
+    if not seen.output.isfinite().all():
+        raise CheckpointError(
+            f"the scores of `{clip.footage.name}` are not finite",
+            hint="take an earlier checkpoint of the run",
+        )
+    clip.merged.add(seen.output)
+    best = best_classes(
+        seen.output.mean(dim=0),
+        model.class_names,
+        top=top,
+        start=seen.span.start,
+        end=seen.span.end,
+    )
+    clip.windows.append((seen.span.frames, best))
+
+
+def _targets(clips: Sequence[Path], videos: Sequence[FileFootage], out: Path) -> dict[Path, Path]:
+    """Work out where every clip is drawn to.
+
+    Raises:
+        UsageError: If two clips, or a clip and its drawing, would share a file, or several clips a
+            film.
+    """
+    film = out.suffix.lower() in H264 and not out.is_dir()
+    one = len(videos) == 1 and clips[0] == videos[0].path
+    if film and not one:
+        raise UsageError(
+            f"`{out}` is one film, and there are {len(videos)} clips to draw"
+            if len(videos) > 1
+            else f"`{out}` is a film, and `{clips[0]}` is a folder",
+            hint="name a folder with `--out`",
+        )
+    if one and not film and out.suffix and not out.is_dir():
+        raise UsageError(
+            f"cannot write `{out}`: its suffix must be one of {', '.join(H264)}",
+            hint="without a suffix it is a folder",
+        )
+    inside: dict[Path, Path] = {}
+    for video in videos:
+        home = next((place for place in clips if place in video.path.parents), None)
+        inside[video.path] = video.path.relative_to(home) if home else Path(video.path.name)
+    stems = Counter(path.with_suffix("") for path in set(inside.values()))
+    targets: dict[Path, Path] = {}
+    for video in videos:
+        name = inside[video.path]
+        if stems[name.with_suffix("")] > 1:  # `a.avi` and `a.mkv` become `a.avi.mp4`, `a.mkv.mp4`
+            name = name.with_name(f"{name.name}.mp4")
+        target = out if film else (out / name).with_suffix(".mp4")
+        if target in targets.values():
+            raise UsageError(
+                f"two clips would be drawn to `{target}`, one of them `{video.path}`",
+                hint="give them other names, or draw them one by one",
+            )
+        if target.exists() and target.samefile(video.path):
+            raise UsageError(f"`{target}` is the clip itself", hint="name another `--out`")
+        targets[video.path] = target
+    return targets
+
+
+def _draw(clip: _Clip, out: Path) -> None:
+    """Write the clip with its predictions, frame by frame, at the times and in the size it has."""
+    reader = VideoReader(clip.footage.path)
+    frames = shown_frames(reader, short_side=None)
+    first = next(frames)  # it has been read before; now the reader knows its rate
+
+    def drawn() -> Iterator[tuple[float, np.ndarray]]:
+        for seconds, picture in chain([first], frames):
+            image = picture().copy()
+            best, caption = clip.at(seconds - first[0])
+            draw_predictions(image, best, caption=caption)
+            yield seconds, image
+
+    write_timed(out, drawn(), fps=1 / reader.step)
