@@ -21,6 +21,7 @@ COMMANDS = {
     "pretrain": "tatscli.commands.pretrain:pretrain",
     "finetune": "tatscli.commands.finetune:finetune",
     "evaluate": "tatscli.commands.evaluate:evaluate",
+    "export": "tatscli.commands.export:export",
     "visualize-masks": "tatscli.commands.visualize_masks:visualize_masks",
     "demo": "tatscli.commands.demo:demo",
     "env": "tatscli.commands.env:env",
