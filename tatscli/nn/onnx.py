@@ -193,8 +193,8 @@ def _difference(wanted: Tensor, found: Any) -> float:
             f"the exported network answers with shape {found.shape} instead of "
             f"{tuple(wanted.shape)}: nothing was written"
         )
-    away = (torch.from_numpy(found) - wanted).abs().max().nan_to_num(torch.inf)
-    return float(away / wanted.abs().max().clamp(min=1e-6))
+    away = (torch.from_numpy(found) - wanted).abs().max()
+    return float((away / wanted.abs().max().clamp(min=1e-6)).nan_to_num(torch.inf))
 
 
 def _open_batch() -> Any:
