@@ -14,11 +14,7 @@ EPILOG = """Examples:
 
   tats export runs/ucf101-finetune
 
-  tats export runs/ucf101-finetune --checkpoint best --out ucf101.onnx --json
-
-  tats export runs/ucf101-finetune --features
-
-  tats export runs/ucf101 data.frames=32 --out encoder-32.onnx
+  tats export runs/ucf101 data.frames=32 --out encoder-32.onnx --json
 """
 
 
