@@ -26,6 +26,7 @@ COMMANDS = {
     "runs": "tatscli.commands.runs:runs",
     "predict": "tatscli.commands.predict:predict",
     "embed": "tatscli.commands.embed:embed",
+    "export": "tatscli.commands.export:export",
     "visualize-masks": "tatscli.commands.visualize_masks:visualize_masks",
     "demo": "tatscli.commands.demo:demo",
     "env": "tatscli.commands.env:env",

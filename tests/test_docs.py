@@ -81,7 +81,8 @@ class Workshop:
         """Run a line of documentation, shrunk; the inputs it names are made first."""
         if line in self.looked:
             return None
-        if line.startswith(("tats visualize-masks ", "tats motion ", "tats predict ")):
+        shown = ("visualize-masks", "motion", "predict", "export")
+        if line.startswith(tuple(f"tats {name} " for name in shown)):
             self.looked.add(line)
         words = words_of(line.replace(" --engine ray --address auto", ""))  # tested with a cluster
         command = words[0]
@@ -137,9 +138,13 @@ class Workshop:
             self.must([*words, *small, "--max-steps", "2"])
 
     def provide(self, word: str) -> None:
-        """Make the store or run that a word names, if it names one that is not there."""
+        """Make the store, run or exported file that a word names, if it is not there."""
         path = Path(word.split("=")[-1])
         if path.is_absolute() or path.exists():
+            return
+        if path.suffix == ".onnx" and path.parts[:1] == ("runs",):
+            self.provide(str(path.parent))
+            self.must(["export", str(path.parent), "--out", str(path), "-q"])
             return
         if path.parts[:1] == ("prepared",):
             shutil.copytree(self.base / "prepared" / "videos", path)

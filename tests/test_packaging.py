@@ -4,11 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
+import venv
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from tatscli.cli import COMMANDS
 from tatscli.recipe.shipped import shipped
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,6 +59,35 @@ def test_an_installed_wheel_finds_its_recipes_away_from_the_source(wheel, tmp_pa
     found = json.loads(done.stdout)["recipes"]
     assert {one["name"] for one in found} == {one.name for one in shipped()}
     assert all(Path(one["path"]).is_relative_to(site) for one in found)
+
+
+@pytest.mark.slow
+def test_the_program_of_a_fresh_environment_is_that_of_the_wheel(wheel, tmp_path):
+    """An environment of its own, which borrows the packages of this one after its own."""
+    home = tmp_path / "fresh"
+    venv.create(home, with_pip=False, symlinks=True)
+    scheme = {"base": str(home), "platbase": str(home)}
+    site, scripts = (
+        Path(sysconfig.get_path(name, scheme="venv", vars=scheme))
+        for name in ("purelib", "scripts")
+    )
+    (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    python = scripts / "python"
+    subprocess.run(
+        [python, "-m", "pip", "install", "-q", "--no-deps", "--ignore-installed", wheel], check=True
+    )
+    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def tats(*words):
+        done = subprocess.run(
+            [scripts / "tats", *words], cwd=tmp_path, env=alone, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stderr) == (0, ""), words
+        return done.stdout
+
+    assert all(f" {name} " in tats("--help") for name in COMMANDS)
+    assert tats("export", "--help").startswith("Usage: tats export")
+    assert Path(json.loads(tats("env", "--json"))["package"]) == site / "tatscli"
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ Examples:
 """
 
 PACKAGES = ("torch", "torchvision", "av", "numpy", "safetensors", "pydantic", "typer")
-EXTRAS = ("transformers", "ray", "tensorboard", "wandb")
+EXTRAS = ("transformers", "ray", "tensorboard", "wandb", "onnx", "onnxscript", "onnxruntime")
 MUST_IMPORT = ("torch", "torchvision", "av")  # native parts: installed is not yet usable
 
 

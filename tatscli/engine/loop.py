@@ -11,11 +11,12 @@ import gc
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -26,7 +27,7 @@ from tatscli.engine.bad_steps import BadSteps
 from tatscli.engine.checkpoint import Checkpoint, restore_part, save_checkpoint
 from tatscli.engine.device import autocast
 from tatscli.engine.learner import Learner
-from tatscli.engine.metrics import Averages, MetricsLog
+from tatscli.engine.metrics import Averages, MetricsLog, metrics_log
 from tatscli.engine.part import Lesson, Part
 from tatscli.engine.rng import random_at
 from tatscli.engine.signals import StopRequest, stop_requests
@@ -77,6 +78,8 @@ class Training:
         score: Scores the model after a pass, higher is better, with metrics; None when it is not
             yet time. A score of None is no score: there are metrics, and nothing to choose by.
         check: Looks at the averages of every log line, and raises if they show a fault.
+        pictures: Draws what trackers are shown after a pass, by name, uint8 (H, W, 3); asked of the
+            main process alone.
         done: Optimiser steps done.
         best: Best score so far.
     """
@@ -97,6 +100,7 @@ class Training:
     synced: DistributedDataParallel | None = None
     score: Callable[[int], tuple[float | None, dict[str, float]] | None] | None = None
     check: Callable[[dict[str, float]], None] | None = None
+    pictures: Callable[[int], Mapping[str, np.ndarray]] | None = None
     done: int = 0
     best: float | None = None
 
@@ -127,11 +131,11 @@ def train(training: Training) -> dict[str, Any]:
     if training.done >= last:
         training.reporter.warn(_nothing_left(training))
     save_steps = max(1, round(run.save_every * schedule.steps_per_epoch))
-    log = (
-        MetricsLog(training.folder / "metrics.jsonl", step=training.done)
-        if training.world.main
-        else None
-    )
+    opened_log: AbstractContextManager[MetricsLog | None] = nullcontext()
+    if training.world.main:
+        opened_log = metrics_log(
+            training.folder, run, training.done, training.meta, training.reporter
+        )
     averages, means = Averages(), dict[str, float]()
     main = next(iter(training.learners.values()))
     bad_steps = BadSteps(main, run, training.folder, training.world.rank)
@@ -141,7 +145,12 @@ def train(training: Training) -> dict[str, Any]:
         total=last, initial=training.done, description="steps", unit="step"
     )
     training.model.train()
-    with stop_requests() as request, bar, _settled_garbage() as settle:
+    with (
+        stop_requests() as request,
+        bar,
+        opened_log as log,
+        _settled_garbage() as settle,
+    ):
         while training.done < last:
             try:
                 bad_steps.remember(optimise(training, batches, averages))
@@ -164,7 +173,10 @@ def train(training: Training) -> dict[str, Any]:
                     training.check(means)
                 _log(training, log, means, started)
                 bad_steps.check(done, training.reporter)
-            better = done % schedule.steps_per_epoch == 0 and _score(training, log, means)
+            better = False
+            if done % schedule.steps_per_epoch == 0:
+                better = _score(training, log, means)
+                _draw(training, log)
             if better or done % save_steps == 0 or done == last or stop:
                 _save(training, best=better)
             if done - first == 1:
@@ -311,6 +323,16 @@ def _score(training: Training, log: MetricsLog | None, means: dict[str, float]) 
     if better:
         training.best = value
     return better
+
+
+def _draw(training: Training, log: MetricsLog | None) -> None:
+    """Show the pictures of a pass to the trackers."""
+    if log is None or training.pictures is None:
+        return
+    epoch = training.done // training.schedule.steps_per_epoch
+    for name, image_HWC in training.pictures(epoch).items():
+        log.picture(training.done, name, image_HWC)
+    training.model.train()
 
 
 def _save(training: Training, *, best: bool) -> None:

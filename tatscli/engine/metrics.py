@@ -4,34 +4,81 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from tatscli.console import without_nan
+from tatscli.console import Reporter, without_nan
+from tatscli.engine.track import Line, Trackers
 from tatscli.files import write_safely
+from tatscli.recipe.schema import Run
 
 
 class MetricsLog:
-    """Appends lines to `metrics.jsonl`; on resuming drops the lines after the checkpoint.
+    """Appends lines to `metrics.jsonl`, and tells trackers the same; on resuming drops the lines
+    after the checkpoint.
 
     Args:
         path: The file.
         step: Optimiser steps already done; later lines belong to lost work and are removed.
+        track: Opens the trackers, given the lines that are left.
     """
 
-    def __init__(self, path: Path, *, step: int) -> None:
+    def __init__(
+        self, path: Path, *, step: int, track: Callable[[list[Line]], Trackers] | None = None
+    ) -> None:
         self.path = path
+        kept: list[str] = []
         if path.exists():
             kept = [line for line in path.read_text("utf-8").splitlines() if _step(line) <= step]
             write_safely(path, "".join(f"{line}\n" for line in kept))
+        self._trackers = track([json.loads(line) for line in kept]) if track else None
 
     def write(self, line: Mapping[str, float]) -> None:
         """Append one line; numbers that are not finite become null."""
+        written = without_nan(dict(line))
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(without_nan(dict(line))) + "\n")
+            file.write(json.dumps(written) + "\n")
+        if self._trackers is not None:
+            self._trackers.numbers(written)
+
+    def picture(self, step: int, name: str, image_HWC: np.ndarray) -> None:
+        """Show a picture, uint8 RGB, to the trackers."""
+        if self._trackers is not None:
+            self._trackers.picture(step, name, image_HWC)
+
+    def close(self) -> None:
+        """Let the trackers finish."""
+        if self._trackers is not None:
+            self._trackers.close()
+
+
+@contextmanager
+def metrics_log(
+    folder: Path, run: Run, step: int, about: Line, reporter: Reporter
+) -> Iterator[MetricsLog]:
+    """Open the metrics of a run folder and the trackers of `run.track`.
+
+    Args:
+        folder: The run folder.
+        run: The recipe's `run` section.
+        step: Optimiser steps already done.
+        about: What checkpoints say of the run.
+        reporter: Hears of trackers that fail.
+    """
+
+    def track(lines: list[Line]) -> Trackers:
+        return Trackers(run.track, folder, step, about, lines, reporter=reporter)
+
+    log = MetricsLog(folder / "metrics.jsonl", step=step, track=track)
+    try:
+        yield log
+    finally:
+        log.close()
 
 
 class Averages:

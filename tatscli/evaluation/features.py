@@ -56,12 +56,15 @@ class PooledFeatures(nn.Module):
 
     def forward(self, video_BCTHW: Tensor, visible_BK: Tensor | None = None) -> Tensor:
         """Return one feature per clip, (B, groups x D); of some tokens, where they are named."""
+        tokens_BKD = self.tokens(video_BCTHW, visible_BK)
+        return tokens_BKD.unflatten(1, (self.groups, -1)).mean(dim=2).flatten(1)
+
+    def tokens(self, video_BCTHW: Tensor, visible_BK: Tensor | None = None) -> Tensor:
+        """Return the tokens that features are means of: (B, K, D)."""
         tokens_BKD = self.encoder.embed(self.encoder.cubes(video_BCTHW, visible_BK))
         if self.layer is None:
-            tokens_BKD = self.encoder(tokens_BKD, visible_BK)
-        else:
-            tokens_BKD = self.encoder.features(tokens_BKD, visible_BK, depth=self.layer)
-        return tokens_BKD.unflatten(1, (self.groups, -1)).mean(dim=2).flatten(1)
+            return self.encoder(tokens_BKD, visible_BK)
+        return self.encoder.features(tokens_BKD, visible_BK, depth=self.layer)
 
 
 @dataclass(frozen=True, slots=True)

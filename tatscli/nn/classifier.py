@@ -126,7 +126,8 @@ class Classifier(nn.Module):
     def _pooled(self, tokens_BKD: Tensor, visible_BK: Tensor | None) -> Tensor:
         """Run the blocks and make one feature of each clip: (B, D)."""
         if self.cls_D is not None:
-            cls_B1D = self.cls_D.expand(len(tokens_BKD), 1, -1)
+            # `len` would fix the batch of an exported network.
+            cls_B1D = self.cls_D.expand(tokens_BKD.shape[0], 1, -1)
             return self.encoder.features(tokens_BKD, visible_BK, extra_BED=cls_B1D)[:, -1]
         tokens_BKD = self.encoder.features(tokens_BKD, visible_BK)
         return tokens_BKD.mean(dim=1) if self.pool is None else self.pool(tokens_BKD)

@@ -32,7 +32,9 @@ from tatscli.system.system import System, build_system
 from tatscli.targets import AllTargets
 from tatscli.tasks.tokenizer import train_tokenizer
 from tatscli.tasks.training import Stage, run_training
+from tatscli.tasks.training_pictures import MaskPictures
 from tatscli.tasks.watch import Watcher, part_watched
+from tatscli.visualize.text import Picture
 
 
 def pretrain(
@@ -65,7 +67,7 @@ def pretrain(
         return train_tokenizer(
             loaded, folder, reporter=reporter, init=init, resume=resume, overwrite=overwrite
         )
-    stage = Pretraining(loaded, Store.open(loaded.recipe.data.store), init)
+    stage = Pretraining(loaded, Store.open(loaded.recipe.data.store), init, folder)
     return run_training(stage, folder, reporter=reporter, resume=resume, overwrite=overwrite)
 
 
@@ -76,15 +78,19 @@ class Pretraining(Stage):
         loaded: The merged recipe.
         store: The data.
         init: Run, checkpoint or weights of others whose weights to start from.
+        folder: The run folder, for pictures.
     """
 
     kind = "pretrained"
 
-    def __init__(self, loaded: LoadedRecipe, store: Store, init: Path | str | None) -> None:
+    def __init__(
+        self, loaded: LoadedRecipe, store: Store, init: Path | str | None, folder: Path
+    ) -> None:
         data = loaded.recipe.data
         rows, self.held = part_watched(store, store.part(data.split), loaded.recipe.run.watch)
         super().__init__(loaded, store, rows, loaded.recipe.optim, repeats=data.repeats)
         self.init = init
+        self.folder = folder
 
     def build(self, here: Session, *, resume: bool) -> None:
         """Build the system, and the clips with their motion.
@@ -114,6 +120,19 @@ class Pretraining(Stage):
         self.watcher = (
             Watcher(self.store, self.rows, self.held, recipe, self.system)
             if recipe.run.watch is not None
+            else None
+        )
+        every = recipe.run.track_pictures if recipe.run.track else None
+        self.drawing = (
+            MaskPictures(
+                self.folder / "pictures",
+                self.store,
+                self.held or self.rows,
+                recipe,
+                every=every,
+                motion=clips.motion_source,
+            )
+            if every is not None
             else None
         )
 
@@ -160,6 +179,12 @@ class Pretraining(Stage):
         words = "  ".join(f"{name} {value:.4g}" for name, value in found.items())
         here.reporter.info(f"pass {epoch} of {self.optim.epochs}: {words}")
         return None, found
+
+    def pictures(self, epoch: int, here: Session) -> dict[str, Picture]:
+        """Draw after some passes what it makes of a video held out, or else trained on."""
+        if self.drawing is None or not self.drawing.due(epoch):
+            return {}
+        return self.drawing.draw(self.system, epoch, here)
 
     def check(self, means: dict[str, float]) -> None:
         """Find out that a mask or selection has broken the rules of `MaskPlan`.

@@ -32,11 +32,12 @@ from tatscli.recipe.schema import AdaptiveTokenizer, Recipe
 from tatscli.store.reader import Store
 from tatscli.system.cost import count_flops
 from tatscli.tasks.training import Stage, run_training
-from tatscli.tasks.training_pictures import TrainingPictures
+from tatscli.tasks.training_pictures import TokenizerPictures
 from tatscli.tokenizer.adversary import Adversary
 from tatscli.tokenizer.base import Reconstruction, TrainedTokenizer, pictures_of
 from tatscli.tokenizer.build import build_tokenizer
 from tatscli.tokenizer.perceptual import PerceptualLoss
+from tatscli.visualize.text import Picture
 
 
 def train_tokenizer(
@@ -118,7 +119,7 @@ class TokenizerTraining(Stage):
             seed=recipe.run.seed,
             follows_motion=False,
         )
-        self.pictures = TrainingPictures(self.folder / "pictures", self.store, self.rows, recipe)
+        self.drawing = TokenizerPictures(self.folder / "pictures", self.store, self.rows, recipe)
 
     def _freeze(self, config: AdaptiveTokenizer, *, resume: bool) -> None:
         """Leave the decoder alone to be trained, where the recipe says so.
@@ -254,12 +255,12 @@ class TokenizerTraining(Stage):
             numbers["score_contrast"] = (spread_B / others_BN.mean(dim=1).clamp(min=1e-9)).mean()
         return numbers
 
-    def score(self, epoch: int, here: Session) -> None:
-        """Draw a picture after some passes: it picks no `best`."""
-        if here.world.main and self.pictures.due(epoch):
-            average = self.average
-            shown = self.model if average is None else average.average.network
-            self.pictures.draw(shown, epoch, here)
+    def pictures(self, epoch: int, here: Session) -> dict[str, Picture]:
+        """Draw after some passes what it makes of a video."""
+        if not self.drawing.due(epoch):
+            return {}
+        shown = self.model if self.average is None else self.average.average.network
+        return self.drawing.draw(shown, epoch, here)
 
     def work(self) -> float:
         """Count the operations of a clip, forward and twice as many backward."""

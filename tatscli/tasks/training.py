@@ -27,6 +27,7 @@ from tatscli.engine.part import Lesson, Part, Weights
 from tatscli.engine.run import describe_run, open_run, write_run_json
 from tatscli.engine.session import Session, session
 from tatscli.engine.threads import use_threads
+from tatscli.engine.track import need_trackers
 from tatscli.errors import CheckpointError, UsageError
 from tatscli.files import write_safely
 from tatscli.recipe.derive import Schedule, derive_schedule
@@ -35,6 +36,7 @@ from tatscli.recipe.load import LoadedRecipe, load_recipe
 from tatscli.recipe.schema import Optim, Recipe
 from tatscli.recipe.text import dump_recipe
 from tatscli.store.reader import Store
+from tatscli.visualize.text import Picture
 
 FIXED = ("run.seed", "run.watch", "run.watch.share")
 """Keys of `run` that say what is trained on, and how."""
@@ -123,6 +125,10 @@ class Stage:
         """
         return None
 
+    def pictures(self, epoch: int, here: Session) -> dict[str, Picture]:
+        """Draw what trackers are shown after a pass, by name; called on the main process alone."""
+        return {}
+
     def check(self, means: dict[str, float]) -> None:
         """Look at the averages of a log line, and raise if they show a fault."""
 
@@ -140,10 +146,12 @@ def run_training(
         `run`, `checkpoint`, `steps`, `seconds`, and the last averages.
 
     Raises:
-        UsageError: If the folder is in use, or the recipe to resume differs from the run's.
+        UsageError: If the folder is in use, the recipe to resume differs from the run's, or a
+            tracker's package is missing.
         CheckpointError: If there is nothing to resume.
     """
     loaded, recipe, store = stage.loaded, stage.recipe, stage.store
+    need_trackers(recipe.run.track)
     with session(recipe.run, reporter) as here:
         schedule = derive_schedule(
             stage.optim, videos=len(stage.rows), repeats=stage.repeats, world=here.world.size
@@ -179,6 +187,7 @@ def run_training(
             synced=synced,
             score=lambda epoch: stage.score(epoch, here),
             check=stage.check,
+            pictures=lambda epoch: stage.pictures(epoch, here),
         )
         if checkpoint is not None:
             training.restore(checkpoint)

@@ -1,61 +1,126 @@
-"""Pictures that the training of a tokenizer leaves in its run: one video, every few passes."""
+"""Pictures that a training leaves in its run and shows to trackers: one video, every few passes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
+from tatscli.data.dataset import Sample
+from tatscli.data.provide import MotionSource
 from tatscli.data.views import EvalViews
 from tatscli.engine.device import autocast
 from tatscli.engine.session import Session
 from tatscli.errors import DataError
 from tatscli.recipe.schema import Recipe
+from tatscli.seeding import seed_of
 from tatscli.store.reader import Store
+from tatscli.system.system import System
 from tatscli.tokenizer.base import TrainedTokenizer
 from tatscli.video.encode import write_video
 from tatscli.visualize.codes import Coder, coding_rows
 from tatscli.visualize.compose import compose
-from tatscli.visualize.render import slices_shown, slices_words
+from tatscli.visualize.panels import Row
+from tatscli.visualize.render import caption_of, rows_seen, slices_shown, slices_words
+from tatscli.visualize.sight import Viewer
+from tatscli.visualize.text import Picture
+from tatscli.visualize.windows import Window
 
-_MOST = 20  # pictures of a training
+_MOST = 20  # pictures of a tokenizer's training
 _COLUMNS = 8
 
 
 class TrainingPictures:
-    """Draws what a tokenizer makes of the first video trained on: the middle window and crop.
+    """Draws what a training makes of one video, always the same: the middle window and crop.
 
-    A picture takes no random numbers and leaves the model as it was, so that a training with them
-    is bit for bit the one without.
+    A picture takes no random numbers of the training and leaves the model as it was, so that a
+    training with them is bit for bit the one without.
 
     Args:
         folder: Where they are written, `pass-0003.png` after the third pass.
         store: The data.
-        rows: Rows that are trained on.
-        recipe: The recipe, with a `tokenizer`.
+        rows: Rows of the store; the first is drawn.
+        recipe: The recipe.
+        every: Passes between two pictures.
+        motion: Gives the video its motion; None where nobody reads it.
     """
 
-    def __init__(self, folder: Path, store: Store, rows: Sequence[int], recipe: Recipe) -> None:
+    name: ClassVar[str]
+
+    def __init__(
+        self,
+        folder: Path,
+        store: Store,
+        rows: Sequence[int],
+        recipe: Recipe,
+        *,
+        every: int,
+        motion: MotionSource | None = None,
+    ) -> None:
         self.folder = folder
         self.recipe = recipe
+        self.every = every
         self.passes = recipe.optim.epochs
         # Its frames are read once and kept here.
         data = recipe.data.model_copy(update={"cache": "none", "repeats": 1})
-        self._views = EvalViews(store, rows[:1], data, sampling=data.sampling)
-        self._seen: tuple[list[int], torch.Tensor] | None = None
+        self._views = EvalViews(
+            store,
+            rows[:1],
+            data,
+            sampling=data.sampling,
+            motion=motion,
+            patch=recipe.model.patch,
+        )
+        self._seen: tuple[list[int], Sample] | None = None
 
     def due(self, epoch: int) -> bool:
-        """Whether to draw after a pass: about twenty times in a training, and after the last."""
-        return epoch % -(-self.passes // _MOST) == 0 or epoch == self.passes
+        """Whether to draw after a pass: every so many, and the last."""
+        return epoch % self.every == 0 or epoch == self.passes
 
-    def draw(self, tokenizer: TrainedTokenizer, epoch: int, here: Session) -> None:
-        """Write the picture of a pass; if the video cannot be read, say so instead."""
-        try:
-            frames, video_TCHW = self._video(tokenizer)
-        except DataError as error:
-            here.reporter.warn(f"no pictures of the training: {error.message}", once=True)
-            return
+    def _sample(self, here: Session) -> tuple[list[int], Sample] | None:
+        """Return the frames and the view, read once; if they cannot be read, say so instead."""
+        if self._seen is None:
+            try:
+                (sample,) = self._views[0]
+                self._seen = self._views.frames(sample.row, 0), sample
+            except DataError as error:
+                here.reporter.warn(f"no pictures of the training: {error.message}", once=True)
+        return self._seen
+
+    def _written(
+        self, epoch: int, about: str, words: list[str], captions: list[str], rows: list[Row],
+        places: list[int],
+    ) -> dict[str, Picture]:  # fmt: skip
+        """Compose and write the picture of a pass."""
+        video = self._views.name(self._views.rows[0])
+        title = [video, about, f"after pass {epoch} of {self.passes}", *words]
+        page = compose(title, captions, rows, places)
+        write_video(self.folder / f"pass-{epoch:04d}.png", [page], fps=1)
+        return {self.name: page}
+
+
+class TokenizerPictures(TrainingPictures):
+    """Draws what a tokenizer makes of the first video trained on, about twenty times.
+
+    Arguments are those of `TrainingPictures`; the recipe has a `tokenizer`.
+    """
+
+    name = "pictures/tokenizer"
+
+    def __init__(self, folder: Path, store: Store, rows: Sequence[int], recipe: Recipe) -> None:
+        super().__init__(folder, store, rows, recipe, every=-(-recipe.optim.epochs // _MOST))
+
+    def draw(self, tokenizer: TrainedTokenizer, epoch: int, here: Session) -> dict[str, Picture]:
+        """Write and return the picture of a pass; nothing if the video cannot be read."""
+        seen = self._sample(here)
+        if seen is None:
+            return {}
+        frames, video_TCHW = seen[0], seen[1].video_CTHW.transpose(0, 1)
+        if tokenizer.window is None:  # no more are coded than have a column
+            some = slices_shown(len(frames), _COLUMNS)
+            frames, video_TCHW = [frames[one] for one in some], video_TCHW[some]
         was = tokenizer.training
         tokenizer.eval()
         with autocast(here.device, here.dtype):
@@ -63,30 +128,42 @@ class TrainingPictures:
         tokenizer.train(was)
         slices = len(frames) // tokenizer.frames
         places = [one * tokenizer.frames for one in slices_shown(slices, _COLUMNS)]
-        title = [
-            self._views.name(self._views.rows[0]),
-            f"{tokenizer.config.kind} tokenizer, {tokenizer.codebook_size} codes",
-            f"after pass {epoch} of {self.passes}",
-            *slices_words(slices, _COLUMNS),
-        ]
+        about = f"{tokenizer.config.kind} tokenizer, {tokenizer.codebook_size} codes"
         captions = [f"frame {frames[place]}" for place in places]
         rows = coding_rows(video_TCHW, coding, tokenizer.codebook_size)
-        page = compose(title, captions, rows, places)
-        write_video(self.folder / f"pass-{epoch:04d}.png", [page], fps=1)
+        words = slices_words(slices, _COLUMNS)
+        return self._written(epoch, about, words, captions, rows, places)
 
-    def _video(self, tokenizer: TrainedTokenizer) -> tuple[list[int], torch.Tensor]:
-        """Return the frames and their pictures, uint8 (T, C, H, W), read once: no more than are
-        shown, unless the tokenizer takes windows.
 
-        Raises:
-            DataError: If they cannot be read.
-        """
-        if self._seen is None:
-            (sample,) = self._views[0]
-            frames = self._views.frames(sample.row, 0)
-            video_TCHW = sample.video_CTHW.transpose(0, 1)
-            if tokenizer.window is None:
-                some = slices_shown(len(frames), _COLUMNS)
-                frames, video_TCHW = [frames[one] for one in some], video_TCHW[some]
-            self._seen = frames, video_TCHW
-        return self._seen
+class MaskPictures(TrainingPictures):
+    """Draws what a masked autoencoder makes of a video: mask, reconstruction, error, motion.
+
+    Arguments are those of `TrainingPictures`. The mask is drawn from the seed, the same each time.
+    """
+
+    name = "pictures/masks"
+
+    def draw(self, system: System, epoch: int, here: Session) -> dict[str, Picture]:
+        """Write and return the picture of a pass, the system being in training mode afterwards;
+        nothing if the video cannot be read."""
+        seen = self._sample(here)
+        if seen is None:
+            return {}
+        frames, sample = seen
+        assert sample.motion is not None
+        times = self._views.store.times(sample.row)[frames].tolist()
+        video_TCHW = sample.video_CTHW.transpose(0, 1).contiguous()
+        window = Window(0, frames, times, 0, video_TCHW, sample.motion)
+        viewer, form = Viewer(system, trained=True), system.form
+        places = [one * form.tubelet for one in slices_shown(form.grid[0], _COLUMNS)]
+        generator = torch.Generator().manual_seed(seed_of("pictures", self.recipe.run.seed))
+        system.eval()
+        with autocast(here.device, here.dtype):
+            sight = viewer.look(window, generator)
+        system.train()
+        rows = rows_seen(viewer, window, sight, places)
+        mask = self.recipe.mask
+        about = f"{mask.kind} mask, ratio {mask.ratio:g}"
+        captions = [caption_of(window, place) for place in places]
+        words = slices_words(form.grid[0], _COLUMNS)
+        return self._written(epoch, about, words, captions, rows, places)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -79,25 +79,28 @@ def render(
         UsageError: The suffix of `out` is unknown.
     """
     generator = torch.Generator().manual_seed(seed)
-    borrowed = _borrows_statistics(viewer)
-    target = viewer.code_target
-    chosen = "" if target is None else target.chosen
     shown = places_shown(out, viewer.system.form, page)
 
     def paint(window: Window) -> list[Row]:
         sight = viewer.look(window, generator)
         watch(window, sight)
-        return rows_of(
-            window,
-            sight,
-            grid=viewer.system.form.grid,
-            statistics=borrowed,
-            chosen=chosen,
-            outlined=viewer.system.masker.needs_motion,
-            shown=shown,
-        )
+        return rows_seen(viewer, window, sight, shown)
 
     return write_pages(clip, out, viewer.system.form, page, paint)
+
+
+def rows_seen(viewer: Viewer, window: Window, sight: Sight, shown: Collection[int]) -> list[Row]:
+    """Paint what a viewer sees of a window; `shown` are the places of the frames that will be."""
+    target = viewer.code_target
+    return rows_of(
+        window,
+        sight,
+        grid=viewer.system.form.grid,
+        statistics=_borrows_statistics(viewer),
+        chosen="" if target is None else target.chosen,
+        outlined=viewer.system.masker.needs_motion,
+        shown=shown,
+    )
 
 
 def write_pages(clip: Path, out: Path, form: ClipForm, page: Page, paint: Painter) -> float | None:

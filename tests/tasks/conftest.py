@@ -36,7 +36,7 @@ evaluate: {{knn: {{neighbours: 3}}}}
 
 
 @pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve videos to train on and six to score, of three movements."""
     root = tmp_path_factory.mktemp("videos")
     for split, count in (("train", 4), ("val", 2)):
@@ -46,9 +46,15 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 seed = 100 * label + number + (50 if split == "val" else 0)
                 render(path, pan(step, frames=12, height=48, width=64, seed=seed))
-    out = root.parent / "store"
+    return root
+
+
+@pytest.fixture(scope="session")
+def store(videos: Path) -> Path:
+    """These videos, prepared."""
+    out = videos.parent / "store"
     subprocess.run(
-        [sys.executable, "-m", "tatscli", "prepare", root, "--out", out, "--workers", "1"],
+        [sys.executable, "-m", "tatscli", "prepare", videos, "--out", out, "--workers", "1"],
         check=True,
         capture_output=True,
     )

@@ -17,7 +17,7 @@ from tatscli.errors import DecodeError
 from tatscli.recipe.load import LoadedRecipe, load_recipe
 from tatscli.tasks import training_pictures as module
 from tatscli.tasks.pretrain import pretrain
-from tatscli.tasks.training_pictures import TrainingPictures
+from tatscli.tasks.training_pictures import TokenizerPictures, TrainingPictures
 from tatscli.tokenizer.load import open_run
 from tatscli.visualize.codes import Coder
 
@@ -132,7 +132,7 @@ def test_a_long_training_leaves_about_twenty(
 ) -> None:
     for epochs, most in ((1, 1), (20, 20), (21, 11), (1000, 20), (1001, 20)):
         recipe = load(f"optim.epochs={epochs}", "optim.warmup_epochs=0").recipe
-        pictures = TrainingPictures(Path("unused"), module.Store.open(store), [0], recipe)
+        pictures = TokenizerPictures(Path("unused"), module.Store.open(store), [0], recipe)
         due = [epoch for epoch in range(1, epochs + 1) if pictures.due(epoch)]
         assert len(due) == most and due[-1] == epochs
     many = load(IMAGE, "data.frames=11", "optim.epochs=1")

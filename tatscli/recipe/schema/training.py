@@ -84,5 +84,11 @@ class Run(Section):
     """Numbered checkpoints kept; `last` and `best` come on top."""
     watch: Watch | None = None
     """Hold videos out of a pretraining and look at them now and then; null trains on all."""
+    track: list[Literal["tensorboard", "wandb"]] = []
+    """Who is told every line of metrics.jsonl besides: `tensorboard` writes to <run>/tensorboard,
+    `wandb` (Weights & Biases) to <run>/wandb and to its server."""
+    track_pictures: Count | None = 10
+    """Passes between two pictures of masks and reconstructions for the trackers; null draws none.
+    Of a tokenizer they get those that its training draws anyway."""
     max_bad_steps: Count = 5
     """Steps in a row with a loss or gradient that is not finite before training stops."""
