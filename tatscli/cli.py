@@ -21,6 +21,7 @@ COMMANDS = {
     "pretrain": "tatscli.commands.pretrain:pretrain",
     "finetune": "tatscli.commands.finetune:finetune",
     "evaluate": "tatscli.commands.evaluate:evaluate",
+    "report": "tatscli.commands.report:report",
     "visualize-masks": "tatscli.commands.visualize_masks:visualize_masks",
     "demo": "tatscli.commands.demo:demo",
     "env": "tatscli.commands.env:env",

@@ -14,6 +14,7 @@ from tatscli.commands.options import (
     Quiet,
     StoreOption,
     Verbose,
+    Which,
     reporter,
 )
 
@@ -48,13 +49,6 @@ class Protocol(StrEnum):
     LINEAR = "linear"
     ATTENTIVE = "attentive"
     RECONSTRUCTION = "reconstruction"
-
-
-class Which(StrEnum):
-    """Which checkpoint of a run is scored."""
-
-    LAST = "last"
-    BEST = "best"
 
 
 def evaluate(

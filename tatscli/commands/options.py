@@ -5,12 +5,21 @@ from __future__ import annotations
 import io
 import os
 import re
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from tatscli.console import Reporter
+
+
+class Which(StrEnum):
+    """Which checkpoint of a run is used."""
+
+    LAST = "last"
+    BEST = "best"
+
 
 Json = Annotated[
     bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")

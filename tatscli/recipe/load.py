@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -62,6 +62,20 @@ def override_recipe(recipe: Recipe, overrides: Sequence[str], *, origin: Path) -
         RecipeError: With every problem in the overrides.
     """
     return _merge(dump_recipe(recipe), origin, overrides)[0] if overrides else recipe
+
+
+def differences(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield what differs between two dumped recipes: dotted key, value before, value now."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            yield from differences(
+                before.get(key), now.get(key), f"{path}.{key}" if path else str(key)
+            )
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for place, (old, new) in enumerate(zip(before, now, strict=True)):
+            yield from differences(old, new, f"{path}.{place}")
+    elif before != now:
+        yield path, before, now
 
 
 def _merge(

@@ -30,7 +30,7 @@ from tatscli.engine.threads import use_threads
 from tatscli.errors import CheckpointError, UsageError
 from tatscli.files import write_safely
 from tatscli.recipe.derive import Schedule, derive_schedule
-from tatscli.recipe.load import LoadedRecipe, load_recipe
+from tatscli.recipe.load import LoadedRecipe, differences, load_recipe
 from tatscli.recipe.schema import Optim, Recipe
 from tatscli.recipe.text import dump_recipe
 from tatscli.store.reader import Store
@@ -307,7 +307,7 @@ def _refuse_other_recipe(folder: Path, loaded: LoadedRecipe) -> None:
     now = loaded.recipe.model_dump(mode="json")
     differing = [
         f"`{key}: {new}` (the run has `{old}`)"
-        for key, old, new in _differences(before, now)
+        for key, old, new in differences(before, now)
         if key in FIXED or not (key.startswith(FREE_TO_CHANGE) or MOVABLE.fullmatch(key))
     ]
     if differing:
@@ -318,16 +318,3 @@ def _refuse_other_recipe(folder: Path, loaded: LoadedRecipe) -> None:
             "networks may change on `--resume`; "
             "to start anew from these weights, use `--init` and another `--out`",
         )
-
-
-def _differences(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in sorted(before.keys() | now.keys()):
-            yield from _differences(
-                before.get(key), now.get(key), f"{path}.{key}" if path else str(key)
-            )
-    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        for place, (old, new) in enumerate(zip(before, now, strict=True)):
-            yield from _differences(old, new, f"{path}.{place}")
-    elif before != now:
-        yield path, before, now

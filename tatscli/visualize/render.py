@@ -79,7 +79,7 @@ def render(
         UsageError: The suffix of `out` is unknown.
     """
     generator = torch.Generator().manual_seed(seed)
-    borrowed = _borrows_statistics(viewer)
+    borrowed = viewer.borrows_statistics
     target = viewer.code_target
     chosen = "" if target is None else target.chosen
     shown = places_shown(out, viewer.system.form, page)
@@ -226,8 +226,3 @@ def _natural_fps(window: Window) -> float:
     gaps = [gap for gap in np.diff(window.times).tolist() if gap > 0]
     rate = 1 / statistics.median(gaps) if gaps else 8.0
     return min(max(rate, _FPS[0]), _FPS[1])
-
-
-def _borrows_statistics(viewer: Viewer) -> bool:
-    name = viewer.pixel_target
-    return name is not None and viewer.system.targets[name].config.normalize
