@@ -19,7 +19,7 @@ LINES = [
 
 def test_numbers_of_one_kind_share_a_chart_and_the_loss_comes_first() -> None:
     charts = {chart.title: dict(chart.curves) for chart in group_curves(LINES)}
-    assert list(charts)[0] == "loss"
+    assert next(iter(charts)) == "loss"
     assert set(charts["loss"]) == {"loss", "loss/pixels", "watch/loss", "watch/loss/pixels"}
     assert charts["loss"]["loss"] == [(1, 2.0), (2, 1.0)]
     assert charts["loss"]["loss/pixels"] == [(1, 1.0)]  # null is no number
