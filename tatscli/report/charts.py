@@ -15,7 +15,7 @@ from tatscli.errors import UsageError
 MOST_POINTS = 400
 """Of a curve: a longer one is drawn as means of equal stretches."""
 _SCORES = "top-1 on videos that are not trained on"
-_FIRST = ("loss", _SCORES, "learning rate", "grad_norm", "seconds of a step")
+_MAIN = ("loss", _SCORES, "learning rate", "grad_norm", "seconds of a step")
 _NAMED = 60  # classes whose names fit beside a confusion matrix
 _PLACES = ("step", "epoch", "wall")  # where a line stands, in steps, passes and seconds
 _STYLE: dict[Any, Any] = {
@@ -38,17 +38,21 @@ class Chart:
     Attributes:
         title: What is drawn.
         curves: By name, values of each line of the log that has them: (step, value).
+        main: Whether everyone looks at it.
     """
 
     title: str
     curves: Mapping[str, Sequence[tuple[int, float]]]
+    main: bool = False
 
 
-def group_curves(lines: Sequence[Mapping[str, Any]]) -> list[Chart]:
+def group_curves(lines: Sequence[Mapping[str, Any]]) -> tuple[list[Chart], dict[str, float]]:
     """Sort the numbers of a `metrics.jsonl` into charts: what is alike shares one.
 
-    Loss and its parts come first, then what was scored on other videos, then every other number in
-    a chart of its own, but for numbers that are one of several, such as those of each slice.
+    The charts that everyone looks at come first: the `main` ones.
+
+    Returns:
+        The charts, and the numbers that were the same in every line, which need none.
     """
     curves: dict[str, list[tuple[int, float]]] = {}
     for line in lines:
@@ -56,9 +60,14 @@ def group_curves(lines: Sequence[Mapping[str, Any]]) -> list[Chart]:
             if name not in _PLACES and isinstance(value, (int, float)):
                 curves.setdefault(name, []).append((int(line["step"]), float(value)))
     charts: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    constant: dict[str, float] = {}
     for name in sorted(curves, key=lambda one: (_rank(one), one)):
-        charts.setdefault(_chart_of(name), {})[name] = curves[name]
-    return [Chart(title, found) for title, found in charts.items()]
+        values = {value for _, value in curves[name]}
+        if len(values) == 1 and len(curves[name]) > 1 and _chart_of(name) not in _MAIN:
+            constant[name] = values.pop()
+        else:
+            charts.setdefault(_chart_of(name), {})[name] = curves[name]
+    return [Chart(title, found, title in _MAIN) for title, found in charts.items()], constant
 
 
 def draw_curves(chart: Chart) -> str:
@@ -76,9 +85,10 @@ def draw_curves(chart: Chart) -> str:
         axes.set_xlabel("step")
         axes.set_title(chart.title, loc="left")
         if len(chart.curves) > 1:
-            axes.legend(frameon=False, fontsize=8)
+            columns = min(3, len(chart.curves))
+            axes.figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=columns)
 
-    return _figure(paint, (4.8, 2.8))
+    return _figure(paint, (4.0, 2.5 + 0.18 * (len(chart.curves) // 3)))
 
 
 def draw_confusion(confusion_LL: np.ndarray, names: Sequence[str]) -> str:
@@ -127,11 +137,9 @@ def _figure(paint: Callable[[Any], None], size: tuple[float, float]) -> str:
 
 def _chart_of(name: str) -> str:
     """Return the chart that a number of the log belongs to."""
-    base = name.removeprefix("watch/")
-    if base == "loss" or base.startswith("loss/"):
-        return "loss"
     if name.endswith("top1"):
         return _SCORES
+    name = name.removeprefix("watch/")
     if name in ("lr", "sampler_lr"):
         return "learning rate"
     if name.endswith("_seconds"):
@@ -141,7 +149,7 @@ def _chart_of(name: str) -> str:
 
 def _rank(name: str) -> int:
     chart = _chart_of(name)
-    return _FIRST.index(chart) if chart in _FIRST else len(_FIRST)
+    return _MAIN.index(chart) if chart in _MAIN else len(_MAIN)
 
 
 def _thinned(points: Sequence[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:

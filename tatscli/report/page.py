@@ -65,6 +65,7 @@ class Section:
         title: Its heading.
         note: A sentence below it.
         charts: SVG elements.
+        further: More of them, folded away.
         table: Numbers.
         bars: Shares.
         galleries: Pictures.
@@ -75,6 +76,7 @@ class Section:
     title: str
     note: str = ""
     charts: Sequence[str] = ()
+    further: Sequence[str] = ()
     table: Table | None = None
     bars: Sequence[Bar] = ()
     galleries: Sequence[Gallery] = ()

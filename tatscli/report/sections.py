@@ -105,9 +105,17 @@ def _number(value: Any) -> bool:
 def curves(lines: Sequence[dict[str, Any]]) -> Section:
     if not lines:
         return Section("Curves", note="The run has no metrics.jsonl.")
-    charts = [draw_curves(chart) for chart in group_curves(lines)]
+    charts, constant = group_curves(lines)
     note = f"Steps {lines[0]['step']:,} to {lines[-1]['step']:,} of metrics.jsonl."
-    return Section("Curves", note=note, charts=charts)
+    if constant:
+        same = ", ".join(f"{name} {value:g}" for name, value in constant.items())
+        note += f" Always the same: {same}."
+    return Section(
+        "Curves",
+        note=note,
+        charts=[draw_curves(chart) for chart in charts if chart.main],
+        further=[draw_curves(chart) for chart in charts if not chart.main],
+    )
 
 
 def training_pictures(run: Path) -> Iterator[Section]:

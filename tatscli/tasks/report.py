@@ -156,7 +156,10 @@ def _clips(
             ("Best and worst videos", note, lambda: example_galleries(shown, recipe, store, count))
         )
     if checkpoint.kind != "tokenizer":
-        note = "The videos whose features are most alike by cosine, of the centre view."
+        note = (
+            "The training videos whose features are most alike: by the cosine of what is left of "
+            "the mean over all tokens once that of all videos is taken away. Centre views."
+        )
         asked.append(
             (
                 "Nearest neighbours",

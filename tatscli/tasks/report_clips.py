@@ -161,9 +161,11 @@ def neighbour_galleries(
         found[name] = score_views(
             model, views[name], recipe, here, output=_as_is, description=f"features of {name}"
         )
+    # What all videos share would make all of them alike.
+    mean_D = found["searched"].score_VL.mean(dim=0)
     similarity_RK, index_RK = nearest(
-        found["asked"].score_VL,
-        found["searched"].score_VL,
+        found["asked"].score_VL - mean_D,
+        found["searched"].score_VL - mean_D,
         query_row_R=found["asked"].row_V,
         stored_row_Q=found["searched"].row_V,
         neighbours=_NEIGHBOURS,

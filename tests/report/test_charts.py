@@ -11,21 +11,28 @@ import pytest
 from tatscli.report.charts import MOST_POINTS, Chart, draw_confusion, draw_curves, group_curves
 
 LINES = [
-    {"step": 1, "epoch": 0.5, "loss": 2.0, "loss/pixels": 1.0, "lr": 0.1, "visible_slice_0": 3},
-    {"step": 2, "epoch": 1.0, "loss": 1.0, "loss/pixels": None, "lr": 0.2, "visible_slice_1": 4},
+    {"step": 1, "epoch": 0.5, "loss": 2.0, "loss/pixels": 1.0, "lr": 0.1, "skipped": 0.0},
+    {"step": 2, "epoch": 1.0, "loss": 1.0, "loss/pixels": None, "lr": 0.2, "skipped": 0.0},
     {"step": 2, "epoch": 1.0, "val_top1": 0.5, "watch/loss": 1.5, "watch/loss/pixels": 1.5},
+    {"step": 3, "visible_slice_0": 3, "visible_slice_1": 4, "visible_slice_max": 5},
 ]
 
 
 def test_numbers_of_one_kind_share_a_chart_and_the_loss_comes_first() -> None:
-    charts = {chart.title: dict(chart.curves) for chart in group_curves(LINES)}
+    found, constant = group_curves(LINES)
+    charts = {chart.title: dict(chart.curves) for chart in found}
     assert next(iter(charts)) == "loss"
-    assert set(charts["loss"]) == {"loss", "loss/pixels", "watch/loss", "watch/loss/pixels"}
-    assert charts["loss"]["loss"] == [(1, 2.0), (2, 1.0)]
-    assert charts["loss"]["loss/pixels"] == [(1, 1.0)]  # null is no number
-    assert set(charts["visible_slice"]) == {"visible_slice_0", "visible_slice_1"}
+    assert charts["loss"] == {"loss": [(1, 2.0), (2, 1.0)], "watch/loss": [(2, 1.5)]}
+    assert charts["loss/pixels"] == {  # null is no number
+        "loss/pixels": [(1, 1.0)],
+        "watch/loss/pixels": [(2, 1.5)],
+    }
+    assert set(charts["visible_slice"]) == {f"visible_slice_{one}" for one in (0, 1, "max")}
     assert charts["top-1 on videos that are not trained on"] == {"val_top1": [(2, 0.5)]}
     assert not {"step", "epoch"} & {name for curves in charts.values() for name in curves}
+    assert constant == {"skipped": 0.0}
+    main = [chart.title for chart in found if chart.main]
+    assert main == ["loss", "top-1 on videos that are not trained on", "learning rate"]
 
 
 def test_a_long_curve_is_drawn_as_means_of_equal_stretches() -> None:
@@ -52,5 +59,5 @@ def test_a_row_of_the_confusion_is_a_share_and_a_class_without_videos_is_white()
 
 
 def test_the_same_numbers_give_the_same_chart() -> None:
-    first, second = (draw_curves(group_curves(LINES)[0]) for _ in range(2))
+    first, second = (draw_curves(group_curves(LINES)[0][0]) for _ in range(2))
     assert first == second
