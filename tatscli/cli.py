@@ -27,6 +27,7 @@ COMMANDS = {
     "predict": "tatscli.commands.predict:predict",
     "embed": "tatscli.commands.embed:embed",
     "export": "tatscli.commands.export:export",
+    "report": "tatscli.commands.report:report",
     "visualize-masks": "tatscli.commands.visualize_masks:visualize_masks",
     "demo": "tatscli.commands.demo:demo",
     "env": "tatscli.commands.env:env",

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tatscli.commands.options import Json, Quiet, Verbose, reporter
+from tatscli.commands.options import Json, Quiet, Verbose, Which, WhichCheckpoint, reporter
 
 EPILOG = """Examples:
 
@@ -30,13 +30,6 @@ class To(StrEnum):
     TATS = "tats"
     HF = "hf"
     VIDEOMAE = "videomae"
-
-
-class Which(StrEnum):
-    """Which checkpoint of a run is converted."""
-
-    LAST = "last"
-    BEST = "best"
 
 
 def convert(
@@ -64,9 +57,7 @@ def convert(
             help="What weights of others do not say, such as data.frames=32 or data.size=112.",
         ),
     ] = None,
-    checkpoint: Annotated[
-        Which, typer.Option("--checkpoint", help="Which checkpoint of a run.")
-    ] = Which.LAST,
+    checkpoint: WhichCheckpoint = Which.LAST,
     classes: Annotated[
         Path | None,
         typer.Option(

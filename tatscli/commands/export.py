@@ -8,7 +8,15 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from tatscli.commands.options import Json, Overrides, Quiet, Verbose, reporter
+from tatscli.commands.options import (
+    Json,
+    Overrides,
+    Quiet,
+    Verbose,
+    Which,
+    WhichCheckpoint,
+    reporter,
+)
 
 EPILOG = """Examples:
 
@@ -22,13 +30,6 @@ class Format(StrEnum):
     """What is written."""
 
     ONNX = "onnx"
-
-
-class Which(StrEnum):
-    """Which checkpoint of a run is exported."""
-
-    LAST = "last"
-    BEST = "best"
 
 
 class Input(StrEnum):
@@ -65,9 +66,7 @@ def export(
     opset: Annotated[
         int, typer.Option("--opset", min=18, help="Version of ONNX's operators.")
     ] = 18,
-    checkpoint: Annotated[
-        Which, typer.Option("--checkpoint", help="`best` was chosen on `finetune.val_split`.")
-    ] = Which.LAST,
+    checkpoint: WhichCheckpoint = Which.LAST,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,

@@ -58,7 +58,7 @@ Device = Annotated[
 
 
 class Which(StrEnum):
-    """Which checkpoint of a run is taken."""
+    """Which checkpoint of a run is used."""
 
     LAST = "last"
     BEST = "best"

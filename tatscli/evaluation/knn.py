@@ -1,6 +1,7 @@
 """Weighted nearest neighbours on frozen features (Wu et al. 2018, arXiv 1805.01978, section 3.4).
 
-Shapes: R queries, C queries at once, Q stored videos, D width, K principal components, L classes.
+Shapes: R queries, C queries at once, Q stored videos, D width, K principal components or
+neighbours, L classes.
 """
 
 from __future__ import annotations
@@ -38,16 +39,46 @@ def knn_scores(
     Returns:
         Shares of the vote, (R, classes), each row summing to 1.
     """
+    similarity_RK, index_RK = nearest(
+        query_RD,
+        stored_QD,
+        query_row_R=query_row_R,
+        stored_row_Q=stored_row_Q,
+        neighbours=neighbours,
+    )
+    weight_RK = (similarity_RK / temperature).softmax(dim=1)
+    votes_RL = torch.zeros(len(query_RD), classes)
+    return votes_RL.scatter_add_(1, label_Q[index_RK], weight_RK)
+
+
+def nearest(
+    query_RD: Tensor,
+    stored_QD: Tensor,
+    *,
+    query_row_R: Tensor,
+    stored_row_Q: Tensor,
+    neighbours: int,
+) -> tuple[Tensor, Tensor]:
+    """Find the stored features that are most alike.
+
+    Args:
+        query_RD: Features asked about.
+        stored_QD: Features looked among.
+        query_row_R: Which video each query is of; a video is no neighbour of itself.
+        stored_row_Q: Which video each stored feature is of.
+        neighbours: How many; all stored ones, if there are fewer.
+
+    Returns:
+        Cosines, descending, and indices of stored features, both (R, neighbours). The video itself
+        comes last, with a cosine of minus infinity.
+    """
     stored_QD = F.normalize(stored_QD.float(), dim=1)
-    votes = []
+    found = []
     for query_CD, row_C in zip(query_RD.split(CHUNK), query_row_R.split(CHUNK), strict=True):
         similarity_CQ = F.normalize(query_CD.float(), dim=1) @ stored_QD.T
         similarity_CQ[row_C.unsqueeze(1) == stored_row_Q] = -torch.inf
-        nearest = similarity_CQ.topk(min(neighbours, len(stored_QD)), dim=1)
-        weight = (nearest.values / temperature).softmax(dim=1)
-        votes_CL = torch.zeros(len(query_CD), classes)
-        votes.append(votes_CL.scatter_add_(1, label_Q[nearest.indices], weight))
-    return torch.cat(votes)
+        found.append(similarity_CQ.topk(min(neighbours, len(stored_QD)), dim=1))
+    return torch.cat([one.values for one in found]), torch.cat([one.indices for one in found])
 
 
 def whiten(stored_QD: Tensor, query_RD: Tensor, components: int) -> tuple[Tensor, Tensor]:

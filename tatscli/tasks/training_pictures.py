@@ -26,7 +26,7 @@ from tatscli.visualize.panels import Row
 from tatscli.visualize.render import caption_of, rows_seen, slices_shown, slices_words
 from tatscli.visualize.sight import Viewer
 from tatscli.visualize.text import Picture
-from tatscli.visualize.windows import Window
+from tatscli.visualize.windows import stored_window
 
 _MOST = 20  # pictures of a tokenizer's training
 _COLUMNS = 8
@@ -150,10 +150,7 @@ class MaskPictures(TrainingPictures):
         if seen is None:
             return {}
         frames, sample = seen
-        assert sample.motion is not None
-        times = self._views.store.times(sample.row)[frames].tolist()
-        video_TCHW = sample.video_CTHW.transpose(0, 1).contiguous()
-        window = Window(0, frames, times, 0, video_TCHW, sample.motion)
+        window = stored_window(self._views.store, sample, frames)
         viewer, form = Viewer(system, trained=True), system.form
         places = [one * form.tubelet for one in slices_shown(form.grid[0], _COLUMNS)]
         generator = torch.Generator().manual_seed(seed_of("pictures", self.recipe.run.seed))

@@ -96,7 +96,7 @@ def rows_seen(viewer: Viewer, window: Window, sight: Sight, shown: Collection[in
         window,
         sight,
         grid=viewer.system.form.grid,
-        statistics=_borrows_statistics(viewer),
+        statistics=viewer.borrows_statistics,
         chosen="" if target is None else target.chosen,
         outlined=viewer.system.masker.needs_motion,
         shown=shown,
@@ -229,8 +229,3 @@ def _natural_fps(window: Window) -> float:
     gaps = [gap for gap in np.diff(window.times).tolist() if gap > 0]
     rate = 1 / statistics.median(gaps) if gaps else 8.0
     return min(max(rate, _FPS[0]), _FPS[1])
-
-
-def _borrows_statistics(viewer: Viewer) -> bool:
-    name = viewer.pixel_target
-    return name is not None and viewer.system.targets[name].config.normalize

@@ -71,6 +71,12 @@ class Viewer:
         return next(names, None) if self.trained else None
 
     @property
+    def borrows_statistics(self) -> bool:
+        """Whether reconstructions take each patch's mean and deviation from the original."""
+        name = self.pixel_target
+        return name is not None and self.system.targets[name].config.normalize
+
+    @property
     def asked(self) -> Asked | None:
         """The tokenizer whose codes or scores the targets, or else the selection, follow."""
         target, selection = self.code_target, self.system.selection

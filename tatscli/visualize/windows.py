@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tatscli.data.dataset import Sample
 from tatscli.data.motion import MotionField
 from tatscli.data.provide import motion_seen, one_scale
 from tatscli.data.tracks import reach, track
 from tatscli.data.view import View, spatial_crop
 from tatscli.errors import UsageError
 from tatscli.recipe.schema import Motion
+from tatscli.store.reader import Store
 from tatscli.store.schema import Settings
 from tatscli.video.decode import StrPath
 from tatscli.video.frames import read_frames
@@ -49,6 +51,19 @@ class Window:
     video_TCHW: Tensor
     motion: MotionField
     more: bool = False
+
+
+def stored_window(store: Store, sample: Sample, frames: list[int]) -> Window:
+    """Make a window of a view of a stored video, which has its motion, and of its frames."""
+    assert sample.motion is not None
+    return Window(
+        number=0,
+        frames=frames,
+        times=store.times(sample.row)[frames].tolist(),
+        held=len(frames) - len(set(frames)),
+        video_TCHW=sample.video_CTHW.transpose(0, 1).contiguous(),
+        motion=sample.motion,
+    )
 
 
 class _Seen(NamedTuple):

@@ -1,0 +1,195 @@
+"""Videos in a report: masks at work, the best and worst answers, neighbours.
+
+Shapes: R videos, L classes, Q stored features, D width, T frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tatscli.data.provide import MotionSource
+from tatscli.data.views import EvalViews
+from tatscli.engine.checkpoint import Checkpoint
+from tatscli.engine.session import Session
+from tatscli.errors import DataError
+from tatscli.evaluation.features import PooledFeatures
+from tatscli.evaluation.knn import nearest
+from tatscli.evaluation.views import score_views
+from tatscli.recipe.schema import Recipe
+from tatscli.report.page import Figure, Gallery
+from tatscli.report.pictures import animation, strip
+from tatscli.store.reader import Store
+from tatscli.system.load import load_system
+from tatscli.tasks.frozen import frozen_encoder, view_sampling
+from tatscli.tasks.results import read_scores
+from tatscli.visualize.render import rows_seen
+from tatscli.visualize.sight import Viewer
+from tatscli.visualize.windows import stored_window
+
+if TYPE_CHECKING:
+    from tatscli.tasks.report import Result
+
+_FPS = 6.0
+_TOLD = 3  # predictions below a video
+_NEIGHBOURS = 5
+_SEARCHED = 2000  # videos, at most, that neighbours are looked for among
+
+
+def mask_gallery(checkpoint: Checkpoint, recipe: Recipe, store: Store) -> list[Gallery]:
+    """Show what a pretrained system hides of a video and guesses of it, each as a moving picture.
+
+    Raises:
+        TatsError: If the video cannot be read.
+    """
+    _, system = load_system(checkpoint.path)
+    row = _rows(store, recipe)[0]
+    motion = MotionSource(store, recipe.data.motion)
+    views = EvalViews(
+        store,
+        [row],
+        _uncached(recipe),
+        sampling=recipe.data.sampling,
+        motion=motion,
+        patch=recipe.model.patch,
+    )
+    (sample,) = views[0]
+    frames = views.frames(row, 0)
+    window = stored_window(store, sample, frames)
+    viewer = Viewer(system, trained=True)
+    sight = viewer.look(window, torch.Generator().manual_seed(recipe.run.seed))
+    painted = rows_seen(viewer, window, sight, range(len(frames)))
+    figures = [
+        Figure(animation(one.panels_TYX3, fps=_FPS), one.label, one.notes) for one in painted
+    ]
+    title = f"{store.rows[row].id}, frames {frames[0]} to {frames[-1]}"
+    return [Gallery(title, figures)]
+
+
+def example_galleries(result: Result, recipe: Recipe, store: Store, count: int) -> list[Gallery]:
+    """Show the videos that the classifier is surest of, and those it is most wrong about.
+
+    Raises:
+        DataError: If the result has no scores of videos, or was made on another store.
+    """
+    facts = result.facts
+    if facts.get("store_fingerprint") != store.fingerprint():
+        raise DataError(f"`{store.path}` is not the store that `{result.path.name}` was made on")
+    scores = read_scores(result.path, facts)
+    score_RL, label_R, row_R = map(
+        torch.from_numpy, (scores.score_RL, scores.label_R, scores.row_R)
+    )
+    truth_R = score_RL.gather(1, label_R.unsqueeze(1)).squeeze(1)
+    order = truth_R.argsort(descending=True, stable=True).tolist()
+    best, worst = order[:count], [place for place in order[::-1][:count]]
+    names = facts["class_names"]
+    views = EvalViews(store, row_R.tolist(), _uncached(recipe), sampling=view_sampling(recipe))
+
+    def figure(place: int) -> Figure:
+        row, label = int(row_R[place]), int(label_R[place])
+        top = score_RL[place].topk(min(_TOLD, score_RL.shape[1]))
+        said = [
+            f"{names[one]}: {share:.1%}"
+            for one, share in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        ]
+        right = int(top.indices[0]) == label
+        lines = [*said, store.rows[row].id]
+        return Figure(
+            _strip(views, place), str(names[label]), lines, mark="right" if right else "wrong"
+        )
+
+    return [
+        Gallery("Best", [figure(place) for place in best]),
+        Gallery("Worst", [figure(place) for place in worst]),
+    ]
+
+
+def neighbour_galleries(
+    checkpoint: Checkpoint, recipe: Recipe, store: Store, count: int, here: Session
+) -> list[Gallery]:
+    """Show some videos and, behind each, those whose features are nearest.
+
+    Asked are videos of the split that is scored, or trained on where there is no such split; looked
+    for are videos that were trained on.
+
+    Raises:
+        TatsError: If a video cannot be read, or the weights do not fit.
+    """
+    asked = _spread(_rows(store, recipe), count)
+    split = recipe.finetune.split if checkpoint.kind == "finetuned" else recipe.data.split
+    searched = _spread(store.part(split), _SEARCHED)
+    model = PooledFeatures(frozen_encoder(recipe, checkpoint)).to(here.device)
+    views, found = {}, {}
+    for name, rows in (("asked", asked), ("searched", searched)):
+        views[name] = EvalViews(store, rows, recipe.data, sampling=view_sampling(recipe))
+        found[name] = score_views(
+            model, views[name], recipe, here, output=_as_is, description=f"features of {name}"
+        )
+    # What all videos share would make all of them alike.
+    mean_D = found["searched"].score_VL.mean(dim=0)
+    similarity_RK, index_RK = nearest(
+        found["asked"].score_VL - mean_D,
+        found["searched"].score_VL - mean_D,
+        query_row_R=found["asked"].row_V,
+        stored_row_Q=found["searched"].row_V,
+        neighbours=_NEIGHBOURS,
+    )
+    place = {"asked": _places(asked), "searched": _places(searched)}
+
+    def figure(name: str, row: int, words: str, mark: str = "") -> Figure:
+        record = store.rows[row]
+        label = "" if record.label is None else store.class_names[record.label]
+        return Figure(
+            _strip(views[name], place[name][row]), label or record.id, [words, record.id], mark
+        )
+
+    galleries = []
+    for query, row in enumerate(found["asked"].row_V.tolist()):
+        record = store.rows[row]
+        near = []
+        for likeness, index in zip(similarity_RK[query], index_RK[query], strict=True):
+            if likeness == -torch.inf:  # the video itself
+                continue
+            other = int(found["searched"].row_V[index])
+            mark = ""
+            if record.label is not None:
+                mark = "right" if store.rows[other].label == record.label else "wrong"
+            near.append(figure("searched", other, f"cosine {float(likeness):.3f}", mark))
+        galleries.append(Gallery(record.id, [figure("asked", row, "asked about"), *near]))
+    return galleries
+
+
+def _rows(store: Store, recipe: Recipe) -> list[int]:
+    """Return the videos of the split that is scored, or of that trained on."""
+    try:
+        return store.part(recipe.evaluate.split)
+    except DataError:
+        return store.part(recipe.data.split)
+
+
+def _spread(rows: Sequence[int], count: int) -> list[int]:
+    """Return so many of some rows, evenly from the first to the last."""
+    if len(rows) <= count:
+        return list(rows)
+    return [rows[one * len(rows) // count] for one in range(count)]
+
+
+def _places(rows: Sequence[int]) -> dict[int, int]:
+    return {row: place for place, row in enumerate(rows)}
+
+
+def _strip(views: EvalViews, place: int) -> str:
+    (sample,) = views[place]
+    return strip(sample.video_CTHW.transpose(0, 1))
+
+
+def _uncached(recipe: Recipe) -> Any:
+    """Return how clips are read, without a cache: few are."""
+    return recipe.data.model_copy(update={"cache": "none"})
+
+
+def _as_is(output: Tensor) -> Tensor:
+    return output
