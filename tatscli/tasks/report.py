@@ -85,8 +85,8 @@ def report(
         sections = [
             curves(lines),
             *training_pictures(run),
-            *_clips(opened.checkpoint, recipe, shown, clips, here, left_out),
             *evaluations(found, shown),
+            *_clips(opened.checkpoint, recipe, shown, clips, here, left_out),
             recipe_changes(opened, described),
             environment(described, opened),
         ]
