@@ -144,6 +144,7 @@ class Trained:
     def step(self, number: int) -> Lesson:
         for learner in self.learners.values():
             learner.begin(number)
+        torch.manual_seed(number)  # of dropout, as the training loop seeds it
         lesson = step(self.system, self.batch(number), torch.Generator().manual_seed(number))
         assert lesson.loss is not None
         lesson.loss.backward()
