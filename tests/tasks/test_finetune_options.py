@@ -187,7 +187,7 @@ def test_frozen_weights_stay_to_the_bit(
         kept = name.startswith((*stems, "encoder.norm"))
         assert torch.equal(after[name], value) == kept, name
         assert any(one.startswith(f"{name}/") for one in moments) != kept, name
-    assert f"`finetune.freeze: {freeze}` keeps random weights" in reporter.stderr.getvalue()
+    assert f"`finetune.freeze: {freeze}` freezes random weights" in reporter.stderr.getvalue()
 
 
 def test_a_frozen_encoder_and_its_average_serve_several_heads(
