@@ -267,8 +267,8 @@ def _nothing_left(training: Training) -> str:
     if done >= total:
         return f"the run is complete: all {total} steps are done"
     return (
-        f"the run stays after step {done} of {total}: `run.max_steps: {training.run.max_steps}` "
-        "ends it there; `run.max_steps=null` goes on"
+        f"nothing to do: the run has reached `run.max_steps: {training.run.max_steps}`, and "
+        f"{total - done} of {total} steps are left; `run.max_steps=null` goes on"
     )
 
 

@@ -1,5 +1,5 @@
-"""The exponential moving average of a network that is trained: `Averaged`, for whoever asks it, and
-`Following`, which saves it and moves it after every step."""
+"""The exponential moving average of a network that is trained: `Averaged` holds it, `Following`
+moves it after every step of a training and saves it."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class ClassLoss(nn.Module):
         return loss, losses if self.grouped else {}
 
     def labels(self, name: str, target_BL: Tensor) -> Tensor:
-        """Return the soft labels of a head, (B, G): what classes have in a member is added up."""
+        """Return the soft labels of a head, (B, G): the shares of a member's classes are summed."""
         if not self.grouped:
             return target_BL
         size = self.sizes[name]

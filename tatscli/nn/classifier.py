@@ -133,14 +133,13 @@ class Classifier(nn.Module):
         return tokens_BKD.mean(dim=1) if self.pool is None else self.pool(tokens_BKD)
 
     def freeze(self, what: str | int) -> int:
-        """Keep weights of the encoder as they are: without gradient, and without stochastic depth,
-        which would only shake what they say.
+        """Freeze the patch embedding and blocks of the encoder: no gradient, no stochastic depth.
 
         Args:
-            what: `none`, `encoder`, or a number of blocks, which the patch embedding goes with.
+            what: `none`, `encoder` for all blocks, or how many of them, from the first.
 
         Returns:
-            How many weights are kept.
+            How many weights are frozen.
 
         Raises:
             RecipeError: If there are fewer blocks.

@@ -113,7 +113,10 @@ class Finetuning(Stage):
             self.model = self.auxiliary.model
         self.classifier.freeze(settings.freeze)
         if settings.freeze != "none" and self.init is None and not resume and here.world.main:
-            here.reporter.warn(f"`finetune.freeze: {settings.freeze}` keeps random weights")
+            here.reporter.warn(
+                f"`finetune.freeze: {settings.freeze}` freezes random weights: the run starts from "
+                "scratch"
+            )
         self.drop = finetune_drop(recipe, self.classifier.encoder)
         if self.init is not None and not resume:
             here.reporter.info(self._start_from(self.init))

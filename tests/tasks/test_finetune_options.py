@@ -155,7 +155,7 @@ def test_two_ranks_train_as_one_process_does(
 ) -> None:
     words = (
         *(*NANO, *ALL, PLAIN, f"data.store={grouped}", "finetune.drop_path=0"),
-        *("finetune.head_scale=1", "finetune.optim.base_lr=1e-3", "finetune.optim.eps=1e-4"),
+        *("finetune.head_scale=1", "finetune.optim.base_lr=0.05", "finetune.optim.eps=1e-4"),
     )
     finetune(load(*words), reporter=reporter, init=None, out="runs/one")
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
@@ -166,6 +166,9 @@ def test_two_ranks_train_as_one_process_does(
         first, second = weights("runs/one", part), weights("runs/two", part)
         for name, value in first.items():
             torch.testing.assert_close(second[name], value, atol=1e-5, rtol=1e-4, msg=name)
+    head = "heads.axis.weight"
+    moved = weights("runs/one", "trained")[head] - weights("runs/one")[head]
+    assert moved.abs().max() > 1e-4  # ten times what is forgiven
     one, both = (json.loads(Path(f"runs/{run}/run.json").read_text()) for run in ("one", "two"))
     assert one["class_weights"] == both["class_weights"] and both["processes"] == 2
 
@@ -187,7 +190,7 @@ def test_frozen_weights_stay_to_the_bit(
         kept = name.startswith((*stems, "encoder.norm"))
         assert torch.equal(after[name], value) == kept, name
         assert any(one.startswith(f"{name}/") for one in moments) != kept, name
-    assert f"`finetune.freeze: {freeze}` keeps random weights" in reporter.stderr.getvalue()
+    assert f"`finetune.freeze: {freeze}` freezes random weights" in reporter.stderr.getvalue()
 
 
 def test_a_frozen_encoder_and_its_average_serve_several_heads(

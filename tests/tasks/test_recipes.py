@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tatscli.recipe.load import load_recipe
+from tatscli.tasks.pretrain import pretrain
 from tatscli.tasks.recipes import open_recipe
 from tests.tasks.runs import metrics
 
@@ -18,12 +19,10 @@ PLAIN = ("finetune.val_split=null", "run.log_every=1")
 
 
 @pytest.fixture
-def trial(recipe_file: Path, cli: Callable[..., Any]) -> Path:
+def trial(trained: Callable[..., Path]) -> Path:
     """A trial of one step, with a folder and held-out videos of its own."""
-    words = (*NANO, *PLAIN, "run.watch={share: 0.2, every: 9}", "run.out=runs/trial")
-    outcome = cli("pretrain", recipe_file, *words, "--max-steps", "1")
-    assert outcome.code == 0, outcome.stderr
-    return Path("runs/trial")
+    own = ("run.watch={share: 0.2, every: 9}", "run.out=runs/trial", "run.max_steps=1")
+    return trained(*NANO, *PLAIN, *own, task=pretrain, out="runs/trial")
 
 
 def recipe_of(run: str | Path) -> Any:
@@ -72,7 +71,7 @@ def test_resuming_keeps_the_limit_until_another_is_given(
     again = cli("pretrain", trial, "--resume")
     assert again.code == 0, again.stderr
     said = " ".join(again.stderr.split())
-    assert "the run stays after step 1 of 5: `run.max_steps: 1` ends it there" in said
+    assert "the run has reached `run.max_steps: 1`, and 4 of 5 steps are left" in said
     assert "`run.max_steps=null` goes on" in said and "not taken over" not in said
     assert recipe_of(trial).run.watch is not None
     further = cli("pretrain", trial, "--resume", "--max-steps", "3", "--json")

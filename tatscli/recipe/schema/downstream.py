@@ -150,15 +150,15 @@ class Finetune(Section):
     ] = None
     """Weights of the classes in the loss, as `weight` of torch's cross_entropy with soft labels.
     `balanced`: in inverse proportion to their training videos, 1 on the average video. By name:
-    `{jump: 3}`, where the others have 1; with `heads` a name is `verb/take`. null weighs all
-    alike."""
+    `{jump: 3}`, where the others have 1; with `heads` a name is `verb/take`. null: no
+    weights."""
     freeze: Literal["none", "encoder"] | Count = "none"
     """What keeps its pretrained weights: `none`, the `encoder` (only the head is trained), or a
     number N: the patch embedding and the first N blocks."""
     ema: Ratio | None = None
     """Share of itself that the moving average of the weights keeps at every step, such as 0.9999.
     The average is what is validated, saved as the model and evaluated; the first steps move it
-    faster. null averages nothing."""
+    faster. null: no average."""
     auxiliary: Ratio | None = None
     """Train masked modelling beside classification: its share of the loss, by the recipe's `mask`,
     `predict`, `head` and `targets`, on the same clips. 0.9 is published for small data sets; null
