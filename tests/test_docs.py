@@ -18,6 +18,7 @@ import pytest
 
 from tatscli.cli import COMMANDS
 from tests.clips import pan, render
+from tests.weights.models import official, save_official
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -86,8 +87,12 @@ class Workshop:
             self.looked.add(line)
         words = words_of(line.replace(" --engine ray --address auto", ""))  # tested with a cluster
         command = words[0]
+        written = words[words.index("--out") + 1] if command == "convert" else None
         for word in words[1:] if command != "prepare" else []:
-            self.provide(word)
+            if word != written:
+                self.provide(word)
+        if written is not None and "--overwrite" not in words:
+            words.append("--overwrite")  # of a page before, or made for one
         if command in ("pretrain", "finetune"):
             self.train(words)
             return None
@@ -153,6 +158,30 @@ class Workshop:
             kind = "tokenizer" if path.name.startswith("tokenizer") else kind
             kind = "adaptive" if path.name.startswith("lvmae-tokenizer") else kind
             shutil.copytree(self.base / "runs" / kind, path, symlinks=True)
+        if path.parts[:1] in (("downloads",), ("hub",)):
+            self.download(path)
+        if path.name == "label_710to400.json":
+            path.write_text(json.dumps(list(range(709, 309, -1))))
+            names = [f"class {number}" for number in range(400)]
+            Path("labels.txt").write_text("\n".join(names))
+
+    def download(self, path: Path) -> None:
+        """Make weights of others: a folder of transformers, or a file told by its name."""
+        path.parent.mkdir(exist_ok=True)
+        if not path.suffix:
+            kind = "pretrained" if path.name == "videomae-base" else "finetuned"
+            self.must(["convert", str(self.base / "runs" / kind), "--to", "hf", "--out", str(path)])
+        elif path.name.startswith("mae"):
+            tensors = official("pretrained", width=768, depth=1, mlp=64)
+            picture = tensors["encoder.patch_embed.proj.weight"].mean(dim=2)
+            named = {"encoder.patch_embed.proj.weight": picture}
+            encoder = {name: one for name, one in (tensors | named).items() if "encoder." in name}
+            named = {name.removeprefix("encoder."): one for name, one in encoder.items()}
+            save_official(path, {name: one for name, one in named.items() if "decoder" not in name})
+        elif "k710" in path.name:
+            save_official(path, official("finetuned", width=384, depth=1, mlp=64, classes=710))
+        else:
+            save_official(path, official("pretrained"))
 
 
 @pytest.fixture(scope="session")
@@ -285,7 +314,7 @@ SCRIPTED = [page for page in PAGES if page.name != "extend.md"]
 @pytest.mark.parametrize("page", SCRIPTED, ids=lambda page: page.name)
 def test_the_python_of_a_page_runs(page: Path, workshop: Workshop) -> None:
     for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
-        for path in re.findall(r'"((?:runs|prepared)/[^"]*)"', code):
+        for path in re.findall(r'"((?:runs|prepared|hub)/[^"]*)"', code):
             workshop.provide(path)
         if page.name == "predict.md" and "load_file" in code:
             workshop.run("tats embed prepared/videos --run runs/small --out val.safetensors")

@@ -16,9 +16,9 @@ EPILOG = """Examples:
 
   tats convert runs/ucf101 --to videomae --out ucf101.pth
 
-  tats convert downloads/videomae-base --to tats --out runs/videomae-base
+  tats convert downloads/videomae-base --to tats --out runs/kinetics
 
-  tats convert downloads/vit_b_k710.pth --to tats --out runs/k400 --classes label_710to400.json
+  tats convert downloads/vit_s_k710.pth --classes label_710to400.json --to tats --out runs/k400
 
   tats convert downloads/mae_pretrain_vit_base.pth data.frames=32 --to tats --out runs/image-mae
 """
