@@ -87,6 +87,8 @@ class Workshop:
         command = words[0]
         for word in words[1:] if command != "prepare" else []:
             self.provide(word)
+        if command == "runs":
+            self.provide("runs/small-finetune")
         if command in ("pretrain", "finetune"):
             self.train(words)
             return None
@@ -137,7 +139,9 @@ class Workshop:
     def provide(self, word: str) -> None:
         """Make the store or run that a word names, if it names one that is not there."""
         path = Path(word.split("=")[-1])
-        if path.is_absolute() or path.exists():
+        if path.parts[:1] == ("runs",):
+            path = Path(*path.parts[:2])
+        if path.is_absolute() or path.exists() or path == Path("runs"):
             return
         if path.parts[:1] == ("prepared",):
             shutil.copytree(self.base / "prepared" / "videos", path)
@@ -146,6 +150,15 @@ class Workshop:
             kind = "tokenizer" if path.name.startswith("tokenizer") else kind
             kind = "adaptive" if path.name.startswith("lvmae-tokenizer") else kind
             shutil.copytree(self.base / "runs" / kind, path, symlinks=True)
+            if path.name.startswith("seed"):
+                self.change_seed(path, int(path.name[4]))
+
+    def change_seed(self, run: Path, seed: int) -> None:
+        """Let the results of a run be those of another seed."""
+        for path in (run / "results").glob("*.json"):
+            result = json.loads(path.read_text())
+            result["recipe"]["run"]["seed"] = seed
+            path.write_text(json.dumps(result))
 
 
 @pytest.fixture(scope="session")
@@ -175,6 +188,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["pretrain", "small", *shared, "--max-steps", "1", "--out", runs / "pretrained"],
         ["finetune", "small", *shared, "--max-steps", "2", "--init", runs / "pretrained",
          "--out", runs / "finetuned"],
+        ["evaluate", runs / "finetuned", "-q", "evaluate.split=val"],
         ["pretrain", "tokenizer/small", *SMALL, *given, "--max-steps", "1",
          "--out", runs / "tokenizer"],
         ["pretrain", "lvmae/tokenizer-small", *SMALL, "tokenizer.keep=2", *given, "--max-steps",
