@@ -169,8 +169,7 @@ def refuse_not_finite(result_BL: Tensor, batch: Batch, views: EvalViews) -> None
     place = int((~finite_B).nonzero()[0])
     name, number = views.name(int(batch.row_B[place])), int(batch.view_B[place])
     raise CheckpointError(
-        f"the model's outputs for view {number} of `{name}` are not finite, so that nothing can be "
-        "said of it",
+        f"the model's outputs for view {number} of `{name}` are not finite",
         hint="take an earlier checkpoint of the run (`RUN/checkpoints/step-...`); with bf16 also "
         "try `run.precision=fp32`",
     )

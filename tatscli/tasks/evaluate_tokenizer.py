@@ -201,8 +201,9 @@ def reconstruct(
             pictures_of(one).float() for one in (frames_BCTHW, found.video_BCTHW)
         )
         shape = (len(frames_BCTHW), -1)
-        refuse_not_finite(decoded_XCHW.view(*shape), batch, views)
-        psnr_BT = psnr(decoded_XCHW, true_XCHW).view(shape).tolist()
+        quality_BT = psnr(decoded_XCHW, true_XCHW).view(shape)
+        refuse_not_finite(quality_BT, batch, views)
+        psnr_BT = quality_BT.tolist()
         ssim_BT = ssim(decoded_XCHW, true_XCHW).view(shape).tolist()
         for place, row in enumerate(batch.row_B.tolist()):
             codes_thw = found.codes_Bthw[place]

@@ -212,7 +212,7 @@ def read_result(path: Path) -> dict[str, Any]:
         raise DataError(f"`{path}` does not exist") from None
     except (OSError, ValueError) as error:
         raise DataError(f"`{path}` cannot be read as a result: {error}") from error
-    if not isinstance(result, dict) or not {"protocol", "split", "recipe"} <= result.keys():
+    if not _is_result(result):
         raise DataError(
             f"`{path}` is not a result of `tats evaluate`",
             hint="results are the `.json` files in the `results` folder of a run",
@@ -269,6 +269,15 @@ def named(skipped: dict[int, str] | None, rows: Sequence[int], ids: Sequence[str
     return [
         {"video": ids[row], "reason": skipped[row]} for row in rows if skipped and row in skipped
     ]
+
+
+def _is_result(found: Any) -> bool:
+    """Whether an object has what every result has."""
+    if not isinstance(found, dict) or not {"protocol", "split", "segments"} <= found.keys():
+        return False
+    recipe = found.get("recipe")
+    run = recipe.get("run") if isinstance(recipe, dict) else None
+    return isinstance(run, dict) and "seed" in run and "crops" in found
 
 
 def _same(path: Path, result: dict[str, Any]) -> bool:

@@ -84,6 +84,7 @@ def run_arm(
             overrides=scored if arm.pretrained else [*words, *scored],
             untrained=not arm.pretrained,
             out=Path(f"{cell}-probe.json"),
+            overwrite=True,
         )
         return {"probe": found["top1"], "probed with": found["probe"]["rate"]}
 
@@ -91,7 +92,9 @@ def run_arm(
         init = cell if arm.pretrained else None
         finetune(loaded, reporter=say, init=init, out=tuned, **go_on(tuned))
         rows = [json.loads(line) for line in (tuned / "metrics.jsonl").read_text().splitlines()]
-        score = evaluate(tuned, reporter=say, overrides=scored, out=Path(f"{cell}-score.json"))
+        score = evaluate(
+            tuned, reporter=say, overrides=scored, out=Path(f"{cell}-score.json"), overwrite=True
+        )
         return {
             "fine-tuning loss": [row["loss"] for row in rows if "loss" in row][-1],
             "finetuned": score["top1"],

@@ -171,7 +171,10 @@ def test_the_newest_or_the_named_result_of_a_run_is_taken(desk: Desk) -> None:
                 started="2026-01-02T00:00:00+00:00")  # fmt: skip
     (run / "results" / "broken.json").write_text("{")
     (run / "results" / "reconstruction-val-1x1.json").write_text(
-        json.dumps({"protocol": "reconstruction", "split": "val", "recipe": {}})
+        json.dumps(
+            {"protocol": "reconstruction", "split": "val", "segments": 1, "crops": 1}
+            | {"recipe": {"run": {"seed": 0}}}
+        )
     )
 
     def taken(**options: Any) -> str:
@@ -203,8 +206,10 @@ def test_what_cannot_be_compared_is_said(desk: Desk, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         desk.compare(tmp_path / "nothing.json")
     (tmp_path / "list.json").write_text("[1]")
-    with pytest.raises(DataError, match="is not a result"):
-        desk.compare(tmp_path / "list.json")
+    (tmp_path / "other.json").write_text('{"protocol": "knn", "split": "val", "recipe": {}}')
+    for name in ("list", "other"):
+        with pytest.raises(DataError, match="is not a result"):
+            desk.compare(tmp_path / f"{name}.json")
     scores = other / "results" / "finetuned-val-1x1.safetensors"
     content = bytearray(scores.read_bytes())
     content[-1] ^= 1

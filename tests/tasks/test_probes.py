@@ -208,7 +208,7 @@ def test_features_that_two_bytes_cannot_hold_are_refused(
     assert "evaluate.probe.precision=float32" in str(error.value.hint)
     assert scored(run, reporter, "attentive", "evaluate.probe.precision=float32")["videos"] == 6
     factor = float("nan")
-    with pytest.raises(CheckpointError, match="features are not finite"):
+    with pytest.raises(CheckpointError, match=r"view 0 of `train/down/0\.mp4` are not finite"):
         scored(run, reporter, "attentive")
 
 

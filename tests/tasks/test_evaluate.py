@@ -14,17 +14,21 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_weights
+from safetensors.torch import save_file
 
 from tatscli.cli import main
 from tatscli.console import Reporter
 from tatscli.data.views import EvalViews
 from tatscli.errors import CheckpointError, DataError, UsageError
 from tatscli.nn.classifier import Classifier
+from tatscli.recipe.load import load_recipe
 from tatscli.store.reader import Store
 from tatscli.tasks.evaluate import evaluate
+from tatscli.tasks.evaluate_tokenizer import evaluate_tokenizer
 from tatscli.tasks.finetune import build_classifier
 from tests.clips import pan, render
 from tests.tasks.classifiers import save_classifier, spoiled, tiny_recipe
+from tests.tokenizer.saved import save_tokenizer
 
 LENGTHS = {  # frames of the videos of each class; the same names in each folder
     "down": [16, 17, 18, 21, 24, 29, 33],
@@ -223,8 +227,6 @@ def test_a_bad_video_is_an_error_and_with_skip_bad_left_out_wholly(
 def test_scores_that_are_not_finite_are_an_error(
     run: Path, say: Reporter, tmp_path: Path, protocol: Any
 ) -> None:
-    from safetensors.torch import save_file
-
     sick = tmp_path / "sick"
     (sick / "checkpoints").mkdir(parents=True)
     last = sick / "checkpoints" / "last"
@@ -240,6 +242,31 @@ def test_scores_that_are_not_finite_are_an_error(
         evaluate(sick, reporter=say, protocol=protocol, overrides=words)
     assert "earlier checkpoint" in str(error.value.hint)
     assert not (sick / "results").exists()
+
+
+def test_a_tokenizer_is_held_to_the_same(varied: Path, say: Reporter, tmp_path: Path) -> None:
+    config = load_recipe("tokenizer/small").recipe.tokenizer
+    assert config is not None
+    run = save_tokenizer(tmp_path / "run", config, size=32)
+    meta = run / "checkpoints/last/meta.json"
+    facts = json.loads(meta.read_text()) | {"store_fingerprint": "f", "tats": "0.1.0"}
+    meta.write_text(json.dumps(facts))
+    bad = spoiled(varied, tmp_path / "bad", {"val/left/2.mp4": None})
+    words = [f"data.store={bad}", "data.workers=0", "run.device=cpu", "evaluate.crops=3"]
+    with pytest.raises(DataError, match=r"`val/left/2\.mp4` cannot be read"):
+        evaluate_tokenizer(run, reporter=say, overrides=words)
+    result = evaluate_tokenizer(run, reporter=say, overrides=words, skip_bad=True)
+    assert (result["videos"], result["views"]) == (19, 57)
+    assert [one["video"] for one in result["skipped"]] == ["val/left/2.mp4"]
+    assert {"command", "overrides", "started", "torch", "device"} <= result.keys()
+    other = evaluate_tokenizer(run, reporter=say, overrides=[*words, f"data.store={varied}"])
+    assert other["results"] != result["results"] and Path(result["results"]).exists()
+    weights = load_weights(meta.with_name("model.safetensors"))
+    name = next(name for name in weights if name.startswith("decoder") and name.endswith("bias"))
+    weights[name][0] = torch.nan
+    save_file(weights, meta.with_name("model.safetensors"))
+    with pytest.raises(CheckpointError, match=r"view 0 of `val/down/0\.mp4` are not finite"):
+        evaluate_tokenizer(run, reporter=say, overrides=words)
 
 
 def test_a_result_can_be_repeated_from_what_it_says(run: Path, say: Reporter) -> None:
