@@ -30,7 +30,7 @@ PLAN = "plan.json"
 _STATE = "state"
 _CARRY = "carry"
 _ROW_FACTS = ("video", "start", "end")
-_DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16)}
+_DTYPES: dict[str, np.dtype] = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,8 @@ class FeatureParts:
         place = np.full(len(names), -1, np.int64)
         place[left] = np.arange(len(left))
         columns: dict[str, list[np.ndarray]] = {name: [] for name in _ROW_FACTS}
-        shape, dtype = (0,), np.dtype(np.float32)
+        shape: tuple[int, ...] = ()
+        dtype = np.dtype(np.float32)
         for file in self.files:
             with safe_open(file, framework="numpy") as part:
                 kept = place[part.get_tensor("video")] >= 0

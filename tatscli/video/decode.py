@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +26,8 @@ _PLAUSIBLE_FPS = (0.1, 240.0)  # headers also say 1000, or nothing
 _DEFAULT_FPS = 25.0
 _PLAUSIBLE_ASPECT = (1 / 8, 8)
 _NOT_MOVING = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
+_SPEAKING = threading.Lock()
+_UNHEARD = logging.NullHandler()
 _EMPTY_MESSAGES = {"error reading header"}  # FFmpeg's last word after it has said the reason
 
 
@@ -126,21 +130,32 @@ def _open(path: Path) -> InputContainer:
                 raise DecodeError("the file is empty (0 bytes)")
     except OSError as error:
         raise DecodeError(f"cannot be read: {(error.strerror or str(error)).lower()}") from error
-    with _ffmpeg_speaks() as logs:
-        try:
-            # `file:` and the whitelist: neither a name such as `concat:a|b` nor a play list in
-            # disguise reaches elsewhere
-            return av.open(
-                f"file:{path}",
-                mode="r",
-                metadata_errors="replace",
-                options={"protocol_whitelist": "file"},
-            )
-        except av.FFmpegError as error:
-            messages = [message.splitlines()[0].strip(" .") for _, _, message in logs]
-            details = [message for message in messages if message not in _EMPTY_MESSAGES]
-            detail = f"; {details[-1]}" if details else ""
-            raise DecodeError(f"does not open as a video: {said(error)}{detail}") from error
+    try:
+        return _container(path)
+    except av.FFmpegError as error:
+        detail = _last_words(path)
+        raise DecodeError(f"does not open as a video: {said(error)}{detail}") from error
+
+
+def _container(path: Path) -> InputContainer:
+    # `file:` and the whitelist: neither a name such as `concat:a|b` nor a play list in disguise
+    # reaches elsewhere
+    return av.open(
+        f"file:{path}",
+        mode="r",
+        metadata_errors="replace",
+        options={"protocol_whitelist": "file"},
+    )
+
+
+def _last_words(path: Path) -> str:
+    """Return what FFmpeg says when it opens a file that does not open: a second time, since its
+    messages are switched on for all threads at once."""
+    with _SPEAKING, _ffmpeg_speaks() as logs, suppress(av.FFmpegError):
+        _container(path).close()
+    messages = [message.splitlines()[0].strip(" .") for _, _, message in logs]
+    details = [message for message in messages if message not in _EMPTY_MESSAGES]
+    return f"; {details[-1]}" if details else ""
 
 
 def _moving_picture(container: InputContainer) -> VideoStream:
@@ -163,6 +178,8 @@ def _moving_picture(container: InputContainer) -> VideoStream:
 def _ffmpeg_speaks() -> Iterator[list[tuple[int, str, str]]]:
     """Collect FFmpeg's error messages, which hold the true reason; PyAV silences them otherwise."""
     level, skips = av.logging.get_level(), av.logging.get_skip_repeated()
+    logger = logging.getLogger("libav")
+    logger.addHandler(_UNHEARD)  # for what other threads decode meanwhile
     av.logging.set_level(av.logging.ERROR)
     av.logging.set_skip_repeated(False)  # or the second file with the same fault has no reason
     try:
@@ -171,3 +188,4 @@ def _ffmpeg_speaks() -> Iterator[list[tuple[int, str, str]]]:
     finally:
         av.logging.set_level(level)
         av.logging.set_skip_repeated(skips)
+        logger.removeHandler(_UNHEARD)

@@ -22,6 +22,7 @@ H264 = (".mp4", ".mkv", ".mov")
 SUFFIXES = (*H264, ".gif", ".png")
 
 _CLOCK = Fraction(1, 90000)  # of films whose frames have times of their own; MPEG's
+_APART = 90  # ticks between two frames at least: Matroska counts milliseconds
 
 
 class JpegEncoder:
@@ -146,7 +147,8 @@ def _write_h264(
 ) -> None:
     """Write pictures at their times in seconds, counted from the first; without, at the rate."""
     height, width = (side + side % 2 for side in first.shape[:2])
-    begin, tick = None, -1
+    begin: float | None = None
+    tick = -_APART
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": "18", **options})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
@@ -156,7 +158,7 @@ def _write_h264(
             if time is not None:
                 if begin is None:
                     begin, stream.codec_context.time_base = time, _CLOCK
-                tick = max(round((time - begin) / _CLOCK), tick + 1)  # two may be as good as one
+                tick = max(round((time - begin) / _CLOCK), tick + _APART)
                 frame.pts, frame.time_base = tick, _CLOCK
             container.mux(stream.encode(frame))
         container.mux(stream.encode())

@@ -104,6 +104,18 @@ def test_rows_are_clips_windows_or_all_tokens_of_windows(home: Path, tmp_path: P
     assert found["token"]["features"].shape == (row, 64, 32)
 
 
+@pytest.mark.parametrize("source", ["videos", "store"])
+def test_threads_change_no_bit(home: Path, tmp_path: Path, source: str) -> None:
+    files = []
+    for workers in (0, 3):
+        run = save_run(tmp_path / str(workers) / "run", tiny_recipe(workers=workers), names=None)
+        files.append(tmp_path / f"{workers}.safetensors")
+        run_embed(home / source, run=run, out=files[-1], per="window", every=0.1)
+    first, second = (load_file(file) for file in files)
+    assert first.keys() == second.keys()
+    assert all(np.array_equal(value, second[name]) for name, value in first.items())
+
+
 def test_the_file_says_how_it_was_made(home: Path, tmp_path: Path) -> None:
     out = tmp_path / "f.safetensors"
     result = embed(

@@ -100,6 +100,33 @@ def test_a_clip_that_cannot_be_read_is_named_and_the_others_go_on(
     assert (alone.code, alone.json()["clips"]) == (1, [])
 
 
+def test_threads_change_nothing_and_stay_silent(
+    home: Path, tmp_path: Path, cli: Callable[..., Any]
+) -> None:
+    """Some files do not open while others, with holes in them, are being decoded."""
+    for number in range(8):
+        (tmp_path / "clips" / f"none{number}.mp4").parent.mkdir(exist_ok=True)
+        (tmp_path / "clips" / f"none{number}.mp4").write_bytes(b"nothing of the kind")
+        path = render(
+            tmp_path / "clips" / f"hole{number}.ts",
+            pan(frames=20, height=48, width=64, seed=number),
+        )
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2 :: 7] = bytes(len(content[len(content) // 2 :: 7]))
+        path.write_bytes(content)
+    found = []
+    for workers in (0, 4):
+        run = save_run(tmp_path / f"run{workers}", tiny_recipe(workers=workers), seed=1)
+        outcome = cli("predict", tmp_path / "clips", "--run", run, "--json", "-q")
+        assert outcome.code == 1
+        lines = [line for line in outcome.stderr.splitlines() if not line.startswith("warning: ")]
+        assert not lines
+        found.append({key: outcome.json()[key] for key in ("clips", "failed")})
+    assert found[0] == found[1]
+    assert len(found[0]["failed"]) >= 8
+    assert any(clip["problem"] for clip in found[0]["clips"])
+
+
 def test_people_get_a_table(home: Path, cli: Callable[..., Any]) -> None:
     outcome = cli("predict", film(home), "--run", home / "tuned")
     assert outcome.code == 0
