@@ -145,12 +145,8 @@ def train(training: Training) -> dict[str, Any]:
         total=last, initial=training.done, description="steps", unit="step"
     )
     training.model.train()
-    with (
-        stop_requests() as request,
-        bar,
-        opened_log as log,
-        _settled_garbage() as settle,
-    ):
+    # Trackers may wait for a server: until they are open, and as they close, Ctrl-C is Ctrl-C.
+    with opened_log as log, stop_requests() as request, bar, _settled_garbage() as settle:
         while training.done < last:
             try:
                 bad_steps.remember(optimise(training, batches, averages))

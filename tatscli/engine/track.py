@@ -139,7 +139,7 @@ class Trackers:
     """All trackers of a run.
 
     Args:
-        names: Which ones.
+        names: Which ones, of `TRACKERS`.
         reporter: Hears of one that fails.
         given: What each is made with: see `Tracker`.
     """
@@ -147,7 +147,7 @@ class Trackers:
     def __init__(self, names: Sequence[str], *given: Any, reporter: Reporter) -> None:
         self._reporter = reporter
         self._open: dict[str, Tracker] = {}
-        for name in names:
+        for name in dict.fromkeys(names):
             try:
                 self._open[name] = TRACKERS[name](*given, reporter)
             except Exception as error:  # whatever it is, the training goes on

@@ -179,7 +179,7 @@ def _write(graph: Graph, exported: Any, draft: Path, *, optimize: bool) -> None:
     if program.model.opset_imports.get("") != graph.opset:
         raise UsageError(
             f"torch {torch.__version__} cannot write `--opset {graph.opset}`",
-            hint="18, the default, is read by every current runtime",
+            hint="leave it out: 18, the default, always works",
         )
     program.model.metadata_props.update(graph.metadata)
     tensors = graph.network.state_dict().values()
