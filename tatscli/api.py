@@ -22,10 +22,10 @@ from tatscli.evaluation.predictions import Merged, Prediction, best_classes
 from tatscli.evaluation.windows import Runner
 from tatscli.nn.classifier import Classifier
 from tatscli.nn.load import LoadedRun, open_checkpoint
+from tatscli.nn.trained import class_names_of, load_network, refuse_no_classifier
 from tatscli.nn.vit import Encoder
 from tatscli.recipe.schema import Recipe, Sampling
 from tatscli.tasks.frozen import view_sampling
-from tatscli.tasks.trained import class_names_of, load_network, refuse_no_classifier
 
 Frames = np.ndarray | Tensor | Sequence[object]
 """A video in memory: uint8 RGB (T, H, W, C), or a list of pictures (H, W, C)."""

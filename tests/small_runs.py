@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from tatscli.engine.checkpoint import save_checkpoint
+from tatscli.nn.classifier import build_classifier
 from tatscli.nn.vit import build_encoder
 from tatscli.recipe.schema import Recipe
 from tatscli.store.reader import Store
 from tatscli.store.schema import Settings
-from tatscli.tasks.finetune import build_classifier
 from tests.clips import pan, render
 from tests.store.stores import prepare
 

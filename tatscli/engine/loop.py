@@ -11,7 +11,7 @@ import gc
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -131,11 +131,8 @@ def train(training: Training) -> dict[str, Any]:
     if training.done >= last:
         training.reporter.warn(_nothing_left(training))
     save_steps = max(1, round(run.save_every * schedule.steps_per_epoch))
-    opened_log: AbstractContextManager[MetricsLog | None] = nullcontext()
-    if training.world.main:
-        opened_log = metrics_log(
-            training.folder, run, training.done, training.meta, training.reporter
-        )
+    folder = training.folder if training.world.main else None
+    opened_log = metrics_log(folder, run, training.done, training.meta, training.reporter)
     averages, means = Averages(), dict[str, float]()
     main = next(iter(training.learners.values()))
     bad_steps = BadSteps(main, run, training.folder, training.world.rank)
@@ -328,7 +325,6 @@ def _draw(training: Training, log: MetricsLog | None) -> None:
     epoch = training.done // training.schedule.steps_per_epoch
     for name, image_HWC in training.pictures(epoch).items():
         log.picture(training.done, name, image_HWC)
-    training.model.train()
 
 
 def _save(training: Training, *, best: bool) -> None:

@@ -59,22 +59,26 @@ class MetricsLog:
 
 @contextmanager
 def metrics_log(
-    folder: Path, run: Run, step: int, about: Line, reporter: Reporter
-) -> Iterator[MetricsLog]:
+    folder: Path | None, run: Run, step: int, about: Line, reporter: Reporter
+) -> Iterator[MetricsLog | None]:
     """Open the metrics of a run folder and the trackers of `run.track`.
 
     Args:
-        folder: The run folder.
+        folder: The run folder; None in a process that writes nothing, which has no log.
         run: The recipe's `run` section.
         step: Optimiser steps already done.
         about: What checkpoints say of the run.
         reporter: Hears of trackers that fail.
     """
+    if folder is None:
+        yield None
+        return
+    home = folder
 
     def track(lines: list[Line]) -> Trackers:
-        return Trackers(run.track, folder, step, about, lines, reporter=reporter)
+        return Trackers(run.track, home, step, about, lines, reporter=reporter)
 
-    log = MetricsLog(folder / "metrics.jsonl", step=step, track=track)
+    log = MetricsLog(home / "metrics.jsonl", step=step, track=track)
     try:
         yield log
     finally:

@@ -20,7 +20,8 @@ from tatscli.errors import CheckpointError, DataError, RecipeError, UsageError
 from tatscli.evaluation.scores import ViewScores
 from tatscli.evaluation.views import Skipped, score_views
 from tatscli.nn.classifier import build_classifier, groups_of
-from tatscli.nn.load import copy_weights, open_checkpoint, positions_moved
+from tatscli.nn.load import LoadedRun, open_checkpoint, positions_moved
+from tatscli.nn.trained import load_classifier
 from tatscli.nn.vit import model_size
 from tatscli.recipe.load import load_recipe, override_recipe, with_protocol
 from tatscli.recipe.schema import Recipe
@@ -256,12 +257,9 @@ def _finetuned(
         )
     labelled(store, recipe.evaluate.split)
     _refuse_other_classes(store, names)
-    groups = groups_of(checkpoint.meta)
-    build = partial(build_classifier, recipe, classes=len(names), groups=groups)
-    model = build()
-    copied = copy_weights(model, checkpoint.tensors("model"), checkpoint)
-    if copied.moved:
-        here.reporter.info(f"`{checkpoint.path}`: {copied.moved}")
+    model = load_classifier(LoadedRun(recipe, checkpoint))
+    if moved := positions_moved(checkpoint, recipe):
+        here.reporter.info(f"`{checkpoint.path}`: {moved}")
     drop = evaluate_drop(recipe, model.encoder)
     views = scored_views(recipe, store, drop, here)
     scored = score_views(
@@ -274,6 +272,8 @@ def _finetuned(
         finite=True,
         description="evaluate",
     )
+    groups = groups_of(checkpoint.meta)
+    build = partial(build_classifier, recipe, classes=len(names), groups=groups)
     return scored, scoring_facts(recipe, drop, views, build)
 
 

@@ -22,13 +22,12 @@ from tatscli.data.normalize import standardized
 from tatscli.engine.checkpoint import Checkpoint
 from tatscli.errors import RecipeError, UsageError
 from tatscli.evaluation.features import PooledFeatures
-from tatscli.nn.classifier import Classifier
-from tatscli.nn.load import copy_weights, positions_moved, refuse_tokenizer
+from tatscli.nn.load import LoadedRun, positions_moved, refuse_tokenizer
 from tatscli.nn.onnx import Graph, need_onnx, publish_onnx, write_onnx
+from tatscli.nn.trained import class_names_of, load_classifier
 from tatscli.nn.vit import Encoder
 from tatscli.recipe.schema import Recipe
 from tatscli.tasks.evaluate import open_subject
-from tatscli.tasks.finetune import build_classifier
 from tatscli.tasks.frozen import frozen_encoder
 
 Pixels = Literal["uint8", "float"]
@@ -139,8 +138,8 @@ def open_exportable(checkpoint: Checkpoint, recipe: Recipe, *, features: bool) -
             hint="`evaluate.drop=null` exports the network over all tokens",
         )
     if checkpoint.kind == "finetuned" and not features:
-        classes = [str(name) for name in checkpoint.meta.get("class_names") or []]
-        classifier = load_classifier(checkpoint, recipe, classes=len(classes))
+        run = LoadedRun(recipe, checkpoint)
+        classes, classifier = class_names_of(run), load_classifier(run).requires_grad_(False)
         outputs = {"logits": f"float32 (batch, {len(classes)}), before the softmax"}
         return Exportable(classifier.eval(), outputs, classes)
     encoder = frozen_encoder(recipe, checkpoint)
@@ -149,17 +148,6 @@ def open_exportable(checkpoint: Checkpoint, recipe: Recipe, *, features: bool) -
         "tokens": f"float32 (batch, {encoder.tokens}, {encoder.width}), by time, row and column",
     }
     return Exportable(EncoderFeatures(encoder, layer=recipe.evaluate.layer).eval(), outputs)
-
-
-def load_classifier(checkpoint: Checkpoint, recipe: Recipe, *, classes: int) -> Classifier:
-    """Build the classifier of a fine-tuned checkpoint with its weights.
-
-    Raises:
-        CheckpointError: If they do not fit.
-    """
-    model = build_classifier(recipe, classes=classes)
-    copy_weights(model, checkpoint.tensors("model"), checkpoint)
-    return model.requires_grad_(False)
 
 
 class EncoderFeatures(nn.Module):

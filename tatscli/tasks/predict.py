@@ -22,7 +22,7 @@ from tatscli.data.windows import Windows
 from tatscli.errors import CheckpointError, DataError, UsageError
 from tatscli.evaluation.predictions import Merged, Prediction, best_classes
 from tatscli.evaluation.windows import Seen, show_progress
-from tatscli.tasks.trained import refuse_no_classifier
+from tatscli.nn.trained import refuse_no_classifier
 from tatscli.video.encode import H264, write_timed
 from tatscli.video.frames import shown_frames
 from tatscli.video.reader import VideoReader

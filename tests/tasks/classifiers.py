@@ -13,10 +13,10 @@ import torch
 from tatscli.engine.checkpoint import save_checkpoint
 from tatscli.engine.run import write_run_json
 from tatscli.files import write_safely
+from tatscli.nn.classifier import build_classifier
 from tatscli.recipe.schema import Recipe
 from tatscli.recipe.text import dump_recipe
 from tatscli.store.reader import Store
-from tatscli.tasks.finetune import build_classifier
 
 TINY = {"width": 32, "depth": 2, "heads": 2, "patch": 8}
 

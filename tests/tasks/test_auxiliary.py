@@ -20,12 +20,13 @@ from tatscli.engine.distributed import World
 from tatscli.engine.rng import random_at
 from tatscli.engine.session import Session
 from tatscli.errors import CheckpointError, RecipeError
+from tatscli.nn.classifier import build_classifier
 from tatscli.recipe.derive import derive_schedule
 from tatscli.recipe.load import LoadedRecipe
 from tatscli.store.reader import Store
 from tatscli.tasks.dry_run import plan_finetuning
 from tatscli.tasks.evaluate import evaluate
-from tatscli.tasks.finetune import Finetuning, build_classifier, finetune
+from tatscli.tasks.finetune import Finetuning, finetune
 from tatscli.tasks.pretrain import pretrain
 
 Load = Callable[..., LoadedRecipe]

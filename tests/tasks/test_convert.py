@@ -15,13 +15,14 @@ import yaml
 from tatscli.console import Reporter
 from tatscli.engine.checkpoint import find_checkpoint, save_checkpoint
 from tatscli.errors import CheckpointError, UsageError
+from tatscli.nn.classifier import build_classifier
 from tatscli.nn.load import open_checkpoint
 from tatscli.recipe.load import load_recipe
 from tatscli.recipe.schema import Recipe
 from tatscli.recipe.text import dump_recipe
 from tatscli.system.system import build_system
 from tatscli.tasks.convert import convert
-from tatscli.tasks.finetune import build_classifier, finetune
+from tatscli.tasks.finetune import finetune
 from tatscli.tasks.pretrain import pretrain
 from tatscli.weights.form import Form, Vit, recipe_of
 from tatscli.weights.layouts import Given

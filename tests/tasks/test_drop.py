@@ -20,13 +20,14 @@ from tatscli.data.normalize import standardized
 from tatscli.data.provide import MotionSource
 from tatscli.data.views import EvalViews
 from tatscli.errors import DataError, RecipeError
+from tatscli.nn.classifier import build_classifier
 from tatscli.nn.vit import PatchEmbed
 from tatscli.recipe.load import LoadedRecipe, load_recipe
 from tatscli.store.reader import Store
 from tatscli.system.drop import TokenDrop
 from tatscli.tasks.dry_run import plan_finetuning
 from tatscli.tasks.evaluate import evaluate
-from tatscli.tasks.finetune import build_classifier, finetune
+from tatscli.tasks.finetune import finetune
 from tatscli.tasks.frozen import scored_views
 from tests.nn.counting import block_macs
 from tests.tasks.conftest import RECIPE

@@ -20,12 +20,11 @@ from tatscli.cli import main
 from tatscli.console import Reporter
 from tatscli.data.views import EvalViews
 from tatscli.errors import CheckpointError, DataError, UsageError
-from tatscli.nn.classifier import Classifier
+from tatscli.nn.classifier import Classifier, build_classifier
 from tatscli.recipe.load import load_recipe
 from tatscli.store.reader import Store
 from tatscli.tasks.evaluate import evaluate
 from tatscli.tasks.evaluate_tokenizer import evaluate_tokenizer
-from tatscli.tasks.finetune import build_classifier
 from tests.clips import pan, render
 from tests.tasks.classifiers import save_classifier, spoiled, tiny_recipe
 from tests.tokenizer.saved import save_tokenizer

@@ -23,10 +23,12 @@ from tatscli.engine.session import session as session_of
 from tatscli.errors import CheckpointError, RecipeError, TatsError, UsageError
 from tatscli.evaluation.features import PooledFeatures
 from tatscli.evaluation.views import score_views
+from tatscli.nn.load import LoadedRun
+from tatscli.nn.trained import load_classifier
 from tatscli.store.reader import Store
 from tatscli.tasks import export as module
 from tatscli.tasks.evaluate import open_subject
-from tatscli.tasks.export import export_onnx, load_classifier
+from tatscli.tasks.export import export_onnx
 from tatscli.tasks.finetune import finetune
 from tatscli.tasks.frozen import frozen_encoder
 from tatscli.tasks.pretrain import pretrain
@@ -88,7 +90,7 @@ def test_a_classifier_says_of_a_file_what_evaluation_says(
 
     opened, subject = Store.open(store), open_subject(run, (), prefer="last", untrained=False)
     with session_of(subject.recipe.run, Reporter(quiet=True)) as here:
-        model = load_classifier(subject.checkpoint, subject.recipe, classes=3)
+        model = load_classifier(LoadedRun(subject.recipe, subject.checkpoint))
         rows = range(len(opened.rows))
         data = subject.recipe.data
         views = EvalViews(opened, rows, data, sampling=data.sampling)

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from tatscli.console import Reporter
+from tatscli.nn.classifier import build_classifier
 from tatscli.nn.load import open_checkpoint
 from tatscli.nn.positions import interpolated, sine_cosine_table
 from tatscli.recipe.load import LoadedRecipe
 from tatscli.system.load import load_system
 from tatscli.tasks.evaluate import evaluate
-from tatscli.tasks.finetune import build_classifier, finetune
+from tatscli.tasks.finetune import finetune
 from tatscli.tasks.frozen import frozen_encoder
 from tatscli.tasks.pretrain import pretrain
 from tests.tasks.runs import weights

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from tatscli.data.normalize import standardized
 from tatscli.engine.checkpoint import restore_part
 from tatscli.engine.part import Weights
+from tatscli.nn.classifier import build_classifier
 from tatscli.nn.load import LoadedRun, copy_weights
 from tatscli.system.system import build_system
-from tatscli.tasks.finetune import build_classifier
 from tests.nn.videomae_weights import randomize
 
 LABELS = ["left", "right", "down"]

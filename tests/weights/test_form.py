@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tatscli.errors import CheckpointError
+from tatscli.nn.classifier import build_classifier
 from tatscli.nn.vit import SIZES
 from tatscli.recipe.schema import Recipe
 from tatscli.system.system import build_system
-from tatscli.tasks.finetune import build_classifier
 from tatscli.weights.form import Form, Vit, form_of, measured, recipe_of, shapes_of
 
 FORMS = [

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 
 from tatscli.errors import CheckpointError
-from tatscli.nn.classifier import Classifier
+from tatscli.nn.classifier import Classifier, build_classifier, groups_of
 from tatscli.nn.load import LoadedRun, copy_weights, load_encoder, refuse_tokenizer
 from tatscli.nn.vit import Encoder, build_encoder
-from tatscli.tasks.finetune import build_classifier
 
 
 def load_network(run: LoadedRun) -> Classifier | Encoder:
@@ -20,9 +19,9 @@ def load_network(run: LoadedRun) -> Classifier | Encoder:
         CheckpointError: If it is a tokenizer, or the weights do not fit.
     """
     refuse_tokenizer(run.checkpoint)
+    if run.checkpoint.kind == "finetuned":
+        return load_classifier(run)
     with torch.random.fork_rng(devices=[]):
-        if run.checkpoint.kind == "finetuned":
-            return load_classifier(run)
         encoder = build_encoder(run.recipe.model, run.recipe.grid)
     load_encoder(encoder, run.checkpoint)
     return encoder
@@ -31,12 +30,20 @@ def load_network(run: LoadedRun) -> Classifier | Encoder:
 def load_classifier(run: LoadedRun) -> Classifier:
     """Rebuild a classifier with its weights, for the classes it was trained on.
 
+    torch's global random state is left as it was.
+
+    Args:
+        run: Its checkpoint, and the recipe by which it is built; positions come onto its grid.
+
     Raises:
         CheckpointError: If it is no fine-tuned run, or the weights do not fit.
     """
     checkpoint = run.checkpoint
     refuse_no_classifier(run)
-    model = build_classifier(run.recipe, classes=len(class_names_of(run)))
+    with torch.random.fork_rng(devices=[]):
+        model = build_classifier(
+            run.recipe, classes=len(class_names_of(run)), groups=groups_of(checkpoint.meta)
+        )
     copy_weights(model, checkpoint.tensors("model"), checkpoint)
     return model
 
