@@ -199,11 +199,12 @@ def save_result(
 ) -> None:
     """Write a result by the first rank, and tell of videos left out; every rank's result then says
     where it is."""
-    if bad := result["skipped"]:
-        here.reporter.warn(
-            f"{len(bad)} of {len(bad) + result['videos']} videos are left out, as they cannot be "
-            f"read; the first: {bad[0]['reason']}"
-        )
+    for part, left in (("", "videos"), ("train_", "train_videos")):
+        if bad := result.get(f"{part}skipped"):
+            here.reporter.warn(
+                f"{len(bad)} of {len(bad) + result[left]} {left.replace('_', 'ing ')} cannot be "
+                f"read and are left out; the first: {bad[0]['reason']}"
+            )
     if here.world.main:
         write_result(target, result, scores)
     result |= distributed.gathered([result])[0]

@@ -25,6 +25,7 @@ from tatscli.recipe.load import load_recipe
 from tatscli.store.reader import Store
 from tatscli.tasks.evaluate import evaluate
 from tatscli.tasks.evaluate_tokenizer import evaluate_tokenizer
+from tatscli.tasks.results import results_home
 from tests.clips import pan, render
 from tests.tasks.classifiers import save_classifier, spoiled, tiny_recipe
 from tests.tokenizer.saved import save_tokenizer
@@ -214,6 +215,9 @@ def test_a_bad_video_is_an_error_and_with_skip_bad_left_out_wholly(
         )
         assert (found["videos"], found["train_videos"]) == (18, 18)
         assert found["train_skipped"] == found["skipped"] == result["skipped"]
+        said = say.stderr.getvalue()  # type: ignore[attr-defined]
+        assert "2 of 20 videos cannot be read" in said
+        assert "2 of 20 training videos cannot be read" in said
 
     every = spoiled(varied, tmp_path / "every", {row.id: None for row in Store.open(varied).rows})
     with pytest.raises(
@@ -318,6 +322,15 @@ def test_a_result_of_another_evaluation_is_never_replaced(
         assert (home / "results" / one).read_text() == text
     pairs = {path.with_suffix(".json").name for path in (home / "results").glob("*.safetensors")}
     assert pairs == {*others, name}
+
+
+def test_results_of_weights_that_belong_to_no_run_go_to_runs(tmp_path: Path) -> None:
+    run, model = tmp_path / "run", tmp_path / "models" / "videomae-base"
+    (run / "checkpoints").mkdir(parents=True)
+    model.mkdir(parents=True)
+    step = run / "checkpoints" / "step-0000004"
+    assert results_home(run, step) == results_home(step, step) == run
+    assert results_home(model, model) == Path("runs/videomae-base")
 
 
 def test_a_named_result_is_replaced_only_when_asked(
