@@ -106,6 +106,11 @@ def test_what_cannot_be_loaded_says_why(home: Path, tmp_path: Path) -> None:
         tatscli.load(home / "tuned", device="cuda:99")
     with pytest.raises(UsageError, match="`sofa` is not available"):
         tatscli.load(home / "tuned", device="sofa")
+    tokenizer = save_run(tmp_path / "tokenizer", tiny_recipe(), names=None)
+    meta = tokenizer / "checkpoints" / "last" / "meta.json"
+    meta.write_text(meta.read_text().replace('"pretrained"', '"tokenizer"'))
+    with pytest.raises(CheckpointError, match="is a tokenizer: it has no ViT encoder"):
+        tatscli.load(tokenizer)
     save_run(tmp_path / "nameless", tiny_recipe(), names=[])
     with pytest.raises(CheckpointError, match="classes are called"):
         tatscli.load(tmp_path / "nameless")

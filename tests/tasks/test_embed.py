@@ -237,7 +237,7 @@ def test_a_file_is_replaced_only_when_asked(home: Path, tmp_path: Path) -> None:
 
 
 def with_bad_ones(home: Path, folder: Path) -> Path:
-    """The videos, one that is none among them, and one that breaks off after two windows."""
+    """The videos, and one among them that is none."""
     videos = folder / "videos"
     shutil.copytree(home / "videos", videos)
     (videos / "val" / "middle.mp4").write_bytes(b"no video")
