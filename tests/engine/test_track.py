@@ -89,6 +89,7 @@ def test_tensorboard_shows_the_numbers_of_the_metrics_after_a_kill_too(tmp_path:
     killed(tmp_path, "tensorboard")
     before = scalars(tmp_path)["loss"]
     assert [step for step, _ in before] == [1, 2, 3, 4]  # with one that is lost
+    time.sleep(1.1)  # event files are read in the order of their names, which tell the second
     training = pictured(resumed(tmp_path, track=["tensorboard"]))
     assert training.done == 3
     train(training)
