@@ -21,17 +21,17 @@ COMMANDS = {
     "pretrain": "tatscli.commands.pretrain:pretrain",
     "finetune": "tatscli.commands.finetune:finetune",
     "evaluate": "tatscli.commands.evaluate:evaluate",
-    "convert": "tatscli.commands.convert:convert",
     "compare": "tatscli.commands.compare:compare",
     "runs": "tatscli.commands.runs:runs",
+    "report": "tatscli.commands.report:report",
     "predict": "tatscli.commands.predict:predict",
     "embed": "tatscli.commands.embed:embed",
+    "convert": "tatscli.commands.convert:convert",
     "export": "tatscli.commands.export:export",
-    "report": "tatscli.commands.report:report",
     "visualize-masks": "tatscli.commands.visualize_masks:visualize_masks",
     "demo": "tatscli.commands.demo:demo",
-    "env": "tatscli.commands.env:env",
     "recipes": "tatscli.commands.recipes:recipes",
+    "env": "tatscli.commands.env:env",
 }
 """Every command, in the order of `tats --help`: a function or a Typer group, `EPILOG` beside it.
 
