@@ -34,14 +34,16 @@ def draft_of(target: Path) -> Iterator[Path]:
     """
     draft, old = (target.with_name(f".{target.name}.{end}") for end in ("part", "old"))
     target.parent.mkdir(parents=True, exist_ok=True)
-    for stale in (draft, old):
-        remove(stale)
+    if old.exists() and not target.exists():  # a kill between the two renames
+        old.replace(target)
+    remove(draft)
     try:
         yield draft
         for file in [draft, *draft.rglob("*")]:
             if file.is_file() and not file.is_symlink():
                 sync(file)
         if target.is_dir():  # a rename replaces a file, and no folder that holds something
+            remove(old)
             target.replace(old)
         publish(draft, target)
     finally:

@@ -44,7 +44,9 @@ def pretrain(
     ] = None,
     init: Annotated[
         Path | None,
-        typer.Option("--init", help="Run or checkpoint whose weights to start from, at step 0."),
+        typer.Option(
+            "--init", help="Weights to start from, at step 0: a run, a checkpoint, or of others."
+        ),
     ] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,

@@ -21,7 +21,7 @@ class Count:
         total: Tensors in it.
         matched: Those that were taken, whole or in part.
         missing: Our names for what it should have and has not.
-        misshapen: Those of another shape, with both shapes.
+        misshapen: Our names for what has another shape, and both shapes in words.
         unexpected: Its names for what no rule knows.
         dropped: Its names for what was left out, by reason.
         made: Our names for what such a source never has, by reason.
@@ -32,7 +32,7 @@ class Count:
     total: int
     matched: int = 0
     missing: list[str] = field(default_factory=list)
-    misshapen: list[str] = field(default_factory=list)
+    misshapen: dict[str, str] = field(default_factory=dict)
     unexpected: list[str] = field(default_factory=list)
     dropped: dict[str, list[str]] = field(default_factory=dict)
     made: dict[str, list[str]] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Count:
         """What does not fit, with the first names of each kind."""
         kinds = {
             "missing": self.missing,
-            "of another shape": self.misshapen,
+            "of another shape": [f"{name} ({said})" for name, said in self.misshapen.items()],
             "unexpected": self.unexpected,
         }
         return "; ".join(
@@ -78,7 +78,7 @@ class Count:
             "layout": self.layout,
             "tensors": self.total,
             "matched": self.matched,
-            "missing": self.missing + self.misshapen,
+            "missing": [*self.missing, *self.misshapen],
             "unexpected": self.unexpected,
             "dropped": {reason: len(names) for reason, names in self.dropped.items()},
             "made": {reason: len(names) for reason, names in self.made.items()},
@@ -154,11 +154,11 @@ class Renaming:
         """Count what is missing, misshapen and unexpected against the shapes of a model."""
         count = self.count
         count.missing = [name for name in wanted if name not in self.tensors]
-        count.misshapen = [
-            f"{name} {_sides(self.tensors[name].shape)} where {_sides(shape)} is wanted"
+        count.misshapen = {
+            name: f"{_sides(self.tensors[name].shape)}, not {_sides(shape)}"
             for name, shape in wanted.items()
             if name in self.tensors and tuple(self.tensors[name].shape) != shape
-        ]
+        }
         strange = [name for name in self.tensors if name not in wanted]
         count.unexpected = [*self.left, *strange]
         lost = len(self.left) + self._dropped + len(count.misshapen) + len(strange)

@@ -111,11 +111,11 @@ def exported(
                 left_out["the encoder's last norm, which the classifier passes over"] = names
             return Export("finetuned", form, kept, recipe, labels, left_out, notes)
         if not partial:
-            head = recipe.finetune.head
+            extra = sorted((kept.keys() ^ wanted.keys()) or kept.keys())
             raise CheckpointError(
-                f"the classifier of `{checkpoint.path}` is not VideoMAE's: "
-                f"with `finetune.head.pool: {head.pool}` it has tensors that other layouts have no "
-                "place for",
+                f"the classifier of `{checkpoint.path}` is not VideoMAE's (`finetune.head.pool: "
+                f"{recipe.finetune.head.pool}`): other layouts have no place for {len(extra)} of "
+                f"its tensors, first `{extra[0]}`",
                 hint="`--to tats` keeps it; `--partial` writes its encoder alone",
             )
     elif _same_shapes(tensors, shapes_of(form)):

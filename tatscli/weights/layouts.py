@@ -176,9 +176,11 @@ def _layout_of(source: dict[str, Tensor]) -> str | None:
         return "transformers"
     if any(name.startswith(BRANCH) for name in source):
         return None
-    patches = [f"{ENCODER}patch_embed.proj.weight", "patch_embed.proj.weight"]
-    sides = next((source[name].ndim for name in patches if name in source), 0)
-    return {5: "video", 4: "image"}.get(sides)
+    plain = source.get("patch_embed.proj.weight")
+    if plain is not None and plain.ndim == 4:
+        return "image"
+    patches = source.get(f"{ENCODER}patch_embed.proj.weight", plain)
+    return "video" if patches is not None and patches.ndim == 5 else None
 
 
 def _unknown(called: str, source: dict[str, Tensor]) -> CheckpointError:

@@ -141,14 +141,11 @@ def _completed(names: Renaming, form: Form) -> Form:
     values that a training begins with.
     """
     count, wanted = names.count, shapes_of(form)
-    wrong = {name for name in wanted if name in names.tensors} & {
-        said.split(" ")[0] for said in count.misshapen
-    }
     unknown = [name for name in names.tensors if name not in wanted]
-    for name in (*wrong, *unknown):
+    for name in (*count.misshapen, *unknown):
         del names.tensors[name]
-    if count.unexpected or wrong:
-        count.drop("what no rule knows, or of another shape", [*count.unexpected, *sorted(wrong)])
+    if strange := [*count.unexpected, *count.misshapen]:
+        count.drop("what no rule knows, or of another shape", strange)
     lacking = [name for name in wanted if name not in names.tensors]
     if any(not name.startswith(ENCODER) for name in lacking):
         head = [name for name in names.tensors if not name.startswith(ENCODER)]
@@ -156,7 +153,7 @@ def _completed(names: Renaming, form: Form) -> Form:
             del names.tensors[name]
         part = "decoder" if form.classes is None else "classifier"
         count.drop(f"the {part}, which is not whole", head)
-        count.matched -= len(head)
+        count.matched = max(0, count.matched - len(head))
         form = form.bare
     start = [name for name in lacking if name.startswith(ENCODER)]
     if start:

@@ -190,8 +190,8 @@ def _unsafe(called: str, said: str) -> CheckpointError:
     """Tell a pickle that would run code from a file that is no pickle of torch at all."""
     if "nsupported operand" in said or not re.search("GLOBAL|global|class", said):
         return CheckpointError(
-            f"`{called}` is no file of weights: torch cannot read it",
-            hint="files written by `torch.save`, and .safetensors, are read",
+            f"`{called}` cannot be read: it is no file of weights",
+            hint="what `torch.save` writes, and .safetensors, are read",
         )
     named = re.search(r"GLOBAL ([\w.]+)", said)
     what = f", `{named[1]}`" if named else ""

@@ -15,6 +15,7 @@ import yaml
 from tatscli.console import Reporter
 from tatscli.engine.checkpoint import find_checkpoint, save_checkpoint
 from tatscli.errors import CheckpointError, UsageError
+from tatscli.files import draft_of
 from tatscli.nn.classifier import build_classifier
 from tatscli.nn.load import open_checkpoint
 from tatscli.recipe.load import load_recipe
@@ -354,6 +355,43 @@ def test_a_conversion_that_fails_while_writing_keeps_what_was_there(
         convert(sources["pre"], to="hf", out=out, reporter=QUIET, overwrite=True)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_what_a_kill_between_two_renames_left_is_put_back(tmp_path: Path) -> None:
+    target = tmp_path / "hub"
+    (tmp_path / ".hub.old").mkdir()
+    (tmp_path / ".hub.old/kept").write_text("first")
+    with pytest.raises(RuntimeError), draft_of(target) as draft:
+        draft.mkdir()
+        raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["hub"]
+    assert (target / "kept").read_text() == "first"
+    with draft_of(target) as draft:
+        draft.mkdir()
+        (draft / "kept").write_text("second")
+    assert [path.name for path in tmp_path.iterdir()] == ["hub"]
+    assert (target / "kept").read_text() == "second"
+
+
+def test_partial_is_told_on_the_command_line(
+    sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tensors = official("pretrained")
+    del tensors["decoder.norm.bias"], tensors["encoder.blocks.1.mlp.fc1.weight"]
+    save_official(Path("less.pth"), tensors)
+    words = ["less.pth", "--to", "tats", "--out", "less", "--heads", 2, "--decoder-heads", 1]
+    outcome = cli("convert", *words)
+    assert outcome.code == 1 and "2 missing, first `encoder.blocks.1.mlp.fc1.weight`" in (
+        outcome.stderr
+    )
+    assert not Path("less").exists()
+    found = cli("convert", *words, "--partial", "--json").json()
+    assert found["dropped"]["the decoder, which is not whole"] == len(
+        [name for name in tensors if not name.startswith("encoder.")]
+    )
+    assert list(found["made"].values()) == [1]
+    assert found["missing"] and found["written"] == 30
 
 
 def test_a_converted_run_is_not_resumed(

@@ -17,7 +17,7 @@ from tatscli.api import load
 from tatscli.console import Reporter
 from tatscli.errors import UsageError
 from tatscli.evaluation.scores import ViewScores
-from tatscli.tasks import evaluate as evaluate_module
+from tatscli.tasks import measures as measures_module
 from tatscli.tasks.evaluate import evaluate
 from tatscli.tasks.predict import predict
 from tatscli.video.reader import VideoReader
@@ -50,13 +50,13 @@ def test_it_says_what_evaluate_says(
     recipe = tiny_recipe(sampling=sampling, store=str(home / "store"))
     run = save_run(tmp_path / "run", recipe, seed=4)
     scored: list[ViewScores] = []
-    merge = evaluate_module.merge_views
+    merge = measures_module.merge_views
 
     def watch(views: ViewScores) -> ViewScores:
         scored.append(merge(views))
         return scored[-1]
 
-    monkeypatch.setattr(evaluate_module, "merge_views", watch)
+    monkeypatch.setattr(measures_module, "merge_views", watch)
     views = [f"evaluate.segments={windows}", f"evaluate.crops={crops}"]
     evaluate(run, reporter=reporter, overrides=views, out=tmp_path / "result.json")
     found = predict(

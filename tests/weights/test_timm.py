@@ -115,6 +115,13 @@ def test_other_image_vits_are_refused(tmp_path: Path, changes: dict[str, Any]) -
         open_foreign(tmp_path / "vit.pth", Given(heads=3))
 
 
+def test_pictures_under_the_names_of_videos_are_refused(tmp_path: Path) -> None:
+    tensors = {f"encoder.{name}": one for name, one in picture_model().state_dict().items()}
+    torch.save(tensors, tmp_path / "odd.pth")
+    with pytest.raises(CheckpointError, match="the layout of no model known here"):
+        open_foreign(tmp_path / "odd.pth", Given(heads=3))
+
+
 def test_a_folder_of_timm_says_how_pictures_were_standardised(tmp_path: Path) -> None:
     model = picture_model(embed_dim=384, num_heads=6)
     save_file(model.state_dict(), tmp_path / "model.safetensors")

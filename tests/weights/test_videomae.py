@@ -334,7 +334,7 @@ def test_less_than_all_is_refused_with_counts_and_names(
         words = f"{count} of {count + 1} tensors match; 1 unexpected, first `strange.weight`"
     elif fault == "misshapen":
         tensors[f"{prefix}blocks.0.norm1.bias"] = torch.zeros(5)
-        words = "1 of another shape, first `encoder.blocks.0.norm1.bias 5 where 32 is wanted`"
+        words = "1 of another shape, first `encoder.blocks.0.norm1.bias (5, not 32)`"
     else:  # what others load without a word
         names = [f"{prefix}patch_embed.proj.weight", f"{prefix}blocks.1.norm2.bias"]
         tensors = {name: tensors[name] for name in names}
