@@ -178,8 +178,8 @@ def _moving_picture(container: InputContainer) -> VideoStream:
 def _ffmpeg_speaks() -> Iterator[list[tuple[int, str, str]]]:
     """Collect FFmpeg's error messages, which hold the true reason; PyAV silences them otherwise."""
     level, skips = av.logging.get_level(), av.logging.get_skip_repeated()
-    logger = logging.getLogger("libav")
-    logger.addHandler(_UNHEARD)  # for what other threads decode meanwhile
+    # What other threads decode meanwhile is heard by nobody. It stays: their words may come late.
+    logging.getLogger("libav").addHandler(_UNHEARD)
     av.logging.set_level(av.logging.ERROR)
     av.logging.set_skip_repeated(False)  # or the second file with the same fault has no reason
     try:
@@ -188,4 +188,3 @@ def _ffmpeg_speaks() -> Iterator[list[tuple[int, str, str]]]:
     finally:
         av.logging.set_level(level)
         av.logging.set_skip_repeated(skips)
-        logger.removeHandler(_UNHEARD)
