@@ -32,7 +32,6 @@ Layout = Literal["tats", "hf", "videomae"]
 _MARKS = {"tats": "recipe.yaml", "hf": CONFIG}
 """What a folder must have to be replaced by `overwrite`."""
 
-
 _NOT_IN_FILES = (
     "the official layout has no place for heads, frames, size, mean and deviation, or names of "
     "classes: whoever reads the file has to know them"
@@ -48,12 +47,14 @@ class Source:
         recipe: Their recipe, overrides included.
         tensors: Their model, after classes were chosen.
         labels: Names of the classes of a classifier.
+        chosen: Whether classes were chosen, so that no evaluation is of what is written.
     """
 
     checkpoint: Checkpoint
     recipe: Recipe
     tensors: dict[str, Tensor]
     labels: list[str] | None
+    chosen: bool = False
 
     @property
     def counts(self) -> dict[str, Any]:
@@ -193,7 +194,7 @@ def _open(
                 f"{len(labels)}",
                 hint="`--classes MAP.json` keeps some of them",
             )
-    return Source(checkpoint, recipe, tensors, named or labels)
+    return Source(checkpoint, recipe, tensors, named or labels, classes is not None)
 
 
 def _described(checkpoint: Checkpoint, overrides: Sequence[str]) -> Recipe:
@@ -277,6 +278,7 @@ def _publish_folder(
     checkpoint, meta = source.checkpoint, source.checkpoint.meta
     sampling = sampling_of(export.recipe, export.kind)
     in_run = checkpoint.path.parent.name == "checkpoints"
+    scored = in_run and not source.chosen and export.kind == checkpoint.kind
     began = meta.get("init")
     facts = Facts(
         name=str(meta.get("name") or target.name),
@@ -285,7 +287,7 @@ def _publish_folder(
         store=meta.get("store"),
         derived=bool(meta.get("derived")),
         base=_run_name(Path(began)) if began else None,
-        results=results_of(checkpoint.path.parents[1] / "results", digest) if in_run else [],
+        results=results_of(checkpoint.path.parents[1] / "results", digest) if scored else [],
     )
     tats = {
         "version": __version__,

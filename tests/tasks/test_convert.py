@@ -231,6 +231,9 @@ def test_the_card_says_what_is_known(load: Any, reporter: Reporter, store: Path,
     for words in ("1e-5", "fc_norm.eps = 1e-6", "stride 1", "8 frames of 32 x 32", "BatchNorm"):
         assert words in body
     assert "base_lr: 0.01" in body  # the whole recipe
+    Path("rows.json").write_text("[1, 0]")
+    convert(run, to="hf", out="hub1", reporter=reporter, classes=Path("rows.json"))
+    assert "model-index" not in Path("hub1/README.md").read_text()  # of another classifier
     second = finetune(load("run.max_steps=1"), reporter=reporter, init=run, out="runs/second")
     convert(second["run"], to="hf", out="hub2", reporter=reporter)
     said = yaml.safe_load(Path("hub2/README.md").read_text().split("---\n")[1])

@@ -22,7 +22,7 @@ timm = pytest.importorskip("timm")
 
 def picture_model(**changes: Any) -> nn.Module:
     torch.manual_seed(4)
-    settings = {"img_size": 32, "patch_size": 8, "embed_dim": 192, "depth": 2, "num_heads": 3}
+    settings = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
     model = timm.models.vision_transformer.VisionTransformer(**{**settings, **changes}).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -32,7 +32,7 @@ def picture_model(**changes: Any) -> nn.Module:
 
 def our_encoder(found: Any, *, frames: int, tubelet: int = 2) -> Encoder:
     grid = (frames // tubelet, 4, 4)
-    encoder = Encoder(width=192, depth=2, heads=3, grid=grid, tubelet=tubelet, patch=8)
+    encoder = Encoder(width=48, depth=2, heads=3, grid=grid, tubelet=tubelet, patch=8)
     load_encoder(encoder, found)
     return encoder.eval()
 
@@ -64,7 +64,7 @@ def test_blocks_compute_what_timm_computes(tmp_path: Path) -> None:
     assert model.blocks[0].attn.qkv.bias.abs().min() > 0
     save_file(model.state_dict(), tmp_path / "vit.safetensors")
     encoder = our_encoder(open_foreign(tmp_path / "vit.safetensors", Given(heads=3)), frames=16)
-    tokens = torch.randn(2, 7, 192)
+    tokens = torch.randn(2, 7, 48)
     ours = theirs = tokens
     with torch.no_grad():
         for one, two in zip(encoder.blocks, model.blocks, strict=True):
@@ -101,7 +101,7 @@ def test_layer_scale_is_folded(tmp_path: Path) -> None:
     model = picture_model(init_values=0.7)
     torch.save(model.state_dict(), tmp_path / "vit.pth")
     encoder = our_encoder(open_foreign(tmp_path / "vit.pth", Given(heads=3)), frames=16)
-    tokens = torch.randn(2, 7, 192)
+    tokens = torch.randn(2, 7, 48)
     with torch.no_grad():
         torch.testing.assert_close(
             encoder.blocks[0](tokens), model.blocks[0](tokens), atol=1e-4, rtol=0
