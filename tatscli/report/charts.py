@@ -82,6 +82,7 @@ def draw_curves(chart: Chart) -> str:
             step, value = _thinned(points)
             # A single point has no line.
             axes.plot(step, value, linewidth=1.4, marker="o" if len(step) < 3 else "", label=name)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel("step")
         axes.set_title(chart.title, loc="left")
         if len(chart.curves) > 1:

@@ -151,7 +151,7 @@ def evaluations(found: Sequence[Result], shown: Result | None) -> Iterator[Secti
         Bar(
             one["class"],
             one["top1"] or 0.0,
-            "no videos" if one["top1"] is None else f"{one['top1']:.3f} of {one['videos']}",
+            "no videos" if one["top1"] is None else f"{one['top1']:.3f} ({one['videos']} videos)",
         )
         for one in classes
     ]
