@@ -25,7 +25,6 @@ from tatscli.nn.load import LoadedRun, open_checkpoint
 from tatscli.nn.trained import class_names_of, load_network, refuse_no_classifier
 from tatscli.nn.vit import Encoder
 from tatscli.recipe.schema import Recipe, Sampling
-from tatscli.tasks.frozen import view_sampling
 
 Frames = np.ndarray | Tensor | Sequence[object]
 """A video in memory: uint8 RGB (T, H, W, C), or a list of pictures (H, W, C)."""
@@ -232,8 +231,16 @@ class VideoModel(nn.Module):
         covered, sampled as the recipe evaluates."""
         data = self.recipe.data
         if sampling is None:
-            sampling = view_sampling(self.recipe)
-        return Windows(data.frames, data.view_size, sampling, crops, count, every)
+            sampling = self.recipe.view_sampling
+        return Windows(
+            data.frames,
+            data.view_size,
+            sampling,
+            crops,
+            count,
+            every,
+            antialias=data.antialias_labelled,
+        )
 
     def runner(self, network: Callable[[Tensor], Tensor], *, threads: int = 0) -> Runner:
         """Return what runs a part of this model over windows, on its device, in the precision that
@@ -266,7 +273,7 @@ class VideoModel(nn.Module):
         self, source: Source, fps: float | None, sampled: bool | None
     ) -> tuple[Footage, Sampling]:
         """Open a video and say how it is sampled."""
-        sampling = view_sampling(self.recipe)
+        sampling = self.recipe.view_sampling
         if isinstance(source, str | os.PathLike):
             return FileFootage(Path(source)), sampling
         footage = ArrayFootage(source, _FPS if fps is None else fps)

@@ -125,12 +125,20 @@ def test_loading_leaves_the_random_state_alone(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "sampling", [{"stride": 2}, {"fps": 8}, {"mode": "uniform"}, {"stride": 5, "short": "loop"}]
+    ("sampling", "data"),
+    [
+        ({"stride": 2}, {}),
+        ({"fps": 8}, {}),
+        ({"mode": "uniform"}, {}),
+        ({"stride": 5, "short": "loop"}, {}),
+        ({"stride": 4, "indices": "videomae"}, {"size": 16, "resize": "videomae"}),
+        ({"mode": "uniform", "indices": "videomae"}, {"frames": 32}),
+    ],
 )
 def test_preprocess_makes_what_evaluation_sees(
-    home: Path, video_TCHW: torch.Tensor, sampling: dict
+    home: Path, video_TCHW: torch.Tensor, sampling: dict, data: dict
 ) -> None:
-    recipe = tiny_recipe(sampling=sampling)
+    recipe = tiny_recipe(sampling=sampling, **data)
     tuned = tatscli.load(save_run(home / "sampled", recipe), device="cpu")
     data = recipe.data
     frames_THWC = video_TCHW.permute(0, 2, 3, 1).numpy()

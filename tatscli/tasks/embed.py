@@ -99,6 +99,7 @@ def embed(
         "sampling": cut.sampling.model_dump(mode="json"),
         "frames": cut.frames,
         "size": list(cut.size),
+        "resize": model.recipe.data.resize,
         "mean": list(model.recipe.data.mean),
         "std": list(model.recipe.data.std),
         "windows": windows,

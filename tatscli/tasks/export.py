@@ -38,8 +38,9 @@ _INPUTS = {
 }
 _PREPROCESSING = (
     "frames as `sampling` says, the middle clip of the video; of each frame the largest crop with "
-    "the aspect of `size`, in the centre, resized to `size`, bilinear with antialiasing"
+    "the aspect of `size`, in the centre, resized to `size`, bilinear "
 )
+_RESIZE = {"antialias": "with antialiasing", "videomae": "without antialiasing"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,16 +234,17 @@ def describe(
     Everything but plain text is JSON.
     """
     data, classifier = recipe.data, what.classes is not None
-    sampling = recipe.finetune.sampling or data.sampling if classifier else data.sampling
     facts: dict[str, Any] = {
         "kind": "classifier" if classifier else "encoder",
         "classes": what.classes,
         "input": _INPUTS[pixels],
         "outputs": what.outputs,
-        "preprocessing": _PREPROCESSING,
+        "preprocessing": _PREPROCESSING + _RESIZE[data.resize],
         "frames": data.frames,
         "size": data.view_size,
-        "sampling": sampling.model_dump(mode="json", exclude={"clips"}, exclude_none=True),
+        "sampling": recipe.view_sampling.model_dump(
+            mode="json", exclude={"clips"}, exclude_none=True
+        ),
         "mean": data.mean,
         "std": data.std,
         "tubelet": recipe.model.tubelet,

@@ -26,7 +26,7 @@ from tatscli.evaluation.views import Skipped, score_views
 from tatscli.nn.load import load_encoder
 from tatscli.nn.probe import build_probe
 from tatscli.nn.vit import Encoder, build_encoder
-from tatscli.recipe.schema import Recipe, Sampling
+from tatscli.recipe.schema import Recipe
 from tatscli.seeding import seed_of
 from tatscli.store.reader import Store
 from tatscli.system.drop import TokenDrop
@@ -93,7 +93,7 @@ def score_neighbours(
         store,
         rows,
         recipe.data,
-        sampling=view_sampling(recipe),
+        sampling=recipe.view_sampling,
         motion=motion_to_drop_by(drop, store, rows, recipe, here),
         patch=recipe.model.patch,
     )
@@ -191,7 +191,7 @@ def score_probe(
         store,
         rows,
         recipe.data,
-        sampling=view_sampling(recipe),
+        sampling=recipe.view_sampling,
         augment=recipe.finetune.augment,
         views=settings.views,
         seed=seed,
@@ -271,17 +271,12 @@ def scored_views(recipe: Recipe, store: Store, drop: TokenDrop | None, here: Ses
         store,
         rows,
         recipe.data,
-        sampling=view_sampling(recipe),
+        sampling=recipe.view_sampling,
         segments=recipe.evaluate.segments,
         crops=recipe.evaluate.crops,
         motion=motion_to_drop_by(drop, store, rows, recipe, here),
         patch=recipe.model.patch,
     )
-
-
-def view_sampling(recipe: Recipe) -> Sampling:
-    """Return how evaluation draws its frames: its own way, else fine-tuning's, else the data's."""
-    return recipe.evaluate.sampling or recipe.finetune.sampling or recipe.data.sampling
 
 
 def _training_facts(rows: list[int], store: Store, skipped: Skipped | None) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from tatscli.report.page import Figure, Gallery
 from tatscli.report.pictures import animation, strip
 from tatscli.store.reader import Store
 from tatscli.system.load import load_system
-from tatscli.tasks.frozen import frozen_encoder, view_sampling
+from tatscli.tasks.frozen import frozen_encoder
 from tatscli.tasks.results import read_scores
 from tatscli.visualize.render import rows_seen
 from tatscli.visualize.sight import Viewer
@@ -86,7 +86,7 @@ def example_galleries(result: Result, recipe: Recipe, store: Store, count: int) 
     order = truth_R.argsort(descending=True, stable=True).tolist()
     best, worst = order[:count], [place for place in order[::-1][:count]]
     names = facts["class_names"]
-    views = EvalViews(store, row_R.tolist(), _uncached(recipe), sampling=view_sampling(recipe))
+    views = EvalViews(store, row_R.tolist(), _uncached(recipe), sampling=recipe.view_sampling)
 
     def figure(place: int) -> Figure:
         row, label = int(row_R[place]), int(label_R[place])
@@ -124,7 +124,7 @@ def neighbour_galleries(
     model = PooledFeatures(frozen_encoder(recipe, checkpoint)).to(here.device)
     views, found = {}, {}
     for name, rows in (("asked", asked), ("searched", searched)):
-        views[name] = EvalViews(store, rows, recipe.data, sampling=view_sampling(recipe))
+        views[name] = EvalViews(store, rows, recipe.data, sampling=recipe.view_sampling)
         found[name] = score_views(
             model, views[name], recipe, here, output=_as_is, description=f"features of {name}"
         )

@@ -177,8 +177,8 @@ def _input(export: Export, facts: Facts) -> list[str]:
 
 
 def sampling_of(recipe: Recipe, kind: str) -> Sampling:
-    """Return how frames were drawn for what the weights do."""
-    return (kind == "finetuned" and recipe.finetune.sampling) or recipe.data.sampling
+    """Return how frames are drawn for what the weights do."""
+    return recipe.view_sampling if kind == "finetuned" else recipe.data.sampling
 
 
 def sampling_words(sampling: Sampling) -> str:
