@@ -15,10 +15,12 @@ from tatscli.engine.checkpoint import Checkpoint, find_checkpoint, save_checkpoi
 from tatscli.engine.run import describe_run, write_run_json
 from tatscli.errors import RecipeError, UsageError
 from tatscli.files import draft_of
+from tatscli.nn.classifier import groups_of
 from tatscli.nn.load import refuse_tokenizer
 from tatscli.recipe.load import override_recipe
 from tatscli.recipe.schema import Recipe
 from tatscli.recipe.text import dump_recipe
+from tatscli.store.schema import ClassGroup
 from tatscli.weights.card import Facts, model_card, results_of, sampling_of
 from tatscli.weights.classes import read_class_map, read_class_names, selected
 from tatscli.weights.export import Export, exported, write_hf, write_videomae
@@ -48,12 +50,14 @@ class Source:
         recipe: Their recipe, overrides included.
         tensors: Their model, after classes were chosen.
         labels: Names of the classes of a classifier.
+        groups: What these are combinations of, if they are.
     """
 
     checkpoint: Checkpoint
     recipe: Recipe
     tensors: dict[str, Tensor]
     labels: list[str] | None
+    groups: dict[str, ClassGroup]
 
     @property
     def counts(self) -> dict[str, Any]:
@@ -181,10 +185,10 @@ def _open(
         labels = None
         if classes is not None or class_names is not None:
             raise UsageError(f"`{path}` has no classifier, so there are no classes to choose")
-    named = None
+    named, groups = None, groups_of(checkpoint.meta)
     if labels is not None and classes is not None:
         rows, named = read_class_map(classes)
-        tensors, labels = selected(tensors, labels, rows, called=str(classes))
+        tensors, labels, groups = selected(tensors, labels, groups, rows, called=str(classes))
     if labels is not None and class_names is not None:
         named = read_class_names(class_names)
         if len(named) != len(labels):
@@ -193,7 +197,7 @@ def _open(
                 f"{len(labels)}",
                 hint="`--classes MAP.json` keeps some of them",
             )
-    return Source(checkpoint, recipe, tensors, named or labels)
+    return Source(checkpoint, recipe, tensors, named or labels, groups)
 
 
 def _described(checkpoint: Checkpoint, overrides: Sequence[str]) -> Recipe:
@@ -262,6 +266,9 @@ def _publish_run(source: Source, target: Path, digest: str) -> list[str]:
     meta |= {"recipe": source.recipe.model_dump(mode="json"), "tats": __version__, **facts}
     if source.labels is not None:
         meta["class_names"] = source.labels
+        meta["class_groups"] = {
+            name: group.model_dump(mode="json") for name, group in source.groups.items()
+        }
     with draft_of(target) as draft:
         draft.mkdir()
         save_checkpoint(draft, step=0, tensors=parts, meta=meta, keep=1, best=False)
