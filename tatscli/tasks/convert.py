@@ -21,7 +21,8 @@ from tatscli.recipe.load import override_recipe
 from tatscli.recipe.schema import Recipe
 from tatscli.recipe.text import dump_recipe
 from tatscli.store.schema import ClassGroup
-from tatscli.weights.card import Facts, model_card, results_of, sampling_of
+from tatscli.tasks.results import results_in
+from tatscli.weights.card import Facts, model_card, sampling_of
 from tatscli.weights.classes import read_class_map, read_class_names, selected
 from tatscli.weights.export import Export, exported, write_hf, write_videomae
 from tatscli.weights.form import form_of, shapes_of
@@ -292,7 +293,7 @@ def _publish_folder(
         store=meta.get("store"),
         derived=bool(meta.get("derived")),
         base=_run_name(Path(began)) if began else None,
-        results=results_of(checkpoint.path.parents[1] / "results", digest) if in_run else [],
+        results=_results_of(checkpoint.path.parents[1], digest) if in_run else [],
     )
     tats = {
         "version": __version__,
@@ -305,6 +306,16 @@ def _publish_folder(
     with draft_of(target) as draft:
         draft.mkdir()
         return write_hf(draft, export, tats=tats, card=model_card(export, facts))
+
+
+def _results_of(run: Path, digest: str) -> list[dict[str, Any]]:
+    """Return the evaluations of a run that are of these very weights, in the order of names."""
+    return [
+        facts
+        for _, facts in sorted(results_in(run), key=lambda one: one[0])
+        if facts.get("checkpoint_sha256") == digest and not facts.get("untrained")
+        if facts.get("top1") is not None
+    ]
 
 
 def _publish_file(export: Export, target: Path) -> list[str]:

@@ -6,7 +6,7 @@ Shapes: R videos, L classes, Q stored features, D width, T frames.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from tatscli.evaluation.views import score_views
 from tatscli.recipe.schema import Recipe
 from tatscli.report.page import Figure, Gallery
 from tatscli.report.pictures import animation, strip
+from tatscli.report.sections import Result
 from tatscli.store.reader import Store
 from tatscli.system.load import load_system
 from tatscli.tasks.frozen import frozen_encoder
@@ -29,9 +30,6 @@ from tatscli.tasks.results import read_scores
 from tatscli.visualize.render import rows_seen
 from tatscli.visualize.sight import Viewer
 from tatscli.visualize.windows import stored_window
-
-if TYPE_CHECKING:
-    from tatscli.tasks.report import Result
 
 _FPS = 6.0
 _TOLD = 3  # predictions below a video

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,20 +40,6 @@ class Facts:
     derived: bool = False
     base: str | None = None
     results: list[dict[str, Any]] = field(default_factory=list)
-
-
-def results_of(folder: Path, digest: str) -> list[dict[str, Any]]:
-    """Return the evaluations in a run's folder of results that are of these very weights."""
-    found = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            said = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        same = isinstance(said, dict) and said.get("checkpoint_sha256") == digest
-        if same and not said.get("untrained") and isinstance(said.get("top1"), int | float):
-            found.append(said)
-    return found
 
 
 def model_card(export: Export, facts: Facts) -> str:
