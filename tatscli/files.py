@@ -30,10 +30,13 @@ def publish(temporary: Path, path: Path) -> None:
 def draft_of(target: Path) -> Iterator[Path]:
     """Give a path beside `target` to write a file or folder at, which then takes its name.
 
-    What was at `target` is there until then, and after an error; the draft is not.
+    What was at `target` is there until then, and after an error; the draft is not. A kill between
+    two renames leaves an old folder beside its place, where the next draft puts it back.
     """
     draft, old = (target.with_name(f".{target.name}.{end}") for end in ("part", "old"))
     target.parent.mkdir(parents=True, exist_ok=True)
+    if old.exists() and not target.exists():
+        old.replace(target)
     for stale in (draft, old):
         remove(stale)
     try:

@@ -45,7 +45,7 @@ def finetune(
         Path | None,
         typer.Option(
             "--init",
-            help="Run or checkpoint whose encoder to start from.",
+            help="Run, checkpoint or weights of others whose encoder to start from.",
             show_default="the run, or runs/<recipe>",
         ),
     ] = None,

@@ -44,7 +44,10 @@ def pretrain(
     ] = None,
     init: Annotated[
         Path | None,
-        typer.Option("--init", help="Run or checkpoint whose weights to start from, at step 0."),
+        typer.Option(
+            "--init",
+            help="Run, checkpoint or weights of others whose weights to start from, at step 0.",
+        ),
     ] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,

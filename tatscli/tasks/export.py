@@ -103,6 +103,8 @@ def export_onnx(
     what = open_exportable(checkpoint, recipe, features=features)
     if what.classes is None and not features:
         reporter.info(f"a {checkpoint.kind} run has no classifier: exporting its encoder")
+    for remark in checkpoint.remarks:
+        reporter.info(f"weights: {remark}")
     if moved := positions_moved(checkpoint, recipe):
         reporter.info(f"`{checkpoint.path}`: {moved}")
     default = "encoder.onnx" if what.classes is None else "model.onnx"

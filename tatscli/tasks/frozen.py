@@ -22,7 +22,7 @@ from tatscli.evaluation.knn import knn_scores, whiten
 from tatscli.evaluation.probe import choose_probe
 from tatscli.evaluation.scores import ViewScores
 from tatscli.evaluation.shots import draw_shots
-from tatscli.evaluation.views import Skipped, score_views
+from tatscli.evaluation.views import Skipped, as_is, score_views
 from tatscli.nn.load import load_encoder
 from tatscli.nn.probe import build_probe
 from tatscli.nn.vit import Encoder, build_encoder
@@ -104,7 +104,7 @@ def score_neighbours(
             some,
             recipe,
             here,
-            output=_as_is,
+            output=as_is,
             drop=drop,
             skipped=skipped,
             finite=True,
@@ -288,7 +288,3 @@ def _training_facts(rows: list[int], store: Store, skipped: Skipped | None) -> d
 def _features_of(recipe: Recipe) -> PooledFeatures:
     """Build what makes one feature of a clip, for counting what it costs."""
     return PooledFeatures(build_encoder(recipe.model, recipe.grid), layer=recipe.evaluate.layer)
-
-
-def _as_is(output: Tensor) -> Tensor:
-    return output

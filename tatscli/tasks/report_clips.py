@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from tatscli.data.provide import MotionSource
 from tatscli.data.views import EvalViews
@@ -18,7 +17,7 @@ from tatscli.engine.session import Session
 from tatscli.errors import DataError
 from tatscli.evaluation.features import PooledFeatures
 from tatscli.evaluation.knn import nearest
-from tatscli.evaluation.views import score_views
+from tatscli.evaluation.views import as_is, score_views
 from tatscli.recipe.schema import Recipe
 from tatscli.report.page import Figure, Gallery
 from tatscli.report.pictures import animation, strip
@@ -124,7 +123,7 @@ def neighbour_galleries(
     for name, rows in (("asked", asked), ("searched", searched)):
         views[name] = EvalViews(store, rows, recipe.data, sampling=recipe.view_sampling)
         found[name] = score_views(
-            model, views[name], recipe, here, output=_as_is, description=f"features of {name}"
+            model, views[name], recipe, here, output=as_is, description=f"features of {name}"
         )
     # What all videos share would make all of them alike.
     mean_D = found["searched"].score_VL.mean(dim=0)
@@ -187,7 +186,3 @@ def _strip(views: EvalViews, place: int) -> str:
 def _uncached(recipe: Recipe) -> Any:
     """Return how clips are read, without a cache: few are."""
     return recipe.data.model_copy(update={"cache": "none"})
-
-
-def _as_is(output: Tensor) -> Tensor:
-    return output

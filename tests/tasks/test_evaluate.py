@@ -27,7 +27,8 @@ from tatscli.tasks.evaluate import evaluate
 from tatscli.tasks.evaluate_tokenizer import evaluate_tokenizer
 from tatscli.tasks.results import results_home
 from tests.clips import pan, render
-from tests.tasks.classifiers import save_classifier, spoiled, tiny_recipe
+from tests.small_runs import tiny_recipe
+from tests.tasks.classifiers import save_classifier, spoiled
 from tests.tokenizer.saved import save_tokenizer
 
 LENGTHS = {  # frames of the videos of each class; the same names in each folder

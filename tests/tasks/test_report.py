@@ -120,7 +120,9 @@ def test_results_on_other_videos_are_not_shown_beside_these(
     assert "is not the store" in Parts(finetuned / "report.html").text["Best and worst videos"]
 
 
-def test_files_that_a_kill_cut_off_cost_no_more_than_they_held(trained: Trained, reporter: Reporter) -> None:
+def test_files_that_a_kill_cut_off_cost_no_more_than_they_held(
+    trained: Trained, reporter: Reporter
+) -> None:
     run = trained(task=pretrain)
     with open(run / "metrics.jsonl", "a") as log:
         log.write('{"step": 99, "loss": 0.')

@@ -16,7 +16,8 @@ from tatscli.console import Reporter
 from tatscli.tasks.convert import convert
 from tatscli.tasks.results import write_result
 from tatscli.tasks.runs import list_runs
-from tests.tasks.classifiers import save_classifier, tiny_recipe
+from tests.small_runs import tiny_recipe
+from tests.tasks.classifiers import save_classifier
 
 
 @pytest.fixture
