@@ -160,7 +160,7 @@ class VideoModel(nn.Module):
         try:
             views_VCTHW = torch.cat([window.views_VCTHW for window in cut.of(footage)])
         except DataError as error:
-            raise named(footage, error) from error
+            raise about_video(footage, error) from error
         data = self.recipe.data
         return standardized(views_VCTHW.to(self.device), data.mean, data.std)
 
@@ -265,7 +265,7 @@ class VideoModel(nn.Module):
         for batch in self.runner(self.probabilities).run([footage], cut):
             for seen in batch:
                 if seen.error is not None:
-                    raise named(footage, seen.error) from seen.error
+                    raise about_video(footage, seen.error) from seen.error
                 if seen.span is not None and seen.output is not None:
                     yield seen.span, seen.output
 
@@ -290,7 +290,7 @@ class VideoModel(nn.Module):
         return footage, sampling
 
 
-def named(footage: Footage, error: DataError) -> DataError:
+def about_video(footage: Footage, error: DataError) -> DataError:
     """Return an error that says which video cannot be read."""
     return DataError(f"`{footage.name}` cannot be read: {error.message}", error.hint)
 

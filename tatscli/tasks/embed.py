@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from tatscli import __version__
-from tatscli.api import VideoModel, load, named
+from tatscli.api import VideoModel, about_video, load
 from tatscli.console import Reporter
 from tatscli.data.footage import FileFootage, Footage, StoreFootage, find_videos
 from tatscli.data.loader import worker_count
@@ -117,6 +117,8 @@ def embed(
         if parts.files:
             reporter.info(f"continues behind {done} of {len(videos)} videos")
         reporter.info(f"{model.run.checkpoint.path}, on {model.device}")
+        for remark in model.run.checkpoint.remarks:
+            reporter.info(f"weights: {remark}")
         work = _Embedding(
             model,
             videos,
@@ -298,7 +300,7 @@ class _Embedding:
             DataError: If none may be.
         """
         if not self.skip_bad:
-            problem = named(self.videos[number], error)
+            problem = about_video(self.videos[number], error)
             problem.hint = "`--skip-bad` leaves such videos out" + (
                 f"; {error.hint}" if error.hint else ""
             )

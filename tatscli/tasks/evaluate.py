@@ -39,9 +39,9 @@ from tatscli.tasks.pretrain import pretrain_folder
 from tatscli.tasks.results import (
     VideoScores,
     checked_out,
-    named,
     results_home,
     results_path,
+    unreadable_videos,
     write_result,
 )
 from tatscli.weights.paths import is_foreign
@@ -150,7 +150,7 @@ def evaluate(
             "untrained": untrained,
             "videos": len(scores.videos),
             "views": len(views.row_V),
-            "skipped": named(skipped, asked, ids),
+            "skipped": unreadable_videos(skipped, asked, ids),
             **extra,
             **measured,
             "class_names": names,

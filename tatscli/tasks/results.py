@@ -259,7 +259,9 @@ def read_scores(path: Path, result: dict[str, Any]) -> VideoScores:
         raise DataError(f"the scores `{beside}` cannot be read: {error}", hint=again) from error
 
 
-def named(skipped: dict[int, str] | None, rows: Sequence[int], ids: Sequence[str]) -> list[Any]:
+def unreadable_videos(
+    skipped: dict[int, str] | None, rows: Sequence[int], ids: Sequence[str]
+) -> list[Any]:
     """Return `video` and `reason` of those of some rows that were left out, in their order.
 
     Args:

@@ -141,8 +141,10 @@ def _completed(names: Renaming, form: Form) -> Form:
     values that a training begins with.
     """
     count, wanted = names.count, shapes_of(form)
-    wrong = {name for name in wanted if name in names.tensors} & {
-        said.split(" ")[0] for said in count.misshapen
+    wrong = {
+        name
+        for name, shape in wanted.items()
+        if name in names.tensors and tuple(names.tensors[name].shape) != shape
     }
     unknown = [name for name in names.tensors if name not in wanted]
     for name in (*wrong, *unknown):
