@@ -168,7 +168,7 @@ def _open(
     checkpoint: Checkpoint
     if is_foreign(path):
         if prefer != "last":
-            raise UsageError(f"`--checkpoint {prefer}` is about runs; `{path}` is no run")
+            raise UsageError(f"`--checkpoint {prefer}` is about runs; `{path}` is not a run")
         checkpoint = open_foreign(path, given)
         recipe = _described(checkpoint, overrides)
     else:
@@ -177,7 +177,7 @@ def _open(
         recipe = Recipe.model_validate(checkpoint.meta["recipe"])
         if overrides or given._replace(partial=False) != Given():
             raise UsageError(
-                f"`{path}` has the recipe that it was trained with: it cannot be told otherwise",
+                f"`{path}` is a run, and its recipe is the one it was trained with",
                 hint="recipe keys, `--heads`, `--decoder-heads` and `--tubelet` are for weights of "
                 "others",
             )
@@ -215,7 +215,7 @@ def _described(checkpoint: Checkpoint, overrides: Sequence[str]) -> Recipe:
     if shapes_of(old) != shapes_of(new):
         raise RecipeError(
             f"`{checkpoint.path}` has tensors of other shapes than these changes describe",
-            hint="`data.frames`, `data.size`, `data.mean` and the like can be told; "
+            hint="`data.frames`, `data.size`, `data.mean` and the like can be set; "
             "`model.patch` and depths are in the weights",
         )
     if checkpoint.has("masker") and old.tokens != new.tokens:
@@ -242,7 +242,7 @@ def _refuse_target(target: Path, to: Layout, source: Path, *, overwrite: bool) -
     if here == there or here in there.parents:
         raise UsageError(f"`--out {target}` is the source, or holds it", hint="name another")
     if not overwrite:
-        raise UsageError(f"`{target}` is there", hint="replace it with `--overwrite`")
+        raise UsageError(f"`{target}` exists", hint="replace it with `--overwrite`")
     if target.is_dir() and any(target.iterdir()):
         mark = _MARKS.get(to)
         if mark is None or not (target / mark).is_file():

@@ -123,7 +123,7 @@ def predict(
     for remark in model.run.checkpoint.remarks:
         reporter.info(f"weights: {remark}")
     if model.recipe.evaluate.drop is not None:
-        reporter.info("`evaluate.drop` of the run is left aside: every token is looked at")
+        reporter.info("`evaluate.drop` of the run is ignored: the model sees every token")
     found: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
     with _progress(videos, reporter) as bar:

@@ -86,7 +86,7 @@ def checked_out(out: Path | str | None, *, overwrite: bool) -> Path | None:
             raise UsageError(f"`{one}` exists", hint="`--overwrite` replaces it")
     if scores.exists() and not _is_scores(scores):
         raise UsageError(
-            f"`{scores}`, where the scores would go, is no file of scores: it is left alone",
+            f"`{scores}`, where the scores would go, is not a file of scores: it is not replaced",
             hint="name another `--out`",
         )
     return path

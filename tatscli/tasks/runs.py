@@ -220,7 +220,7 @@ def compare_runs(first: Path, second: Path) -> dict[str, Any]:
     for path in (first, second):
         if not (path / "recipe.yaml").is_file():
             raise CheckpointError(
-                f"`{path}` is no run folder: it has no `recipe.yaml`",
+                f"`{path}` is not a run folder: it has no `recipe.yaml`",
                 hint="`tats runs` lists the runs there are",
             )
         recipes.append(load_recipe(path / "recipe.yaml").recipe.model_dump(mode="json"))

@@ -129,7 +129,7 @@ def _about(export: Export, facts: Facts) -> str:
         "`tats convert`.",
     ]
     if export.form.classes is not None:
-        said.append(f"It tells {export.form.classes} classes apart.")
+        said.append(f"It distinguishes {export.form.classes} classes.")
     trained = _data_set(facts.store)
     said.append(
         "What it was trained on is not known."

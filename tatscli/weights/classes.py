@@ -52,7 +52,7 @@ def read_class_names(path: Path) -> list[str]:
         if isinstance(found, dict) and all(key.isdecimal() for key in found):
             found = [found[key] for key in sorted(found, key=int)]
         if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
-            raise UsageError(f"`--class-names {path}` is no list of names")
+            raise UsageError(f"`--class-names {path}` is not a list of names")
         names = found
     else:
         names = [line.strip() for line in _text(path).splitlines()]
@@ -112,7 +112,7 @@ def _json(path: Path) -> Any:
     try:
         return json.loads(_text(path))
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"`{path}` is no JSON: {error}") from error
+        raise UsageError(f"`{path}` is not valid JSON: {error}") from error
 
 
 def _text(path: Path) -> str:

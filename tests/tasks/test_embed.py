@@ -174,8 +174,8 @@ def test_a_killed_run_goes_on_to_the_same_bytes(home: Path, tmp_path: Path, pair
     embed([home / "videos"], pairs, out=straight, **options)
     slowly = (
         "import sys, time\nimport tatscli.tasks.embed as embed\nfrom tatscli.cli import main\n"
-        "take, embed.PART_BYTES = embed._Embedding.take, 0\n"
-        "embed._Embedding.take = lambda self, batch: (time.sleep(0.1), take(self, batch))[1]\n"
+        "take, embed.PART_BYTES = embed.Embedding.take, 0\n"
+        "embed.Embedding.take = lambda self, batch: (time.sleep(0.1), take(self, batch))[1]\n"
         "sys.exit(main(sys.argv[1:]))"
     )
     words = ["embed", home / "videos", "--run", pairs, "--per", "window", "--out", halves]
@@ -199,7 +199,7 @@ def test_ctrl_c_keeps_what_was_done(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pairs: Path
 ) -> None:
     out = tmp_path / "f.safetensors"
-    take, calls = module._Embedding.take, 0
+    take, calls = module.Embedding.take, 0
 
     def interrupted(self: Any, batch: Any) -> Any:
         nonlocal calls
@@ -209,7 +209,7 @@ def test_ctrl_c_keeps_what_was_done(
         return take(self, batch)
 
     monkeypatch.setattr(module, "PART_BYTES", 1 << 24)
-    monkeypatch.setattr(module._Embedding, "take", interrupted)
+    monkeypatch.setattr(module.Embedding, "take", interrupted)
     with pytest.raises(KeyboardInterrupt):
         embed([home / "videos"], pairs, reporter=QUIET, out=out, device="cpu")
     assert embed([home / "videos"], pairs, reporter=QUIET, out=out, device="cpu")["continued_at"]

@@ -228,7 +228,7 @@ def test_a_frozen_encoder_and_its_average_serve_several_heads(
         ),
         (["finetune.heads=[]"], RecipeError, r"`finetune\.heads: \[\]` must be a list of at least"),
         (["finetune.heads=[verb,verb]"], RecipeError, "names a group twice"),
-        (["finetune.heads=[verb]"], RecipeError, "no group `verb`: they are no combinations"),
+        (["finetune.heads=[verb]"], RecipeError, "no group `verb`: they are not combinations"),
         (["finetune.class_weights=equal"], RecipeError, r"`finetune\.class_weights: \"equal\"`"),
         (
             ["finetune.class_weights={left: -1}"],

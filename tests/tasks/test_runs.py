@@ -163,7 +163,7 @@ def test_two_runs_are_compared_by_recipe_and_numbers(runs: Path, cli: Callable[.
     again = cli("runs", "compare", "runs/a", "runs/b")
     assert again.code == 0 and "finetune.drop_path" in again.stdout
     wrong = cli("runs", "compare", "runs/a", "runs/notes")
-    assert wrong.code == 1 and "no run folder" in wrong.stderr
+    assert wrong.code == 1 and "not a run folder" in wrong.stderr
 
 
 def test_the_list_is_what_runs_does_without_a_command(runs: Path, cli: Callable[..., Any]) -> None:
