@@ -28,7 +28,7 @@ from tatscli.weights.export import Export, exported, write_hf, write_videomae
 from tatscli.weights.form import form_of, shapes_of
 from tatscli.weights.layouts import Given
 from tatscli.weights.open import ForeignWeights, open_foreign
-from tatscli.weights.paths import CONFIG, is_foreign, own_folder
+from tatscli.weights.paths import CONFIG, is_foreign, name_of, own_folder
 
 Layout = Literal["tats", "hf", "videomae"]
 
@@ -327,7 +327,7 @@ def _publish_file(export: Export, target: Path) -> list[str]:
 
 def _run_name(path: Path) -> str:
     """Return the name of a run by a checkpoint of it, or of other weights by their path."""
-    return path.parents[1].name if path.parent.name == "checkpoints" else path.name.split(".")[0]
+    return path.parents[1].name if path.parent.name == "checkpoints" else name_of(path)
 
 
 def describe(result: dict[str, Any]) -> list[tuple[str, str]]:

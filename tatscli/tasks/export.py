@@ -110,7 +110,7 @@ def export_onnx(
     default = "encoder.onnx" if what.classes is None else "model.onnx"
     target = subject.home / default if out is None else Path(out)
     graph = graph_of(what, recipe, checkpoint, pixels=pixels, opset=opset)
-    with _draft_of(target) as draft:
+    with _draft_folder(target) as draft:
         difference = write_onnx(graph, draft, reporter)
         files = publish_onnx(draft, target)
     return {
@@ -266,7 +266,7 @@ def describe(
 
 
 @contextmanager
-def _draft_of(target: Path) -> Iterator[Path]:
+def _draft_folder(target: Path) -> Iterator[Path]:
     """Give a path to write to: in a folder beside the target, so that the finished file only has to
     be renamed; a kill leaves one such folder at most."""
     folder = target.with_name(f".{target.name}.part")

@@ -22,10 +22,11 @@ from tatscli.data.views import EvalViews
 from tatscli.errors import CheckpointError, DataError, UsageError
 from tatscli.nn.classifier import Classifier, build_classifier
 from tatscli.recipe.load import load_recipe
+from tatscli.recipe.schema import Run
 from tatscli.store.reader import Store
 from tatscli.tasks.evaluate import evaluate
 from tatscli.tasks.evaluate_tokenizer import evaluate_tokenizer
-from tatscli.tasks.results import results_home
+from tatscli.tasks.results import INDIFFERENT, results_home
 from tests.clips import pan, render
 from tests.small_runs import tiny_recipe
 from tests.tasks.classifiers import save_classifier, spoiled
@@ -347,8 +348,13 @@ def test_results_of_weights_that_belong_to_no_run_go_to_runs(tmp_path: Path) -> 
     step = run / "checkpoints" / "step-0000004"
     assert results_home(run, step) == results_home(step, step) == run
     assert results_home(model, model) == Path("runs/videomae-base")
-    file = tmp_path / "vit_b.pth"
-    assert results_home(file, file) == Path("runs/vit_b")
+    file = tmp_path / "vit_b_1.5.pth.tar"
+    assert results_home(file, file) == Path("runs/vit_b_1.5")
+
+
+def test_of_a_recipes_run_section_two_keys_alone_change_an_evaluation() -> None:
+    """Whoever adds a key to `run` says in `INDIFFERENT` whether it makes another evaluation."""
+    assert Run.model_fields.keys() - set(INDIFFERENT["run"]) == {"seed", "precision"}
 
 
 def test_a_named_result_is_replaced_only_when_asked(
