@@ -25,7 +25,6 @@ from tatscli.nn.load import LoadedRun, open_checkpoint
 from tatscli.nn.trained import class_names_of, load_network, refuse_no_classifier
 from tatscli.nn.vit import Encoder
 from tatscli.recipe.schema import Recipe, Sampling
-from tatscli.tasks.frozen import view_sampling
 
 Frames = np.ndarray | Tensor | Sequence[object]
 """A video in memory: uint8 RGB (T, H, W, C), or a list of pictures (H, W, C)."""
@@ -161,7 +160,7 @@ class VideoModel(nn.Module):
         try:
             views_VCTHW = torch.cat([window.views_VCTHW for window in cut.of(footage)])
         except DataError as error:
-            raise named(footage, error) from error
+            raise about_video(footage, error) from error
         data = self.recipe.data
         return standardized(views_VCTHW.to(self.device), data.mean, data.std)
 
@@ -232,8 +231,16 @@ class VideoModel(nn.Module):
         covered, sampled as the recipe evaluates."""
         data = self.recipe.data
         if sampling is None:
-            sampling = view_sampling(self.recipe)
-        return Windows(data.frames, data.view_size, sampling, crops, count, every)
+            sampling = self.recipe.view_sampling
+        return Windows(
+            data.frames,
+            data.view_size,
+            sampling,
+            crops,
+            count,
+            every,
+            antialias=data.antialias_labelled,
+        )
 
     def runner(self, network: Callable[[Tensor], Tensor], *, threads: int = 0) -> Runner:
         """Return what runs a part of this model over windows, on its device, in the precision that
@@ -258,7 +265,7 @@ class VideoModel(nn.Module):
         for batch in self.runner(self.probabilities).run([footage], cut):
             for seen in batch:
                 if seen.error is not None:
-                    raise named(footage, seen.error) from seen.error
+                    raise about_video(footage, seen.error) from seen.error
                 if seen.span is not None and seen.output is not None:
                     yield seen.span, seen.output
 
@@ -266,7 +273,7 @@ class VideoModel(nn.Module):
         self, source: Source, fps: float | None, sampled: bool | None
     ) -> tuple[Footage, Sampling]:
         """Open a video and say how it is sampled."""
-        sampling = view_sampling(self.recipe)
+        sampling = self.recipe.view_sampling
         if isinstance(source, str | os.PathLike):
             return FileFootage(Path(source)), sampling
         footage = ArrayFootage(source, _FPS if fps is None else fps)
@@ -283,7 +290,7 @@ class VideoModel(nn.Module):
         return footage, sampling
 
 
-def named(footage: Footage, error: DataError) -> DataError:
+def about_video(footage: Footage, error: DataError) -> DataError:
     """Return an error that says which video cannot be read."""
     return DataError(f"`{footage.name}` cannot be read: {error.message}", error.hint)
 

@@ -30,20 +30,21 @@ def publish(temporary: Path, path: Path) -> None:
 def draft_of(target: Path) -> Iterator[Path]:
     """Give a path beside `target` to write a file or folder at, which then takes its name.
 
-    What was at `target` is there until then, and after an error; the draft is not.
+    What was at `target` is there until then, and after an error; the draft is not. A kill between
+    two renames leaves an old folder beside its place, where the next draft puts it back.
     """
     draft, old = (target.with_name(f".{target.name}.{end}") for end in ("part", "old"))
     target.parent.mkdir(parents=True, exist_ok=True)
-    if old.exists() and not target.exists():  # a kill between the two renames
+    if old.exists() and not target.exists():
         old.replace(target)
-    remove(draft)
+    for stale in (draft, old):
+        remove(stale)
     try:
         yield draft
         for file in [draft, *draft.rglob("*")]:
             if file.is_file() and not file.is_symlink():
                 sync(file)
         if target.is_dir():  # a rename replaces a file, and no folder that holds something
-            remove(old)
             target.replace(old)
         publish(draft, target)
     finally:

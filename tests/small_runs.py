@@ -22,21 +22,22 @@ from tests.store.stores import prepare
 NAMES = ["falls", "rises", "turns"]
 
 
-def tiny_recipe(*, model: dict[str, Any] | None = None, **data: Any) -> Recipe:
-    """Width 32, two blocks, clips of 8 frames of 32 pixels: 64 tokens."""
-    return Recipe.model_validate(
-        {
-            "data": {
-                "store": "none", "frames": 8, "size": 32, "sampling": {"stride": 2}, "workers": 0,
-                **data,
-            },
-            "model": {"width": 32, "depth": 2, "heads": 2, "tubelet": 2, "patch": 8}
-            | (model or {}),
-            "mask": {"kind": "tube", "ratio": 0.75},
-            "run": {"device": "cpu", "precision": "fp32"},
-            "finetune": {"head_scale": 20},
-        }
-    )  # fmt: skip
+def tiny_recipe(store: Path | str = "none", **changes: Any) -> Recipe:
+    """Width 32, two blocks, clips of 8 frames of 32 pixels: 64 tokens; `changes` are merged into
+    the sections."""
+    sections: dict[str, Any] = {
+        "data": {
+            "store": str(store), "frames": 8, "size": 32, "sampling": {"stride": 2}, "workers": 0,
+        },
+        "model": {"width": 32, "depth": 2, "heads": 2, "tubelet": 2, "patch": 8},
+        "mask": {"kind": "tube", "ratio": 0.75},
+        "run": {"device": "cpu", "precision": "fp32"},
+        "finetune": {"head_scale": 20},
+        "evaluate": {"knn": {"neighbours": 3}},
+    }  # fmt: skip
+    for name, section in changes.items():
+        sections[name] = sections[name] | section
+    return Recipe.model_validate(sections)
 
 
 def save_run(
@@ -47,8 +48,10 @@ def save_run(
     seed: int = 0,
     best: bool = False,
     step: int = 1,
+    **facts: Any,
 ) -> Path:
-    """Write a run of random weights: fine-tuned for classes of these names, pretrained without."""
+    """Write a run of random weights: fine-tuned for classes of these names, pretrained without;
+    `facts` go into `meta.json`."""
     torch.manual_seed(seed)
     if names is None:
         encoder = build_encoder(recipe.model, recipe.grid)
@@ -57,7 +60,7 @@ def save_run(
     else:
         tensors = build_classifier(recipe, classes=len(names)).state_dict()
         kind = {"kind": "finetuned", "class_names": list(names)}
-    meta = {**kind, "recipe": recipe.model_dump(mode="json")}
+    meta = {**kind, "recipe": recipe.model_dump(mode="json"), **facts}
     save_checkpoint(folder, step=step, tensors={"model": tensors}, meta=meta, keep=3, best=best)
     return folder
 

@@ -125,21 +125,28 @@ def test_loading_leaves_the_random_state_alone(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "sampling", [{"stride": 2}, {"fps": 8}, {"mode": "uniform"}, {"stride": 5, "short": "loop"}]
+    ("sampling", "data"),
+    [
+        ({"stride": 2}, {}),
+        ({"fps": 8}, {}),
+        ({"mode": "uniform"}, {}),
+        ({"stride": 5, "short": "loop"}, {}),
+        ({"stride": 4, "indices": "videomae"}, {"size": 16, "resize": "videomae"}),
+        ({"mode": "uniform", "indices": "videomae"}, {"frames": 32}),
+    ],
 )
 def test_preprocess_makes_what_evaluation_sees(
-    home: Path, video_TCHW: torch.Tensor, sampling: dict
+    home: Path, video_TCHW: torch.Tensor, sampling: dict, data: dict
 ) -> None:
-    recipe = tiny_recipe(sampling=sampling)
+    recipe = tiny_recipe(data={"sampling": sampling, **data})
     tuned = tatscli.load(save_run(home / "sampled", recipe), device="cpu")
-    data = recipe.data
     frames_THWC = video_TCHW.permute(0, 2, 3, 1).numpy()
     store = Store.open(home / "store")
     for windows in (1, 3):
-        views = EvalViews(store, [0], data, sampling=Sampling(**sampling), segments=windows)
+        views = EvalViews(store, [0], recipe.data, sampling=Sampling(**sampling), segments=windows)
         seen = torch.stack([views[item][0].video_CTHW for item in range(windows)])
         made = tuned.preprocess(frames_THWC, windows=windows, fps=25)
-        assert torch.equal(made, standardized(seen, data.mean, data.std))
+        assert torch.equal(made, standardized(seen, recipe.data.mean, recipe.data.std))
 
 
 def test_preprocess_takes_frames_in_many_forms(model: VideoModel, video_TCHW) -> None:
@@ -164,7 +171,9 @@ def test_preprocess_takes_frames_in_many_forms(model: VideoModel, video_TCHW) ->
 
 
 def test_frames_without_a_clock_are_refused_where_one_is_needed(home: Path) -> None:
-    clocked = tatscli.load(save_run(home / "clock", tiny_recipe(sampling={"fps": 8})), device="cpu")
+    clocked = tatscli.load(
+        save_run(home / "clock", tiny_recipe(data={"sampling": {"fps": 8}})), device="cpu"
+    )
     with pytest.raises(UsageError, match="8 frames a second"):
         clocked.preprocess(np.stack(list(pan(frames=20, height=32, width=32))))
 

@@ -45,7 +45,8 @@ def pretrain(
     init: Annotated[
         Path | None,
         typer.Option(
-            "--init", help="Weights to start from, at step 0: a run, a checkpoint, or of others."
+            "--init",
+            help="Start at step 0 from these weights: a run, a checkpoint, or weights of others.",
         ),
     ] = None,
     resume: Resume = False,

@@ -26,7 +26,8 @@ Examples:
   tats runs list runs --json
 
 States: `finished`, all steps are done; `active`, unfinished, and written to in the last ten
-minutes; `stopped`, unfinished; `results`, results alone; `damaged`, see the last column.
+minutes; `stopped`, unfinished; `converted`, by `tats convert`; `results`, results alone;
+`damaged`, see the last column.
 """
 
 BEST_EPILOG = """\b

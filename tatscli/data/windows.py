@@ -85,6 +85,7 @@ class Windows:
         count: So many windows, spread evenly as `evaluate.segments` does. A file is read twice: its
             frames are counted first.
         every: A new window every so many seconds; of dense sampling.
+        antialias: Resize with antialiasing (`data.resize`).
 
     Raises:
         UsageError: If `count` and `every` exclude each other, or the sampling excludes `every`.
@@ -96,6 +97,7 @@ class Windows:
     crops: int = 1
     count: int | None = None
     every: float | None = None
+    antialias: bool = True
 
     def __post_init__(self) -> None:
         if self.count is not None and self.every is not None:
@@ -226,7 +228,9 @@ class Windows:
         picture_1CHW = frame.picture()
         height, width = picture_1CHW.shape[-2:]
         views = [
-            spatial_crop(height, width, self.size, crop=crop, crops=self.crops)
+            spatial_crop(
+                height, width, self.size, crop=crop, crops=self.crops, antialias=self.antialias
+            )
             for crop in range(self.crops)
         ]
         return torch.cat([view.frames(picture_1CHW) for view in views])

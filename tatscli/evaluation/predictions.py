@@ -6,8 +6,7 @@ Shapes: V views, L classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -30,10 +29,6 @@ class Prediction:
     probability: float
     start: float
     end: float
-
-    def facts(self) -> dict[str, Any]:
-        """Return it as an object of JSON."""
-        return asdict(self)
 
 
 def best_classes(

@@ -91,6 +91,11 @@ def score_views(
     return ViewScores(row_V, label_V, score_VL)
 
 
+def as_is(output_BD: Tensor) -> Tensor:
+    """Return a model's output as it is; for `score_views` of features."""
+    return output_BD
+
+
 def run_views(
     model: nn.Module,
     views: EvalViews,

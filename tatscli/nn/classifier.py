@@ -232,7 +232,7 @@ def chosen_groups(
             known = ", ".join(f"`{one}`" for one in groups)
             raise RecipeError(
                 f"{key}: the classes have no group `{name}`"
-                + (f"; they have {known}" if groups else ": they are no combinations"),
+                + (f"; they have {known}" if groups else ": they are not combinations"),
                 hint="groups come with the actions of EPIC-KITCHENS-100 and the dives of Diving48; "
                 "run the same `tats prepare` again to add them to an older store",
             )
@@ -241,7 +241,7 @@ def chosen_groups(
     if len(combinations) < classes:
         others = [name for name in groups if name not in heads]
         raise RecipeError(
-            f"{key} tells only {len(combinations)} of {classes} classes apart",
+            f"{key} distinguishes only {len(combinations)} of {classes} classes",
             hint="also name " + " and ".join(f"`{name}`" for name in others)
             if others
             else "classes of the same name cannot be told apart by their groups",

@@ -80,7 +80,8 @@ def with_protocol(recipe: Recipe, source: str | Path) -> Recipe:
     protocol = load_recipe(source).recipe
     own = {key: getattr(recipe.data, key) for key in ("frames", "size", "mean", "std")}
     data = protocol.data.model_copy(update=own)
-    finetune = protocol.finetune.model_copy(update={"head": recipe.finetune.head})
+    form = {key: getattr(recipe.finetune, key) for key in ("head", "heads")}
+    finetune = protocol.finetune.model_copy(update=form)
     changed = {"data": data, "finetune": finetune, "evaluate": protocol.evaluate}
     return recipe.model_copy(update=changed)
 

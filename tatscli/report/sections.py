@@ -40,28 +40,8 @@ class Result:
     facts: dict[str, Any]
 
 
-def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a `metrics.jsonl`; a line cut off by a kill ends it."""
-    if not path.is_file():
-        return
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            found = json.loads(line)
-        except ValueError:
-            return
-        if isinstance(found, dict) and "step" in found:
-            yield found
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
 def subtitle(opened: LoadedRun, described: dict[str, Any]) -> str:
+    """Say what kind of run it is, how far it came and where it began."""
     checkpoint, kinds = opened.checkpoint, {"pretrained": "pretraining", "finetuned": "fine-tuning"}
     words = [kinds.get(checkpoint.kind, checkpoint.kind), f"checkpoint of step {checkpoint.step:,}"]
     if described.get("started"):
@@ -74,6 +54,7 @@ def subtitle(opened: LoadedRun, described: dict[str, Any]) -> str:
 def headline(
     opened: LoadedRun, lines: Sequence[dict[str, Any]], shown: Result | None
 ) -> list[tuple[str, str]]:
+    """Return the numbers that matter most, by name: the last of the log, and of an evaluation."""
     last: dict[str, Any] = {}
     for line in lines:
         last |= line
@@ -88,6 +69,8 @@ def headline(
     if shown is not None:
         for key, words in (("top1", "top-1"), ("top5", "top-5")):
             facts.append((f"{words}, {shown.facts['split']}", f"{shown.facts[key]:.4f}"))
+        for group, top1 in shown.facts.get("group_top1", {}).items():
+            facts.append((f"{group} top-1, {shown.facts['split']}", f"{top1:.4f}"))
         facts.append(("videos scored", f"{shown.facts['videos']:,}"))
     return facts
 
@@ -97,6 +80,7 @@ def _number(value: Any) -> bool:
 
 
 def curves(lines: Sequence[dict[str, Any]]) -> Section:
+    """Draw every number of the log, the most important ones first."""
     if not lines:
         return Section("Curves", note="The run has no metrics.jsonl.")
     charts, constant = group_curves(lines)

@@ -15,17 +15,20 @@ from tatscli.engine.checkpoint import Checkpoint, find_checkpoint, save_checkpoi
 from tatscli.engine.run import describe_run, write_run_json
 from tatscli.errors import RecipeError, UsageError
 from tatscli.files import draft_of
+from tatscli.nn.classifier import groups_of
 from tatscli.nn.load import refuse_tokenizer
 from tatscli.recipe.load import override_recipe
 from tatscli.recipe.schema import Recipe
 from tatscli.recipe.text import dump_recipe
-from tatscli.weights.card import Facts, model_card, results_of, sampling_of
+from tatscli.store.schema import ClassGroup
+from tatscli.tasks.results import results_in
+from tatscli.weights.card import Facts, model_card, sampling_of
 from tatscli.weights.classes import read_class_map, read_class_names, selected
 from tatscli.weights.export import Export, exported, write_hf, write_videomae
 from tatscli.weights.form import form_of, shapes_of
 from tatscli.weights.layouts import Given
 from tatscli.weights.open import ForeignWeights, open_foreign
-from tatscli.weights.paths import CONFIG, is_foreign, own_folder
+from tatscli.weights.paths import CONFIG, is_foreign, name_of, own_folder
 
 Layout = Literal["tats", "hf", "videomae"]
 
@@ -47,6 +50,7 @@ class Source:
         recipe: Their recipe, overrides included.
         tensors: Their model, after classes were chosen.
         labels: Names of the classes of a classifier.
+        groups: What these are combinations of, if they are.
         chosen: Whether classes were chosen, so that no evaluation is of what is written.
     """
 
@@ -54,6 +58,7 @@ class Source:
     recipe: Recipe
     tensors: dict[str, Tensor]
     labels: list[str] | None
+    groups: dict[str, ClassGroup]
     chosen: bool = False
 
     @property
@@ -164,7 +169,7 @@ def _open(
     checkpoint: Checkpoint
     if is_foreign(path):
         if prefer != "last":
-            raise UsageError(f"`--checkpoint {prefer}` is about runs; `{path}` is no run")
+            raise UsageError(f"`--checkpoint {prefer}` is about runs; `{path}` is not a run")
         checkpoint = open_foreign(path, given)
         recipe = _described(checkpoint, overrides)
     else:
@@ -173,7 +178,7 @@ def _open(
         recipe = Recipe.model_validate(checkpoint.meta["recipe"])
         if overrides or given._replace(partial=False) != Given():
             raise UsageError(
-                f"`{path}` has the recipe that it was trained with: it cannot be told otherwise",
+                f"`{path}` is a run, and its recipe is the one it was trained with",
                 hint="recipe keys, `--heads`, `--decoder-heads` and `--tubelet` are for weights of "
                 "others",
             )
@@ -182,10 +187,10 @@ def _open(
         labels = None
         if classes is not None or class_names is not None:
             raise UsageError(f"`{path}` has no classifier, so there are no classes to choose")
-    named = None
+    named, groups = None, groups_of(checkpoint.meta)
     if labels is not None and classes is not None:
         rows, named = read_class_map(classes)
-        tensors, labels = selected(tensors, labels, rows, called=str(classes))
+        tensors, labels, groups = selected(tensors, labels, groups, rows, called=str(classes))
     if labels is not None and class_names is not None:
         named = read_class_names(class_names)
         if len(named) != len(labels):
@@ -194,7 +199,7 @@ def _open(
                 f"{len(labels)}",
                 hint="`--classes MAP.json` keeps some of them",
             )
-    return Source(checkpoint, recipe, tensors, named or labels, classes is not None)
+    return Source(checkpoint, recipe, tensors, named or labels, groups, classes is not None)
 
 
 def _described(checkpoint: Checkpoint, overrides: Sequence[str]) -> Recipe:
@@ -211,7 +216,7 @@ def _described(checkpoint: Checkpoint, overrides: Sequence[str]) -> Recipe:
     if shapes_of(old) != shapes_of(new):
         raise RecipeError(
             f"`{checkpoint.path}` has tensors of other shapes than these changes describe",
-            hint="`data.frames`, `data.size`, `data.mean` and the like can be told; "
+            hint="`data.frames`, `data.size`, `data.mean` and the like can be set; "
             "`model.patch` and depths are in the weights",
         )
     if checkpoint.has("masker") and old.tokens != new.tokens:
@@ -238,7 +243,7 @@ def _refuse_target(target: Path, to: Layout, source: Path, *, overwrite: bool) -
     if here == there or here in there.parents:
         raise UsageError(f"`--out {target}` is the source, or holds it", hint="name another")
     if not overwrite:
-        raise UsageError(f"`{target}` is there", hint="replace it with `--overwrite`")
+        raise UsageError(f"`{target}` exists", hint="replace it with `--overwrite`")
     if target.is_dir() and any(target.iterdir()):
         mark = _MARKS.get(to)
         if mark is None or not (target / mark).is_file():
@@ -263,6 +268,9 @@ def _publish_run(source: Source, target: Path, digest: str) -> list[str]:
     meta |= {"recipe": source.recipe.model_dump(mode="json"), "tats": __version__, **facts}
     if source.labels is not None:
         meta["class_names"] = source.labels
+        meta["class_groups"] = {
+            name: group.model_dump(mode="json") for name, group in source.groups.items()
+        }
     with draft_of(target) as draft:
         draft.mkdir()
         save_checkpoint(draft, step=0, tensors=parts, meta=meta, keep=1, best=False)
@@ -287,7 +295,7 @@ def _publish_folder(
         store=meta.get("store"),
         derived=bool(meta.get("derived")),
         base=_run_name(Path(began)) if began else None,
-        results=results_of(checkpoint.path.parents[1] / "results", digest) if scored else [],
+        results=_results_of(checkpoint.path.parents[1], digest) if scored else [],
     )
     tats = {
         "version": __version__,
@@ -302,6 +310,16 @@ def _publish_folder(
         return write_hf(draft, export, tats=tats, card=model_card(export, facts))
 
 
+def _results_of(run: Path, digest: str) -> list[dict[str, Any]]:
+    """Return the evaluations of a run that are of these very weights, in the order of names."""
+    return [
+        facts
+        for _, facts in sorted(results_in(run), key=lambda one: one[0])
+        if facts.get("checkpoint_sha256") == digest and not facts.get("untrained")
+        if facts.get("top1") is not None
+    ]
+
+
 def _publish_file(export: Export, target: Path) -> list[str]:
     """Write a file in the official layout."""
     with draft_of(target) as draft:
@@ -311,7 +329,7 @@ def _publish_file(export: Export, target: Path) -> list[str]:
 
 def _run_name(path: Path) -> str:
     """Return the name of a run by a checkpoint of it, or of other weights by their path."""
-    return path.parents[1].name if path.parent.name == "checkpoints" else path.name.split(".")[0]
+    return path.parents[1].name if path.parent.name == "checkpoints" else name_of(path)
 
 
 def describe(result: dict[str, Any]) -> list[tuple[str, str]]:

@@ -39,9 +39,9 @@ from tatscli.tasks.pretrain import pretrain_folder
 from tatscli.tasks.results import (
     VideoScores,
     checked_out,
-    named,
     results_home,
     results_path,
+    unreadable_videos,
     write_result,
 )
 from tatscli.weights.paths import is_foreign
@@ -113,7 +113,7 @@ def evaluate(
         _refuse_frozen_settings(recipe, untrained=untrained)
     store = Store.open(recipe.data.store)
     meta = checkpoint.meta if checkpoint else {}
-    names = store.class_names
+    names, groups = store.class_names, store.class_groups
     skipped: Skipped | None = {} if skip_bad else None
     with (
         session(recipe.run, reporter) as here,
@@ -127,6 +127,7 @@ def evaluate(
         if protocol == "finetuned":
             assert checkpoint is not None
             names = list(meta.get("class_names") or names)
+            groups = groups_of(meta) or groups
             views, extra = _finetuned(checkpoint, recipe, store, names, here, skipped)
         else:
             encoder = frozen_encoder(recipe, checkpoint)
@@ -136,7 +137,7 @@ def evaluate(
                 views, extra = score_neighbours(encoder, recipe, store, here, skipped)
             else:
                 views, extra = score_probe(encoder, recipe, store, protocol, here, skipped)
-        scores, measured = measures(views, recipe, store, names, groups=groups_of(meta))
+        scores, measured = measures(views, recipe, store, names, groups=groups)
         asked, ids = store.part(recipe.evaluate.split), [row.id for row in store.rows]
         result: dict[str, Any] = {
             "protocol": protocol,
@@ -149,7 +150,7 @@ def evaluate(
             "untrained": untrained,
             "videos": len(scores.videos),
             "views": len(views.row_V),
-            "skipped": named(skipped, asked, ids),
+            "skipped": unreadable_videos(skipped, asked, ids),
             **extra,
             **measured,
             "class_names": names,

@@ -30,7 +30,7 @@ from tatscli.recipe.load import override_recipe
 from tatscli.recipe.schema import Recipe
 from tatscli.store.reader import Store
 from tatscli.tasks.evaluate import describe_evaluation, save_result
-from tatscli.tasks.results import checked_out, named, results_home, results_path
+from tatscli.tasks.results import checked_out, results_home, results_path, unreadable_videos
 from tatscli.tokenizer.base import TrainedTokenizer, pictures_of
 from tatscli.tokenizer.load import open_run
 
@@ -133,7 +133,7 @@ def evaluate_tokenizer(
             "crops": settings.crops,
             "videos": len(numbers),
             "views": len(numbers) * views.views,
-            "skipped": named(skipped, rows, [row.id for row in store.rows]),
+            "skipped": unreadable_videos(skipped, rows, [row.id for row in store.rows]),
             "pictures": sum(len(one.psnr) for one in tallies.values()),
             "psnr": fmean(one["psnr"] for one in numbers.values()),
             "ssim": fmean(one["ssim"] for one in numbers.values()),

@@ -38,8 +38,9 @@ _INPUTS = {
 }
 _PREPROCESSING = (
     "frames as `sampling` says, the middle clip of the video; of each frame the largest crop with "
-    "the aspect of `size`, in the centre, resized to `size`, bilinear with antialiasing"
+    "the aspect of `size`, in the centre, resized to `size`, bilinear "
 )
+_RESIZE = {"antialias": "with antialiasing", "videomae": "without antialiasing"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +103,14 @@ def export_onnx(
     what = open_exportable(checkpoint, recipe, features=features)
     if what.classes is None and not features:
         reporter.info(f"a {checkpoint.kind} run has no classifier: exporting its encoder")
+    for remark in checkpoint.remarks:
+        reporter.info(f"weights: {remark}")
     if moved := positions_moved(checkpoint, recipe):
         reporter.info(f"`{checkpoint.path}`: {moved}")
     default = "encoder.onnx" if what.classes is None else "model.onnx"
     target = subject.home / default if out is None else Path(out)
     graph = graph_of(what, recipe, checkpoint, pixels=pixels, opset=opset)
-    with _draft_of(target) as draft:
+    with _draft_folder(target) as draft:
         difference = write_onnx(graph, draft, reporter)
         files = publish_onnx(draft, target)
     return {
@@ -233,16 +236,17 @@ def describe(
     Everything but plain text is JSON.
     """
     data, classifier = recipe.data, what.classes is not None
-    sampling = recipe.finetune.sampling or data.sampling if classifier else data.sampling
     facts: dict[str, Any] = {
         "kind": "classifier" if classifier else "encoder",
         "classes": what.classes,
         "input": _INPUTS[pixels],
         "outputs": what.outputs,
-        "preprocessing": _PREPROCESSING,
+        "preprocessing": _PREPROCESSING + _RESIZE[data.resize],
         "frames": data.frames,
         "size": data.view_size,
-        "sampling": sampling.model_dump(mode="json", exclude={"clips"}, exclude_none=True),
+        "sampling": recipe.view_sampling.model_dump(
+            mode="json", exclude={"clips"}, exclude_none=True
+        ),
         "mean": data.mean,
         "std": data.std,
         "tubelet": recipe.model.tubelet,
@@ -262,7 +266,7 @@ def describe(
 
 
 @contextmanager
-def _draft_of(target: Path) -> Iterator[Path]:
+def _draft_folder(target: Path) -> Iterator[Path]:
     """Give a path to write to: in a folder beside the target, so that the finished file only has to
     be renamed; a kill leaves one such folder at most."""
     folder = target.with_name(f".{target.name}.part")

@@ -22,17 +22,17 @@ from tatscli.evaluation.knn import knn_scores, whiten
 from tatscli.evaluation.probe import choose_probe
 from tatscli.evaluation.scores import ViewScores
 from tatscli.evaluation.shots import draw_shots
-from tatscli.evaluation.views import Skipped, score_views
+from tatscli.evaluation.views import Skipped, as_is, score_views
 from tatscli.nn.load import load_encoder
 from tatscli.nn.probe import build_probe
 from tatscli.nn.vit import Encoder, build_encoder
-from tatscli.recipe.schema import Recipe, Sampling
+from tatscli.recipe.schema import Recipe
 from tatscli.seeding import seed_of
 from tatscli.store.reader import Store
 from tatscli.system.drop import TokenDrop
 from tatscli.tasks.dropping import evaluate_drop, motion_to_drop_by, scoring_facts
-from tatscli.tasks.labels import labelled
-from tatscli.tasks.results import named
+from tatscli.tasks.labels import labelled, labels_of
+from tatscli.tasks.results import unreadable_videos
 
 
 def frozen_encoder(recipe: Recipe, checkpoint: Checkpoint | None) -> Encoder:
@@ -88,12 +88,12 @@ def score_neighbours(
         )
     groups = {"clip": 1, "slice": encoder.grid[0], "token": encoder.tokens}[settings.pool]
     model = PooledFeatures(encoder, groups, layer=recipe.evaluate.layer).to(here.device)
-    rows = training_rows(recipe, store, settings.split)
+    rows = reference_rows(recipe, store, settings.split)
     views = EvalViews(
         store,
         rows,
         recipe.data,
-        sampling=view_sampling(recipe),
+        sampling=recipe.view_sampling,
         motion=motion_to_drop_by(drop, store, rows, recipe, here),
         patch=recipe.model.patch,
     )
@@ -104,7 +104,7 @@ def score_neighbours(
             some,
             recipe,
             here,
-            output=_as_is,
+            output=as_is,
             drop=drop,
             skipped=skipped,
             finite=True,
@@ -186,12 +186,12 @@ def score_probe(
         classes=len(store.class_names),
         seed=seed_of("probe", seed),
     )
-    rows = training_rows(recipe, store, settings.split)
+    rows = reference_rows(recipe, store, settings.split)
     views = DrawnViews(
         store,
         rows,
         recipe.data,
-        sampling=view_sampling(recipe),
+        sampling=recipe.view_sampling,
         augment=recipe.finetune.augment,
         views=settings.views,
         seed=seed,
@@ -245,7 +245,7 @@ def score_probe(
     return scored, {**_training_facts(rows, store, skipped), "probe": facts, **tokens}
 
 
-def training_rows(recipe: Recipe, store: Store, split: str) -> list[int]:
+def reference_rows(recipe: Recipe, store: Store, split: str) -> list[int]:
     """Return the rows of a split whose labels may be used: all, or so many of each class.
 
     Raises:
@@ -255,9 +255,8 @@ def training_rows(recipe: Recipe, store: Store, split: str) -> list[int]:
     shots = recipe.evaluate.shots
     if shots is None:
         return rows
-    labels = [store.rows[row].label for row in rows]
-    known = [label for label in labels if label is not None]
-    return draw_shots(rows, known, shots, seed=recipe.run.seed, names=store.class_names)
+    labels = labels_of(store, rows)
+    return draw_shots(rows, labels, shots, seed=recipe.run.seed, names=store.class_names)
 
 
 def scored_views(recipe: Recipe, store: Store, drop: TokenDrop | None, here: Session) -> EvalViews:
@@ -271,7 +270,7 @@ def scored_views(recipe: Recipe, store: Store, drop: TokenDrop | None, here: Ses
         store,
         rows,
         recipe.data,
-        sampling=view_sampling(recipe),
+        sampling=recipe.view_sampling,
         segments=recipe.evaluate.segments,
         crops=recipe.evaluate.crops,
         motion=motion_to_drop_by(drop, store, rows, recipe, here),
@@ -279,21 +278,12 @@ def scored_views(recipe: Recipe, store: Store, drop: TokenDrop | None, here: Ses
     )
 
 
-def view_sampling(recipe: Recipe) -> Sampling:
-    """Return how evaluation draws its frames: its own way, else fine-tuning's, else the data's."""
-    return recipe.evaluate.sampling or recipe.finetune.sampling or recipe.data.sampling
-
-
 def _training_facts(rows: list[int], store: Store, skipped: Skipped | None) -> dict[str, Any]:
     """Return how many labelled videos were used, and which cannot be read."""
-    left_out = named(skipped, rows, [row.id for row in store.rows])
+    left_out = unreadable_videos(skipped, rows, [row.id for row in store.rows])
     return {"train_videos": len(rows) - len(left_out), "train_skipped": left_out}
 
 
 def _features_of(recipe: Recipe) -> PooledFeatures:
     """Build what makes one feature of a clip, for counting what it costs."""
     return PooledFeatures(build_encoder(recipe.model, recipe.grid), layer=recipe.evaluate.layer)
-
-
-def _as_is(output: Tensor) -> Tensor:
-    return output

@@ -39,7 +39,7 @@ def measures(
         recipe: Its `run.seed` draws the bootstrap, `evaluate.durations` divides the videos.
         store: Where they are from.
         names: Names of the classes.
-        groups: What they are combinations of, as a checkpoint knows; empty leaves it to the store.
+        groups: What they are combinations of; empty where they are none.
 
     Returns:
         The scores of each video, and what the result says of them.
@@ -62,8 +62,8 @@ def measures(
         scores.label_R, scores.right_R, scores.source_R, seed=recipe.run.seed
     )
     measured = {**summarise(videos, names), **intervals, **calibration(videos)}
-    members = {name: group.of for name, group in (groups or store.class_groups).items()}
-    if members:
+    if groups:
+        members = {name: group.of for name, group in groups.items()}
         measured["group_top1"] = group_accuracy(videos, members)
     if recipe.evaluate.durations is not None:
         seconds_R = [store.rows[row].duration for row in rows]

@@ -120,8 +120,10 @@ def predict(
     refuse_no_classifier(model.run)
     cut = model.windows(count=windows, every=every, crops=crops)
     reporter.info(f"{model.run.checkpoint.path}, on {model.device}; {_cut_words(model, cut)}")
+    for remark in model.run.checkpoint.remarks:
+        reporter.info(f"weights: {remark}")
     if model.recipe.evaluate.drop is not None:
-        reporter.info("`evaluate.drop` of the run is left aside: every token is looked at")
+        reporter.info("`evaluate.drop` of the run is ignored: the model sees every token")
     found: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
     with _progress(videos, reporter) as bar:

@@ -8,7 +8,8 @@ from typing import Any
 
 from tatscli.console import Reporter
 from tatscli.engine.checkpoint import Checkpoint
-from tatscli.engine.session import session
+from tatscli.engine.history import read_metrics, read_object
+from tatscli.engine.session import Session, session
 from tatscli.errors import DataError, TatsError, UsageError
 from tatscli.files import write_safely
 from tatscli.nn.load import open_checkpoint
@@ -21,8 +22,6 @@ from tatscli.report.sections import (
     environment,
     evaluations,
     headline,
-    read_json,
-    read_metrics,
     recipe_changes,
     subtitle,
     training_pictures,
@@ -30,6 +29,7 @@ from tatscli.report.sections import (
 from tatscli.store.reader import Store
 from tatscli.tasks.report_clips import example_galleries, mask_gallery, neighbour_galleries
 from tatscli.tasks.results import read_result, results_in
+from tatscli.weights.paths import is_foreign
 
 
 def report(
@@ -50,7 +50,7 @@ def report(
         reporter: Speaks to the user.
         out: The page; by default `<run>/report.html`, which is replaced.
         result: Which evaluation to show in detail; by default the newest in `<run>/results` that
-            has classes.
+            has classes and is of the run's own weights.
         overrides: Recipe keys to change, such as `data.store` where the store has moved.
         clips: Videos in each gallery; 0 shows none, and reads no store.
         prefer: Which checkpoint looks at the clips, `last` or `best`.
@@ -60,8 +60,9 @@ def report(
         `run`, `report`, `bytes`, `sections` and `left_out`: what could not be shown, and why.
 
     Raises:
-        UsageError: If `out` exists, or what draws is not installed.
+        UsageError: If `out` exists, `run` is no run folder, or what draws is not installed.
         CheckpointError: If there is no run.
+        DataError: If `result` cannot be read.
         RecipeError: If an override is wrong.
     """
     target = out or run / "report.html"
@@ -74,13 +75,18 @@ def report(
             f"`{run}` is a checkpoint, and a report is about a whole run",
             hint="give the run folder that holds its `checkpoints`",
         )
+    if is_foreign(run):
+        raise UsageError(
+            f"`{run}` holds weights that another program wrote, and a report is about a run",
+            hint=f"`tats convert {run} --to tats --out RUN` makes a run of them",
+        )
     opened = open_checkpoint(run, prefer=prefer)
     recipe = override_recipe(opened.recipe, overrides, origin=opened.checkpoint.path)
     found = [Result(*one) for one in results_in(run)]  # the newest first
     shown = _chosen(found, result)
-    described = read_json(run / "run.json") or {}
-    lines = list(read_metrics(run / "metrics.jsonl"))
     left_out: list[str] = []
+    described = _described(run, left_out)
+    lines = read_metrics(run / "metrics.jsonl")
     with session(recipe.run, reporter) as here:
         sections = [
             curves(lines),
@@ -109,6 +115,15 @@ def report(
     }
 
 
+def _described(run: Path, left_out: list[str]) -> dict[str, Any]:
+    """Read `run.json`; without it a report has no environment."""
+    try:
+        return read_object(run / "run.json") or {}
+    except DataError as error:
+        left_out.append(f"no environment: {error.message}")
+        return {}
+
+
 def _chosen(found: Sequence[Result], wanted: Path | None) -> Result | None:
     """Return the evaluation to show in detail.
 
@@ -123,7 +138,9 @@ def _chosen(found: Sequence[Result], wanted: Path | None) -> Result | None:
                 hint="name a result of a classifier, of neighbours or of a probe",
             )
         return shown
-    return next((one for one in found if "confusion" in one.facts), None)
+    return next(
+        (one for one in found if "confusion" in one.facts and not one.facts.get("untrained")), None
+    )
 
 
 def _clips(
@@ -131,7 +148,7 @@ def _clips(
     recipe: Recipe,
     shown: Result | None,
     count: int,
-    here: Any,
+    here: Session,
     left_out: list[str],
 ) -> Iterator[Section]:
     """Show masks, videos with their predictions, and neighbours, each where it can be."""

@@ -6,10 +6,9 @@ Shapes: R videos, L classes, Q stored features, D width, T frames.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from tatscli.data.provide import MotionSource
 from tatscli.data.views import EvalViews
@@ -18,20 +17,18 @@ from tatscli.engine.session import Session
 from tatscli.errors import DataError
 from tatscli.evaluation.features import PooledFeatures
 from tatscli.evaluation.knn import nearest
-from tatscli.evaluation.views import score_views
+from tatscli.evaluation.views import as_is, score_views
 from tatscli.recipe.schema import Recipe
 from tatscli.report.page import Figure, Gallery
 from tatscli.report.pictures import animation, strip
+from tatscli.report.sections import Result
 from tatscli.store.reader import Store
 from tatscli.system.load import load_system
-from tatscli.tasks.frozen import frozen_encoder, view_sampling
+from tatscli.tasks.frozen import frozen_encoder
 from tatscli.tasks.results import read_scores
 from tatscli.visualize.render import rows_seen
 from tatscli.visualize.sight import Viewer
 from tatscli.visualize.windows import stored_window
-
-if TYPE_CHECKING:
-    from tatscli.tasks.report import Result
 
 _FPS = 6.0
 _TOLD = 3  # predictions below a video
@@ -86,7 +83,7 @@ def example_galleries(result: Result, recipe: Recipe, store: Store, count: int) 
     order = truth_R.argsort(descending=True, stable=True).tolist()
     best, worst = order[:count], [place for place in order[::-1][:count]]
     names = facts["class_names"]
-    views = EvalViews(store, row_R.tolist(), _uncached(recipe), sampling=view_sampling(recipe))
+    views = EvalViews(store, row_R.tolist(), _uncached(recipe), sampling=recipe.view_sampling)
 
     def figure(place: int) -> Figure:
         row, label = int(row_R[place]), int(label_R[place])
@@ -124,9 +121,9 @@ def neighbour_galleries(
     model = PooledFeatures(frozen_encoder(recipe, checkpoint)).to(here.device)
     views, found = {}, {}
     for name, rows in (("asked", asked), ("searched", searched)):
-        views[name] = EvalViews(store, rows, recipe.data, sampling=view_sampling(recipe))
+        views[name] = EvalViews(store, rows, recipe.data, sampling=recipe.view_sampling)
         found[name] = score_views(
-            model, views[name], recipe, here, output=_as_is, description=f"features of {name}"
+            model, views[name], recipe, here, output=as_is, description=f"features of {name}"
         )
     # What all videos share would make all of them alike.
     mean_D = found["searched"].score_VL.mean(dim=0)
@@ -189,7 +186,3 @@ def _strip(views: EvalViews, place: int) -> str:
 def _uncached(recipe: Recipe) -> Any:
     """Return how clips are read, without a cache: few are."""
     return recipe.data.model_copy(update={"cache": "none"})
-
-
-def _as_is(output: Tensor) -> Tensor:
-    return output

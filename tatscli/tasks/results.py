@@ -26,6 +26,7 @@ from tatscli.errors import DataError, UsageError
 from tatscli.files import sha256, write_safely
 from tatscli.recipe.schema import FixedMask
 from tatscli.tensors import Tensor, write_tensors
+from tatscli.weights.paths import name_of
 
 Array = np.ndarray[Any, Any]
 
@@ -34,7 +35,7 @@ INDIFFERENT = {
     "evaluate": ("batch_per_device",),
     "run": (
         *("out", "device", "threads", "compile", "max_steps", "log_every", "save_every", "keep"),
-        *("watch", "max_bad_steps"),
+        *("watch", "track", "track_pictures", "max_bad_steps"),
     ),
 }
 """Keys of a recipe that change nothing about an evaluation; the store's fingerprint is compared."""
@@ -85,7 +86,7 @@ def checked_out(out: Path | str | None, *, overwrite: bool) -> Path | None:
             raise UsageError(f"`{one}` exists", hint="`--overwrite` replaces it")
     if scores.exists() and not _is_scores(scores):
         raise UsageError(
-            f"`{scores}`, where the scores would go, is no file of scores: it is left alone",
+            f"`{scores}`, where the scores would go, is not a file of scores: it is not replaced",
             hint="name another `--out`",
         )
     return path
@@ -98,12 +99,12 @@ def scores_path(path: Path) -> Path:
 
 def results_home(path: Path, checkpoint: Path) -> Path:
     """Return the folder that results go into: the run's, and for weights that belong to no run
-    `runs/<name of their folder>`."""
+    `runs/<name of their folder or file>`."""
     if (path / "checkpoints").is_dir():
         return path
     if checkpoint.parent.name == "checkpoints":
         return checkpoint.parents[1]
-    return Path("runs") / path.resolve().name
+    return Path("runs") / name_of(path)
 
 
 def results_path(
@@ -258,7 +259,9 @@ def read_scores(path: Path, result: dict[str, Any]) -> VideoScores:
         raise DataError(f"the scores `{beside}` cannot be read: {error}", hint=again) from error
 
 
-def named(skipped: dict[int, str] | None, rows: Sequence[int], ids: Sequence[str]) -> list[Any]:
+def unreadable_videos(
+    skipped: dict[int, str] | None, rows: Sequence[int], ids: Sequence[str]
+) -> list[Any]:
     """Return `video` and `reason` of those of some rows that were left out, in their order.
 
     Args:

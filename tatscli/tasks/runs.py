@@ -5,15 +5,16 @@ Reads JSON alone, so that a folder of many runs is listed fast; checkpoints are 
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from tatscli.console import Reporter
+from tatscli.engine.history import read_metrics, read_object
 from tatscli.errors import CheckpointError, DataError
 from tatscli.recipe.keys import differences
 from tatscli.recipe.load import load_recipe
@@ -26,7 +27,7 @@ ACTIVE = 600.0  # seconds since the last write in which an unfinished training m
 DEPTH = 3  # folders below the one that is looked through
 TAIL = 1 << 16  # bytes at the end of the metrics that are read
 
-State = Literal["finished", "active", "stopped", "results", "damaged"]
+State = Literal["finished", "active", "stopped", "converted", "results", "damaged"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +38,8 @@ class RunFacts:
         name: Path below the folder that was looked through.
         path: Its folder.
         state: `finished`, all steps are done; `active`, it is unfinished and was written to within
-            the last ten minutes; `stopped`; `results`, the folder has nothing but results;
-            `damaged`.
+            the last ten minutes; `stopped`; `converted`, `tats convert` wrote it, and there is
+            no training to finish; `results`, the folder has nothing but results; `damaged`.
         kind: `pretrained`, `finetuned` or `tokenizer`; None before its first checkpoint.
         recipe: Name of the recipe.
         step: Of the last checkpoint.
@@ -101,8 +102,8 @@ def describe(path: Path, base: Path) -> RunFacts:
     """Describe a run; whatever is damaged in it is said, and does not stop it."""
     problems: list[str] = []
     name = path.resolve().name if path == base else str(path.relative_to(base))
-    about = _read_json(path / "run.json", problems) or {}
-    meta = _read_json(path / "checkpoints" / "last" / "meta.json", problems) or {}
+    about = _object(path / "run.json", problems)
+    meta = _object(path / "checkpoints" / "last" / "meta.json", problems)
     if (path / "checkpoints" / "last").is_symlink() and not meta and not problems:
         problems.append("`checkpoints/last` leads nowhere")
     only_results = not about and not (path / "recipe.yaml").exists() and not meta
@@ -122,6 +123,8 @@ def describe(path: Path, base: Path) -> RunFacts:
         state = "damaged"
     elif only_results:
         state = "results"
+    elif "source_sha256" in about:
+        state = "converted"
     elif total is not None and step >= total:
         state = "finished"
     elif age is not None and age < ACTIVE:
@@ -154,6 +157,8 @@ def best_runs(
 ) -> dict[str, Any]:
     """Rank runs by their results, or by the best score of their fine-tuning.
 
+    Results of untrained encoders say nothing about a run, and are left out.
+
     Args:
         folder: Where the runs are.
         metric: One of `METRICS`.
@@ -173,18 +178,20 @@ def best_runs(
     found: list[dict[str, Any]] = []
     stores: set[str] = set()
     for path in find_runs(folder):
-        facts = describe(path, folder)
         if metric == "val":
-            if facts.best is not None:
-                found.append({"run": facts.path, "result": None, "value": facts.best})
+            best = describe(path, folder).best
+            if best is not None:
+                found.append({"run": str(path), "result": None, "value": best})
             continue
         for file, result in results_in(path):
+            if result.get("untrained"):
+                continue
             fits = split in (None, result["split"]) and protocol in (None, result["protocol"])
             if fits and result.get(metric) is not None:
                 stores.add(str(result.get("store_fingerprint")))
                 about = {key: result[key] for key in ("protocol", "split", "segments", "crops")}
                 value, between = result[metric], result.get(f"{metric}_interval")
-                one = {"run": facts.path, "result": str(file), "value": value}
+                one = {"run": str(path), "result": str(file), "value": value}
                 found.append({**one, "interval": between, **about})
     if not found:
         hint = "train with `finetune.val_split`" if metric == "val" else "`tats evaluate RUN`"
@@ -213,7 +220,7 @@ def compare_runs(first: Path, second: Path) -> dict[str, Any]:
     for path in (first, second):
         if not (path / "recipe.yaml").is_file():
             raise CheckpointError(
-                f"`{path}` is no run folder: it has no `recipe.yaml`",
+                f"`{path}` is not a run folder: it has no `recipe.yaml`",
                 hint="`tats runs` lists the runs there are",
             )
         recipes.append(load_recipe(path / "recipe.yaml").recipe.model_dump(mode="json"))
@@ -244,33 +251,20 @@ def _is_run(folder: Path) -> bool:
     return (folder / "checkpoints").is_dir() or any((folder / "results").glob("*.json"))
 
 
-def _read_json(path: Path, problems: list[str]) -> dict[str, Any] | None:
+def _object(path: Path, problems: list[str]) -> dict[str, Any]:
+    """Read a JSON object; an empty one stands for none, and for a damaged one, which is noted."""
     try:
-        found = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        problems.append(f"`{path.name}` cannot be read: {error}")
-        return None
-    if not isinstance(found, dict):
-        problems.append(f"`{path.name}` is not an object")
-        return None
-    return found
+        return read_object(path) or {}
+    except DataError as error:
+        problems.append(error.message)
+        return {}
 
 
 def _last_loss(path: Path) -> float | None:
-    """Return the loss of the last line that has one; a line cut short by a kill is passed over."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
-            lines = file.read().splitlines()
-    except OSError:
-        return None
-    for line in reversed(lines):
-        try:
-            return float(json.loads(line)["loss"])
-        except (ValueError, KeyError, TypeError):
-            continue
+    """Return the loss of the last line that has one."""
+    for line in reversed(read_metrics(path, tail=TAIL)):
+        with suppress(ValueError, KeyError, TypeError):  # a loss that is not finite is null
+            return float(line["loss"])
     return None
 
 

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from tatscli.console import Reporter
 from tatscli.data.dataset import PretrainClips
@@ -25,7 +24,7 @@ from tatscli.evaluation.features import PooledFeatures
 from tatscli.evaluation.knn import knn_scores
 from tatscli.evaluation.rank import effective_rank
 from tatscli.evaluation.scores import ViewScores, top_accuracy
-from tatscli.evaluation.views import score_views
+from tatscli.evaluation.views import as_is, score_views
 from tatscli.recipe.schema import Recipe, Watch
 from tatscli.seeding import seed_of
 from tatscli.store.reader import Store
@@ -123,7 +122,7 @@ class Watcher:
         found = self._losses(system, here)
         model = PooledFeatures(system.encoder)
         asked, stored = (
-            score_views(model, views, self.recipe, quiet, output=_as_is)
+            score_views(model, views, self.recipe, quiet, output=as_is)
             for views in (self.held, self.stored)
         )
         found["watch/rankme"] = effective_rank(torch.cat([asked.score_VL, stored.score_VL]))
@@ -178,7 +177,3 @@ class Watcher:
             temperature=settings.temperature,
         )
         return top_accuracy(ViewScores(asked.row_V, asked.label_V, votes_RL), 1)
-
-
-def _as_is(output: Tensor) -> Tensor:
-    return output

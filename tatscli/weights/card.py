@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,20 +40,6 @@ class Facts:
     derived: bool = False
     base: str | None = None
     results: list[dict[str, Any]] = field(default_factory=list)
-
-
-def results_of(folder: Path, digest: str) -> list[dict[str, Any]]:
-    """Return the evaluations in a run's folder of results that are of these very weights."""
-    found = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            said = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        same = isinstance(said, dict) and said.get("checkpoint_sha256") == digest
-        if same and not said.get("untrained") and isinstance(said.get("top1"), int | float):
-            found.append(said)
-    return found
 
 
 def model_card(export: Export, facts: Facts) -> str:
@@ -144,7 +129,7 @@ def _about(export: Export, facts: Facts) -> str:
         "`tats convert`.",
     ]
     if export.form.classes is not None:
-        said.append(f"It tells {export.form.classes} classes apart.")
+        said.append(f"It distinguishes {export.form.classes} classes.")
     trained = _data_set(facts.store)
     said.append(
         "What it was trained on is not known."
@@ -177,8 +162,8 @@ def _input(export: Export, facts: Facts) -> list[str]:
 
 
 def sampling_of(recipe: Recipe, kind: str) -> Sampling:
-    """Return how frames were drawn for what the weights do."""
-    return (kind == "finetuned" and recipe.finetune.sampling) or recipe.data.sampling
+    """Return how frames are drawn for what the weights do."""
+    return recipe.view_sampling if kind == "finetuned" else recipe.data.sampling
 
 
 def sampling_words(sampling: Sampling) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tatscli.errors import UsageError
+from tatscli.store.schema import ClassGroup
 
 _HEAD = ("head.weight", "head.bias")
 
@@ -51,7 +52,7 @@ def read_class_names(path: Path) -> list[str]:
         if isinstance(found, dict) and all(key.isdecimal() for key in found):
             found = [found[key] for key in sorted(found, key=int)]
         if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
-            raise UsageError(f"`--class-names {path}` is no list of names")
+            raise UsageError(f"`--class-names {path}` is not a list of names")
         names = found
     else:
         names = [line.strip() for line in _text(path).splitlines()]
@@ -67,9 +68,27 @@ def read_class_names(path: Path) -> list[str]:
 
 
 def selected(
-    tensors: Mapping[str, Tensor], labels: list[str], rows: list[int], *, called: str
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Keep the rows of a classifier that a map names, in its order, and their labels.
+    tensors: Mapping[str, Tensor],
+    labels: list[str],
+    groups: Mapping[str, ClassGroup],
+    rows: list[int],
+    *,
+    called: str,
+) -> tuple[dict[str, Tensor], list[str], dict[str, ClassGroup]]:
+    """Keep the classes of a classifier that a map names, in its order.
+
+    With a head for each group of classes the heads stay as they are, for what a class scores is
+    made of its members' scores.
+
+    Args:
+        tensors: The classifier.
+        labels: Names of its classes.
+        groups: What the classes are combinations of, if they are.
+        rows: Numbers of the classes to keep.
+        called: What messages call the map.
+
+    Returns:
+        The classifier, the names, and the groups of the classes that are left.
 
     Raises:
         UsageError: If the classifier has no such row, or one is named twice.
@@ -81,15 +100,19 @@ def selected(
     if len(set(rows)) < len(rows) or not rows:
         raise UsageError(f"`--classes {called}` names a row twice, or none")
     index = torch.tensor(rows)
-    changed = {name: tensors[name][index] for name in _HEAD}
-    return {**tensors, **changed}, [labels[row] for row in rows]
+    changed = {name: tensors[name][index] for name in _HEAD if name in tensors}
+    left = {
+        name: group.model_copy(update={"of": tuple(group.of[row] for row in rows)})
+        for name, group in groups.items()
+    }
+    return {**tensors, **changed}, [labels[row] for row in rows], left
 
 
 def _json(path: Path) -> Any:
     try:
         return json.loads(_text(path))
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"`{path}` is no JSON: {error}") from error
+        raise UsageError(f"`{path}` is not valid JSON: {error}") from error
 
 
 def _text(path: Path) -> str:

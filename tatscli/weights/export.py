@@ -111,11 +111,14 @@ def exported(
                 left_out["the encoder's last norm, which the classifier passes over"] = names
             return Export("finetuned", form, kept, recipe, labels, left_out, notes)
         if not partial:
+            finetune = recipe.finetune
+            key = f"finetune.head.pool: {finetune.head.pool}"
+            if finetune.heads is not None:
+                key = f"finetune.heads: [{', '.join(finetune.heads)}]"
             extra = sorted((kept.keys() ^ wanted.keys()) or kept.keys())
             raise CheckpointError(
-                f"the classifier of `{checkpoint.path}` is not VideoMAE's (`finetune.head.pool: "
-                f"{recipe.finetune.head.pool}`): other layouts have no place for {len(extra)} of "
-                f"its tensors, first `{extra[0]}`",
+                f"the classifier of `{checkpoint.path}` is not VideoMAE's (`{key}`): other layouts "
+                f"have no place for {len(extra)} of its tensors, first `{extra[0]}`",
                 hint="`--to tats` keeps it; `--partial` writes its encoder alone",
             )
     elif _same_shapes(tensors, shapes_of(form)):
@@ -191,7 +194,7 @@ def _without_batch_norm(
 ) -> tuple[dict[str, Tensor], Recipe]:
     """Multiply a classifier's BatchNorm, which has no weights, into its linear layer: the same."""
     mean_D, var_D = (tensors.get(f"batch_norm.running_{one}_D") for one in ("mean", "var"))
-    if mean_D is None or var_D is None:
+    if mean_D is None or var_D is None or "head.weight" not in tensors:
         return tensors, recipe
     weight_LD = tensors["head.weight"].double() * (var_D.double() + BATCH_EPS).rsqrt()
     bias_L = tensors["head.bias"].double() - weight_LD @ mean_D.double()

@@ -30,6 +30,8 @@ def own_folder(path: Path) -> Path:
 
 
 def name_of(path: Path) -> str:
-    """Return what to call weights by their path: the folder, or the file without its suffixes."""
+    """Return what to call weights by their path: the folder, or the file without `SUFFIXES`."""
     path = path.resolve()
-    return path.name if path.is_dir() else path.name.split(".")[0] or path.name
+    while path.suffix in SUFFIXES and not path.is_dir():
+        path = path.with_suffix("")
+    return path.name

@@ -132,7 +132,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"`{path}` cannot be read as JSON: {error}") from error
     if not isinstance(found, dict):
-        raise CheckpointError(f"`{path}` holds no JSON object, but a {type(found).__name__}")
+        raise CheckpointError(f"`{path}` is not a JSON object but a {type(found).__name__}")
     return found
 
 
@@ -190,8 +190,8 @@ def _unsafe(called: str, said: str) -> CheckpointError:
     """Tell a pickle that would run code from a file that is no pickle of torch at all."""
     if "nsupported operand" in said or not re.search("GLOBAL|global|class", said):
         return CheckpointError(
-            f"`{called}` cannot be read: it is no file of weights",
-            hint="what `torch.save` writes, and .safetensors, are read",
+            f"`{called}` cannot be read: it is not a file of weights",
+            hint="files written by `torch.save`, and .safetensors, are read",
         )
     named = re.search(r"GLOBAL ([\w.]+)", said)
     what = f", `{named[1]}`" if named else ""

@@ -167,12 +167,14 @@ def test_a_film_that_shrinks_between_two_passes_is_an_error() -> None:
         list(cut(Sampling(stride=1), 2, count=4).of(Shrinking([0, 1, 2])))
 
 
-def test_views_are_those_of_evaluation() -> None:
+@pytest.mark.parametrize("antialias", [True, False])
+def test_views_are_those_of_evaluation(antialias: bool) -> None:
     video_THWC = np.random.default_rng(0).integers(0, 256, (9, 20, 30, 3), np.uint8)
-    (window,) = Windows(9, (12, 16), Sampling(stride=1), crops=3).of(ArrayFootage(video_THWC, 25))
+    windows = Windows(9, (12, 16), Sampling(stride=1), crops=3, antialias=antialias)
+    (window,) = windows.of(ArrayFootage(video_THWC, 25))
     video_TCHW = torch.from_numpy(video_THWC).permute(0, 3, 1, 2)
     for crop, view_CTHW in enumerate(window.views_VCTHW):
-        view = spatial_crop(20, 30, (12, 16), crop=crop, crops=3)
+        view = spatial_crop(20, 30, (12, 16), crop=crop, crops=3, antialias=antialias)
         assert torch.equal(view_CTHW.transpose(0, 1), view.frames(video_TCHW))
 
 

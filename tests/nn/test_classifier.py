@@ -234,9 +234,9 @@ def test_groups_are_chosen_by_name_and_must_tell_classes_apart() -> None:
         RecipeError, match=r"heads: \[vreb\]`: .* no group `vreb`; they have `verb`"
     ):
         chosen_groups(["vreb"], GROUPS)
-    with pytest.raises(RecipeError, match="no group `verb`: they are no combinations"):
+    with pytest.raises(RecipeError, match="no group `verb`: they are not combinations"):
         chosen_groups(["verb"], {})
-    with pytest.raises(RecipeError, match="tells only 2 of 3 classes apart") as error:
+    with pytest.raises(RecipeError, match="distinguishes only 2 of 3 classes") as error:
         chosen_groups(["verb"], GROUPS)
     assert error.value.hint == "also name `noun`"
 

@@ -18,9 +18,11 @@ from tatscli.errors import CheckpointError, UsageError
 from tatscli.files import draft_of
 from tatscli.nn.classifier import build_classifier
 from tatscli.nn.load import open_checkpoint
+from tatscli.nn.trained import load_classifier
 from tatscli.recipe.load import load_recipe
 from tatscli.recipe.schema import Recipe
 from tatscli.recipe.text import dump_recipe
+from tatscli.store.schema import ClassGroup
 from tatscli.system.system import build_system
 from tatscli.tasks.convert import convert
 from tatscli.tasks.finetune import finetune
@@ -38,13 +40,19 @@ PLAIN = replace(NANO, normalize=False, mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3)
 SMALL = Form(Vit(384, 1, 6, 96), 2, 16, decoder=Vit(192, 1, 3, 768))
 
 
-def make_run(folder: Path, recipe: Recipe, classes: list[str] | None = None, **more: Any) -> Path:
+def make_run(
+    folder: Path,
+    recipe: Recipe,
+    classes: list[str] | None = None,
+    groups: dict[str, ClassGroup] | None = None,
+    **more: Any,
+) -> Path:
     """Write a run with random weights: of a classifier where classes are named."""
     torch.manual_seed(6)
     if classes is None:
         module: Any = build_system(recipe).autoencoder
     else:
-        module = build_classifier(recipe, classes=len(classes))
+        module = build_classifier(recipe, classes=len(classes), groups=groups)
     randomize(module)
     meta = {"kind": "pretrained", "name": folder.name, "recipe": recipe.model_dump(mode="json")}
     if classes is not None:
@@ -159,6 +167,40 @@ def test_another_classifier_is_refused_or_leaves_its_encoder(tmp_path: Path, poo
     result = convert(run, to="hf", out=tmp_path / "hub", reporter=QUIET, given=given)
     assert result["kind"] == "pretrained"
     assert "a classifier that is not VideoMAE's" in result["left_out"]
+
+
+def heads_run(folder: Path, *overrides: str) -> Path:
+    """A run of three actions of two verbs and two nouns, with a head for each of the two groups."""
+    path = _written(folder, recipe_of(replace(NANO, decoder=None), "x"))
+    recipe = load_recipe(path, ["finetune.heads=[verb, noun]", *overrides]).recipe
+    groups = {
+        "verb": ClassGroup(names=("take", "put"), of=(0, 0, 1)),
+        "noun": ClassGroup(names=("cup", "lid"), of=(0, 1, 0)),
+    }
+    more = {"class_groups": {key: one.model_dump(mode="json") for key, one in groups.items()}}
+    names = ["take cup", "take lid", "put cup"]
+    return make_run(folder / "run", recipe, names, groups=groups, **more)
+
+
+@pytest.mark.parametrize("norm", ["layer", "batch"])
+def test_several_heads_are_refused_by_their_key(tmp_path: Path, norm: str) -> None:
+    run = heads_run(tmp_path, f"finetune.head.norm={norm}")
+    with pytest.raises(CheckpointError, match=r"`finetune.heads: \[verb, noun\]`"):
+        convert(run, to="hf", out=tmp_path / "hub", reporter=QUIET)
+
+
+def test_of_several_heads_classes_are_chosen_by_their_members(tmp_path: Path) -> None:
+    run = heads_run(tmp_path)
+    (tmp_path / "map.json").write_text("[2, 0]")
+    convert(
+        run, to="tats", out=tmp_path / "two", reporter=QUIET, classes=tmp_path / "map.json"
+    )  # fmt: skip
+    before, after = open_checkpoint(run), open_checkpoint(tmp_path / "two")
+    assert after.checkpoint.meta["class_names"] == ["put cup", "take cup"]
+    video_BCTHW = torch.randn(2, 3, 8, 32, 32)
+    with torch.no_grad():
+        wanted_BL = load_classifier(before).eval()(video_BCTHW)[:, [2, 0]]
+        assert torch.equal(load_classifier(after).eval()(video_BCTHW), wanted_BL)
 
 
 @pytest.mark.parametrize("to", ["hf", "videomae"])
@@ -279,13 +321,13 @@ def sources(tmp_path: Path) -> dict[str, Path]:
         ("some.pth", "--to tats --out out --heads 5", 1, "do not divide the width"),
         ("some.pth", "--to tats --out out --heads 2 model.depth=3", 2, "other shapes"),
         ("some.pth", "--to tats --out out --heads 2 model.dpth=3", 2, "model.dpth"),
-        ("some.pth", "--to tats --out out --heads 2 --checkpoint best", 2, "is no run"),
+        ("some.pth", "--to tats --out out --heads 2 --checkpoint best", 2, "is not a run"),
         ("run", "--to hf --out out --checkpoint best", 1, "no `best` checkpoint"),
-        ("run", "--to hf --out out --heads 2", 2, "cannot be told otherwise"),
-        ("run", "--to hf --out out data.frames=4", 2, "cannot be told otherwise"),
+        ("run", "--to hf --out out --heads 2", 2, "is a run, and its recipe"),
+        ("run", "--to hf --out out data.frames=4", 2, "is a run, and its recipe"),
         ("run", "--to hf --out run", 2, "is the source"),
-        ("run", "--to hf --out run/hub", 2, "is there"),
-        ("run", "--to tats --out full", 2, "is there"),
+        ("run", "--to hf --out run/hub", 2, "exists"),
+        ("run", "--to tats --out full", 2, "exists"),
         ("run", "--to tats --out full --overwrite", 2, "leaves it alone"),
         ("run", "--to videomae --out out", 2, "must end in .pth"),
         ("run", "--to hf --out out.pth", 2, "looks like a file"),

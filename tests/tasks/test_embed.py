@@ -108,7 +108,9 @@ def test_rows_are_clips_windows_or_all_tokens_of_windows(home: Path, tmp_path: P
 def test_threads_change_no_bit(home: Path, tmp_path: Path, source: str) -> None:
     files = []
     for workers in (0, 3):
-        run = save_run(tmp_path / str(workers) / "run", tiny_recipe(workers=workers), names=None)
+        run = save_run(
+            tmp_path / str(workers) / "run", tiny_recipe(data={"workers": workers}), names=None
+        )
         files.append(tmp_path / f"{workers}.safetensors")
         run_embed(home / source, run=run, out=files[-1], per="window", every=0.1)
     first, second = (load_file(file) for file in files)
@@ -135,7 +137,7 @@ def test_the_file_says_how_it_was_made(home: Path, tmp_path: Path) -> None:
 def pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run that sees two windows at once and writes a part for every two, here."""
     monkeypatch.setattr(module, "PART_BYTES", 0)
-    recipe = tiny_recipe(sampling={"stride": 1})
+    recipe = tiny_recipe(data={"sampling": {"stride": 1}})
     few = recipe.evaluate.model_copy(update={"batch_per_device": 2})
     return save_run(tmp_path / "run", recipe.model_copy(update={"evaluate": few}), names=None)
 
@@ -172,8 +174,8 @@ def test_a_killed_run_goes_on_to_the_same_bytes(home: Path, tmp_path: Path, pair
     embed([home / "videos"], pairs, out=straight, **options)
     slowly = (
         "import sys, time\nimport tatscli.tasks.embed as embed\nfrom tatscli.cli import main\n"
-        "take, embed.PART_BYTES = embed._Embedding.take, 0\n"
-        "embed._Embedding.take = lambda self, batch: (time.sleep(0.1), take(self, batch))[1]\n"
+        "take, embed.PART_BYTES = embed.Embedding.take, 0\n"
+        "embed.Embedding.take = lambda self, batch: (time.sleep(0.1), take(self, batch))[1]\n"
         "sys.exit(main(sys.argv[1:]))"
     )
     words = ["embed", home / "videos", "--run", pairs, "--per", "window", "--out", halves]
@@ -197,7 +199,7 @@ def test_ctrl_c_keeps_what_was_done(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pairs: Path
 ) -> None:
     out = tmp_path / "f.safetensors"
-    take, calls = module._Embedding.take, 0
+    take, calls = module.Embedding.take, 0
 
     def interrupted(self: Any, batch: Any) -> Any:
         nonlocal calls
@@ -207,7 +209,7 @@ def test_ctrl_c_keeps_what_was_done(
         return take(self, batch)
 
     monkeypatch.setattr(module, "PART_BYTES", 1 << 24)
-    monkeypatch.setattr(module._Embedding, "take", interrupted)
+    monkeypatch.setattr(module.Embedding, "take", interrupted)
     with pytest.raises(KeyboardInterrupt):
         embed([home / "videos"], pairs, reporter=QUIET, out=out, device="cpu")
     assert embed([home / "videos"], pairs, reporter=QUIET, out=out, device="cpu")["continued_at"]
@@ -297,10 +299,10 @@ def test_rows_of_a_video_that_breaks_later_are_taken_back(
 
 def test_numbers_that_mean_nothing_are_refused(home: Path, tmp_path: Path) -> None:
     out = tmp_path / "f.safetensors"
-    run = save_run(tmp_path / "run", tiny_recipe(std=[1e-38, 1e-38, 1e-38]), names=None)
+    run = save_run(tmp_path / "run", tiny_recipe(data={"std": [1e-38, 1e-38, 1e-38]}), names=None)
     with pytest.raises(CheckpointError, match=r"`val/falls/a\.mp4` are not finite"):
         run_embed(home / "videos", run=run, out=out, layer=1)
-    run = save_run(tmp_path / "large", tiny_recipe(std=[1e-6, 1e-6, 1e-6]), names=None)
+    run = save_run(tmp_path / "large", tiny_recipe(data={"std": [1e-6, 1e-6, 1e-6]}), names=None)
     with pytest.raises(UsageError, match="do not fit into float16"):
         run_embed(home / "videos", run=run, out=out, layer=0, precision="float16", overwrite=True)
 
@@ -329,7 +331,9 @@ def test_what_cannot_be_done_is_one_message(
 def test_memory_is_flat_over_two_hundred_videos(tmp_path: Path) -> None:
     """The file grows from 26 to 105 MB, and the process does not: 16 MB pass at once."""
     model = {"width": 512, "depth": 1, "heads": 2, "tubelet": 1, "patch": 8}
-    save_run(tmp_path / "run", tiny_recipe(model=model, sampling={"stride": 1}), names=None)
+    save_run(
+        tmp_path / "run", tiny_recipe(model=model, data={"sampling": {"stride": 1}}), names=None
+    )
     first = render(tmp_path / "all" / "0.mp4", pan(frames=16, height=32, width=32))
     for number in range(1, 200):
         os.link(first, tmp_path / "all" / f"{number}.mp4")

@@ -22,12 +22,14 @@ from tatscli.data.views import EvalViews
 from tatscli.errors import CheckpointError, DataError, UsageError
 from tatscli.nn.classifier import Classifier, build_classifier
 from tatscli.recipe.load import load_recipe
+from tatscli.recipe.schema import Run
 from tatscli.store.reader import Store
 from tatscli.tasks.evaluate import evaluate
 from tatscli.tasks.evaluate_tokenizer import evaluate_tokenizer
-from tatscli.tasks.results import results_home
+from tatscli.tasks.results import INDIFFERENT, results_home
 from tests.clips import pan, render
-from tests.tasks.classifiers import save_classifier, spoiled, tiny_recipe
+from tests.small_runs import tiny_recipe
+from tests.tasks.classifiers import save_classifier, spoiled
 from tests.tokenizer.saved import save_tokenizer
 
 LENGTHS = {  # frames of the videos of each class; the same names in each folder
@@ -272,6 +274,20 @@ def test_a_tokenizer_is_held_to_the_same(varied: Path, say: Reporter, tmp_path: 
         evaluate_tokenizer(run, reporter=say, overrides=words)
 
 
+def test_frozen_features_are_measured_by_the_groups_of_the_store_not_of_the_run(
+    varied: Path, say: Reporter, tmp_path: Path
+) -> None:
+    home = save_classifier(
+        tmp_path / "run",
+        tiny_recipe(varied, evaluate={"knn": {"split": "val", "neighbours": 3}}),
+    )
+    meta = home / "checkpoints" / "last" / "meta.json"
+    facts = json.loads(meta.read_text())
+    facts |= {"class_names": ["a", "b"], "class_groups": {"verb": {"names": ["x"], "of": [0, 0]}}}
+    meta.write_text(json.dumps(facts))
+    assert "group_top1" not in evaluate(home, reporter=say, protocol="knn")
+
+
 def test_a_result_can_be_repeated_from_what_it_says(run: Path, say: Reporter) -> None:
     words = ["evaluate.crops=3", "run.seed=7"]
     first = evaluate(run, reporter=say, overrides=words)
@@ -310,7 +326,8 @@ def test_a_result_of_another_evaluation_is_never_replaced(
         others[name] = content
         assert made(*words, **options)[0] == name
         others[name] = (home / "results" / name).read_text()
-    assert made("data.workers=1", "evaluate.batch_per_device=3")[0] == "finetuned-val-1x1.json"
+    same = ("data.workers=1", "evaluate.batch_per_device=3", "run.track=[tensorboard]")
+    assert made(*same)[0] == "finetuned-val-1x1.json"
     others["finetuned-val-1x1.json"] = (home / "results/finetuned-val-1x1.json").read_text()
     save_classifier(home, tiny_recipe(varied), seed=1)  # other weights
     name, _ = made()
@@ -331,6 +348,13 @@ def test_results_of_weights_that_belong_to_no_run_go_to_runs(tmp_path: Path) -> 
     step = run / "checkpoints" / "step-0000004"
     assert results_home(run, step) == results_home(step, step) == run
     assert results_home(model, model) == Path("runs/videomae-base")
+    file = tmp_path / "vit_b_1.5.pth.tar"
+    assert results_home(file, file) == Path("runs/vit_b_1.5")
+
+
+def test_of_a_recipes_run_section_two_keys_alone_change_an_evaluation() -> None:
+    """Whoever adds a key to `run` says in `INDIFFERENT` whether it makes another evaluation."""
+    assert Run.model_fields.keys() - set(INDIFFERENT["run"]) == {"seed", "precision"}
 
 
 def test_a_named_result_is_replaced_only_when_asked(

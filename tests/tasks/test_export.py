@@ -81,8 +81,10 @@ def test_a_classifier_says_of_a_file_what_evaluation_says(
     assert facts["kind"] == "classifier" and facts["trained"] == "finetuned"
     assert json.loads(facts["classes"]) == ["down", "left", "right"]
     assert json.loads(facts["mean"]) == [0.4, 0.5, 0.6]
-    sampling = {"mode": "dense", "stride": 2, "short": "repeat_last", "indices": "even"}
-    assert json.loads(facts["sampling"]) == sampling
+    assert json.loads(facts["sampling"]) == {
+        "mode": "dense", "stride": 2, "short": "repeat_last", "indices": "even",
+    }  # fmt: skip
+    assert "with antialiasing" in facts["preprocessing"]
     assert (facts["frames"], facts["tubelet"], facts["patch"]) == ("8", "2", "8")
     assert facts["checkpoint_sha256"] == find_checkpoint(run).digest()
     (entry,) = session.get_inputs()
@@ -113,10 +115,17 @@ def test_an_encoder_gives_the_features_that_evaluation_compares(
     trained: Callable[..., Path], reporter: Reporter
 ) -> None:
     run = trained(*TINY, "run.max_steps=1", task=pretrain)
-    layer = ("evaluate.layer=1", "data.frames=12")  # positions of another grid are interpolated
+    layer = (
+        "evaluate.layer=1",
+        "data.frames=12",  # positions of another grid are interpolated
+        "data.resize=videomae",
+        "evaluate.sampling={mode: uniform}",
+    )
     result = export_onnx(run, reporter=reporter, overrides=layer, pixels="float", out="e.onnx")
     assert result["kind"] == result["metadata"]["kind"] == "encoder"
     assert result["metadata"]["layer"] == "1" and "classes" not in result["metadata"]
+    assert "without antialiasing" in result["metadata"]["preprocessing"]
+    assert json.loads(result["metadata"]["sampling"])["mode"] == "uniform"
     said = reporter.stderr.getvalue()  # type: ignore[attr-defined]
     assert "has no classifier: exporting its encoder" in said and "positions of 4 x 4 x 4" in said
     subject = open_subject(run, layer, prefer="last", untrained=False)

@@ -16,6 +16,7 @@ from tatscli.engine.checkpoint import find_checkpoint
 from tatscli.nn.load import open_checkpoint
 from tatscli.nn.positions import interpolated, sine_cosine_table
 from tatscli.recipe.load import load_recipe, with_protocol
+from tatscli.recipe.text import dump_recipe
 from tatscli.system.load import load_system
 from tatscli.tasks.evaluate import evaluate
 from tatscli.tasks.finetune import finetune
@@ -142,6 +143,9 @@ def test_a_protocol_comes_from_a_recipe(
     assert (kept.data.mean, kept.data.frames) == ((0.5, 0.5, 0.5), 4)
     assert kept.evaluate.knn.neighbours == load_recipe(recipe_file).recipe.evaluate.knn.neighbours
     assert kept.model == weights.model
+    with_heads = recipe_file.with_name("heads.yaml")
+    with_heads.write_text(dump_recipe(load_recipe(recipe_file, ["finetune.heads=[verb]"]).recipe))
+    assert with_protocol(weights, with_heads).finetune.heads is None  # the classifier has its own
 
 
 def test_classes_of_other_names_are_refused(

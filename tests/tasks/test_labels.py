@@ -18,7 +18,7 @@ from tatscli.nn.classifier import ONE_HEAD
 from tatscli.recipe.load import LoadedRecipe
 from tatscli.store.reader import Store
 from tatscli.store.schema import ClassGroup
-from tatscli.tasks.frozen import training_rows as frozen_rows
+from tatscli.tasks.frozen import reference_rows
 from tatscli.tasks.labels import class_weights, labelled, training_rows, untrained_classes
 
 Load = Callable[..., LoadedRecipe]
@@ -53,7 +53,7 @@ def test_shots_are_exact_nested_and_those_of_frozen_features(load: Load, store: 
         rows = training_rows(recipe, opened)
         assert Counter(opened.rows[row].label for row in rows) == {n: shots for n in range(3)}
         assert all(opened.rows[row].split == "train" for row in rows)
-        assert rows == frozen_rows(recipe, opened, "train")
+        assert rows == reference_rows(recipe, opened, "train")
         chosen[shots] = set(rows)
     assert chosen[1] < chosen[2] < chosen[4]
     other = training_rows(load("data.shots=2", "run.seed=5").recipe, opened)

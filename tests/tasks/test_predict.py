@@ -16,10 +16,9 @@ import pytest
 from tatscli.api import load
 from tatscli.console import Reporter
 from tatscli.errors import UsageError
-from tatscli.evaluation.scores import ViewScores
-from tatscli.tasks import measures as measures_module
 from tatscli.tasks.evaluate import evaluate
 from tatscli.tasks.predict import predict
+from tatscli.tasks.results import read_scores
 from tatscli.video.reader import VideoReader
 from tests.clips import pan, render, static
 from tests.small_runs import NAMES, render_films, save_run, store_of, tiny_recipe
@@ -40,30 +39,28 @@ def film(home: Path, name: str = "falls") -> Path:
 
 
 @pytest.mark.parametrize(
-    ("sampling", "windows", "crops"),
-    [({"stride": 2}, 1, 1), ({"stride": 2}, 3, 3), ({"fps": 8}, 2, 1), ({"mode": "uniform"}, 2, 1)],
+    ("data", "windows", "crops"),
+    [
+        ({"sampling": {"stride": 2}}, 1, 1),
+        ({"sampling": {"stride": 2}}, 3, 3),
+        ({"sampling": {"fps": 8}}, 2, 1),
+        ({"sampling": {"mode": "uniform"}}, 2, 1),
+        ({"resize": "videomae", "size": 16}, 2, 3),
+    ],
 )
 def test_it_says_what_evaluate_says(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reporter: Reporter,
-    sampling: dict[str, Any], windows: int, crops: int,
-) -> None:  # fmt: skip
-    recipe = tiny_recipe(sampling=sampling, store=str(home / "store"))
-    run = save_run(tmp_path / "run", recipe, seed=4)
-    scored: list[ViewScores] = []
-    merge = measures_module.merge_views
-
-    def watch(views: ViewScores) -> ViewScores:
-        scored.append(merge(views))
-        return scored[-1]
-
-    monkeypatch.setattr(measures_module, "merge_views", watch)
+    home: Path, tmp_path: Path, reporter: Reporter, data: dict[str, Any], windows: int, crops: int
+) -> None:
+    run = save_run(tmp_path / "run", tiny_recipe(home / "store", data=data), seed=4)
     views = [f"evaluate.segments={windows}", f"evaluate.crops={crops}"]
-    evaluate(run, reporter=reporter, overrides=views, out=tmp_path / "result.json")
+    out = tmp_path / "result.json"
+    scores = read_scores(out, evaluate(run, reporter=reporter, overrides=views, out=out))
     found = predict(
         [home / "videos"], run, reporter=reporter, windows=windows, crops=crops, device="cpu"
     )["clips"]
-    assert [clip["clip"] for clip in found] == [f"val/{name}/a.mp4" for name in NAMES]
-    for clip, score_L in zip(found, scored[0].score_VL.tolist(), strict=True):
+    assert [clip["clip"] for clip in found] == scores.videos
+    assert scores.videos == [f"val/{name}/a.mp4" for name in NAMES]
+    for clip, score_L in zip(found, scores.score_RL.tolist(), strict=True):
         assert clip["top"][0]["index"] == int(np.argmax(score_L))
         for one in clip["top"]:
             # JPEG's loss is all there is between the two.
@@ -116,7 +113,7 @@ def test_threads_change_nothing_and_stay_silent(
         path.write_bytes(content)
     found = []
     for workers in (0, 4):
-        run = save_run(tmp_path / f"run{workers}", tiny_recipe(workers=workers), seed=1)
+        run = save_run(tmp_path / f"run{workers}", tiny_recipe(data={"workers": workers}), seed=1)
         outcome = cli("predict", tmp_path / "clips", "--run", run, "--json", "-q")
         assert outcome.code == 1
         lines = [line for line in outcome.stderr.splitlines() if not line.startswith("warning: ")]
@@ -162,7 +159,7 @@ def test_what_cannot_be_done_is_one_message(
 def test_scores_that_are_not_finite_are_an_error(
     home: Path, tmp_path: Path, cli: Callable[..., Any]
 ) -> None:
-    run = save_run(tmp_path / "run", tiny_recipe(std=[1e-38, 1e-38, 1e-38]))
+    run = save_run(tmp_path / "run", tiny_recipe(data={"std": [1e-38, 1e-38, 1e-38]}))
     outcome = cli("predict", film(home), "--run", run)
     assert outcome.code == 1
     assert "a.mp4` are not finite" in outcome.stderr

@@ -141,8 +141,8 @@ def test_shots_are_drawn_by_the_seed(
         drawn.append(training_rows(*args))
         return drawn[-1]
 
-    training_rows = frozen.training_rows
-    monkeypatch.setattr(frozen, "training_rows", spy)
+    training_rows = frozen.reference_rows
+    monkeypatch.setattr(frozen, "reference_rows", spy)
     rows = Store.open(open_checkpoint(run).recipe.data.store).rows
     for seed in (0, 0, 1):
         result = scored(run, reporter, protocol, "evaluate.shots=2", f"run.seed={seed}")

@@ -78,6 +78,14 @@ def test_an_evaluation_is_shown_by_class_and_by_video(finetuned: Path, reporter:
         assert name in page.text["Top-1 by class"]
     assert page.figures["Best and worst videos"] == 4
     assert "Masks" not in page.text  # a classifier masks nothing
+    # A newer one of an untrained encoder is no number of this run.
+    (result,) = (finetuned / "results").glob("*.json")
+    facts = json.loads(result.read_text()) | {"untrained": True, "started": "2999-01-01"}
+    result.with_name("untrained-knn.json").write_text(json.dumps(facts))
+    report(finetuned, reporter=reporter, clips=0)
+    text = Parts(finetuned / "report.html").text
+    assert f"Of {result.stem}." in text["Top-1 by class"]
+    assert "untrained-knn" in text["Evaluations"]
 
 
 def test_a_key_that_differs_from_the_shipped_recipe_is_named(
@@ -112,11 +120,15 @@ def test_results_on_other_videos_are_not_shown_beside_these(
     assert "is not the store" in Parts(finetuned / "report.html").text["Best and worst videos"]
 
 
-def test_a_line_that_a_kill_cut_off_ends_the_curves(trained: Trained, reporter: Reporter) -> None:
+def test_files_that_a_kill_cut_off_cost_no_more_than_they_held(
+    trained: Trained, reporter: Reporter
+) -> None:
     run = trained(task=pretrain)
     with open(run / "metrics.jsonl", "a") as log:
         log.write('{"step": 99, "loss": 0.')
-    report(run, reporter=reporter, clips=0)
+    (run / "run.json").write_text('{"recipe": "ti')
+    written = report(run, reporter=reporter, clips=0)
+    assert "`run.json` cannot be read" in written["left_out"][0]
     assert "to 99" not in Parts(run / "report.html").text["Curves"]
 
 
@@ -131,6 +143,10 @@ def test_wrong_inputs_write_nothing(finetuned: Path, reporter: Reporter, tmp_pat
         report(finetuned / "checkpoints" / "last", reporter=reporter)
     with pytest.raises(CheckpointError, match="does not exist"):
         report(tmp_path / "nothing", reporter=reporter)
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "config.json").write_text("{}")
+    with pytest.raises(UsageError, match="another program wrote"):
+        report(tmp_path / "hub", reporter=reporter)
     assert out.read_text() == "mine"
     assert not (finetuned / "report.html").exists()
 

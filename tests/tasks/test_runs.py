@@ -12,9 +12,12 @@ from typing import Any
 
 import pytest
 
+from tatscli.console import Reporter
+from tatscli.tasks.convert import convert
 from tatscli.tasks.results import write_result
 from tatscli.tasks.runs import list_runs
-from tests.tasks.classifiers import save_classifier, tiny_recipe
+from tests.small_runs import tiny_recipe
+from tests.tasks.classifiers import save_classifier
 
 
 @pytest.fixture
@@ -78,6 +81,9 @@ def test_states_are_told_by_steps_and_the_last_write(runs: Path) -> None:
     assert (one.state, one.step, one.kind, one.loss) == ("stopped", 0, None, 2.5)
     older(runs / "b", 3600)
     assert by_name(runs)["b"].state == "finished"
+    convert(runs / "b", to="tats", out=runs / "copy", reporter=Reporter(quiet=True))
+    one = by_name(runs)["copy"]
+    assert (one.state, one.kind, one.step) == ("converted", "finetuned", 0)
     for path in (runs / "deep" / "c").iterdir():
         if path.name != "results":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -126,6 +132,10 @@ def test_the_best_is_found_by_results_or_validation(runs: Path, cli: Callable[..
     assert cli("runs", "best", "--limit", "1").stdout.count("runs/deep/c") >= 1
     none = cli("runs", "best", "--metric", "nll")
     assert none.code == 1 and "no run in `runs` has `nll`" in none.stderr
+    path = runs / "a" / "results" / "untrained-linear-val-1x1-seed0.json"
+    result = json.loads((runs / "a" / "results" / "finetuned-val-2x3.json").read_text())
+    write_result(path, result | {"untrained": True, "top1": 0.99})
+    assert cli("runs", "best", "--json").json()["best"]["run"] == "runs/deep/c"
     assert cli("runs", "best", "--split", "test").code == 1
     assert cli("runs", "best", "--metric", "speed").code == 2
 
@@ -153,7 +163,7 @@ def test_two_runs_are_compared_by_recipe_and_numbers(runs: Path, cli: Callable[.
     again = cli("runs", "compare", "runs/a", "runs/b")
     assert again.code == 0 and "finetune.drop_path" in again.stdout
     wrong = cli("runs", "compare", "runs/a", "runs/notes")
-    assert wrong.code == 1 and "no run folder" in wrong.stderr
+    assert wrong.code == 1 and "not a run folder" in wrong.stderr
 
 
 def test_the_list_is_what_runs_does_without_a_command(runs: Path, cli: Callable[..., Any]) -> None:

@@ -148,7 +148,7 @@ def test_classes_that_share_a_verb_need_the_noun_as_well(
     words = ("finetune", "small", "--scratch", *SMALL, "data.store=epic")
     outcome = cli(*words, "finetune.heads=[verb]")
     assert outcome.code == 2
-    assert "tells only 2 of 4 classes apart" in outcome.stderr and "`noun`" in outcome.stderr
+    assert "distinguishes only 2 of 4 classes" in outcome.stderr and "`noun`" in outcome.stderr
     planned = cli(*words, "finetune.ema=0.999", "finetune.freeze=1", "--dry-run")
     assert planned.code == 0, planned.stderr
     for text in ("verb 4, noun 3", "of the encoder, frozen", "moving average"):

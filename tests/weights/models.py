@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from tatscli.data.normalize import standardized
 from tatscli.engine.checkpoint import restore_part
 from tatscli.engine.part import Weights
-from tatscli.nn.classifier import build_classifier
-from tatscli.nn.load import LoadedRun, copy_weights
+from tatscli.nn.load import LoadedRun
+from tatscli.nn.trained import load_classifier
 from tatscli.system.system import build_system
 from tests.nn.videomae_weights import randomize
 
@@ -84,11 +84,9 @@ def hf_scores(model: nn.Module, video_BCTHW: Tensor, run: LoadedRun) -> Tensor:
 
 def our_scores(run: LoadedRun, video_BCTHW: Tensor) -> Tensor:
     """Classify a uint8 video with ours."""
-    model = build_classifier(run.recipe, classes=len(run.checkpoint.meta["class_names"]))
-    copy_weights(model, run.checkpoint.tensors("model"), run.checkpoint)
     data = run.recipe.data
     with torch.no_grad():
-        return model.eval()(standardized(video_BCTHW, data.mean, data.std))
+        return load_classifier(run).eval()(standardized(video_BCTHW, data.mean, data.std))
 
 
 def both_guesses(model: nn.Module, run: LoadedRun, video_BCTHW: Tensor) -> tuple[Any, Any]:

@@ -115,7 +115,7 @@ def test_what_is_ours_stays_ours(tmp_path: Path) -> None:
 
 def test_names_and_kinds_by_path(tmp_path: Path) -> None:
     path = save_official(tmp_path / "vit_b.k710.pth", official("finetuned"))
-    assert name_of(path) == "vit_b"
+    assert name_of(path) == "vit_b.k710"
     assert name_of(tmp_path) == tmp_path.name
     assert not is_tokenizer(path)
     with pytest.raises(CheckpointError, match="there is no `best` of them"):

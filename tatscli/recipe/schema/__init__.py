@@ -111,6 +111,12 @@ class Recipe(Section):
         return self.data.frames // self.model.tubelet, height // patch, width // patch
 
     @property
+    def view_sampling(self) -> Sampling:
+        """How frames of a scored video are drawn: evaluation's own way, else fine-tuning's, else
+        the data's."""
+        return self.evaluate.sampling or self.finetune.sampling or self.data.sampling
+
+    @property
     def settled_predict(self) -> Predict:
         """`predict`, with whatever it takes over from a target."""
         predict = self.predict
