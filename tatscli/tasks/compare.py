@@ -14,7 +14,15 @@ from tatscli.console import Reporter
 from tatscli.errors import DataError, UsageError
 from tatscli.evaluation.intervals import difference_interval
 from tatscli.evaluation.significance import holm, mcnemar, mean_interval
-from tatscli.tasks.results import VideoScores, identity, read_result, read_scores, results_in
+from tatscli.tasks.results import (
+    VideoScores,
+    identity,
+    read_result,
+    read_scores,
+    results_home,
+    results_in,
+)
+from tatscli.weights.paths import is_foreign
 
 METRICS = ("top1", "top5", "mean_class", "ece", "nll")
 SEED = 0  # of the draws that a difference is judged by
@@ -94,17 +102,19 @@ def compare(
 def find_result(
     run: Path, *, name: str | None = None, split: str | None = None, protocol: str | None = None
 ) -> Compared:
-    """Return the result that `run` means: a file, or the newest of a run folder that fits.
+    """Return the result that `run` means: a file, or the newest of a run folder, or of weights of
+    others, that fits.
 
     Raises:
         DataError: If there is none with top-1.
     """
-    if not run.is_dir():
+    home = results_home(run, run) if is_foreign(run) else run
+    if home is run and not run.is_dir():
         found = Compared(str(run), run, read_result(run))
         if "top1" not in found.facts:
             raise DataError(f"`{run}` has no top-1: it is of `{found.facts['protocol']}`")
         return found
-    there = [one for one in results_in(run) if "top1" in one[1]]
+    there = [one for one in results_in(home) if "top1" in one[1]]
     for path, facts in there:
         named = name is None or path.stem == name.removesuffix(".json")
         if named and split in (None, facts["split"]) and protocol in (None, facts["protocol"]):

@@ -14,7 +14,7 @@ import pytest
 from tatscli.console import Reporter
 from tatscli.errors import DataError, UsageError
 from tatscli.recipe.schema import Recipe
-from tatscli.tasks.compare import compare
+from tatscli.tasks.compare import compare, find_result
 from tatscli.tasks.results import VideoScores, read_result, read_scores, write_result
 
 RECIPE = {"data": {"store": "s"}, "mask": {"kind": "tube", "ratio": 0.75}}
@@ -190,6 +190,23 @@ def test_the_newest_or_the_named_result_of_a_run_is_taken(desk: Desk) -> None:
     desk.compare(run / "results" / "finetuned-val-1x1.json", file)
     said = desk.stderr.getvalue()
     assert "different protocols: finetuned, knn" in said and "different splits: test, val" in said
+
+
+def test_weights_of_others_are_compared_by_the_results_evaluate_gave_them(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    written = desk.result("a", flips(9, 0.5))
+    (tmp_path / "runs").mkdir()
+    written.rename(tmp_path / "runs" / "videomae-base")
+    hub = tmp_path / "hub" / "videomae-base"
+    hub.mkdir(parents=True)
+    (hub / "config.json").write_text("{}")
+    assert find_result(hub).path.parent == Path("runs/videomae-base/results")
+    (tmp_path / "hub" / "other").mkdir()
+    (tmp_path / "hub" / "other" / "config.json").write_text("{}")
+    with pytest.raises(DataError, match="no result of a classification"):
+        find_result(tmp_path / "hub" / "other")
 
 
 def test_what_cannot_be_compared_is_said(desk: Desk, tmp_path: Path) -> None:
