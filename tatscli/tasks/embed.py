@@ -24,6 +24,7 @@ from tatscli.data.loader import worker_count
 from tatscli.data.windows import Windows
 from tatscli.errors import CheckpointError, DataError, UsageError
 from tatscli.evaluation.windows import Seen, show_progress
+from tatscli.files import refuse_unwritable
 from tatscli.store.features import FeatureParts, Rows, State
 from tatscli.store.lock import locked
 from tatscli.store.reader import Store
@@ -85,6 +86,7 @@ def embed(
     out = out or Path(f"{sources[0].resolve().stem}.features.safetensors")
     if out.suffix != ".safetensors":
         raise UsageError(f"cannot write `{out}`: its suffix must be .safetensors")
+    refuse_unwritable(out)
     videos, labels, origin = _open(sources, split, reporter)
     model = load(run, device=device, checkpoint=prefer)
     model.check_layer(layer)

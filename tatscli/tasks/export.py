@@ -22,6 +22,7 @@ from tatscli.data.normalize import standardized
 from tatscli.engine.checkpoint import Checkpoint
 from tatscli.errors import RecipeError, UsageError
 from tatscli.evaluation.features import PooledFeatures
+from tatscli.files import refuse_unwritable
 from tatscli.nn.load import LoadedRun, positions_moved, refuse_tokenizer
 from tatscli.nn.onnx import Graph, need_onnx, publish_onnx, write_onnx
 from tatscli.nn.trained import class_names_of, load_classifier
@@ -106,6 +107,7 @@ def export_onnx(
         reporter.info(f"`{checkpoint.path}`: {moved}")
     default = "encoder.onnx" if what.classes is None else "model.onnx"
     target = subject.home / default if out is None else Path(out)
+    refuse_unwritable(target)
     graph = graph_of(what, recipe, checkpoint, pixels=pixels, opset=opset)
     with _draft_of(target) as draft:
         difference = write_onnx(graph, draft, reporter)

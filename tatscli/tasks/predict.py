@@ -22,6 +22,7 @@ from tatscli.data.windows import Windows
 from tatscli.errors import CheckpointError, DataError, UsageError
 from tatscli.evaluation.predictions import Merged, Prediction, best_classes
 from tatscli.evaluation.windows import Seen, show_progress
+from tatscli.files import refuse_unwritable
 from tatscli.nn.trained import refuse_no_classifier
 from tatscli.video.encode import H264, write_timed
 from tatscli.video.frames import shown_frames
@@ -264,6 +265,7 @@ def _targets(clips: Sequence[Path], videos: Sequence[FileFootage], out: Path) ->
             )
         if target.exists() and target.samefile(video.path):
             raise UsageError(f"`{target}` is the clip itself", hint="name another `--out`")
+        refuse_unwritable(target)
         targets[video.path] = target
     return targets
 

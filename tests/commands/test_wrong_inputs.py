@@ -44,6 +44,9 @@ def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "place"
 
 
+NO_FOLDER = "notes.txt`: it is not a folder"
+
+
 @pytest.mark.parametrize(
     ("line", "code", "said"),
     [
@@ -75,6 +78,13 @@ def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("visualize-masks videos/0.mp4 --mask tub", 2, "tub"),
         ("visualize-masks videos/0.mp4 --out picture.jpg", 2, "picture.jpg"),
         ("visualize-masks videos/0.mp4 --ratio 2", 2, "2"),
+        ("visualize-masks videos/0.mp4 --out notes.txt/new.mp4", 2, NO_FOLDER),
+        ("predict videos/0.mp4 --run runs/mine --out notes.txt/new.mp4", 2, NO_FOLDER),
+        ("embed videos/0.mp4 --run runs/mine --out notes.txt/new.safetensors", 2, NO_FOLDER),
+        ("evaluate runs/mine --protocol knn --out notes.txt/new.json", 2, NO_FOLDER),
+        ("report runs/mine --out notes.txt/new.html", 2, NO_FOLDER),
+        ("export runs/mine --out notes.txt/new.onnx", 2, NO_FOLDER),
+        ("convert runs/mine --to hf --out notes.txt/new", 2, NO_FOLDER),
     ],
 )
 def test_wrong_inputs_are_told_in_one_message(
