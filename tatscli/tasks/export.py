@@ -97,6 +97,8 @@ def export_onnx(
     need_onnx()
     if out is not None and Path(out).is_dir():
         raise UsageError(f"`{out}` is a folder", hint="name a file, such as `model.onnx`")
+    if out is not None and Path(out).suffix != ".onnx":
+        raise UsageError(f"cannot write `{out}`: its suffix must be .onnx")
     subject = open_subject(path, overrides, prefer=prefer, untrained=False)
     recipe, checkpoint = subject.recipe, subject.checkpoint
     assert checkpoint is not None

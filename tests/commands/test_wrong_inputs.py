@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tatscli.console import Reporter
 
 RECIPE = """
 data: {{store: {store}, frames: 4, size: 32, sampling: {{mode: dense, stride: 1}}, workers: 0}}
@@ -84,6 +87,9 @@ NO_FOLDER = "notes.txt`: it is not a folder"
         ("evaluate runs/mine --protocol knn --out notes.txt/new.json", 2, NO_FOLDER),
         ("report runs/mine --out notes.txt/new.html", 2, NO_FOLDER),
         ("export runs/mine --out notes.txt/new.onnx", 2, NO_FOLDER),
+        ("export runs/mine --out new.txt", 2, "its suffix must be .onnx"),
+        ("export runs/mine --opset 3", 2, "`3`"),
+        ("predict videos/0.mp4 --run runs/mine --top -1", 2, "`-1`"),
         ("convert runs/mine --to hf --out notes.txt/new", 2, NO_FOLDER),
     ],
 )
@@ -97,3 +103,10 @@ def test_wrong_inputs_are_told_in_one_message(
     assert "Traceback" not in outcome.stderr
     assert outcome.stdout == ""
     assert sorted(path for path in place.rglob("*") if "runs/mine" not in str(path)) == before
+
+
+def test_a_table_in_a_pipe_has_one_line_for_each_row() -> None:
+    out = io.StringIO()
+    long = "x" * 200
+    Reporter(stdout=out).table("wide", ["a", "b"], [(long, "1"), (long, "2")])
+    assert sum(long in line for line in out.getvalue().splitlines()) == 2

@@ -81,7 +81,12 @@ def test_a_classifier_says_of_a_file_what_evaluation_says(
     assert facts["kind"] == "classifier" and facts["trained"] == "finetuned"
     assert json.loads(facts["classes"]) == ["down", "left", "right"]
     assert json.loads(facts["mean"]) == [0.4, 0.5, 0.6]
-    assert json.loads(facts["sampling"]) == {"mode": "dense", "stride": 2, "short": "repeat_last"}
+    assert json.loads(facts["sampling"]) == {
+        "mode": "dense",
+        "stride": 2,
+        "short": "repeat_last",
+        "indices": "even",
+    }
     assert (facts["frames"], facts["tubelet"], facts["patch"]) == ("8", "2", "8")
     assert facts["checkpoint_sha256"] == find_checkpoint(run).digest()
     (entry,) = session.get_inputs()
