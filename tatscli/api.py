@@ -292,7 +292,8 @@ class VideoModel(nn.Module):
 
 def about_video(footage: Footage, error: DataError) -> DataError:
     """Return an error that says which video cannot be read."""
-    return DataError(f"`{footage.name}` cannot be read: {error.message}", error.hint)
+    reason = error.message.removeprefix("cannot be read: ")
+    return DataError(f"`{footage.name}` cannot be read: {reason}", error.hint)
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -121,11 +121,20 @@ def _run(argv: Sequence[str] | None) -> int:
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
         _say(
-            f"error: {error.format_message().rstrip('.')}",
+            f"error: {_wrong_value(error)}",
             f"`{context.command_path if context else 'tats'} --help` shows what is allowed",
         )
         return error.exit_code
     return returned if isinstance(returned, int) else Exit.OK
+
+
+def _wrong_value(error: typer.TyperException) -> str:
+    """Return Typer's message with the value that was given, which it leaves out of some."""
+    message = error.format_message().rstrip(".").replace("Value error, ", "")
+    problems = getattr(error.__context__, "errors", None)  # pydantic's, which checks for Typer
+    if problems is None:
+        return message
+    return message.replace("Input should", f"`{problems()[0]['input']}` should")
 
 
 def _say(message: str, hint: str | None = None) -> None:

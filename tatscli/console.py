@@ -68,19 +68,32 @@ class Reporter:
         self._write(f"warning: {message}")
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-        """Print a result table on stdout, unless the result is asked for as JSON."""
+        """Print a result table on stdout, unless the result is asked for as JSON.
+
+        In a file or pipe each row is one line, however long. On a terminal a table that is too wide
+        does without lines between its columns, before words are broken.
+        """
         if self.json_output:
             return
+        from rich.box import SIMPLE_HEAD
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
+        console = Console(file=self.stdout)
         table = Table(title=title, title_justify="left")
         for column in columns:
             table.add_column(column, overflow="fold")
         for row in rows:
             table.add_row(*(Text(str(cell)) for cell in row))
-        Console(file=self.stdout).print(table)
+        width = console.measure(table, options=console.options.update_width(10_000)).maximum
+        if width > console.width:
+            if console.is_terminal:
+                table.box, table.padding, table.pad_edge = SIMPLE_HEAD, (0, 0), False
+                table.show_edge = False
+            else:
+                console.width = width
+        console.print(table)
 
     def result(self, payload: dict[str, Any]) -> None:
         """Print the command's result as one JSON object, if JSON was asked for."""

@@ -5,9 +5,33 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from tatscli.errors import UsageError
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Find out, before work is spent on it, that no file or folder can be made at `path`.
+
+    Folders that are missing are not made yet.
+
+    Raises:
+        UsageError: If the nearest folder that is there takes no file.
+    """
+    folder = path.absolute().parent
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = "it is not a folder" if folder.is_file() else error.strerror
+        raise UsageError(
+            f"cannot write `{path}`: no file can be made in `{folder}`: {reason}"
+        ) from error
 
 
 def write_safely(path: Path, content: bytes | str) -> None:

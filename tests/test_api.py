@@ -219,5 +219,7 @@ def test_what_cannot_be_predicted_says_why(
     assert "tats finetune" in str(caught.value.hint)
     (tmp_path / "text.mp4").write_text("no video")
     for call in (model.predict, model.preprocess):
+        with pytest.raises(DataError, match=r"`.*gone\.mp4` cannot be read: no such file"):
+            call(tmp_path / "gone.mp4")
         with pytest.raises(DataError, match=r"`.*text\.mp4` cannot be read: does not open"):
             call(tmp_path / "text.mp4")

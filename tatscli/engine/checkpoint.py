@@ -169,6 +169,13 @@ def find_checkpoint(path: Path, *, prefer: str = "last") -> Checkpoint:
             f"`{path}` does not exist",
             hint="give a run folder such as `runs/ucf101`, or one of its checkpoints",
         )
+    chosen = path / "checkpoints" / prefer
+    if chosen.is_symlink() and not (chosen / "meta.json").is_file():
+        lacking = "its `meta.json`" if chosen.exists() else f"`{os.readlink(chosen)}`"
+        raise CheckpointError(
+            f"the `{prefer}` checkpoint of `{path}` is damaged: {lacking} is missing",
+            hint=f"other checkpoints lie in `{chosen.parent}`, and may be named themselves",
+        )
     if (path / "checkpoints" / "last").exists():
         raise CheckpointError(
             f"`{path}` has no `{prefer}` checkpoint: nothing was scored while it trained",
@@ -176,7 +183,8 @@ def find_checkpoint(path: Path, *, prefer: str = "last") -> Checkpoint:
         )
     raise CheckpointError(
         f"`{path}` holds no checkpoint",
-        hint="give a run folder (it has a `checkpoints` folder) or a checkpoint folder",
+        hint="give a run folder (it has a `checkpoints` folder), one of its checkpoints, or "
+        "weights of others: a folder with `config.json` and its weights, a .pth or .safetensors",
     )
 
 

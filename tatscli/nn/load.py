@@ -76,7 +76,7 @@ def refuse_tokenizer(checkpoint: Checkpoint) -> None:
     if checkpoint.kind == "tokenizer":
         raise CheckpointError(
             f"`{checkpoint.path}` is a tokenizer: it has no ViT encoder",
-            hint="name a pretrained or fine-tuned run; a target takes a tokenizer's codes",
+            hint="name a pretrained or fine-tuned run",
         )
 
 

@@ -107,7 +107,7 @@ def training_pictures(run: Path) -> Iterator[Section]:
 def evaluations(found: Sequence[Result], shown: Result | None) -> Iterator[Section]:
     """Show all evaluations as a table, and the chosen one by class."""
     if not found and shown is None:
-        yield Section("Evaluations", note="None yet: `tats evaluate` of this run writes one.")
+        yield Section("Evaluations", note="None yet: run tats evaluate on this run.")
         return
     columns = ["result", "protocol", "split", "videos", "views"]
     numbers = {

@@ -15,6 +15,7 @@ from tatscli.console import Reporter
 from tatscli.errors import DataError
 
 LOCK = ".lock"
+_TRIES = 1000
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
@@ -35,7 +36,7 @@ def locked(file: Path, what: Path, reporter: Reporter) -> Iterator[None]:
 
     # A file for a lock where the kernel has none would outlive a killed run: no fallback.
     lock = FileLock(file, blocking=False, fallback_to_soft=False, on_acquired=_sign)
-    lockless = False
+    lockless, tries = False, 0
     try:
         while not (lock.is_locked or lockless):
             try:
@@ -45,6 +46,11 @@ def locked(file: Path, what: Path, reporter: Reporter) -> Iterator[None]:
                     raise DataError(
                         f"`{what}` is in use by {_holder(file)}",
                         "wait until that run has ended, or stop it: what it has finished is kept",
+                    ) from None
+                tries += 1
+                if tries == _TRIES:  # nobody holds it: no file can be made here
+                    raise FileNotFoundError(
+                        errno.ENOENT, os.strerror(errno.ENOENT), str(file)
                     ) from None
             except OSError as error:
                 lockless = error.errno in _UNSUPPORTED

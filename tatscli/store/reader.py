@@ -51,7 +51,10 @@ class Store:
             DataError: There is no store, it is unfinished, damaged, or of another format version.
         """
         path = Path(path)
-        again = "run `tats prepare SRC --out STORE` to make one"
+        again = (
+            "run `tats prepare SRC --out STORE` to make one; one that has moved is named by "
+            "`--store` or `data.store`"
+        )
         if not path.is_dir():
             raise DataError(f"there is no store at `{path}`", again)
         try:

@@ -14,7 +14,7 @@ from tatscli.console import Reporter
 from tatscli.engine.checkpoint import Checkpoint, find_checkpoint, save_checkpoint
 from tatscli.engine.run import describe_run, write_run_json
 from tatscli.errors import RecipeError, UsageError
-from tatscli.files import draft_of
+from tatscli.files import draft_of, refuse_unwritable
 from tatscli.nn.classifier import groups_of
 from tatscli.nn.load import refuse_tokenizer
 from tatscli.recipe.load import override_recipe
@@ -238,6 +238,7 @@ def _refuse_target(target: Path, to: Layout, source: Path, *, overwrite: bool) -
     if to != "videomae" and target.suffix in (".pth", ".pt", ".safetensors"):
         raise UsageError(f"`--out {target}` looks like a file, and `--to {to}` writes a folder")
     if not target.exists():
+        refuse_unwritable(target)
         return
     here, there = target.resolve(), source.resolve()
     if here == there or here in there.parents:

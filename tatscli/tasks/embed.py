@@ -18,6 +18,7 @@ from tatscli.data.loader import worker_count
 from tatscli.data.windows import Windows
 from tatscli.errors import UsageError
 from tatscli.evaluation.windows import show_progress
+from tatscli.files import refuse_unwritable
 from tatscli.store.features import FeatureParts, Rows
 from tatscli.store.lock import locked
 from tatscli.store.reader import Store
@@ -77,6 +78,7 @@ def embed(
     out = out or Path(f"{sources[0].resolve().stem}.features.safetensors")
     if out.suffix != ".safetensors":
         raise UsageError(f"cannot write `{out}`: its suffix must be .safetensors")
+    refuse_unwritable(out)
     videos, labels, origin = _open(sources, split, reporter)
     model = load(run, device=device, checkpoint=prefer)
     model.check_layer(layer)

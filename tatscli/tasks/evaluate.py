@@ -19,6 +19,7 @@ from tatscli.engine.threads import use_threads
 from tatscli.errors import CheckpointError, DataError, RecipeError, UsageError
 from tatscli.evaluation.scores import ViewScores
 from tatscli.evaluation.views import Skipped, score_views
+from tatscli.files import refuse_unwritable
 from tatscli.nn.classifier import build_classifier, groups_of
 from tatscli.nn.load import LoadedRun, open_checkpoint, positions_moved
 from tatscli.nn.trained import load_classifier
@@ -108,6 +109,8 @@ def evaluate(
     subject = open_subject(
         path, overrides, prefer=prefer, untrained=untrained, protocol_of=protocol_of
     )
+    if target is None:
+        refuse_unwritable(subject.home / "results" / "result.json")
     recipe, checkpoint, drop = subject.recipe, subject.checkpoint, subject.recipe.evaluate.drop
     if protocol == "finetuned":
         _refuse_frozen_settings(recipe, untrained=untrained)

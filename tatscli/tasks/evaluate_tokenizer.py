@@ -25,6 +25,7 @@ from tatscli.engine.session import Session, session
 from tatscli.errors import UsageError
 from tatscli.evaluation.reconstruction import perplexity, psnr, ssim
 from tatscli.evaluation.views import Skipped, refuse_not_finite, share_skipped
+from tatscli.files import refuse_unwritable
 from tatscli.nn.load import open_checkpoint
 from tatscli.recipe.load import override_recipe
 from tatscli.recipe.schema import Recipe
@@ -100,6 +101,9 @@ def evaluate_tokenizer(
     chosen = checked_out(out, overwrite=overwrite)
     began = time.perf_counter()
     run = open_checkpoint(path, prefer=prefer)
+    home = results_home(Path(path), run.checkpoint.path)
+    if chosen is None:
+        refuse_unwritable(home / "results" / "result.json")
     tokenizer, digest, checkpoint = open_run(run.checkpoint.path)
     recipe = override_recipe(run.recipe, overrides, origin=checkpoint.path)
     store, settings = Store.open(recipe.data.store), recipe.evaluate
@@ -154,7 +158,7 @@ def evaluate_tokenizer(
             **facts,
             "seconds": round(time.perf_counter() - began, 3),
         }
-        home, frames = results_home(Path(path), checkpoint.path), run.recipe.data.frames
+        frames = run.recipe.data.frames
         usual = results_path(result, home, prefer, trained_frames=frames)
         save_result(result, chosen or usual, here)
     return result

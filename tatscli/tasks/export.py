@@ -22,6 +22,7 @@ from tatscli.data.normalize import standardized
 from tatscli.engine.checkpoint import Checkpoint
 from tatscli.errors import RecipeError, UsageError
 from tatscli.evaluation.features import PooledFeatures
+from tatscli.files import refuse_unwritable
 from tatscli.nn.load import LoadedRun, positions_moved, refuse_tokenizer
 from tatscli.nn.onnx import Graph, need_onnx, publish_onnx, write_onnx
 from tatscli.nn.trained import class_names_of, load_classifier
@@ -97,6 +98,8 @@ def export_onnx(
     need_onnx()
     if out is not None and Path(out).is_dir():
         raise UsageError(f"`{out}` is a folder", hint="name a file, such as `model.onnx`")
+    if out is not None and Path(out).suffix != ".onnx":
+        raise UsageError(f"cannot write `{out}`: its suffix must be .onnx")
     subject = open_subject(path, overrides, prefer=prefer, untrained=False)
     recipe, checkpoint = subject.recipe, subject.checkpoint
     assert checkpoint is not None
@@ -109,6 +112,7 @@ def export_onnx(
         reporter.info(f"`{checkpoint.path}`: {moved}")
     default = "encoder.onnx" if what.classes is None else "model.onnx"
     target = subject.home / default if out is None else Path(out)
+    refuse_unwritable(target)
     graph = graph_of(what, recipe, checkpoint, pixels=pixels, opset=opset)
     with _draft_folder(target) as draft:
         difference = write_onnx(graph, draft, reporter)

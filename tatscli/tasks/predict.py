@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from tatscli.api import VideoModel, load
+from tatscli.api import VideoModel, load, named
 from tatscli.console import Reporter
 from tatscli.data.footage import FileFootage, find_videos
 from tatscli.data.loader import worker_count
@@ -22,6 +22,7 @@ from tatscli.data.windows import Windows
 from tatscli.errors import CheckpointError, DataError, UsageError
 from tatscli.evaluation.predictions import Merged, Prediction, best_classes
 from tatscli.evaluation.windows import Seen, show_progress
+from tatscli.files import refuse_unwritable
 from tatscli.nn.trained import refuse_no_classifier
 from tatscli.video.encode import H264, write_timed
 from tatscli.video.frames import shown_frames
@@ -130,7 +131,7 @@ def predict(
         for clip, error in _seen(model, videos, cut, top, bar):
             name = clip.footage.name
             if error is not None:
-                reporter.warn(f"`{name}` cannot be read: {error.message}")
+                reporter.warn(named(clip.footage, error).message)
                 failed.append({"clip": name, "reason": error.message})
                 continue
             if clip.footage.problem is not None:
@@ -266,6 +267,7 @@ def _targets(clips: Sequence[Path], videos: Sequence[FileFootage], out: Path) ->
             )
         if target.exists() and target.samefile(video.path):
             raise UsageError(f"`{target}` is the clip itself", hint="name another `--out`")
+        refuse_unwritable(target)
         targets[video.path] = target
     return targets
 

@@ -11,7 +11,7 @@ from tatscli.engine.checkpoint import Checkpoint
 from tatscli.engine.history import read_metrics, read_object
 from tatscli.engine.session import Session, session
 from tatscli.errors import DataError, TatsError, UsageError
-from tatscli.files import write_safely
+from tatscli.files import refuse_unwritable, write_safely
 from tatscli.nn.load import open_checkpoint
 from tatscli.recipe.load import override_recipe
 from tatscli.recipe.schema import Recipe
@@ -70,6 +70,8 @@ def report(
         raise UsageError(f"`{target}` is a folder", hint="name a file, such as `report.html`")
     if out is not None and out.exists() and not overwrite:
         raise UsageError(f"`{out}` exists already", hint="replace it with `--overwrite`")
+    if run.is_dir():
+        refuse_unwritable(target)
     if not (run / "checkpoints").is_dir() and run.is_dir() and (run / "meta.json").is_file():
         raise UsageError(
             f"`{run}` is a checkpoint, and a report is about a whole run",

@@ -155,7 +155,7 @@ def neighbour_galleries(
             if record.label is not None:
                 mark = "right" if store.rows[other].label == record.label else "wrong"
             near.append(figure("searched", other, f"cosine {float(likeness):.3f}", mark))
-        galleries.append(Gallery(record.id, [figure("asked", row, "asked about"), *near]))
+        galleries.append(Gallery(record.id, [figure("asked", row, "query"), *near]))
     return galleries
 
 

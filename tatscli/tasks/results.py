@@ -23,7 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from tatscli.console import without_nan
 from tatscli.errors import DataError, UsageError
-from tatscli.files import sha256, write_safely
+from tatscli.files import refuse_unwritable, sha256, write_safely
 from tatscli.recipe.schema import FixedMask
 from tatscli.tensors import Tensor, write_tensors
 from tatscli.weights.paths import name_of
@@ -89,6 +89,7 @@ def checked_out(out: Path | str | None, *, overwrite: bool) -> Path | None:
             f"`{scores}`, where the scores would go, is not a file of scores: it is not replaced",
             hint="name another `--out`",
         )
+    refuse_unwritable(path)
     return path
 
 

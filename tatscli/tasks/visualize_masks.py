@@ -12,6 +12,7 @@ import torch
 from tatscli.console import Reporter
 from tatscli.engine.checkpoint import Checkpoint
 from tatscli.errors import DecodeError, UsageError
+from tatscli.files import refuse_unwritable
 from tatscli.nn.load import open_checkpoint
 from tatscli.recipe.schema import Recipe
 from tatscli.tasks.view_notes import clip_notes, left_out, limited_by, mask_notes
@@ -205,6 +206,7 @@ def refuse_out(clip: Path, out: Path) -> None:
         )
     if out.exists() and clip.exists() and out.samefile(clip):
         raise UsageError(f"`{out}` is the clip itself", hint="name another file with `--out`")
+    refuse_unwritable(out)
 
 
 def refuse_columns(out: Path, columns: int | None) -> None:

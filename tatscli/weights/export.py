@@ -157,7 +157,8 @@ def write_hf(
 def write_videomae(path: Path, export: Export) -> None:
     """Write a file in the official layout, which holds nothing but tensors."""
     renamed = to_videomae(export.tensors, kind=export.kind)
-    torch.save({"model": {name: one.clone() for name, one in renamed.items()}}, path)
+    with path.open("wb") as file:  # given a name, torch turns what goes wrong into RuntimeErrors
+        torch.save({"model": {name: one.clone() for name, one in renamed.items()}}, file)
 
 
 def _write_shards(folder: Path, tensors: Mapping[str, Tensor], limit: int) -> list[str]:

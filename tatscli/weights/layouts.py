@@ -189,7 +189,7 @@ def _unknown(called: str, source: dict[str, Tensor]) -> CheckpointError:
         hint = "it is the file of a run of ours: name the run or its checkpoint folder"
     else:
         hint = (
-            "read are official files of VideoMAE, VideoMAE V2 and AdaMAE, folders of "
+            "these are read: official files of VideoMAE, VideoMAE V2 and AdaMAE, folders of "
             "`transformers` with a VideoMAE, and image ViTs of MAE or timm"
         )
     return CheckpointError(

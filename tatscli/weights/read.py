@@ -6,6 +6,7 @@ import argparse
 import json
 import pickle
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,13 +56,18 @@ def read_file(path: Path, *, called: str, allowed: Allowed = NAMESPACE) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with torch.serialization.safe_globals(list(allowed)):
+        with torch.serialization.safe_globals(list(allowed)), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's remarks on pickles that it then refuses
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _unsafe(called, str(error)) from error
     except EOFError as error:
         raise CheckpointError(f"`{called}` cannot be read: it ends too early") from error
     except Exception as error:  # the parsers raise anything over damaged bytes
+        if isinstance(error, OSError) and error.filename is not None:
+            raise CheckpointError(f"`{called}` cannot be read: {error.strerror}") from error
+        if path.suffix != ".safetensors":  # torch's words, such as `101`, would tell nothing
+            raise _not_weights(called) from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"`{called}` cannot be read: {reason}") from error
 
@@ -189,15 +195,19 @@ def _refuse_missing_shard(folder: Path, name: str, index: Path, count: int) -> N
 def _unsafe(called: str, said: str) -> CheckpointError:
     """Tell a pickle that would run code from a file that is no pickle of torch at all."""
     if "nsupported operand" in said or not re.search("GLOBAL|global|class", said):
-        return CheckpointError(
-            f"`{called}` cannot be read: it is not a file of weights",
-            hint="files written by `torch.save`, and .safetensors, are read",
-        )
+        return _not_weights(called)
     named = re.search(r"GLOBAL ([\w.]+)", said)
     what = f", `{named[1]}`" if named else ""
     return CheckpointError(
         f"`{called}` holds more than tensors{what}, and is not read, for that could run its code",
         hint="save its state dict alone, as safetensors",
+    )
+
+
+def _not_weights(called: str) -> CheckpointError:
+    return CheckpointError(
+        f"`{called}` is damaged, or not a file of weights: torch cannot read it",
+        hint="files written by `torch.save`, and .safetensors, are read",
     )
 
 

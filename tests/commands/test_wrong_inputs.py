@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tatscli.console import Reporter
 
 RECIPE = """
 data: {{store: {store}, frames: 4, size: 32, sampling: {{mode: dense, stride: 1}}, workers: 0}}
@@ -44,6 +47,9 @@ def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "place"
 
 
+NO_FOLDER = "notes.txt`: it is not a folder"
+
+
 @pytest.mark.parametrize(
     ("line", "code", "said"),
     [
@@ -75,6 +81,16 @@ def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("visualize-masks videos/0.mp4 --mask tub", 2, "tub"),
         ("visualize-masks videos/0.mp4 --out picture.jpg", 2, "picture.jpg"),
         ("visualize-masks videos/0.mp4 --ratio 2", 2, "2"),
+        ("visualize-masks videos/0.mp4 --out notes.txt/new.mp4", 2, NO_FOLDER),
+        ("predict videos/0.mp4 --run runs/mine --out notes.txt/new.mp4", 2, NO_FOLDER),
+        ("embed videos/0.mp4 --run runs/mine --out notes.txt/new.safetensors", 2, NO_FOLDER),
+        ("evaluate runs/mine --protocol knn --out notes.txt/new.json", 2, NO_FOLDER),
+        ("report runs/mine --out notes.txt/new.html", 2, NO_FOLDER),
+        ("export runs/mine --out notes.txt/new.onnx", 2, NO_FOLDER),
+        ("export runs/mine --out new.txt", 2, "its suffix must be .onnx"),
+        ("export runs/mine --opset 3", 2, "`3`"),
+        ("predict videos/0.mp4 --run runs/mine --top -1", 2, "`-1`"),
+        ("convert runs/mine --to hf --out notes.txt/new", 2, NO_FOLDER),
     ],
 )
 def test_wrong_inputs_are_told_in_one_message(
@@ -87,3 +103,10 @@ def test_wrong_inputs_are_told_in_one_message(
     assert "Traceback" not in outcome.stderr
     assert outcome.stdout == ""
     assert sorted(path for path in place.rglob("*") if "runs/mine" not in str(path)) == before
+
+
+def test_a_table_in_a_pipe_has_one_line_for_each_row() -> None:
+    out = io.StringIO()
+    long = "x" * 200
+    Reporter(stdout=out).table("wide", ["a", "b"], [(long, "1"), (long, "2")])
+    assert sum(long in line for line in out.getvalue().splitlines()) == 2

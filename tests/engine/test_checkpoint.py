@@ -70,6 +70,18 @@ def test_what_is_not_there_or_damaged_is_said(tmp_path: Path) -> None:
             find_checkpoint(tmp_path)
 
 
+def test_a_link_that_leads_nowhere_is_damage_not_absence(tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    (path / "meta.json").rename(path / "elsewhere")
+    with pytest.raises(CheckpointError, match=r"`last` checkpoint .* `meta.json` is missing"):
+        find_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match="no `best` checkpoint: nothing was scored"):
+        find_checkpoint(tmp_path, prefer="best")
+    path.rename(path.with_name("elsewhere"))
+    with pytest.raises(CheckpointError, match=r"`last` checkpoint .* `step-0000001` is missing"):
+        find_checkpoint(tmp_path)
+
+
 def test_the_format_before_this_one_is_read(tmp_path: Path) -> None:
     path = save(tmp_path, 7)
     meta = json.loads((path / "meta.json").read_text())

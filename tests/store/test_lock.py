@@ -48,6 +48,12 @@ def test_a_second_run_is_told_who_is_at_work(tmp_path, holder):
     assert "wait until that run has ended" in raised.value.hint
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder that takes no files")
+def test_a_lock_that_cannot_be_made_is_an_error(tmp_path):
+    with pytest.raises(OSError, match="lock"), locked(Path("/proc/lock"), tmp_path, QUIET):
+        pass
+
+
 def test_a_killed_run_leaves_no_lock(tmp_path, holder):
     holder.kill()
     holder.wait()

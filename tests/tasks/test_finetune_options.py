@@ -68,7 +68,6 @@ def test_the_average_is_what_is_validated_and_saved(
     words = (
         *(*NANO, "finetune.ema=0.3", "finetune.head.norm=batch", "run.save_every=0.5"),
         *("run.keep=9", "finetune.optim.batch_per_device=3", f"finetune.auxiliary={auxiliary}"),
-        "finetune.optim.warmup_epochs=0",  # the first step moves the weights too
     )
     result = finetune(load(*words), reporter=reporter, init=None, out="runs/averaged")
     assert result["steps"] == 4

@@ -1,5 +1,8 @@
 """Writing pictures: what is written reads back, and nothing half-written is left."""
 
+import errno
+import os
+
 import av
 import numpy as np
 import pytest
@@ -104,4 +107,15 @@ def test_only_films_hold_times(tmp_path):
     ):
         with pytest.raises(UsageError, match=message):
             write_timed(tmp_path / name, frames, fps=25)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_is_full_is_an_error_that_names_the_file(tmp_path):
+    def frames():
+        yield np.zeros((16, 16, 3), np.uint8)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as FFmpeg's: without a name
+
+    with pytest.raises(OSError, match="No space") as caught:
+        write_video(tmp_path / "new.mp4", frames(), fps=5)
+    assert caught.value.filename == str(tmp_path / "new.mp4")
     assert not list(tmp_path.iterdir())

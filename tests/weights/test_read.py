@@ -53,6 +53,20 @@ def test_code_in_a_file_is_not_run(tmp_path: Path, where: str) -> None:
     assert not mark.exists()
 
 
+@pytest.mark.parametrize("content", [b"hello\n", b"", b"101", b"\x80\x04X", None])
+def test_what_torch_cannot_read_is_told_in_our_words(
+    tmp_path: Path, content: bytes | None, recwarn: pytest.WarningsRecorder
+) -> None:
+    path = tmp_path / "some.pth"
+    if content is None:
+        torch.save(official("finetuned"), path)
+        content = path.read_bytes()[:5000]
+    path.write_bytes(content)
+    message = refused(path).message
+    assert "is damaged, or not a file of weights" in message or "ends too early" in message
+    assert not recwarn.list
+
+
 def test_only_arguments_of_a_training_are_let_through(tmp_path: Path) -> None:
     found = torch.serialization.get_safe_globals()
     path = save_official(tmp_path / "a.pth", official("finetuned"), args=argparse.Namespace(a=[1]))
