@@ -46,7 +46,9 @@ def export(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="The file.", show_default="RUN/model.onnx, of an encoder encoder.onnx"
+            "--out",
+            help="The file.",
+            show_default="RUN/model.onnx, of an encoder encoder.onnx, always replaced",
         ),
     ] = None,
     features: Annotated[
@@ -67,6 +69,9 @@ def export(
         int, typer.Option("--opset", min=18, help="Version of ONNX's operators.")
     ] = 18,
     checkpoint: WhichCheckpoint = Which.LAST,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the file named by --out.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -84,6 +89,7 @@ def export(
         pixels=cast("Any", input.value),
         opset=opset,
         out=out,
+        overwrite=overwrite,
     )
     facts = result["metadata"]
     difference = result["max_difference"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,6 +110,7 @@ def render(page: Page) -> str:
     """
     try:
         from jinja2 import Environment, StrictUndefined
+        from markupsafe import Markup, escape
     except ImportError as error:
         raise UsageError(
             "`tats report` writes with Jinja, which is not installed",
@@ -116,6 +118,10 @@ def render(page: Page) -> str:
         ) from error
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    # What messages put in backticks is code here.
+    environment.filters["prose"] = lambda text: Markup(
+        re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text)))
     )
     template = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
     return environment.from_string(template).render(page=page)

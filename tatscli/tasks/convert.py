@@ -104,7 +104,7 @@ def convert(
     Returns:
         `source`, `layout`, `kind`, `to`, `out`, `files`, `sha256` of the source; `tensors` in it,
         `matched`, `missing`, `unexpected`, `dropped`, `made`; `written`, `parameters`, `left_out`,
-        `notes`; `frames`, `size`, `classes`.
+        `not_finite`, `notes`; `frames`, `size`, `classes`.
 
     Raises:
         TatsError: If the source cannot be read or does not fit, or the target cannot hold it.
@@ -115,6 +115,11 @@ def convert(
     for remark in found.checkpoint.remarks:
         reporter.info(remark)
     digest, checkpoint = found.checkpoint.digest(), found.checkpoint
+    if bad := [name for name, one in found.tensors.items() if not one.isfinite().all()]:
+        reporter.warn(
+            f"`{source}`: {len(bad)} of {len(found.tensors)} tensors hold numbers that are not "
+            f"finite, the first is `{bad[0]}`"
+        )
     if to == "tats":
         written, left_out, notes = found.tensors, {}, []
         files = _publish_run(found, target, digest)
@@ -144,6 +149,7 @@ def convert(
         **counts,
         "notes": counts["notes"] + notes,
         "written": len(written),
+        "not_finite": len(bad),
         "parameters": sum(one.numel() for one in written.values()),
         "left_out": {reason: len(names) for reason, names in left_out.items()},
         "frames": found.recipe.data.frames,

@@ -69,6 +69,7 @@ def export_onnx(
     pixels: Pixels = "uint8",
     opset: int = 18,
     out: Path | str | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write the classifier of a fine-tuned run, or the encoder of any run, as an ONNX file.
 
@@ -84,7 +85,9 @@ def export_onnx(
         pixels: What the file takes: `uint8` frames as decoders give them, which it standardises
             itself, or `float` video that is standardised already.
         opset: Version of ONNX's operators.
-        out: The file; by default `model.onnx` in the run, of an encoder `encoder.onnx`.
+        out: The file; by default `model.onnx` in the run, of an encoder `encoder.onnx`, which is
+            replaced.
+        overwrite: Replace `out`.
 
     Returns:
         `out`, `files`, `bytes`, `kind`, `opset`, `checked`, `max_difference` (None where it was not
@@ -100,6 +103,8 @@ def export_onnx(
         raise UsageError(f"`{out}` is a folder", hint="name a file, such as `model.onnx`")
     if out is not None and Path(out).suffix != ".onnx":
         raise UsageError(f"cannot write `{out}`: its suffix must be .onnx")
+    if out is not None and Path(out).exists() and not overwrite:
+        raise UsageError(f"`{out}` exists", hint="`--overwrite` replaces it")
     subject = open_subject(path, overrides, prefer=prefer, untrained=False)
     recipe, checkpoint = subject.recipe, subject.checkpoint
     assert checkpoint is not None

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from tatscli.api import VideoModel, load, named
+from tatscli.api import VideoModel, about_video, load
 from tatscli.console import Reporter
 from tatscli.data.footage import FileFootage, find_videos
 from tatscli.data.loader import worker_count
@@ -131,7 +131,7 @@ def predict(
         for clip, error in _seen(model, videos, cut, top, bar):
             name = clip.footage.name
             if error is not None:
-                reporter.warn(named(clip.footage, error).message)
+                reporter.warn(about_video(clip.footage, error).message)
                 failed.append({"clip": name, "reason": error.message})
                 continue
             if clip.footage.problem is not None:

@@ -69,7 +69,7 @@ def report(
     if target.is_dir():
         raise UsageError(f"`{target}` is a folder", hint="name a file, such as `report.html`")
     if out is not None and out.exists() and not overwrite:
-        raise UsageError(f"`{out}` exists already", hint="replace it with `--overwrite`")
+        raise UsageError(f"`{out}` exists", hint="`--overwrite` replaces it")
     if run.is_dir():
         refuse_unwritable(target)
     if not (run / "checkpoints").is_dir() and run.is_dir() and (run / "meta.json").is_file():
@@ -176,8 +176,8 @@ def _clips(
         )
     if checkpoint.kind != "tokenizer":
         note = (
-            "The training videos whose features are most alike: by the cosine of what is left of "
-            "the mean over all tokens once that of all videos is taken away. Centre views."
+            "The training videos with the most similar features: cosine similarity of the mean "
+            "token features of centre views, after subtracting their mean over all videos."
         )
         asked.append(
             (

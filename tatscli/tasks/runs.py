@@ -106,6 +106,8 @@ def describe(path: Path, base: Path) -> RunFacts:
     meta = _object(path / "checkpoints" / "last" / "meta.json", problems)
     if (path / "checkpoints" / "last").is_symlink() and not meta and not problems:
         problems.append("`checkpoints/last` leads nowhere")
+    if meta and not (path / "checkpoints" / "last" / "model.safetensors").is_file():
+        problems.append("there is no `model.safetensors` in `checkpoints/last`")
     only_results = not about and not (path / "recipe.yaml").exists() and not meta
     if not only_results and not problems:
         problems += [

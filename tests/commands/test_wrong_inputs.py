@@ -36,6 +36,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert main(["pretrain", "mine.yaml", "--max-steps", "1"]) == 0
     (folder / "empty").mkdir()
     (folder / "notes.txt").write_text("not a video")
+    (folder / "old.onnx").write_text("not ours to replace")
     (folder / "broken.yaml").write_text("data: [unclosed\n")
     return folder
 
@@ -88,6 +89,7 @@ NO_FOLDER = "notes.txt`: it is not a folder"
         ("report runs/mine --out notes.txt/new.html", 2, NO_FOLDER),
         ("export runs/mine --out notes.txt/new.onnx", 2, NO_FOLDER),
         ("export runs/mine --out new.txt", 2, "its suffix must be .onnx"),
+        ("export runs/mine --out old.onnx", 2, "`old.onnx` exists"),
         ("export runs/mine --opset 3", 2, "`3`"),
         ("predict videos/0.mp4 --run runs/mine --top -1", 2, "`-1`"),
         ("convert runs/mine --to hf --out notes.txt/new", 2, NO_FOLDER),

@@ -61,6 +61,12 @@ def test_nothing_is_loaded_from_elsewhere() -> None:
     assert not re.search(r"@import|url\(", html)
 
 
+def test_what_messages_put_in_backticks_is_code_and_escaped() -> None:
+    section = Section("S", note="Not shown: there is no store at `<b>gone</b>`.")
+    html = render(Page("T", "", [], [section]))
+    assert "at <code>&lt;b&gt;gone&lt;/b&gt;</code>." in html
+
+
 def test_it_fits_a_phone_and_paper() -> None:
     html = render(nasty_page())
     assert 'name="viewport"' in html and "@media print" in html

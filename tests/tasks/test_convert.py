@@ -182,6 +182,19 @@ def heads_run(folder: Path, *overrides: str) -> Path:
     return make_run(folder / "run", recipe, names, groups=groups, **more)
 
 
+def test_weights_that_are_not_finite_are_counted(
+    tmp_path: Path, sources: dict[str, Path], cli: Any
+) -> None:
+    found = torch.load(sources["pth"], weights_only=True)
+    tensors = next(one for one in found.values() if isinstance(one, dict))
+    tensors["head.bias"][0] = float("nan")
+    torch.save(found, tmp_path / "nan.pth")
+    words = ["--heads", 2, "--to", "hf", "--out", tmp_path / "nan-hub", "--json"]
+    outcome = cli("convert", tmp_path / "nan.pth", *words)
+    assert outcome.code == 0 and outcome.json()["not_finite"] == 1
+    assert "tensors hold numbers that are not finite, the first is `head.bias`" in outcome.stderr
+
+
 @pytest.mark.parametrize("norm", ["layer", "batch"])
 def test_several_heads_are_refused_by_their_key(tmp_path: Path, norm: str) -> None:
     run = heads_run(tmp_path, f"finetune.head.norm={norm}")

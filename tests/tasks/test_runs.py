@@ -99,6 +99,7 @@ def test_states_are_told_by_steps_and_the_last_write(runs: Path) -> None:
         (lambda run: (run / "run.json").unlink(), "there is no `run.json`"),
         (lambda run: (run / "recipe.yaml").unlink(), "there is no `recipe.yaml`"),
         (lambda run: (run / "checkpoints/last/meta.json").write_text(""), "`meta.json` cannot be"),
+        (lambda run: (run / "checkpoints/last/model.safetensors").unlink(), "no `model.saf"),
         (lambda run: shutil.rmtree((run / "checkpoints/last").resolve()), "leads nowhere"),
     ],
 )

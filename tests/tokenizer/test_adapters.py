@@ -164,7 +164,7 @@ def test_pickled_code_is_not_run(tmp_path: Path) -> None:
     path = tmp_path / "bad.ckpt"
     with path.open("wb") as file:
         pickle.dump({"state_dict": Harmful()}, file)
-    with pytest.raises(CheckpointError, match=r"cannot be read|holds more than tensors"):
+    with pytest.raises(CheckpointError, match=r"torch cannot read it|holds more than tensors"):
         open_taming(path)
     torch.save({"state_dict": Harmful()}, path)
     with pytest.raises(CheckpointError, match="holds more than tensors"):
