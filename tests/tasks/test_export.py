@@ -169,7 +169,7 @@ def test_a_file_that_fails_the_check_is_not_written_over_an_older_one(
     monkeypatch.setattr(module, "write_onnx", fails)
     for out in ("old.onnx", "new.onnx"):
         with pytest.raises(TatsError, match="differs"):
-            export_onnx(run, reporter=reporter, out=out)
+            export_onnx(run, reporter=reporter, out=out, overwrite=True)
     assert Path("old.onnx").read_bytes() == b"old"
     assert [one.name for one in Path().glob("**/*.onnx*")] == ["old.onnx"]
 
