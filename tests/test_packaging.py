@@ -105,7 +105,7 @@ def test_the_constraints_can_be_met():
         )
     }
     wanted = [Requirement(line) for line in requires("tats") or ()]
-    for extra in ("", "dev", "hf"):
+    for extra in ("", "dev", "hf", "onnx", "report", "tokenizers", "track"):
         for one in wanted:
             if one.marker and not one.marker.evaluate({"extra": extra}):
                 continue
