@@ -34,6 +34,16 @@ def refuse_unwritable(path: Path) -> None:
         ) from error
 
 
+def refuse_existing(path: Path, *, overwrite: bool) -> None:
+    """Find out, before work is spent on it, that something would be replaced unasked.
+
+    Raises:
+        UsageError: If `path` exists, and `overwrite` is not set.
+    """
+    if path.exists() and not overwrite:
+        raise UsageError(f"`{path}` exists", hint="`--overwrite` replaces it")
+
+
 def write_safely(path: Path, content: bytes | str) -> None:
     """Write under a temporary name in the same folder, sync, rename."""
     temporary = path.with_name(f".{path.name}.part")

@@ -23,7 +23,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from tatscli.errors import DataError, UsageError
-from tatscli.files import write_safely
+from tatscli.files import refuse_existing, write_safely
 from tatscli.tensors import Tensor, write_tensors
 
 PLAN = "plan.json"
@@ -193,8 +193,7 @@ class FeatureParts:
                 ),
                 hint="the command it was begun with continues it; `--overwrite` throws it away",
             )
-        if self.out.exists():
-            raise UsageError(f"`{self.out}` exists", hint="`--overwrite` replaces it")
+        refuse_existing(self.out, overwrite=overwrite)
 
     def _whole_parts(self) -> list[Path]:
         """Return the parts from the first on, up to one that is missing."""

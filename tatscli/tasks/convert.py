@@ -11,7 +11,7 @@ from tatscli.console import Reporter
 from tatscli.engine.checkpoint import save_checkpoint
 from tatscli.engine.run import describe_run, write_run_json
 from tatscli.errors import UsageError
-from tatscli.files import draft_of, refuse_unwritable
+from tatscli.files import draft_of, refuse_existing, refuse_unwritable
 from tatscli.recipe.text import dump_recipe
 from tatscli.tasks.convert_source import Source, open_source
 from tatscli.tasks.results import results_in
@@ -134,8 +134,7 @@ def _refuse_target(target: Path, to: Layout, source: Path, *, overwrite: bool) -
     here, there = target.resolve(), source.resolve()
     if here == there or here in there.parents:
         raise UsageError(f"`--out {target}` is the source, or holds it", hint="name another")
-    if not overwrite:
-        raise UsageError(f"`{target}` exists", hint="replace it with `--overwrite`")
+    refuse_existing(target, overwrite=overwrite)
     if target.is_dir() and any(target.iterdir()):
         mark = _MARKS.get(to)
         if mark is None or not (target / mark).is_file():

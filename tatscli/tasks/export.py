@@ -22,7 +22,7 @@ from tatscli.data.normalize import standardized
 from tatscli.engine.checkpoint import Checkpoint
 from tatscli.errors import RecipeError, UsageError
 from tatscli.evaluation.features import PooledFeatures
-from tatscli.files import refuse_unwritable
+from tatscli.files import refuse_existing, refuse_unwritable
 from tatscli.nn.load import LoadedRun, positions_moved, refuse_tokenizer
 from tatscli.nn.onnx import Graph, need_onnx, publish_onnx, write_onnx
 from tatscli.nn.trained import class_names_of, load_classifier
@@ -103,8 +103,8 @@ def export_onnx(
         raise UsageError(f"`{out}` is a folder", hint="name a file, such as `model.onnx`")
     if out is not None and Path(out).suffix != ".onnx":
         raise UsageError(f"cannot write `{out}`: its suffix must be .onnx")
-    if out is not None and Path(out).exists() and not overwrite:
-        raise UsageError(f"`{out}` exists", hint="`--overwrite` replaces it")
+    if out is not None:
+        refuse_existing(Path(out), overwrite=overwrite)
     subject = open_subject(path, overrides, prefer=prefer, untrained=False)
     recipe, checkpoint = subject.recipe, subject.checkpoint
     assert checkpoint is not None

@@ -11,7 +11,7 @@ from tatscli.engine.checkpoint import Checkpoint
 from tatscli.engine.history import read_metrics, read_object
 from tatscli.engine.session import Session, session
 from tatscli.errors import DataError, TatsError, UsageError
-from tatscli.files import refuse_unwritable, write_safely
+from tatscli.files import refuse_existing, refuse_unwritable, write_safely
 from tatscli.nn.load import open_checkpoint
 from tatscli.recipe.load import override_recipe
 from tatscli.recipe.schema import Recipe
@@ -68,8 +68,8 @@ def report(
     target = out or run / "report.html"
     if target.is_dir():
         raise UsageError(f"`{target}` is a folder", hint="name a file, such as `report.html`")
-    if out is not None and out.exists() and not overwrite:
-        raise UsageError(f"`{out}` exists", hint="`--overwrite` replaces it")
+    if out is not None:
+        refuse_existing(out, overwrite=overwrite)
     if run.is_dir():
         refuse_unwritable(target)
     if not (run / "checkpoints").is_dir() and run.is_dir() and (run / "meta.json").is_file():
@@ -102,7 +102,7 @@ def report(
         title=run.resolve().name,
         subtitle=subtitle(opened, described),
         facts=headline(opened, lines, shown),
-        sections=[one for one in sections if one is not None],
+        sections=sections,
     )
     for words in left_out:
         reporter.warn(words)

@@ -6,7 +6,6 @@ Shapes: R videos, L classes, Q stored features, D width, T frames.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -18,7 +17,7 @@ from tatscli.errors import DataError
 from tatscli.evaluation.features import PooledFeatures
 from tatscli.evaluation.knn import nearest
 from tatscli.evaluation.views import as_is, score_views
-from tatscli.recipe.schema import Recipe
+from tatscli.recipe.schema import Data, Recipe
 from tatscli.report.page import Figure, Gallery
 from tatscli.report.pictures import animation, strip
 from tatscli.report.sections import Result
@@ -81,7 +80,6 @@ def example_galleries(result: Result, recipe: Recipe, store: Store, count: int) 
     )
     truth_R = score_RL.gather(1, label_R.unsqueeze(1)).squeeze(1)
     order = truth_R.argsort(descending=True, stable=True).tolist()
-    best, worst = order[:count], [place for place in order[::-1][:count]]
     names = facts["class_names"]
     views = EvalViews(store, row_R.tolist(), _uncached(recipe), sampling=recipe.view_sampling)
 
@@ -99,8 +97,8 @@ def example_galleries(result: Result, recipe: Recipe, store: Store, count: int) 
         )
 
     return [
-        Gallery("Best", [figure(place) for place in best]),
-        Gallery("Worst", [figure(place) for place in worst]),
+        Gallery("Best", [figure(place) for place in order[:count]]),
+        Gallery("Worst", [figure(place) for place in order[::-1][:count]]),
     ]
 
 
@@ -183,6 +181,6 @@ def _strip(views: EvalViews, place: int) -> str:
     return strip(sample.video_CTHW.transpose(0, 1))
 
 
-def _uncached(recipe: Recipe) -> Any:
+def _uncached(recipe: Recipe) -> Data:
     """Return how clips are read, without a cache: few are."""
     return recipe.data.model_copy(update={"cache": "none"})

@@ -23,7 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from tatscli.console import without_nan
 from tatscli.errors import DataError, UsageError
-from tatscli.files import refuse_unwritable, sha256, write_safely
+from tatscli.files import refuse_existing, refuse_unwritable, sha256, write_safely
 from tatscli.recipe.schema import FixedMask
 from tatscli.tensors import Tensor, write_tensors
 from tatscli.weights.paths import name_of
@@ -82,8 +82,7 @@ def checked_out(out: Path | str | None, *, overwrite: bool) -> Path | None:
     if scores == path:
         raise UsageError(f"`{out}` is the name of a file of scores, not of a result", hint=name)
     for one in (path, scores):
-        if one.exists() and not overwrite:
-            raise UsageError(f"`{one}` exists", hint="`--overwrite` replaces it")
+        refuse_existing(one, overwrite=overwrite)
     if scores.exists() and not _is_scores(scores):
         raise UsageError(
             f"`{scores}`, where the scores would go, is not a file of scores: it is not replaced",
