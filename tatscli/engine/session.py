@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from tatscli.console import Reporter
 from tatscli.engine import distributed
@@ -34,32 +32,6 @@ class Session:
     dtype: torch.dtype
     reporter: Reporter
     reasons: dict[str, str]
-
-    def wrap(self, model: nn.Module, run: Run) -> DistributedDataParallel | None:
-        """Compile the blocks of a model in place where the recipe says so, and return the wrapper
-        that averages its gradients over processes, if there are several.
-
-        A model with parameters that get no gradient says so in `leaves_parameters_out`.
-        """
-        if run.compile:
-            compile_blocks(model)
-        if self.world.size == 1:
-            return None
-        devices = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(
-            model,
-            device_ids=devices,
-            gradient_as_bucket_view=True,
-            find_unused_parameters=getattr(model, "leaves_parameters_out", False),
-        )
-
-
-def compile_blocks(model: nn.Module) -> None:
-    """Compile every block of a model's stacks: the same code for all, so it is compiled once."""
-    for name, stack in model.named_modules():
-        if isinstance(stack, nn.ModuleList) and name.rsplit(".", 1)[-1] == "blocks":
-            for block in stack:
-                block.compile()
 
 
 @contextmanager
