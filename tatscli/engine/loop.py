@@ -107,6 +107,7 @@ def optimise(training: Training, feed: Feed, averages: Averages) -> list[int]:
     feed.begin()
     for part in range(parts):
         batch = feed.take(lambda: False)
+        assert batch is not None
         averages.add({"replaced": float(batch.replaced)})
         generator = random_at(training.run.seed, training.done, part, training.world.rank)
         # Gradients cross the network once a step, with the last micro-batch.
