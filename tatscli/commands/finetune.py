@@ -11,6 +11,7 @@ from tatscli.commands.options import (
     DryRun,
     Json,
     MaxSteps,
+    Nproc,
     Overrides,
     Overwrite,
     Quiet,
@@ -29,10 +30,13 @@ EPILOG = """Examples:
   tats finetune ucf101 --scratch --out runs/ucf101-scratch
 
   tats finetune ucf101 --resume
+
+  tats finetune runs/ssv2 --nproc 8
 """
 
 
 def finetune(
+    context: typer.Context,
     source: Annotated[
         str,
         typer.Argument(
@@ -58,6 +62,7 @@ def finetune(
     resume: Resume = False,
     overwrite: Overwrite = False,
     max_steps: MaxSteps = None,
+    nproc: Nproc = None,
     dry_run: DryRun = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -66,7 +71,7 @@ def finetune(
     """Fine-tune a pretrained encoder on the labelled videos of a store."""
     from tatscli.tasks.recipes import open_recipe, resumes_itself, shorthand
 
-    say = reporter(json, quiet, verbose)
+    say = reporter(json, quiet, verbose, joins=not dry_run)
     given = shorthand(overrides, {"data.store": store, "run.max_steps": max_steps})
     resumes = resume and resumes_itself(source, "finetuned")
     loaded, folder = open_recipe(source, given, resumes=resumes)
@@ -79,6 +84,10 @@ def finetune(
         target = out or finetune_folder(loaded, folder, scratch=scratch)
         show_plan(plan_finetuning(loaded, target), say)
         return
+    if nproc is not None:
+        from tatscli.engine.launch import launch
+
+        launch(context.obj, nproc, device=loaded.recipe.run.device)
     from tatscli.tasks.finetune import choose_start
     from tatscli.tasks.finetune import finetune as run_finetuning
 

@@ -37,6 +37,14 @@ MaxSteps = Annotated[
     int | None,
     typer.Option("--max-steps", min=1, help="Stop after so many steps of the full schedule."),
 ]
+Nproc = Annotated[
+    str | None,
+    typer.Option(
+        "--nproc",
+        metavar="N|auto",
+        help="Processes on this machine, each with a GPU; `auto` is one for each GPU there is.",
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the derived numbers and stop.")]
 
 Windows = Annotated[
@@ -69,14 +77,25 @@ WhichCheckpoint = Annotated[
 ]
 
 
-def reporter(json: bool, quiet: bool, verbose: bool) -> Reporter:
+def reporter(json: bool, quiet: bool, verbose: bool, *, joins: bool = False) -> Reporter:
     """Make the reporter that `--json`, `--quiet` and `--verbose` ask for.
 
-    Under `torchrun` only rank 0 speaks; the others keep their warnings.
+    Args:
+        json: Print one JSON object and no tables.
+        quiet: Only warnings.
+        verbose: Also details.
+        joins: The command joins the processes that were started together with this one: only the
+            first of them speaks, and the others keep their warnings.
+
+    Raises:
+        UsageError: If the command joins, and what the environment says of the others makes no
+            sense.
     """
     from tatscli.console import Reporter
+    from tatscli.engine.schedulers import find_place
 
-    if os.environ.get("RANK", "0") != "0":
+    place = find_place(os.environ)[0] if joins else None
+    if place is not None and place.rank > 0:
         return Reporter(quiet=True, stdout=io.StringIO())
     return Reporter(json_output=json, quiet=quiet, verbose=verbose)
 

@@ -11,6 +11,7 @@ from tatscli.commands.options import (
     DryRun,
     Json,
     MaxSteps,
+    Nproc,
     Overrides,
     Overwrite,
     Quiet,
@@ -31,11 +32,14 @@ EPILOG = """Examples:
 
   tats pretrain runs/ucf101 --resume
 
+  tats pretrain k400 --nproc 8
+
   torchrun --nproc-per-node 8 -m tatscli pretrain k400
 """
 
 
 def pretrain(
+    context: typer.Context,
     source: Source,
     overrides: Overrides = None,
     store: StoreOption = None,
@@ -52,6 +56,7 @@ def pretrain(
     resume: Resume = False,
     overwrite: Overwrite = False,
     max_steps: MaxSteps = None,
+    nproc: Nproc = None,
     dry_run: DryRun = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -60,7 +65,7 @@ def pretrain(
     """Pretrain on the videos of a store: RECIPE says what is hidden, guessed and compared."""
     from tatscli.tasks.recipes import open_recipe, shorthand
 
-    say = reporter(json, quiet, verbose)
+    say = reporter(json, quiet, verbose, joins=not dry_run)
     given = shorthand(overrides, {"data.store": store, "run.max_steps": max_steps})
     loaded, folder = open_recipe(source, given, resumes=resume)
     for note in loaded.notes:
@@ -71,6 +76,10 @@ def pretrain(
 
         show_plan(plan_pretraining(loaded, out or folder or pretrain_folder(loaded)), say)
         return
+    if nproc is not None:
+        from tatscli.engine.launch import launch
+
+        launch(context.obj, nproc, device=loaded.recipe.run.device)
     from tatscli.tasks.pretrain import pretrain as run_pretraining
 
     result = run_pretraining(

@@ -275,7 +275,7 @@ def _stopped(training: Training, last: int, code: int) -> Stopped:
 
 def _agreed_stop(training: Training, request: StopRequest) -> int:
     """Return the exit code if any rank was told to stop, so that all leave after the same step."""
-    return int(distributed.largest(request.exit_code, training.device))
+    return int(distributed.largest(request.exit_code))
 
 
 def _log(
