@@ -9,6 +9,8 @@ import typer
 
 from tatscli.commands.options import (
     DryRun,
+    GpuMemory,
+    Gpus,
     Json,
     MaxSteps,
     Nproc,
@@ -18,6 +20,7 @@ from tatscli.commands.options import (
     Resume,
     StoreOption,
     Verbose,
+    planned,
     reporter,
 )
 
@@ -64,6 +67,8 @@ def finetune(
     max_steps: MaxSteps = None,
     nproc: Nproc = None,
     dry_run: DryRun = False,
+    gpus: Gpus = None,
+    gpu_memory: GpuMemory = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -77,12 +82,13 @@ def finetune(
     loaded, folder = open_recipe(source, given, resumes=resumes)
     for note in loaded.notes:
         say.info(note)
+    plans = planned(dry_run, gpus, gpu_memory, nproc, loaded.recipe.run.device)
     if dry_run:
         from tatscli.tasks.dry_run import plan_finetuning, show_plan
         from tatscli.tasks.finetune import finetune_folder
 
         target = out or finetune_folder(loaded, folder, scratch=scratch)
-        show_plan(plan_finetuning(loaded, target), say)
+        show_plan(plan_finetuning(loaded, target, **plans), say)
         return
     if nproc is not None:
         from tatscli.engine.launch import launch

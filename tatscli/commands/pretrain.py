@@ -9,6 +9,8 @@ import typer
 
 from tatscli.commands.options import (
     DryRun,
+    GpuMemory,
+    Gpus,
     Json,
     MaxSteps,
     Nproc,
@@ -19,6 +21,7 @@ from tatscli.commands.options import (
     Source,
     StoreOption,
     Verbose,
+    planned,
     reporter,
 )
 
@@ -29,6 +32,8 @@ EPILOG = """Examples:
   tats pretrain ucf101 --store prepared/ucf101 optim.epochs=400 mask.ratio=0.95
 
   tats pretrain small --dry-run --json
+
+  tats pretrain videomae2/giant --dry-run --gpus 8 --gpu-memory 80
 
   tats pretrain runs/ucf101 --resume
 
@@ -58,6 +63,8 @@ def pretrain(
     max_steps: MaxSteps = None,
     nproc: Nproc = None,
     dry_run: DryRun = False,
+    gpus: Gpus = None,
+    gpu_memory: GpuMemory = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -70,11 +77,12 @@ def pretrain(
     loaded, folder = open_recipe(source, given, resumes=resume)
     for note in loaded.notes:
         say.info(note)
+    plans = planned(dry_run, gpus, gpu_memory, nproc, loaded.recipe.run.device)
     if dry_run:
         from tatscli.tasks.dry_run import plan_pretraining, show_plan
         from tatscli.tasks.pretrain import pretrain_folder
 
-        show_plan(plan_pretraining(loaded, out or folder or pretrain_folder(loaded)), say)
+        show_plan(plan_pretraining(loaded, out or folder or pretrain_folder(loaded), **plans), say)
         return
     if nproc is not None:
         from tatscli.engine.launch import launch

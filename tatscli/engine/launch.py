@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+
 from tatscli.engine.schedulers import LAUNCHED, LOCALHOST, LOST, Place, find_place
 from tatscli.errors import Told, UsageError
 
