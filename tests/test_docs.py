@@ -64,6 +64,9 @@ def words_of(line: str) -> list[str]:
     words = shlex.split(line, comments=True)
     start = words.index("tatscli") if words[0] == "torchrun" else 0
     words = words[start + 1 :]
+    if "--nproc" in words:  # has tests of its own, and costs a start for each process
+        place = words.index("--nproc")
+        words = words[:place] + words[place + 2 :]
     return words[: words.index(">")] if ">" in words else words
 
 

@@ -154,7 +154,7 @@ def _count(
             for checkpointing in (chosen, not chosen) if devices.asked else (chosen,):
                 for module in (module for part in parts for module in part.modules()):
                     if hasattr(module, "checkpointing"):
-                        module.checkpointing = checkpointing
+                        module.checkpointing = checkpointing  # type: ignore[assignment]
                 found[checkpointing] = step_memory(work, parts, half=_half(recipe.run))
         except _UNCOUNTED as error:
             return f"not counted: {str(error).partition(chr(10))[0]}"
