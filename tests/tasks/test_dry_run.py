@@ -22,10 +22,16 @@ TUBE = "mask={kind: tube, ratio: 0.9}"
 TOKENS, VISIBLE, HIDDEN, PIXELS = 1568, 160, 1408, 1536  # of ssv2 under a tube mask of 0.9
 
 
+def count_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the step that is counted, which takes a second; the plan around it stays."""
+    monkeypatch.setattr(memory_plan, "step_memory", lambda *a, **k: StepMemory(0, 0))
+
+
 @pytest.fixture
 def plan(cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
-    """What `tats pretrain ssv2 ... --dry-run` says."""
+    """What `tats pretrain ssv2 ... --dry-run` says, but for memory."""
     monkeypatch.chdir(tmp_path)
+    count_no_memory(monkeypatch)
 
     def run(*words: str, command: str = "pretrain") -> dict[str, Any]:
         outcome = cli(command, "ssv2", *words, "--dry-run", "--json")
@@ -88,8 +94,7 @@ def test_every_shipped_recipe_passes_a_dry_run(
     for make in (dry_run.plan_pretraining, dry_run.plan_finetuning):
         monkeypatch.setattr(dry_run, make.__name__, once(make))
     if name not in COUNTED:
-        nothing = lambda *args, **options: StepMemory(0, 0)  # noqa: E731
-        monkeypatch.setattr(memory_plan, "step_memory", nothing)
+        count_no_memory(monkeypatch)
     alone = load_recipe(name).recipe.tokenizer is not None
     coder = None if alone else CODERS.get((name.split("/")[0], name.endswith("small")))
     more = [f"targets.0.tokenizer.path={coders[coder]}"] if coder else []
