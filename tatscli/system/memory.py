@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, UntypedStorage, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
@@ -34,16 +34,21 @@ class StepMemory:
 
 
 @contextmanager
-def pretended(*modules: Any) -> Iterator[None]:
-    """Compute with fake tensors; those of the modules (which are on the meta device) become such.
-
-    Args:
-        modules: Whatever moves its tensors by `_apply`, as modules do.
-    """
+def pretended(*modules: nn.Module) -> Iterator[None]:
+    """Compute with fake tensors; those of the modules, on the meta device so far, become such."""
     with FakeTensorMode():
-        for module in modules:
-            module._apply(lambda one: torch.empty(one.shape, dtype=one.dtype))
+        fakes: dict[Tensor, Tensor] = {}
+        for part in (part for module in modules for part in module.modules()):
+            for table in (part._parameters, part._buffers):
+                for name, one in table.items():
+                    if one is not None and not isinstance(one, FakeTensor):
+                        table[name] = fakes.setdefault(one, _fake(one))  # type: ignore[assignment]
         yield
+
+
+def _fake(one: Tensor) -> Tensor:
+    fake = torch.empty(one.shape, dtype=one.dtype)
+    return nn.Parameter(fake, one.requires_grad) if isinstance(one, nn.Parameter) else fake
 
 
 def step_memory(
