@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import count
 from typing import Any, TypeVar
 
 import torch
@@ -27,6 +28,8 @@ T = TypeVar("T")
 
 COLLECTIVES = timedelta(minutes=30)
 """How long one rank may keep the others waiting, while it scores or saves."""
+
+_JOINED = count()
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +168,9 @@ def _open_store(place: Place, *, hosts: bool) -> dist.Store:
             + str(error).partition("\n")[0],
             hint="set `MASTER_PORT` to a free port, and `MASTER_ADDR` to the machine of rank 0",
         ) from error
-    return dist.PrefixStore(f"tats/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    # Torchrun's store outlives a start, and what one process joins after another.
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"tats/{start}/{next(_JOINED)}", store)
 
 
 @contextmanager
