@@ -166,7 +166,7 @@ def _settled_garbage() -> Iterator[Callable[[], None]]:
 
 def _agreed_stop(training: Training, request: StopRequest) -> int:
     """Return the exit code if any rank was told to stop, so that all leave after the same step."""
-    return int(distributed.largest(request.exit_code, training.device))
+    return int(distributed.largest(request.exit_code))
 
 
 def _score(training: Training, log: MetricsLog | None, means: dict[str, float]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -35,12 +35,17 @@ class Session:
 
 
 @contextmanager
-def session(run: Run, reporter: Reporter) -> Iterator[Session]:
-    """Join the peers, choose device and precision, seed the weights."""
+def session(run: Run, reporter: Reporter, *, joins: bool = True) -> Iterator[Session]:
+    """Join the peers, unless `joins` is false; choose device and precision, seed the weights."""
     device, device_reason = choose_device(run.device)
-    with distributed.joined(device.type) as world:
+    peers = (
+        distributed.joined(device.type, patience=run.peers_timeout, say=reporter.info)
+        if joins
+        else nullcontext(distributed.World())
+    )
+    with peers as world:
         if device.type == "cuda":
-            device = torch.device("cuda", world.local_rank)
+            device = torch.device("cuda", world.gpu)
             torch.cuda.set_device(device)
         dtype, dtype_reason = choose_precision(run.precision, device)
         name = str(dtype).removeprefix("torch.")
