@@ -53,6 +53,15 @@ class Batch:
         """Return the same batch in pinned memory (the name DataLoader looks for)."""
         return self.each(torch.Tensor.pin_memory)
 
+    def record_stream(self, stream: Any) -> None:
+        """Tell the allocator that a CUDA stream uses the batch."""
+
+        def record(tensor: Tensor) -> Tensor:
+            tensor.record_stream(stream)
+            return tensor
+
+        self.each(record)
+
     def each(self, change: Callable[[Tensor], Any]) -> Batch:
         """Return the same batch with every tensor changed, always in the same order."""
         motion = self.motion

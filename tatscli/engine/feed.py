@@ -172,7 +172,7 @@ class _Reading:
 
     def _work(self) -> None:
         try:
-            while self._until(lambda: self._wanted and self._found is None or self._side):
+            while self._until(lambda: self._wanted and (self._side or self._found is None)):
                 batch = next(self._batches)
                 rows, event = batch.row_B.tolist(), None
                 if not self._until(lambda: self._found is None):

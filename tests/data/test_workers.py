@@ -96,9 +96,7 @@ def test_a_dead_worker_is_named_at_once_with_its_clip_and_its_cause(
 
 def test_what_other_workers_have_read_arrives_before_the_news_of_a_death() -> None:
     """Batches of one video: 0 and 1 come, and then it is told who took 2 along."""
-    views = EvalViews(
-        Faulty(lambda: fall(signal.SIGKILL)), range(6), DATA, sampling=DATA.sampling
-    )
+    views = EvalViews(Faulty(lambda: fall(signal.SIGKILL)), range(6), DATA, sampling=DATA.sampling)
     rows = []
     with pytest.raises(DataError, match=r"worker 0 .*`videos/2\.mp4`"):
         for batch in evaluation_batches(views, batch=1, workers=2):
