@@ -97,6 +97,8 @@ def plan_cache(store: Store, rows: Iterable[int], data: Data, *, beside: int = 0
     )
     if data.cache == "none":
         return replace(plan, reason="`data.cache: none`")
+    if data.decode == "gpu":
+        return replace(plan, reason="`data.decode: gpu`")
     if not plan.frames:
         return replace(plan, reason="there are no frames")
     unsized = [record.id for record in records if not record.width * record.height]
