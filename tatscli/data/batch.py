@@ -55,7 +55,7 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """Return the same batch on `device`, its video finished.
 
-        Copies from pinned memory do not wait.
+        Copies from pinned memory do not wait for the device.
 
         Raises:
             DataError: If a file cannot be decoded there.
@@ -72,7 +72,7 @@ class Batch:
         return moved
 
     def pin_memory(self) -> Batch:
-        """Return the same batch in pinned memory (the name DataLoader looks for)."""
+        """Return the same batch in pinned memory, from which copies to a GPU do not wait."""
         return self.each(torch.Tensor.pin_memory)
 
     def record_stream(self, stream: Any) -> None:
