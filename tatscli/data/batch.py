@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tatscli.data.dataset import Sample
+from tatscli.data.crops import Crops
+from tatscli.data.files import Files
 from tatscli.data.motion import MotionField
+from tatscli.data.sample import Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +23,8 @@ class Batch:
     """Views of several videos, side by side; the views of one video are neighbours.
 
     Attributes:
-        video_BCTHW: uint8 RGB.
+        video_BCTHW: uint8 RGB; empty where `crops` or `files` stands for it, until the batch is
+            brought to its device.
         motion: Motion on the token grid, where the dataset gives it.
         label_B: int64; -1 where there is none.
         row_B: int64, rows of the store's manifest.
@@ -29,6 +33,8 @@ class Batch:
             their scores, float32.
         bad: Unreadable videos, row and reason: one entry for every clip that was replaced or left
             out.
+        crops: Views that the device has yet to resize.
+        files: Files that the device has yet to decode.
     """
 
     video_BCTHW: Tensor
@@ -38,6 +44,8 @@ class Batch:
     view_B: Tensor
     codes: Mapping[str, Tensor] = field(default_factory=dict)
     bad: tuple[tuple[int, str], ...] = ()
+    crops: Crops | None = None
+    files: Files | None = None
 
     @property
     def replaced(self) -> int:
@@ -45,14 +53,39 @@ class Batch:
         return len(self.bad)
 
     def to(self, device: torch.device | str) -> Batch:
-        """Return the same batch on `device`; copies from pinned memory do not wait."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        """Return the same batch on `device`, its video finished.
+
+        Copies from pinned memory do not wait for the device.
+
+        Raises:
+            DataError: If a file cannot be decoded there.
+        """
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        moved = replace(self, crops=None, files=None).each(move)
+        if self.crops is not None:
+            return replace(moved, video_BCTHW=self.crops.each(move).video())
+        if self.files is not None:  # which the decoder wants on the host
+            return replace(moved, video_BCTHW=self.files.video(torch.device(device)))
+        return moved
 
     def pin_memory(self) -> Batch:
-        """Return the same batch in pinned memory (the name DataLoader looks for)."""
-        return self._each(torch.Tensor.pin_memory)
+        """Return the same batch in pinned memory, from which copies to a GPU do not wait."""
+        return self.each(torch.Tensor.pin_memory)
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+    def record_stream(self, stream: Any) -> None:
+        """Tell the allocator that a CUDA stream uses the batch."""
+
+        def record(tensor: Tensor) -> Tensor:
+            tensor.record_stream(stream)
+            return tensor
+
+        self.each(record)
+
+    def each(self, change: Callable[[Tensor], Any]) -> Batch:
+        """Return the same batch with every tensor changed, always in the same order."""
         motion = self.motion
         if motion is not None:
             motion = motion.each(change)
@@ -64,6 +97,8 @@ class Batch:
             row_B=change(self.row_B),
             view_B=change(self.view_B),
             codes={name: change(one) for name, one in self.codes.items()},
+            crops=None if self.crops is None else self.crops.each(change),
+            files=None if self.files is None else self.files.each(change),
         )
 
 
@@ -72,9 +107,18 @@ def collate(samples: Sequence[Sample], bad: Sequence[tuple[int, str]] = ()) -> B
     if not samples:
         none = torch.empty(0, dtype=torch.int64)
         return Batch(torch.empty(0, dtype=torch.uint8), None, none, none, none, bad=tuple(bad))
+    video_BCTHW, crops, files = torch.empty(0, dtype=torch.uint8), None, None
+    undecoded = [(one.files, one.later) for one in samples if one.files and one.later]
+    if undecoded:
+        files = Files.pack(undecoded)
+    elif any(sample.later is not None for sample in samples):
+        clips = [sample.video_CTHW for sample in samples]
+        crops = Crops.pack(clips, [sample.later for sample in samples])
+    else:
+        video_BCTHW = torch.stack([sample.video_CTHW for sample in samples]).contiguous()
     fields = [sample.motion for sample in samples if sample.motion is not None]
     return Batch(
-        video_BCTHW=torch.stack([sample.video_CTHW for sample in samples]).contiguous(),
+        video_BCTHW=video_BCTHW,
         motion=MotionField.cat(fields) if fields else None,
         label_B=torch.tensor([sample.label for sample in samples]),
         row_B=torch.tensor([sample.row for sample in samples]),
@@ -84,4 +128,6 @@ def collate(samples: Sequence[Sample], bad: Sequence[tuple[int, str]] = ()) -> B
             for name in samples[0].codes
         },
         bad=tuple(bad),
+        crops=crops,
+        files=files,
     )

@@ -6,9 +6,9 @@ worker or what was read before. Shapes: T frames, C channels, H and W pixels.
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -17,9 +17,12 @@ from torch.utils.data import Dataset
 
 from tatscli.data.augment import erase
 from tatscli.data.cache import frames_in_memory
+from tatscli.data.files import ClipFiles
+from tatscli.data.finishing import Finishing, plan_finishing
 from tatscli.data.motion import MotionField
 from tatscli.data.provide import MotionSource
 from tatscli.data.randaugment import rand_augment_pictures
+from tatscli.data.sample import Sample
 from tatscli.data.sampling import chosen_frames, drawn_clip, train_indices
 from tatscli.data.tracks import Track
 from tatscli.data.unreadable import UNREADABLE, unreadable
@@ -31,29 +34,8 @@ from tatscli.seeding import random_of
 from tatscli.store.codes import Codes
 from tatscli.store.reader import Store
 
+_NOTHING = torch.empty(0, 0, dtype=torch.uint8)  # no frames
 Key = tuple[int, int]  # a training item: epoch, and position among the dataset's rows
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One view of one clip.
-
-    Attributes:
-        video_CTHW: uint8 RGB.
-        label: Class; -1 where the store has none.
-        row: Row of the store's manifest.
-        view: Number of the view among those of its video.
-        motion: Motion on the token grid of the view, a batch of one; None where nobody reads it.
-        codes: By the names of `store/codes.py`, codes of the clip, int64 (t, h, w), and their
-            scores, float32.
-    """
-
-    video_CTHW: Tensor
-    label: int
-    row: int
-    view: int
-    motion: MotionField | None = None
-    codes: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Clips(Dataset[list[Sample]]):
@@ -69,6 +51,7 @@ class Clips(Dataset[list[Sample]]):
     Attributes:
         cache: Decoded frames in memory, or None.
         cache_plan: How much that is, or why it is not.
+        finishing: What is left to the device.
     """
 
     def __init__(
@@ -92,10 +75,44 @@ class Clips(Dataset[list[Sample]]):
         self.cache, self.cache_plan = frames_in_memory(store, self.rows, data)
         self.motion_source = motion
         self.patch = patch
+        self.finishing = Finishing()
+
+    @property
+    def after_crop(self) -> str | None:
+        """What is done with views that are resized already, where anything is."""
+        motion = self.motion_source.motion if self.motion_source else None
+        if motion is not None and "framediff" in (motion.source, motion.fallback):
+            return "frame differences are those of the resized view (`data.motion`)"
+        return None
+
+    @property
+    def after_decode(self) -> str | None:
+        """What is done with pictures before they are cut, where anything is."""
+        unsized = [row for row in self.rows if not self.store.rows[row].width]
+        if unsized:
+            return f"the manifest does not say how large `{self.name(unsized[0])}` is"
+        return None
+
+    def finish_on(self, device: torch.device) -> Finishing:
+        """Leave to a device what it does better, as `data.resize_on` and `data.decode` say.
+
+        Raises:
+            RecipeError: If the recipe wants a GPU to decode, and there is none.
+            TatsError: If the decoder's package is missing.
+        """
+        self.finishing = plan_finishing(
+            self.data, device, after_crop=self.after_crop, after_decode=self.after_decode
+        )
+        return self.finishing
 
     def name(self, row: int) -> str:
         """Return the manifest id of a row."""
         return self.store.rows[row].id
+
+    @property
+    def view_bytes(self) -> int:
+        """Bytes of one view."""
+        return 3 * self.data.frames * math.prod(self.data.view_size)
 
     def label(self, row: int) -> int:
         """Return the class of a row, or -1."""
@@ -187,19 +204,25 @@ class PretrainClips(Clips):
         frames = self.indices(
             row, data.sampling, lambda n: train_indices(n, data.sampling, data.frames, draw, clip)
         )
-        video_TCHW = self.pictures(row, frames)
+        files, clip_TCHW, later = None, _NOTHING, None
+        if self.finishing.decode:
+            files, record = ClipFiles.read(self.store, row, frames), self.store.rows[row]
+            height, width = record.height, record.width
+        else:
+            video_TCHW = self.pictures(row, frames)
+            height, width = video_TCHW.shape[-2:]
         track = self.track(row, frames)
         known = [one.read(row, frames, clip) for one in self.codes]
         codes = {name: torch.from_numpy(value) for one in known for name, value in one.items()}
-        height, width = video_TCHW.shape[-2:]
         samples = []
         for repeat in range(data.repeats):
             rng = random_of("view", self.seed, epoch, row, repeat)
-            view = pretraining_view(height, width, data, rng)
-            clip_TCHW = view.frames(video_TCHW)
+            later = view = pretraining_view(height, width, data, rng)
+            if files is None:
+                clip_TCHW, later = self.finishing.look(view, video_TCHW)
             motion = self.seen(view, clip_TCHW, track, frames, row)
-            label = self.label(row)
-            samples.append(Sample(clip_TCHW.transpose(0, 1), label, row, repeat, motion, codes))
+            clip_CTHW, label = clip_TCHW.transpose(0, 1), self.label(row)
+            samples.append(Sample(clip_CTHW, label, row, repeat, motion, codes, later, files))
         return samples
 
 
@@ -275,21 +298,39 @@ class FinetuneClips(Clips):
                 rng=rng,
                 antialias=data.antialias_labelled,
             )
-            clip_TCHW = self._augmented(view, video_TCHW, rng)
+            clip_TCHW, later = self._augmented(view, video_TCHW, rng)
             clip_TCHW = erase(
                 clip_TCHW, probability=augment.erasing, mean=data.mean, std=data.std, rng=rng
             )
             motion = self.seen(view, clip_TCHW, track, frames, row)
             label = self.label(row)
-            samples.append(Sample(clip_TCHW.transpose(0, 1), label, row, repeat, motion))
+            clip_CTHW = clip_TCHW.transpose(0, 1)
+            samples.append(Sample(clip_CTHW, label, row, repeat, motion, later=later))
         return samples
 
-    def _augmented(self, view: View, video_TCHW: Tensor, rng: random.Random) -> Tensor:
-        """Look at a clip through a view, with RandAugment before or after."""
+    @property
+    def after_crop(self) -> str | None:
+        """What is done with views that are resized already, where anything is."""
+        augment = self.finetune.augment
+        if augment.rand_augment and augment.rand_augment_form != "videomae":
+            return "RandAugment follows the crop (`finetune.augment.rand_augment`)"
+        if augment.erasing:
+            return "random erasing follows the crop (`finetune.augment.erasing`)"
+        return super().after_crop
+
+    @property
+    def after_decode(self) -> str | None:
+        """What is done with pictures before they are cut, where anything is."""
+        return "only pretraining decodes on the GPU"
+
+    def _augmented(
+        self, view: View, video_TCHW: Tensor, rng: random.Random
+    ) -> tuple[Tensor, View | None]:
+        """Look at a clip through a view as `Finishing.look`, with RandAugment before or after."""
         augment = self.finetune.augment
         draws = {"magnitude": augment.rand_augment, "operations": augment.rand_augment_ops}
         if not augment.rand_augment:
-            return view.frames(video_TCHW)
+            return self.finishing.look(view, video_TCHW)
         if augment.rand_augment_form == "videomae":
-            return view.frames(rand_augment_pictures(video_TCHW, **draws, rng=rng))
-        return rand_augment(view.frames(video_TCHW), **draws, rng=rng)
+            return self.finishing.look(view, rand_augment_pictures(video_TCHW, **draws, rng=rng))
+        return rand_augment(view.frames(video_TCHW), **draws, rng=rng), None

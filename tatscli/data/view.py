@@ -60,18 +60,22 @@ class View:
 
     def frames(self, video_TCHW: Tensor) -> Tensor:
         """Cut, resize (bilinear) and mirror uint8 frames: (T, C, *size) uint8."""
+        cut = self.cut(video_TCHW)
+        if cut.shape[-2:] != self.size:
+            cut = functional.interpolate(cut, self.size, mode="bilinear", antialias=self.antialias)
+        return cut.flip(-1) if self.flip else cut
+
+    def cut(self, video_TCHW: Tensor) -> Tensor:
+        """Cut frames, and no more: what is left to do is resizing and mirroring (`crops.py`)."""
         if video_TCHW.shape[-2:] != (self.height, self.width):
             raise ValueError(
                 f"a view of {self.height} x {self.width} cannot cut {tuple(video_TCHW.shape)}"
             )
-        cut = video_TCHW[
+        return video_TCHW[
             ...,
             self.top : self.top + self.crop_height,
             self.left : self.left + self.crop_width,
         ]
-        if cut.shape[-2:] != self.size:
-            cut = functional.interpolate(cut, self.size, mode="bilinear", antialias=self.antialias)
-        return cut.flip(-1) if self.flip else cut
 
     def motion(
         self, steps_JT2yx: Tensor, *, cell: int, grid: tuple[int, int]

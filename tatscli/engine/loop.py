@@ -54,7 +54,7 @@ def train(training: Training) -> dict[str, Any]:
     )
     training.model.train()
     # Trackers may wait for a server: until they are open, and as they close, Ctrl-C is Ctrl-C.
-    with opened_log as log, stop_requests() as request, bar, _settled_garbage() as settle:
+    with opened_log as log, stop_requests() as request, bar, feed, _settled_garbage() as settle:
         while training.done < last:
             try:
                 bad_steps.remember(optimise(training, feed, averages))

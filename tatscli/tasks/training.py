@@ -47,6 +47,9 @@ FREE_TO_CHANGE = (
     "run.",
     "evaluate.",
     "data.workers",
+    "data.timeout",
+    "data.resize_on",
+    "data.decode",
     "data.cache",
     "data.max_bad_share",
     "data.store",
@@ -265,6 +268,10 @@ def data_stream(
     def warn(row: int, reason: str) -> None:
         here.reporter.warn(f"`{store.rows[row].id}` cannot be read and is replaced: {reason}")
 
+    finishing = clips.finish_on(here.device)
+    tell = here.reporter.warn if finishing.refused else here.reporter.detail
+    tell(f"clips: {finishing.reason}")
+
     def batches(start: int) -> Iterator[Batch]:
         return training_batches(
             clips,
@@ -276,6 +283,8 @@ def data_stream(
             world=here.world.size,
             max_bad_share=recipe.data.max_bad_share,
             on_bad=warn,
+            timeout=recipe.data.timeout,
+            warn=here.reporter.warn,
         )
 
     return batches
@@ -333,7 +342,7 @@ def _refuse_other_recipe(folder: Path, loaded: LoadedRecipe) -> None:
         raise UsageError(
             f"the recipe differs from the run in `{folder}`: " + ", ".join(differing),
             hint="`run.*` (but `run.seed` and `run.watch.share`), `evaluate.*`, `data.workers`, "
-            "`data.cache*`, `data.max_bad_share` and the places of the store and of frozen "
-            "networks may change on `--resume`; "
+            "`data.timeout`, `data.cache*`, `data.resize_on`, `data.decode`, `data.max_bad_share` "
+            "and the places of the store and of frozen networks may change on `--resume`; "
             "to start anew from these weights, use `--init` and another `--out`",
         )

@@ -134,6 +134,17 @@ def test_data_order_and_weights_do_not_depend_on_the_workers(
     assert_equal_weights(Path("runs/none"), Path("runs/two"))
 
 
+def test_views_that_the_device_resizes_train_alike(load: Load, reporter: Reporter) -> None:
+    losses = []
+    for where in ("host", "device"):
+        loaded = load("run.max_steps=2", f"data.resize_on={where}", "data.crop_scales=[0.66]")
+        result = pretrain(loaded, reporter=reporter, out=f"runs/{where}")
+        losses.append([line["loss"] for line in metrics(Path(result["run"]))])
+    host, device = losses
+    assert host != device  # by a grey level here and there
+    assert host == pytest.approx(device, rel=1e-2)
+
+
 def test_killed_without_warning_and_resumed_is_bit_equal(
     recipe_file: Path, cli: Callable[..., Any]
 ) -> None:

@@ -129,6 +129,11 @@ class Data(Section):
     """How crops are resized. `antialias`: bilinear with antialiasing, in every stage. `videomae`:
     so in pretraining, but plain bilinear, without antialiasing, in fine-tuning and evaluation, as
     VideoMAE's code."""
+    resize_on: Literal["auto", "host", "device"] = "auto"
+    """Where the views of a training are resized: by the loader (`host`), or on the device after the
+    copy. `auto` is the device on CUDA. Views that are augmented after the crop stay with the loader
+    (RandAugment of torchvision's form, random erasing, frame differences), and so do crops of more
+    than four times the view's pixels. Both ways differ by one grey level at most."""
     crop_scales: Annotated[list[Factor], Field(min_length=1)] = [1, 0.875, 0.75, 0.66]
     """Of `crop: corners`: sides as shares of those of the largest crop with the
     aspect of the view."""
@@ -144,14 +149,30 @@ class Data(Section):
     """Deviation of the red, green and blue values in [0, 1]."""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Loader processes; `auto` is one a core shared by the ranks of this machine, at most 8."""
+    timeout: Positive = 600.0
+    """Seconds that a loader worker may take over one clip before the run stops and names both; it
+    warns after a minute."""
     cache: Literal["auto", "ram", "none"] = "auto"
     """Decoded frames in memory, so that JPEGs are decoded once and not in every pass: `auto` where
     all of them fit in `cache_gb` and in half of the memory that is free, `ram` or stop, `none`
     never."""
     cache_gb: Positive = 2.0
     """GB (10^9 bytes) of decoded frames that the ranks of a machine keep at most, all together."""
+    decode: Literal["cpu", "gpu"] = "cpu"
+    """Who decodes the JPEG files of pretraining: the loader, or the GPU, a batch in one call, with
+    the package `torchcodec` (extra `gpu-decode`). The GPU keeps no decoded frames for the next
+    pass, and a file that it cannot decode stops the run."""
     max_bad_share: Share = 0.01
     """Share of unreadable clips that training may replace by their neighbour before it stops."""
+
+    @model_validator(mode="after")
+    def _a_gpu_keeps_no_frames(self) -> Self:
+        if self.decode == "gpu" and self.cache == "ram":
+            raise ValueError(
+                "`decode: gpu` keeps no decoded frames, so `cache: ram` would have no effect;"
+                " set `cache` to auto or none"
+            )
+        return self
 
     @property
     def antialias_labelled(self) -> bool:
