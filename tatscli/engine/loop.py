@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tatscli.console import Reporter
+from tatscli.draws import Draws
 from tatscli.engine import distributed
 from tatscli.engine.bad_steps import BadSteps
 from tatscli.engine.checkpoint import Checkpoint, restore_part, save_checkpoint
@@ -29,7 +30,7 @@ from tatscli.engine.device import autocast
 from tatscli.engine.learner import Learner
 from tatscli.engine.metrics import Averages, MetricsLog, metrics_log
 from tatscli.engine.part import Lesson, Part
-from tatscli.engine.rng import random_at
+from tatscli.engine.rng import draws_at, seed_torch
 from tatscli.engine.signals import StopRequest, stop_requests
 from tatscli.errors import DataError, Exit, Stopped
 from tatscli.recipe.derive import Schedule
@@ -51,7 +52,7 @@ class MicroBatch(Protocol):
         """Return the batch on a device."""
 
 
-StepFunction = Callable[[Any, torch.Generator], Lesson]
+StepFunction = Callable[[Any, Draws], Lesson]
 
 
 @dataclass(slots=True)
@@ -60,7 +61,7 @@ class Training:
 
     Attributes:
         model: What is trained; put in training mode, scored and saved.
-        step: Maps a batch and a generator to loss and metrics of a micro-batch; a metric `loss`
+        step: Maps a batch and its draws to loss and metrics of a micro-batch; a metric `loss`
             is logged in place of the loss.
         learners: What is updated, by name; the first is the model's own, whose gradient must stay
             finite.
@@ -190,7 +191,7 @@ def train(training: Training) -> dict[str, Any]:
 
 def optimise(training: Training, batches: Iterator[MicroBatch], averages: Averages) -> list[int]:
     """Take one optimiser step, add up its metrics, and return where its samples came from."""
-    parts = training.schedule.accumulation
+    parts, world = training.schedule.accumulation, training.world
     rates = {name: learner.begin(training.done) for name, learner in training.learners.items()}
     began, waited, rows = time.perf_counter(), 0.0, list[int]()
     for part in range(parts):
@@ -199,12 +200,15 @@ def optimise(training: Training, batches: Iterator[MicroBatch], averages: Averag
         waited += time.perf_counter() - asked
         rows += batch.row_B.tolist()
         averages.add({"replaced": float(batch.replaced)})
-        generator = random_at(training.run.seed, training.done, part, training.world.rank)
+        there = batch.to(training.device)
+        seed_torch(training.run.seed, training.done, part, world.rank)
+        first = (part * world.size + world.rank) * len(there.row_B)
+        draws = draws_at(training.run.seed, training.done, first=first)
         # Gradients cross the network once a step, with the last micro-batch.
         hold = training.synced.no_sync() if training.synced and part < parts - 1 else nullcontext()
         with hold:
             with autocast(training.device, training.dtype):
-                lesson = training.step(batch.to(training.device), generator)
+                lesson = training.step(there, draws)
             assert lesson.loss is not None
             (lesson.loss / parts).backward()
         averages.add({"loss": lesson.loss, **lesson.metrics})

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator
 
 from tatscli.console import Reporter
 from tatscli.data.batch import Batch
 from tatscli.data.dataset import PretrainClips
 from tatscli.data.provide import MotionSource
+from tatscli.draws import Draws
 from tatscli.engine.checkpoint import Checkpoint
 from tatscli.engine.learner import Learner
 from tatscli.engine.optim import build_optimizer
@@ -166,9 +166,9 @@ class Pretraining(Stage):
         """
         return frozen_facts(self.system, resumed)
 
-    def step(self, batch: Batch, generator: Generator) -> Lesson:
+    def step(self, batch: Batch, draws: Draws) -> Lesson:
         """Take `step`, with the autoencoder as it is wrapped."""
-        return step(self.system.called(self.network), batch, generator)
+        return step(self.system.called(self.network), batch, draws)
 
     def score(self, epoch: int, here: Session) -> tuple[None, dict[str, float]] | None:
         """Look at the videos held out, after every so many passes and the last; nothing is chosen
@@ -224,10 +224,10 @@ def work_of(system: System) -> float:
     return 6.0 * (encoder + head + sampler)
 
 
-def step(system: System, batch: Batch, generator: Generator) -> Lesson:
+def step(system: System, batch: Batch, draws: Draws) -> Lesson:
     """Mask, predict, compare; teach the masker, whose loss joins the autoencoder's."""
     clip = system.clip_of(batch)
-    found = system.errors(clip, generator)
+    found = system.errors(clip, draws)
     lesson = system.masker.learn(found.plan, found.error_BM.detach())
     metrics = {
         "loss": found.loss,  # without the masker's own, which is no error of the autoencoder

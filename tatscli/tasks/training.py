@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Generator, nn
+from torch import nn
 
 from tatscli import __version__
 from tatscli.console import Reporter
 from tatscli.data.batch import Batch
 from tatscli.data.dataset import Clips
 from tatscli.data.loader import training_batches, worker_count
+from tatscli.draws import Draws
 from tatscli.engine import distributed
 from tatscli.engine.checkpoint import Checkpoint, find_checkpoint
 from tatscli.engine.learner import Learner
@@ -97,7 +98,7 @@ class Stage:
         """Return what learns, by name, the model's own first; everything is on its device now."""
         raise NotImplementedError
 
-    def step(self, batch: Batch, generator: Generator) -> Lesson:
+    def step(self, batch: Batch, draws: Draws) -> Lesson:
         """Return the loss of a micro-batch and its metrics."""
         raise NotImplementedError
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tatscli.draws import Draws
 from tatscli.masking.learning import ppo
 from tatscli.masking.learning.learned import LearnedMasker
 from tatscli.masking.plan import MaskPlan
@@ -89,12 +90,12 @@ def test_micro_batches_make_one_update_from_the_mean_of_their_gradients(kind: st
     given = iter(error)
     taught = teach(masker, 5, *clips, errors=lambda _: next(given))
 
-    learner, generator = learner_of(twin), seeded(5)
+    learner, draws = learner_of(twin), Draws(5)
     learner.begin(5)
     parameters = list(twin.policy.parameters())
     gradients = []
     for number, clip in enumerate(clips):
-        lesson = twin.learn(twin.plan(clip, generator), error[number])
+        lesson = twin.learn(twin.plan(clip, draws), error[number])
         assert lesson.loss is not None
         gradients.append(torch.autograd.grad(lesson.loss, parameters))
     for parameter, first, second in zip(parameters, *gradients, strict=True):
@@ -146,7 +147,7 @@ def test_warm_up_draws_uniformly_while_both_heads_learn() -> None:
     clip, learner = noise(2000), learner_of(masker)
 
     def shown() -> Tensor:
-        return 1 - masker.plan(clip, seeded()).hidden_BN(TOKENS).float().mean(0)
+        return 1 - masker.plan(clip, Draws(0)).hidden_BN(TOKENS).float().mean(0)
 
     learner.begin(4)
     uniform = torch.full((TOKENS,), 0.25)
@@ -175,7 +176,7 @@ def test_the_warm_up_of_adamae_is_that_of_the_rate_alone() -> None:
         masker.policy.position.copy_(torch.randn(TOKENS, 16) * 10)
         masker.policy.actor.weight.normal_()
     learner_of(masker).begin(0)
-    hidden = masker.plan(noise(2000), seeded()).hidden_BN(TOKENS)
+    hidden = masker.plan(noise(2000), Draws(0)).hidden_BN(TOKENS)
     assert hidden.float().mean(0).std() > 0.2
 
 
@@ -304,12 +305,12 @@ def test_a_plan_that_predicts_fewer_hidden_tokens_credits_those() -> None:
 @pytest.mark.parametrize("kind", ["tats", "adamae"])
 def test_learning_needs_a_plan_made_in_training_and_its_errors(kind: str) -> None:
     masker = make(kind)
-    plan = masker.plan(noise(2))
+    plan = masker.plan(noise(2), Draws(0))
     with pytest.raises(ValueError, match=r"\(2, 3\) do not belong"):
         masker.learn(plan, torch.rand(2, 3))
     with pytest.raises(RuntimeError, match="needs a plan"):
         masker.learn(plan, random_errors(plan))
-    plan = masker.eval().plan(noise(2))
+    plan = masker.eval().plan(noise(2), Draws(0))
     with pytest.raises(RuntimeError, match="needs a plan"):
         masker.learn(plan, random_errors(plan))
 
@@ -323,7 +324,7 @@ def test_evaluation_keeps_no_graph_and_scores_are_probabilities() -> None:
         lambda _module, _inputs, output: seen.append(output.log_p_BN.requires_grad)
     )
     clip = clip_of(GRID, tokens=noise(2).tokens_BND.requires_grad_())
-    masker.plan(clip)
+    masker.plan(clip, Draws(0))
     scores = masker.scores_BN(clip)
     assert seen == [False, False]
     torch.testing.assert_close(scores.sum(1), torch.ones(2))
