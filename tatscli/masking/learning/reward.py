@@ -17,7 +17,11 @@ FLOOR = 1e-4  # least spread, relative to the level: clips that are all alike
 
 
 class RunningReward(nn.Module):
-    """Moments of the clips' mean errors over the last batches; saved with the masker."""
+    """Moments of the clips' mean errors over the last steps; saved with the masker.
+
+    Whoever asks gets those of the steps before, so that it does not matter how the clips of a step
+    are dealt out to processes and micro-batches. Before the first, no reward differs from the level.
+    """
 
     first: Tensor
     second: Tensor
@@ -30,7 +34,7 @@ class RunningReward(nn.Module):
         self.register_buffer("batches", torch.zeros(()))
 
     def update(self, first: Tensor, second: Tensor) -> None:
-        """Take a batch's mean and mean square, if finite; the early ones weigh as in a plain
+        """Take a step's mean and mean square, if finite; the early ones weigh as in a plain
         average."""
         finite = first.isfinite() & second.isfinite()
         self.batches += finite
@@ -40,16 +44,25 @@ class RunningReward(nn.Module):
             moment.lerp_(torch.where(finite, value, moment), rate)
 
     @property
+    def known(self) -> Tensor:
+        """Whether there was a step: boolean scalar."""
+        return self.batches > 0
+
+    @property
     def spread(self) -> Tensor:
         """The deviation between clips."""
         variance = self.second - self.first.square()
         least = FLOOR * self.first.abs() + 1e-12
         return torch.maximum(variance.clamp(min=0).sqrt(), least)
 
+    def in_spreads(self, difference_B: Tensor) -> Tensor:
+        """Return differences of rewards in units of spread; 0 while there is none."""
+        return torch.where(self.known, difference_B / self.spread, 0.0)
+
     def standardise(self, reward_B: Tensor) -> Tensor:
         """Return rewards in units of spread around the level."""
-        return (reward_B - self.first) / self.spread
+        return self.in_spreads(reward_B - self.first)
 
-    def restore(self, value_B: Tensor) -> Tensor:
-        """Return what the critic says as an error."""
-        return self.first + self.spread * value_B
+    def restore(self, value_B: Tensor, unknown_B: Tensor) -> Tensor:
+        """Return what the critic says as an error, or `unknown_B` while there is no level."""
+        return torch.where(self.known, self.first + self.spread * value_B, unknown_B)

@@ -64,10 +64,8 @@ def test_one_update_is_the_objective_of_the_method_to_the_last_sign() -> None:
 
     log_p, value = twin.policy(clip.tokens_BND)
     reward = error.mean(1)
-    old = {name: float(getattr(twin.reward, name)) for name in ("first", "second", "batches")}
-    rate = max(0.05, 1 / (old["batches"] + 1))
-    level = old["first"] + rate * (reward.mean() - old["first"])
-    spread = (old["second"] + rate * (reward.square().mean() - old["second"]) - level**2).sqrt()
+    level = float(twin.reward.first)  # of the steps before
+    spread = (float(twin.reward.second) - level**2) ** 0.5
     advantage = ppo.advantages(error, level + spread * value)
     # At ratio one the surrogate's gradient is that of advantage-weighted log-probabilities.
     policy = -(advantage * log_p.gather(1, taught.plan.predict_BM)).mean()
@@ -152,8 +150,9 @@ def test_warm_up_draws_uniformly_while_both_heads_learn() -> None:
     learner.begin(4)
     uniform = torch.full((TOKENS,), 0.25)
     torch.testing.assert_close(shown(), uniform, atol=0.04, rtol=0)
-    before = copied(masker.state_dict())
     few = clip_of(GRID, tokens=clip.tokens_BND[:8])
+    teach(masker, 3, few)  # of the first step the critic learns nothing but the level
+    before = copied(masker.state_dict())
     scores = masker.scores_BN(few)
     taught = teach(masker, 4, few)
     after = masker.state_dict()
