@@ -12,14 +12,12 @@ Shapes: B batch, X numbers of each clip.
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-
-VERSION = 2
-"""Of what a seed means; checkpoints name it. 1 was a stream for each micro-batch of a process."""
 
 _STEP, _FIRST, _SECOND = (
     np.uint64(one) for one in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
@@ -34,7 +32,13 @@ class Draws:
     Args:
         seed: Of all clips.
         first: The place of the batch's first clip; the others follow it.
+
+    Attributes:
+        version: Of what a seed means; checkpoints name it. In the first, which they do not name,
+            the clips of a micro-batch shared a stream.
     """
+
+    version: ClassVar[int] = 2
 
     def __init__(self, seed: int, *, first: int = 0) -> None:
         self._seed = np.array([seed % 2**64], dtype=np.uint64)

@@ -193,6 +193,11 @@ def run_training(
         if checkpoint is not None:
             training.restore(checkpoint)
             here.reporter.info(f"resuming after step {training.done} of {schedule.total_steps}")
+            if checkpoint.meta.get("draws") != Draws.version and here.world.main:
+                here.reporter.warn(
+                    "the checkpoint is of a version that draws masks from the seed in another way: "
+                    "the run goes on with other masks than it would have had"
+                )
         with use_threads(recipe.run.threads, views * stage.work(), here.device) as reason:
             here.reporter.detail(f"threads: {reason}")
             result = train(training)
@@ -252,6 +257,7 @@ def checkpoint_meta(kind: str, loaded: LoadedRecipe, store: Store, **facts: Any)
         "store_fingerprint": store.fingerprint(),
         "tats": __version__,
         "torch": torch.__version__,
+        "draws": Draws.version,
         **facts,
     }
 

@@ -36,6 +36,7 @@ def make_old(run: Path) -> Path:
     last = (run / "checkpoints" / "last").resolve()
     meta = json.loads((last / "meta.json").read_text())
     assert meta["format"] == 2
+    assert meta.pop("draws") == 2  # these were others
     (last / "meta.json").write_text(json.dumps({**meta, "format": 1}))
     masker = last / "masker.safetensors"
     if masker.exists():
@@ -72,6 +73,7 @@ def test_a_run_goes_on_as_if_nothing_had_happened(
         assert any(name.startswith("training/waiting/") for name in names)
     result = pretrain(load(SHORT, MASKS[mask]), reporter=reporter, out=run, resume=True)
     assert result["steps"] == 6
+    assert reporter.stderr.getvalue().count("that draws masks from the seed in another way") == 1
     straight, resumed = find_checkpoint(Path("runs/straight")), find_checkpoint(run)
     assert resumed.meta["format"] == 2
     for part in ("model", "optimizer", *(["masker"] if mask != "tube" else [])):

@@ -20,7 +20,7 @@ class RunningReward(nn.Module):
     """Moments of the clips' mean errors over the last steps; saved with the masker.
 
     Whoever asks gets those of the steps before, so that it does not matter how the clips of a step
-    are dealt out to processes and micro-batches. Before the first, no reward differs from the level.
+    are dealt out to processes and micro-batches. In the first step, rewards count as the level.
     """
 
     first: Tensor
