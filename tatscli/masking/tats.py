@@ -109,7 +109,7 @@ class TatsMasker(LearnedMasker):
         rollout = self._take_rollout(plan, error_BM)
         reward_BM = error_BM.detach().float()
         reward_B = reward_BM.mean(dim=1)
-        self._rewards.append(torch.stack([reward_B.mean(), reward_B.square().mean()]))
+        self._rewards.append(reward_B)
         metrics = {"reward": reward_B.mean()}
         baseline_B = torch.zeros_like(reward_B)
         if self.config.baseline == "clip_mean":
@@ -156,9 +156,8 @@ class TatsMasker(LearnedMasker):
             passes = self.config.epochs - (1 if self.keeps_graph else 0)
             metrics |= self._pass_over(waiting, passes, self.learner)
         if self._rewards:  # only now: all updates of a step are judged by the same level
-            first, second = distributed.mean(torch.stack(self._rewards).mean(dim=0)).unbind()
+            self.reward.update(torch.cat(self._rewards))
             self._rewards.clear()
-            self.reward.update(first, second)
         lesson = super().after_step(done, total)
         return lesson._replace(metrics={**metrics, **lesson.metrics})
 

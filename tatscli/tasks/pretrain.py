@@ -21,6 +21,7 @@ from tatscli.engine.schedule import lr_at
 from tatscli.engine.session import Session
 from tatscli.errors import DataError
 from tatscli.masking.insight import mask_insight
+from tatscli.masking.learning.reward import with_variance
 from tatscli.nn.load import copy_weights, find_weights, fits, load_encoder
 from tatscli.recipe.derive import Schedule
 from tatscli.recipe.load import LoadedRecipe
@@ -311,7 +312,7 @@ def start_from(system: System, init: Path | str) -> str:
     copied = copy_weights(system.autoencoder, model, checkpoint)
     taken = ["encoder", "head"]
     if checkpoint.has("masker"):
-        weights = under("weights/", checkpoint.tensors("masker"))
+        weights = with_variance(under("weights/", checkpoint.tensors("masker")))
         if weights and fits(system.masker, weights, checkpoint):
             more = copy_weights(system.masker, weights, checkpoint).tensors
             copied = copied._replace(tensors=copied.tensors + more)

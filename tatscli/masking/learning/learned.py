@@ -26,6 +26,7 @@ from tatscli.masking.draw import gumbel_top_k, visible_count
 from tatscli.masking.learning import ppo
 from tatscli.masking.learning.guard import Guard
 from tatscli.masking.learning.policy import Policy, PolicyOutput
+from tatscli.masking.learning.reward import with_variance
 from tatscli.masking.plan import MaskPlan
 from tatscli.recipe.derive import Schedule
 
@@ -206,7 +207,7 @@ class LearnedMasker(Masker):
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Put back what `tensors` returned; outside of a training the weights alone."""
-        self.load_state_dict(under("weights/", tensors))
+        self.load_state_dict(with_variance(under("weights/", tensors)))
         if self.learner is not None:
             self.guard.load(under("guard/", tensors))
             self.learner.load(under("training/", tensors))

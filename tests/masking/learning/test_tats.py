@@ -65,7 +65,7 @@ def test_one_update_is_the_objective_of_the_method_to_the_last_sign() -> None:
     log_p, value = twin.policy(clip.tokens_BND)
     reward = error.mean(1)
     level = float(twin.reward.first)  # of the steps before
-    spread = (float(twin.reward.second) - level**2) ** 0.5
+    spread = float(twin.reward.variance) ** 0.5
     advantage = ppo.advantages(error, level + spread * value)
     # At ratio one the surrogate's gradient is that of advantage-weighted log-probabilities.
     policy = -(advantage * log_p.gather(1, taught.plan.predict_BM)).mean()
