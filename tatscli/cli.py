@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from tatscli import __version__
-from tatscli.errors import Exit, Stopped, TatsError
+from tatscli.errors import Exit, Stopped, TatsError, Told
 
 COMMANDS = {
     "prepare": "tatscli.commands.prepare:prepare",
@@ -57,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = _run(argv)
         sys.stdout.flush()
+    except Told as error:
+        return error.exit_code
     except TatsError as error:
         label = "stopped" if isinstance(error, Stopped) else "error"
         _say(f"{label}: {error.message}", error.hint)
@@ -113,7 +115,9 @@ def _tats(
 def _run(argv: Sequence[str] | None) -> int:
     """Let Typer parse and call; report wrong command lines in the form of our own errors."""
     try:
-        returned = build_app()(args=argv, prog_name="tats", standalone_mode=False)
+        words = list(sys.argv[1:] if argv is None else argv)
+        # `obj` is what a command is told of its own command line: `--nproc` starts it again.
+        returned = build_app()(args=words, prog_name="tats", standalone_mode=False, obj=words)
     except (
         typer.Abort
     ) as abort:  # Typer's reading of an EOFError; there are no prompts here, so it is a bug

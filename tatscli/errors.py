@@ -24,7 +24,7 @@ class TatsError(Exception):
         hint: The next thing to try.
     """
 
-    exit_code = Exit.FAILED
+    exit_code: int = Exit.FAILED
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
@@ -61,4 +61,12 @@ class Stopped(TatsError):
 
     def __init__(self, message: str, hint: str | None = None, *, exit_code: Exit) -> None:
         super().__init__(message, hint)
+        self.exit_code = exit_code
+
+
+class Told(TatsError):
+    """An end whose cause another process has told, or will: nothing more is said."""
+
+    def __init__(self, *, exit_code: int) -> None:
+        super().__init__("")
         self.exit_code = exit_code

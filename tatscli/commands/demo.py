@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -31,7 +32,12 @@ def demo(
 ) -> None:
     """Render, prepare, pretrain, finetune, evaluate, visualize: with and without pretraining."""
     from tatscli.demo.journey import demo as travel
+    from tatscli.engine.schedulers import find_place
+    from tatscli.errors import UsageError
 
+    place = find_place(os.environ)[0]
+    if place is not None and place.size > 1:
+        raise UsageError(f"`tats demo` runs in one process, and {place.source} has started several")
     say = reporter(json, quiet, verbose)
     result = travel(out, reporter=say, overrides=overrides or (), overwrite=overwrite)
     say.table(

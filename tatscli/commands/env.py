@@ -18,6 +18,7 @@ Examples:
 
 PACKAGES = ("torch", "torchvision", "av", "numpy", "safetensors", "pydantic", "typer")
 EXTRAS = ("transformers", "ray", "tensorboard", "wandb", "onnx", "onnxscript", "onnxruntime")
+SCHEDULERS = ("RANK", "WORLD_SIZE", "SLURM_", "OMPI_COMM_WORLD_", "PMI_")
 MUST_IMPORT = ("torch", "torchvision", "av")  # native parts: installed is not yet usable
 
 
@@ -25,7 +26,13 @@ def env(json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> N
     """Show versions, devices and paths: put this into a bug report."""
     report = reporter(json, quiet, verbose)
     payload = describe_environment()
-    rows = [(key, _cell(value)) for key, value in payload.items() if not isinstance(value, dict)]
+    rows = [
+        (key, _cell(value))
+        for key, value in payload.items()
+        if not isinstance(value, dict) and key != "scheduler"
+    ]
+    if payload["scheduler"] is not None:
+        rows.append(("scheduler", payload["scheduler"]["says"]))
     for group in ("packages", "imports"):
         rows += [(f"{group}.{name}", _cell(value)) for name, value in payload[group].items()]
     report.table("Environment", ("what", "value"), rows)
@@ -47,12 +54,30 @@ def describe_environment() -> dict[str, Any]:
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
         "devices": _devices() if imports["torch"] is None else ["cpu"],
+        "scheduler": _scheduler(),
         "executable": sys.executable,
         "package": os.path.dirname(package_file),
         "recipes": str(recipes_folder()),
         "packages": {name: _version(name) for name in PACKAGES + EXTRAS},
         "imports": {name: problem or "ok" for name, problem in imports.items()},
     }
+
+
+def _scheduler() -> dict[str, Any] | None:
+    """Say how a training started here would see itself among others; None without a scheduler."""
+    from tatscli.engine.schedulers import find_place
+    from tatscli.errors import UsageError
+
+    if not any(name.startswith(SCHEDULERS) for name in os.environ):
+        return None
+    try:
+        place, reason = find_place(os.environ)
+    except UsageError as error:
+        return {"says": f"refused: {error.message}", "problem": error.message}
+    if place is None:
+        return {"says": f"one process alone: {reason}", "rank": 0, "size": 1}
+    facts = {name: getattr(place, name) for name in ("rank", "size", "local_rank", "local_size")}
+    return {"says": f"{place} ({reason})", **facts, "address": place.address, "port": place.port}
 
 
 def _devices() -> list[str]:

@@ -10,6 +10,7 @@ import typer
 
 from tatscli.commands.options import (
     Json,
+    Nproc,
     Overrides,
     Quiet,
     StoreOption,
@@ -40,6 +41,8 @@ EPILOG = """Examples:
 
   tats evaluate runs/ucf101-finetune --skip-bad --out best.json --overwrite
 
+  tats evaluate runs/k400-finetune --nproc 8
+
   tats evaluate runs/tokenizer-vq
 """
 
@@ -55,6 +58,7 @@ class Protocol(StrEnum):
 
 
 def evaluate(
+    context: typer.Context,
     run: Annotated[
         Path,
         typer.Argument(
@@ -105,6 +109,7 @@ def evaluate(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the file that --out names.")
     ] = False,
+    nproc: Nproc = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -115,8 +120,13 @@ def evaluate(
     from tatscli.tasks.evaluate_tokenizer import evaluate_tokenizer
     from tatscli.tasks.recipes import shorthand
 
-    say = reporter(json, quiet, verbose)
+    say = reporter(json, quiet, verbose, joins=True)
     given = shorthand(overrides, {"data.store": store, "evaluate.split": split})
+    if nproc is not None:
+        from tatscli.engine.launch import launch
+
+        named = [one.partition("=")[2] for one in given if one.startswith("run.device=")]
+        launch(context.obj, nproc, device=named[-1] if named else "auto")
     if is_tokenizer(run):
         _refuse_labels(run, protocol, untrained)
         protocol = Protocol.RECONSTRUCTION

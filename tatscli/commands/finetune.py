@@ -9,14 +9,18 @@ import typer
 
 from tatscli.commands.options import (
     DryRun,
+    GpuMemory,
+    Gpus,
     Json,
     MaxSteps,
+    Nproc,
     Overrides,
     Overwrite,
     Quiet,
     Resume,
     StoreOption,
     Verbose,
+    planned,
     reporter,
 )
 
@@ -29,10 +33,13 @@ EPILOG = """Examples:
   tats finetune ucf101 --scratch --out runs/ucf101-scratch
 
   tats finetune ucf101 --resume
+
+  tats finetune runs/ssv2 --nproc 8
 """
 
 
 def finetune(
+    context: typer.Context,
     source: Annotated[
         str,
         typer.Argument(
@@ -58,7 +65,10 @@ def finetune(
     resume: Resume = False,
     overwrite: Overwrite = False,
     max_steps: MaxSteps = None,
+    nproc: Nproc = None,
     dry_run: DryRun = False,
+    gpus: Gpus = None,
+    gpu_memory: GpuMemory = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -66,19 +76,24 @@ def finetune(
     """Fine-tune a pretrained encoder on the labelled videos of a store."""
     from tatscli.tasks.recipes import open_recipe, resumes_itself, shorthand
 
-    say = reporter(json, quiet, verbose)
+    say = reporter(json, quiet, verbose, joins=not dry_run)
     given = shorthand(overrides, {"data.store": store, "run.max_steps": max_steps})
     resumes = resume and resumes_itself(source, "finetuned")
     loaded, folder = open_recipe(source, given, resumes=resumes)
     for note in loaded.notes:
         say.info(note)
+    plans = planned(dry_run, gpus, gpu_memory, nproc, loaded.recipe.run.device)
     if dry_run:
         from tatscli.tasks.dry_run import plan_finetuning, show_plan
         from tatscli.tasks.finetune import finetune_folder
 
         target = out or finetune_folder(loaded, folder, scratch=scratch)
-        show_plan(plan_finetuning(loaded, target), say)
+        show_plan(plan_finetuning(loaded, target, **plans), say)
         return
+    if nproc is not None:
+        from tatscli.engine.launch import launch
+
+        launch(context.obj, nproc, device=loaded.recipe.run.device)
     from tatscli.tasks.finetune import choose_start
     from tatscli.tasks.finetune import finetune as run_finetuning
 

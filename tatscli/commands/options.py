@@ -6,7 +6,7 @@ import io
 import os
 import re
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -37,7 +37,28 @@ MaxSteps = Annotated[
     int | None,
     typer.Option("--max-steps", min=1, help="Stop after so many steps of the full schedule."),
 ]
+Nproc = Annotated[
+    str | None,
+    typer.Option(
+        "--nproc",
+        metavar="N|auto",
+        help="Processes on this machine, each with a GPU; `auto` is one for each GPU there is.",
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the derived numbers and stop.")]
+Gpus = Annotated[
+    int | None,
+    typer.Option(
+        "--gpus",
+        min=1,
+        help="Devices that --dry-run plans for: their batches and memory.",
+        show_default="as many as processes",
+    ),
+]
+GpuMemory = Annotated[
+    float | None,
+    typer.Option("--gpu-memory", min=0.1, help="GB of each of them: does the training fit?"),
+]
 
 Windows = Annotated[
     int | None,
@@ -69,16 +90,55 @@ WhichCheckpoint = Annotated[
 ]
 
 
-def reporter(json: bool, quiet: bool, verbose: bool) -> Reporter:
+def reporter(json: bool, quiet: bool, verbose: bool, *, joins: bool = False) -> Reporter:
     """Make the reporter that `--json`, `--quiet` and `--verbose` ask for.
 
-    Under `torchrun` only rank 0 speaks; the others keep their warnings.
+    Args:
+        json: Print one JSON object and no tables.
+        quiet: Only warnings.
+        verbose: Also details.
+        joins: The command joins the processes that were started together with this one: only the
+            first of them speaks, and the others keep their warnings.
+
+    Raises:
+        UsageError: If the command joins, and what the environment says of the others makes no
+            sense.
     """
     from tatscli.console import Reporter
+    from tatscli.engine.schedulers import find_place
 
-    if os.environ.get("RANK", "0") != "0":
+    place = find_place(os.environ)[0] if joins else None
+    if place is not None and place.rank > 0:
         return Reporter(quiet=True, stdout=io.StringIO())
     return Reporter(json_output=json, quiet=quiet, verbose=verbose)
+
+
+def planned(
+    dry_run: bool, gpus: int | None, memory: float | None, nproc: str | None, device: str
+) -> dict[str, Any]:
+    """Return what a dry run plans for, by the arguments of `plan_pretraining`.
+
+    Args:
+        dry_run: Whether it is one.
+        gpus: `--gpus`.
+        memory: `--gpu-memory`.
+        nproc: `--nproc`, which counts where `--gpus` does not.
+        device: `run.device`.
+
+    Raises:
+        UsageError: If it is none, and the options were given all the same.
+    """
+    from tatscli.engine.launch import processes
+    from tatscli.errors import UsageError
+
+    if not dry_run and (gpus is not None or memory is not None):
+        raise UsageError(
+            "`--gpus` and `--gpu-memory` say what `--dry-run` plans for",
+            hint="`--nproc` starts processes on this machine",
+        )
+    if dry_run and gpus is None and nproc is not None:
+        gpus = processes(nproc, device=device, environ={})
+    return {"gpus": gpus, "gpu_memory": memory}
 
 
 def view_size(text: str) -> int | tuple[int, int]:

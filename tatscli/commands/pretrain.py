@@ -9,8 +9,11 @@ import typer
 
 from tatscli.commands.options import (
     DryRun,
+    GpuMemory,
+    Gpus,
     Json,
     MaxSteps,
+    Nproc,
     Overrides,
     Overwrite,
     Quiet,
@@ -18,6 +21,7 @@ from tatscli.commands.options import (
     Source,
     StoreOption,
     Verbose,
+    planned,
     reporter,
 )
 
@@ -29,13 +33,18 @@ EPILOG = """Examples:
 
   tats pretrain small --dry-run --json
 
+  tats pretrain videomae2/giant --dry-run --gpus 8 --gpu-memory 80
+
   tats pretrain runs/ucf101 --resume
+
+  tats pretrain k400 --nproc 8
 
   torchrun --nproc-per-node 8 -m tatscli pretrain k400
 """
 
 
 def pretrain(
+    context: typer.Context,
     source: Source,
     overrides: Overrides = None,
     store: StoreOption = None,
@@ -52,7 +61,10 @@ def pretrain(
     resume: Resume = False,
     overwrite: Overwrite = False,
     max_steps: MaxSteps = None,
+    nproc: Nproc = None,
     dry_run: DryRun = False,
+    gpus: Gpus = None,
+    gpu_memory: GpuMemory = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -60,17 +72,22 @@ def pretrain(
     """Pretrain on the videos of a store: RECIPE says what is hidden, guessed and compared."""
     from tatscli.tasks.recipes import open_recipe, shorthand
 
-    say = reporter(json, quiet, verbose)
+    say = reporter(json, quiet, verbose, joins=not dry_run)
     given = shorthand(overrides, {"data.store": store, "run.max_steps": max_steps})
     loaded, folder = open_recipe(source, given, resumes=resume)
     for note in loaded.notes:
         say.info(note)
+    plans = planned(dry_run, gpus, gpu_memory, nproc, loaded.recipe.run.device)
     if dry_run:
         from tatscli.tasks.dry_run import plan_pretraining, show_plan
         from tatscli.tasks.pretrain import pretrain_folder
 
-        show_plan(plan_pretraining(loaded, out or folder or pretrain_folder(loaded)), say)
+        show_plan(plan_pretraining(loaded, out or folder or pretrain_folder(loaded), **plans), say)
         return
+    if nproc is not None:
+        from tatscli.engine.launch import launch
+
+        launch(context.obj, nproc, device=loaded.recipe.run.device)
     from tatscli.tasks.pretrain import pretrain as run_pretraining
 
     result = run_pretraining(

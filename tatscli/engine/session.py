@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from tatscli.console import Reporter
 from tatscli.engine import distributed
@@ -35,40 +33,19 @@ class Session:
     reporter: Reporter
     reasons: dict[str, str]
 
-    def wrap(self, model: nn.Module, run: Run) -> DistributedDataParallel | None:
-        """Compile the blocks of a model in place where the recipe says so, and return the wrapper
-        that averages its gradients over processes, if there are several.
-
-        A model with parameters that get no gradient says so in `leaves_parameters_out`.
-        """
-        if run.compile:
-            compile_blocks(model)
-        if self.world.size == 1:
-            return None
-        devices = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(
-            model,
-            device_ids=devices,
-            gradient_as_bucket_view=True,
-            find_unused_parameters=getattr(model, "leaves_parameters_out", False),
-        )
-
-
-def compile_blocks(model: nn.Module) -> None:
-    """Compile every block of a model's stacks: the same code for all, so it is compiled once."""
-    for name, stack in model.named_modules():
-        if isinstance(stack, nn.ModuleList) and name.rsplit(".", 1)[-1] == "blocks":
-            for block in stack:
-                block.compile()
-
 
 @contextmanager
-def session(run: Run, reporter: Reporter) -> Iterator[Session]:
-    """Join the peers, choose device and precision, seed the weights."""
+def session(run: Run, reporter: Reporter, *, joins: bool = True) -> Iterator[Session]:
+    """Join the peers, unless `joins` is false; choose device and precision, seed the weights."""
     device, device_reason = choose_device(run.device)
-    with distributed.joined(device.type) as world:
+    peers = (
+        distributed.joined(device.type, patience=run.peers_timeout, say=reporter.info)
+        if joins
+        else nullcontext(distributed.World())
+    )
+    with peers as world:
         if device.type == "cuda":
-            device = torch.device("cuda", world.local_rank)
+            device = torch.device("cuda", world.gpu)
             torch.cuda.set_device(device)
         dtype, dtype_reason = choose_precision(run.precision, device)
         name = str(dtype).removeprefix("torch.")

@@ -26,6 +26,8 @@ from tatscli.store.schema import ClassGroup
 from tatscli.system.cost import count_parameters, system_cost
 from tatscli.tasks.dropping import finetune_drop, token_facts
 from tatscli.tasks.labels import build_loss, training_rows
+from tatscli.tasks.memory_plan import finetuning_memory, planned_devices, pretraining_memory
+from tatscli.tasks.memory_table import Devices, memory_line, show_memory
 from tatscli.tasks.pretrain import refuse_nothing_to_predict
 from tatscli.tasks.tokenizer import build_adversary, tokenizer_flops
 from tatscli.tasks.training import batch_rows, schedule_rows
@@ -36,8 +38,16 @@ ADAM_BYTES = 16  # float32 weight, gradient and two moments
 WEIGHT_BYTES = 4  # float32 weight that is not trained
 
 
-def plan_pretraining(loaded: LoadedRecipe, run: Path) -> dict[str, Any]:
-    """Return tokens, parameters, cost and schedule of a pretraining into the folder `run`.
+def plan_pretraining(
+    loaded: LoadedRecipe, run: Path, *, gpus: int | None = None, gpu_memory: float | None = None
+) -> dict[str, Any]:
+    """Return tokens, parameters, cost, memory and schedule of a pretraining into the folder `run`.
+
+    Args:
+        loaded: The merged recipe.
+        run: Where it would go.
+        gpus: Devices to plan for; None is as many as processes were started.
+        gpu_memory: GB of each; None is not known, unless there is a GPU here.
 
     Raises:
         RecipeError: If the total batch cannot be divided.
@@ -45,8 +55,9 @@ def plan_pretraining(loaded: LoadedRecipe, run: Path) -> dict[str, Any]:
             the store lacks codes that they read.
     """
     recipe = loaded.recipe
+    devices = planned_devices(gpus, gpu_memory, world_size())
     if recipe.tokenizer is not None:
-        return _plan_tokenizer(loaded, recipe.tokenizer, run)
+        return _plan_tokenizer(loaded, recipe.tokenizer, run, devices)
     system, flops = system_cost(recipe)
     parameters = {
         "encoder": count_parameters(system.encoder),
@@ -79,12 +90,16 @@ def plan_pretraining(loaded: LoadedRecipe, run: Path) -> dict[str, Any]:
         "optimizer_gb": sum(parameters.values()) * ADAM_BYTES / 1e9,
         "videos_without_motion": without_motion,
         "frames_in_memory": str(plan_cache(store, rows, recipe.data)) if store else None,
-        **_optimisation(recipe.optim, videos, recipe.data.repeats, store_note),
+        **_optimisation(recipe.optim, videos, recipe.data.repeats, store_note, devices),
+        "memory": pretraining_memory(recipe, system, devices),
     }
 
 
-def plan_finetuning(loaded: LoadedRecipe, run: Path) -> dict[str, Any]:
-    """Return tokens, parameters, cost and schedule of a fine-tuning into the folder `run`.
+def plan_finetuning(
+    loaded: LoadedRecipe, run: Path, *, gpus: int | None = None, gpu_memory: float | None = None
+) -> dict[str, Any]:
+    """Return tokens, parameters, cost, memory and schedule of a fine-tuning into the folder `run`;
+    arguments as of `plan_pretraining`.
 
     Raises:
         RecipeError: If the total batch cannot be divided, or head, weights or frozen blocks do not
@@ -92,6 +107,7 @@ def plan_finetuning(loaded: LoadedRecipe, run: Path) -> dict[str, Any]:
         DataError: If labels are missing or wrong, or a class has fewer videos than `data.shots`.
     """
     recipe, settings = loaded.recipe, loaded.recipe.finetune
+    devices = planned_devices(gpus, gpu_memory, world_size())
     store, rows, store_note = _open(recipe.data.store, settings.split)
     classes, groups, weights = 0, dict[str, ClassGroup](), dict[str, list[float]]()
     if store is not None and store.class_names:
@@ -132,11 +148,16 @@ def plan_finetuning(loaded: LoadedRecipe, run: Path) -> dict[str, Any]:
         "shots": recipe.data.shots,
         "class_weights": weights or None,
         "frames_in_memory": str(plan_cache(store, rows, recipe.data)) if store else None,
-        **_optimisation(settings.optim, len(rows) if store else None, settings.repeats, store_note),
+        **_optimisation(
+            settings.optim, len(rows) if store else None, settings.repeats, store_note, devices
+        ),
+        "memory": finetuning_memory(recipe, model, facts["tokens_kept"], devices),
     }
 
 
-def _plan_tokenizer(loaded: LoadedRecipe, config: Tokenizer, run: Path) -> dict[str, Any]:
+def _plan_tokenizer(
+    loaded: LoadedRecipe, config: Tokenizer, run: Path, devices: Devices
+) -> dict[str, Any]:
     recipe = loaded.recipe
     store, rows, store_note = _open(recipe.data.store, recipe.data.split)
     height, width = (side // config.stride for side in recipe.data.view_size)
@@ -159,7 +180,7 @@ def _plan_tokenizer(loaded: LoadedRecipe, config: Tokenizer, run: Path) -> dict[
         "optimizer_gb": sum(parameters.values()) * ADAM_BYTES / 1e9,
         "frames_in_memory": str(plan_cache(store, rows, recipe.data)) if store else None,
         **_optimisation(
-            recipe.optim, len(rows) if store else None, recipe.data.repeats, store_note
+            recipe.optim, len(rows) if store else None, recipe.data.repeats, store_note, devices
         ),
     }
 
@@ -194,6 +215,8 @@ def show_plan(plan: dict[str, Any], reporter: Reporter) -> None:
     rows.append(("weights, gradients, AdamW", f"{plan['optimizer_gb']:.2f} GB on each device"))
     if plan.get("ema_gb"):
         rows.append(("moving average", f"{plan['ema_gb']:.2f} GB on each device"))
+    if plan.get("memory"):
+        rows.append(("memory on each device", memory_line(plan["memory"])))
     rows.append(("videos", plan["store_note"]))
     if plan["frames_in_memory"]:
         rows.append(("frames in memory", plan["frames_in_memory"]))
@@ -201,7 +224,7 @@ def show_plan(plan: dict[str, Any], reporter: Reporter) -> None:
         rows.append(("videos without motion", str(plan["videos_without_motion"])))
     if plan["schedule"] is None:
         rows += [
-            *batch_rows(plan["total_batch"], *plan["batch"], world=world_size()),
+            *batch_rows(plan["total_batch"], *plan["batch"], world=plan["devices"]),
             ("steps", f"{plan['epochs']} passes x videos / {plan['total_batch']}"),
             ("peak lr", f"{plan['peak_lr']:.3g} = base lr x {plan['total_batch']} / 256"),
             ("views of each video", f"{plan['passes']:.4g}"),
@@ -209,6 +232,8 @@ def show_plan(plan: dict[str, Any], reporter: Reporter) -> None:
     else:
         rows += schedule_rows(Schedule(**plan["schedule"]))
     reporter.table(f"{plan['stage']} {plan['recipe']}", ["what", "value"], rows)
+    if plan.get("memory"):
+        show_memory(plan["memory"], reporter)
     reporter.result(plan)
 
 
@@ -223,20 +248,21 @@ def _open(path: str, split: str | None) -> tuple[Store | None, list[int], str]:
 
 
 def _optimisation(
-    optim: Optim, videos: int | None, repeats: int, store_note: str
+    optim: Optim, videos: int | None, repeats: int, store_note: str, devices: Devices
 ) -> dict[str, Any]:
     """Return the schedule, or without a store what is known of it."""
     schedule = (
         None
         if videos is None
-        else derive_schedule(optim, videos=videos, repeats=repeats, world=world_size())
+        else derive_schedule(optim, videos=videos, repeats=repeats, world=devices.count)
     )
     return {
         "videos": videos,
         "store_note": store_note,
         "epochs": optim.epochs,
         "total_batch": optim.total_batch,
-        "batch": derive_batch(optim, world=world_size()),
+        "devices": devices.count,
+        "batch": derive_batch(optim, world=devices.count),
         "peak_lr": optim.base_lr * optim.total_batch / 256,
         "passes": optim.epochs * repeats if schedule is None else schedule.passes,
         "schedule": None if schedule is None else asdict(schedule),

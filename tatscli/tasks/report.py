@@ -89,7 +89,7 @@ def report(
     left_out: list[str] = []
     described = _described(run, left_out)
     lines = read_metrics(run / "metrics.jsonl")
-    with session(recipe.run, reporter) as here:
+    with session(recipe.run, reporter, joins=False) as here:
         sections = [
             curves(lines),
             *training_pictures(run),

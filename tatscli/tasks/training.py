@@ -23,12 +23,14 @@ from tatscli.draws import Draws
 from tatscli.engine import distributed
 from tatscli.engine.checkpoint import Checkpoint, find_checkpoint
 from tatscli.engine.learner import Learner
-from tatscli.engine.loop import Training, train
+from tatscli.engine.loop import train
+from tatscli.engine.parallel import parallelize
 from tatscli.engine.part import Lesson, Part, Weights
 from tatscli.engine.run import describe_run, open_run, write_run_json
 from tatscli.engine.session import Session, session
 from tatscli.engine.threads import use_threads
 from tatscli.engine.track import need_trackers
+from tatscli.engine.training import Training
 from tatscli.errors import CheckpointError, UsageError
 from tatscli.files import write_safely
 from tatscli.recipe.derive import Schedule, derive_schedule
@@ -167,7 +169,7 @@ def run_training(
             here.reporter.detail(f"{name}: {value}")
         here.reporter.detail(f"frames in memory: {stage.clips.cache_plan}")
         stage.to(here.device)
-        synced = here.wrap(stage.model, recipe.run)
+        synced = parallelize(stage.model, recipe.run, here)
         stage.network = synced or stage.model
         learners = stage.learners(schedule)
         views = schedule.batch_per_device * schedule.repeats

@@ -94,13 +94,14 @@ class Steps:
         from tatscli.console import Reporter
         from tatscli.engine.bad_steps import BadSteps
         from tatscli.engine.distributed import World
+        from tatscli.engine.feed import Feed
         from tatscli.engine.learner import Learner
-        from tatscli.engine.loop import Training
         from tatscli.engine.metrics import Averages
         from tatscli.engine.optim import build_optimizer
+        from tatscli.engine.parallel import compile_blocks
         from tatscli.engine.part import Weights
         from tatscli.engine.schedule import lr_at
-        from tatscli.engine.session import compile_blocks
+        from tatscli.engine.training import Training
         from tatscli.recipe.derive import derive_schedule
         from tatscli.tasks import pretrain
 
@@ -137,7 +138,7 @@ class Steps:
             done=FIRST,
         )
         self.means: dict[str, float] = {}
-        self._batches = self.training.batches(FIRST)
+        self._feed = Feed(self.training.batches(FIRST), self.training.device)
         self._averages = Averages()
         self._bad_steps = BadSteps(main, recipe.run, Path(), 0)
 
@@ -148,7 +149,7 @@ class Steps:
         from tatscli.engine.loop import optimise
 
         training = self.training
-        self._bad_steps.remember(optimise(training, self._batches, self._averages))
+        self._bad_steps.remember(optimise(training, self._feed, self._averages))
         training.done += 1
         if training.done % training.run.log_every == 0:
             self.read()

@@ -11,8 +11,9 @@ import torch
 
 from tatscli.draws import Draws
 from tatscli.engine.checkpoint import find_checkpoint
-from tatscli.engine.loop import Training, train
+from tatscli.engine.loop import train
 from tatscli.engine.part import Lesson
+from tatscli.engine.training import Training
 from tatscli.errors import TatsError
 from tests.engine.toy import ToyBatch, said, toy_training
 

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from tatscli.draws import Draws
 from tatscli.engine.checkpoint import find_checkpoint, restore_part
 from tatscli.engine.learner import Learner
-from tatscli.engine.loop import Training, train
+from tatscli.engine.loop import train
 from tatscli.engine.optim import build_optimizer
 from tatscli.engine.part import Lesson, Weights, under
+from tatscli.engine.training import Training
 from tatscli.errors import CheckpointError
 from tatscli.recipe.schema import Optim
 from tests.engine.toy import ToyBatch, said, toy_training

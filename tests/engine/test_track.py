@@ -20,9 +20,10 @@ import torch
 from tatscli.draws import Draws
 from tatscli.engine import track
 from tatscli.engine.distributed import World
-from tatscli.engine.loop import Training, train
+from tatscli.engine.loop import train
 from tatscli.engine.part import Lesson
 from tatscli.engine.track import need_trackers
+from tatscli.engine.training import Training
 from tatscli.errors import UsageError
 from tests.engine.toy import ToyBatch, resumed, said, toy_training
 

@@ -15,10 +15,10 @@ from tatscli.draws import Draws
 from tatscli.engine.checkpoint import find_checkpoint
 from tatscli.engine.distributed import World
 from tatscli.engine.learner import Learner
-from tatscli.engine.loop import Training
 from tatscli.engine.optim import build_optimizer
 from tatscli.engine.part import Lesson, Weights
 from tatscli.engine.schedule import lr_at
+from tatscli.engine.training import Training
 from tatscli.recipe.derive import derive_schedule
 from tatscli.recipe.schema import Optim, Run
 from tatscli.seeding import seed_of

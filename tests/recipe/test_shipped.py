@@ -18,7 +18,8 @@ VIDEOMAE = [f"videomae/{name}" for name in DATA_SETS]
 VARIANTS = ["k400-1600", "k400-small", "k400-large", "k400-huge", "ssv2-2400", "ssv2-small"]
 VIDEOMAES = [*DATA_SETS, *MGM[:-1], *(f"mam2/{name}" for name in DATA_SETS), *VIDEOMAE]
 """Recipes that fine-tune as VideoMAE does."""
-PUBLISHED = [*VIDEOMAES, *(f"videomae/{name}" for name in VARIANTS)]
+V2 = ["videomae2/base", "videomae2/giant"]
+PUBLISHED = [*VIDEOMAES, *(f"videomae/{name}" for name in VARIANTS), *V2]
 
 
 @pytest.fixture(params=RECIPES, ids=lambda one: one.name)
@@ -84,6 +85,37 @@ def test_hmdb51_has_the_schedule_of_everest_and_says_what_is_ours():
         for key in ("repeats", "drop_path", "head_dropout", "mixup", "cutmix", "layer_decay"):
             (line,) = re.findall(rf"^ +{key}: .*\(ours.*EVEREST: .*$", text, re.MULTILINE)
             assert line
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "total", "peak", "warmup", "clip", "save", "grid"),
+    [
+        ("videomae2/base", 200, 32 * 32, 4e-3, 20, None, 20, (8, 14, 14)),
+        ("videomae2/giant", 300, 64 * 32, 4.8e-3, 30, 0.02, 5, (8, 16, 16)),
+    ],
+)
+def test_the_settings_of_videomae_v2(name, epochs, total, peak, warmup, clip, save, grid):
+    """scripts/pretrain of OpenGVLab/VideoMAEv2, whose rate does not count the four views."""
+    recipe = load_recipe(name).recipe
+    optim = recipe.optim
+    assert (optim.epochs, optim.total_batch, optim.batch_per_device) == (epochs, total, 32)
+    assert optim.base_lr * optim.total_batch / 256 == pytest.approx(peak)
+    assert (optim.warmup_epochs, optim.clip_grad, recipe.run.save_every) == (warmup, clip, save)
+    assert (optim.betas, optim.weight_decay, recipe.data.repeats) == ((0.9, 0.95), 0.05, 4)
+    assert (recipe.grid, recipe.data.sampling.stride) == (grid, 4)
+    assert (recipe.mask.kind, recipe.mask.ratio, recipe.predict.kind) == (
+        "tube",
+        0.9,
+        "running_cell",
+    )
+    assert recipe.head.depth == 4
+    if name.endswith("giant"):
+        assert (recipe.head.width, recipe.head.heads, recipe.head.mlp) == (
+            512,
+            8,
+            512 * 48 // 11,
+        )
+        assert recipe.model.checkpointing
 
 
 def leaves(value, keys=()):

@@ -15,12 +15,14 @@ from tatscli.console import Reporter
 from tatscli.data.batch import Batch
 from tatscli.data.motion import MotionField
 from tatscli.engine.distributed import World
+from tatscli.engine.feed import Feed
 from tatscli.engine.learner import Learner
-from tatscli.engine.loop import Training, optimise
+from tatscli.engine.loop import optimise
 from tatscli.engine.metrics import Averages
 from tatscli.engine.optim import build_optimizer
 from tatscli.engine.part import Weights
 from tatscli.engine.schedule import lr_at
+from tatscli.engine.training import Training
 from tatscli.heads import HEADS
 from tatscli.masking import MASKERS
 from tatscli.masking.selection import SELECTIONS
@@ -171,7 +173,7 @@ def _train_steps(system: System, recipe: Recipe, folder: Path, steps: int) -> No
     averages = Averages()
     with NoWaits():
         for _ in range(steps):
-            optimise(training, batches(), averages)
+            optimise(training, Feed(batches(), GPU), averages)
             training.done += 1
     for parameter in (*model.parameters(), *system.masker.parameters()):
         assert parameter.device == GPU

@@ -18,9 +18,11 @@ import torch
 from tatscli.console import Reporter
 from tatscli.engine.checkpoint import find_checkpoint
 from tatscli.engine.distributed import World
-from tatscli.engine.loop import Training, optimise
+from tatscli.engine.feed import Feed
+from tatscli.engine.loop import optimise
 from tatscli.engine.metrics import Averages
 from tatscli.engine.session import Session
+from tatscli.engine.training import Training
 from tatscli.errors import RecipeError, UsageError
 from tatscli.recipe.derive import derive_schedule
 from tatscli.recipe.load import LoadedRecipe, load_recipe
@@ -261,9 +263,10 @@ def test_a_step_waits_for_nothing_on_the_device(
             dtype=torch.float32,
             reporter=reporter,
         )
+        feed = Feed(batches, GPU)
         with NoWaits():
             for _ in range(2):
-                optimise(training, batches, Averages())
+                optimise(training, feed, Averages())
         for module in (stage.model, stage.adversary, stage.average.average):
             assert all(one.device == GPU for one in module.parameters())
 

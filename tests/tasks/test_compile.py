@@ -14,7 +14,7 @@ from torch import nn
 
 from tatscli.console import Reporter
 from tatscli.draws import Draws
-from tatscli.engine.session import compile_blocks
+from tatscli.engine.parallel import compile_blocks
 from tatscli.nn.classifier import build_classifier
 from tatscli.recipe.load import LoadedRecipe
 from tatscli.recipe.schema import Data, Finetune, Model, RandomMask, Recipe

@@ -194,9 +194,10 @@ def test_two_ranks_draw_apart_and_learn_alike(
         shutil.rmtree(kept / f"step-{step:07d}")
     (kept / "last").unlink()
     (kept / "last").symlink_to("step-0000005")
-    second = tats(*words, "--out", "runs/halves", "--resume", launch=launch)
+    second = tats(*words, "--out", "runs/halves", "--resume", "--nproc", "2", "--json")
     assert second.returncode == 0, second.stderr
-    assert "resuming after step 5" in second.stderr
+    assert second.stderr.count("resuming after step 5") == 1
+    assert json.loads(second.stdout)["steps"] == 10
     assert_equal_weights(Path("runs/two"), Path("runs/halves"))
 
 

@@ -80,6 +80,8 @@ class Run(Section):
     """Optimiser steps between two lines of metrics.jsonl."""
     save_every: Positive = 20
     """Passes over the data between two checkpoints."""
+    peers_timeout: Positive = 600
+    """Seconds that a process waits, at the start, for the others of a training to come."""
     keep: Count = 2
     """Numbered checkpoints kept; `last` and `best` come on top."""
     watch: Watch | None = None

@@ -1,0 +1,61 @@
+"""What a training says on its way: lines of metrics, estimates, and how it ended."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from tatscli.engine.metrics import MetricsLog
+from tatscli.engine.training import Training
+from tatscli.errors import Exit, Stopped
+
+
+def nothing_left(training: Training) -> str:
+    """Say that there is no step to take, and how the run goes on if it can."""
+    done, total = training.done, training.schedule.total_steps
+    if done >= total:
+        return f"the run is complete: all {total} steps are done"
+    return (
+        f"nothing to do: the run has reached `run.max_steps: {training.run.max_steps}`, and "
+        f"{total - done} of {total} steps are left; `run.max_steps=null` goes on"
+    )
+
+
+def stopped(training: Training, last: int, code: int) -> Stopped:
+    """Return what ends a training that was told to stop and has saved."""
+    return Stopped(
+        f"stopped after step {training.done} of {last}, checkpoints are in `{training.folder}`",
+        hint="continue with `--resume`",
+        exit_code=Exit(code),
+    )
+
+
+def write_line(
+    training: Training, log: MetricsLog | None, means: dict[str, float], started: float
+) -> None:
+    """Write a line of metrics, and warn where data is what the time goes to."""
+    if log is None:
+        return
+    epoch = training.done / training.schedule.steps_per_epoch
+    wall = time.perf_counter() - started
+    line = {"step": training.done, "epoch": round(epoch, 4), "wall": round(wall, 3), **means}
+    log.write(line)
+    numbers = "  ".join(f"{key} {value:.4g}" for key, value in means.items())
+    training.reporter.detail(f"step {training.done}  {numbers}")
+    waited, worked = means["data_seconds"], means["step_seconds"]
+    if training.done > 20 and waited > 0.3 * (waited + worked):
+        training.reporter.warn(
+            "more than 30 % of the time is spent waiting for data; raise `data.workers`, "
+            "or prepare the store with a smaller `--short-side`",
+            once=True,
+        )
+
+
+def estimate(training: Training, last: int, seconds: float) -> None:
+    """Say how long the rest will take."""
+    left = (last - training.done) * seconds
+    hours, minutes = divmod(math.ceil(left / 60), 60)
+    training.reporter.info(
+        f"{seconds:.2f} s a step; about {hours} h {minutes:02d} min left "
+        f"for {last - training.done} steps"
+    )
