@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tatscli.engine import distributed
 from tatscli.engine.checkpoint import find_checkpoint, save_checkpoint
 from tatscli.engine.metrics import Averages, MetricsLog
 from tatscli.engine.rng import seed_torch
@@ -144,6 +145,25 @@ def test_averages_of_tensors_are_read_when_they_are_asked_for() -> None:
     averages.add({"never": torch.tensor(-torch.inf)})
     assert averages.read() == {"loss": 4.0, "kl": 1.0, "lr": 0.25, "count": 3.0}
     assert averages.read() == {}
+
+
+def test_averages_are_over_processes_even_where_one_has_no_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = Averages()
+    other.add({"loss": 1.0, "kl": torch.nan, "motion": 0.5})
+    other.add({"loss": 4.0})
+    sent: list[list[object]] = []
+
+    def gathered(mine: list[object]) -> list[object]:
+        sent.append(mine)
+        return [*mine, *sent[0]] if len(sent) > 1 else mine
+
+    monkeypatch.setattr(distributed, "gathered", gathered)
+    other.read()
+    averages = Averages()
+    averages.add({"loss": 10.0, "kl": 3.0})
+    assert averages.read() == {"loss": 5.0, "kl": 3.0, "motion": 0.5}
 
 
 def test_adding_to_averages_waits_for_nothing() -> None:

@@ -11,6 +11,7 @@ from tatscli.draws import Draws
 from tatscli.engine.part import Lesson
 from tatscli.errors import DataError, RecipeError
 from tatscli.masking import MASKERS
+from tatscli.masking.plan import MaskPlan
 from tests.masking.kinds import (
     MASKS,
     clip_of,
@@ -89,6 +90,23 @@ def test_the_draws_alone_decide(kind: str) -> None:
     if kind not in ("mgm_topk", "still"):  # where no tokens move alike, they draw nothing
         assert not torch.equal(first, visible(8))
     assert len(first.unique(dim=0)) > 2  # each clip has its own draw
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_a_clip_is_masked_alike_whoever_shares_its_batch(kind: str) -> None:
+    grid = (4, 5, 5)
+    masker, tokens, motion = mask_of(kind, grid, 0.8), tokens_on(grid, 6), motion_on(grid, 6)
+    motion.missing_B[2] = True
+
+    def planned(places: slice) -> MaskPlan:
+        clip = clip_of(grid, tokens=tokens[places], motion=motion.each(lambda one: one[places]))
+        return masker.plan(clip, Draws(5, first=places.start))
+
+    whole = planned(slice(0, 6))
+    for parts in ([slice(0, 3), slice(3, 6)], [slice(place, place + 1) for place in range(6)]):
+        plans = [planned(part) for part in parts]
+        assert torch.equal(torch.cat([plan.visible_BK for plan in plans]), whole.visible_BK)
+        assert torch.equal(torch.cat([plan.predict_BM for plan in plans]), whole.predict_BM)
 
 
 @pytest.mark.parametrize("kind", EXCHANGEABLE)

@@ -130,6 +130,24 @@ def test_the_draws_alone_decide(kind: str) -> None:
     assert not torch.equal(first, predicted(8))
 
 
+@pytest.mark.parametrize("kind", BUDGETED)
+def test_a_clip_is_predicted_alike_whoever_shares_its_batch(kind: str) -> None:
+    grid = (4, 5, 5)
+    masker, (tokens, motion) = (
+        mask_of("random", grid, 0.8),
+        (tokens_on(grid, 6), motion_on(grid, 6)),
+    )
+    selection, plan = selection_of(kind, grid, masker.predicted), plan_of(masker, 6)
+
+    def predicted(places: slice) -> torch.Tensor:
+        clip = clip_of(grid, tokens=tokens[places], motion=motion.each(lambda one: one[places]))
+        part = MaskPlan(plan.visible_BK[places], plan.predict_BM[places])
+        return selection.select(part, clip, Draws(5, first=places.start)).predict_BM
+
+    parts = [predicted(slice(first, first + 2)) for first in (0, 2, 4)]
+    assert torch.equal(torch.cat(parts), predicted(slice(0, 6)))
+
+
 @pytest.mark.parametrize("kind", PREDICTS)
 def test_they_have_nothing_to_learn_or_to_save(kind: str) -> None:
     selection = selection_of(kind, (4, 3, 3), 20)
