@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tatscli.draws import Draws
 from tatscli.recipe.schema import Augment
 
 
@@ -70,7 +71,7 @@ class Mix:
     One draw for the whole batch, as VideoMAE's `mode="batch"`: every clip is mixed with its mirror
     image in the order of the batch, so that repeated views of one video do not meet. CutMix pastes
     one box of height and width through all frames, as VideoMAE's. torchvision's classes are not
-    used: they take no generator and pair neighbours, which repeated views are.
+    used: they draw from the global generator and pair neighbours, which repeated views are.
 
     Args:
         augment: The recipe's `finetune.augment`.
@@ -82,19 +83,19 @@ class Mix:
         self.classes = classes
 
     def __call__(
-        self, video_BCTHW: Tensor, label_B: Tensor, *, generator: torch.Generator
+        self, video_BCTHW: Tensor, label_B: Tensor, *, draws: Draws
     ) -> tuple[Tensor, Tensor]:
         """Mix a batch.
 
         Args:
             video_BCTHW: Floating point.
             label_B: int64 classes.
-            generator: A generator of the CPU; its state decides everything.
+            draws: Of the clips; the first one's decide everything.
 
         Returns:
             The mixed video and the soft labels (B, C), float32, rows summing to 1.
         """
-        rng = random.Random(int(torch.randint(2**62, (), generator=generator)))
+        rng = random.Random(draws.seed())
         soft_BC = self.smooth(label_B)
         mixup, cutmix = self.augment.mixup, self.augment.cutmix
         if not (mixup or cutmix) or rng.random() >= self.augment.mix_probability:

@@ -20,7 +20,7 @@ from tatscli.engine.device import autocast
 from tatscli.engine.feed import Feed
 from tatscli.engine.metrics import Averages, MetricsLog, metrics_log
 from tatscli.engine.part import Lesson
-from tatscli.engine.rng import random_at
+from tatscli.engine.rng import draws_at, seed_torch
 from tatscli.engine.saving import save
 from tatscli.engine.signals import StopRequest, stop_requests
 from tatscli.engine.telling import estimate, nothing_left, stopped, write_line
@@ -101,7 +101,7 @@ def train(training: Training) -> dict[str, Any]:
 
 def optimise(training: Training, feed: Feed, averages: Averages) -> list[int]:
     """Take one optimiser step, add up its metrics, and return where its samples came from."""
-    parts = training.schedule.accumulation
+    parts, world = training.schedule.accumulation, training.world
     rates = {name: learner.begin(training.done) for name, learner in training.learners.items()}
     began = time.perf_counter()
     feed.begin()
@@ -109,12 +109,14 @@ def optimise(training: Training, feed: Feed, averages: Averages) -> list[int]:
         batch = feed.take(lambda: False)
         assert batch is not None
         averages.add({"replaced": float(batch.replaced)})
-        generator = random_at(training.run.seed, training.done, part, training.world.rank)
+        seed_torch(training.run.seed, training.done, part, world.rank)
+        first = (part * world.size + world.rank) * len(batch.row_B)
+        draws = draws_at(training.run.seed, training.done, first=first)
         # Gradients cross the network once a step, with the last micro-batch.
         hold = training.synced.no_sync() if training.synced and part < parts - 1 else nullcontext()
         with hold:
             with autocast(training.device, training.dtype):
-                lesson = training.step(batch, generator)
+                lesson = training.step(batch, draws)
             assert lesson.loss is not None
             (lesson.loss / parts).backward()
         averages.add({"loss": lesson.loss, **lesson.metrics})

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tatscli.console import Reporter, without_nan
+from tatscli.engine import distributed
 from tatscli.engine.track import Line, Trackers
 from tatscli.files import write_safely
 from tatscli.recipe.schema import Run
@@ -86,7 +87,8 @@ def metrics_log(
 
 
 class Averages:
-    """Means of named numbers since the last reading; a number may be missing in some steps.
+    """Means of named numbers since the last reading, over steps and processes; a number may be
+    missing in some.
 
     Tensors stay on their device until `read`, which fetches all of them in one transfer.
     """
@@ -107,7 +109,7 @@ class Averages:
             self._tensors.append(torch.stack([one.detach().float() for one in scalars.values()]))
 
     def read(self) -> dict[str, float]:
-        """Return the means and start again; this waits for the device."""
+        """Return the means and start again; this waits for the device, and for every process."""
         fetched = torch.cat(self._tensors).tolist() if self._tensors else []
         named = [*zip(self._names, fetched, strict=True), *self._numbers]
         for kept in (self._names, self._tensors, self._numbers):
@@ -116,7 +118,13 @@ class Averages:
         for name, value in named:
             if math.isfinite(value):
                 finite.setdefault(name, []).append(value)
-        return {name: sum(values) / len(values) for name, values in finite.items()}
+        mine = [(name, math.fsum(values), len(values)) for name, values in finite.items()]
+        totals: dict[str, tuple[float, int]] = {}
+        # By name: a number that is never finite is missing in one process, and there in another.
+        for name, value, count in distributed.gathered(mine):
+            before, seen = totals.get(name, (0.0, 0))
+            totals[name] = before + value, seen + count
+        return {name: value / count for name, (value, count) in totals.items()}
 
 
 def _step(line: str) -> float:

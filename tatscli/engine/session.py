@@ -11,7 +11,7 @@ import torch
 from tatscli.console import Reporter
 from tatscli.engine import distributed
 from tatscli.engine.device import choose_device, choose_precision
-from tatscli.engine.rng import random_at
+from tatscli.engine.rng import seed_torch
 from tatscli.recipe.schema import Run
 
 
@@ -52,5 +52,5 @@ def session(run: Run, reporter: Reporter, *, joins: bool = True) -> Iterator[Ses
         reasons = {"device": f"{device}: {device_reason}", "precision": f"{name}: {dtype_reason}"}
         reporter.info("; ".join(reasons.values()))
         torch.set_float32_matmul_precision("high")
-        random_at(run.seed)
+        seed_torch(run.seed)
         yield Session(world, device, dtype, reporter, reasons)

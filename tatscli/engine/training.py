@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tatscli.console import Reporter
+from tatscli.draws import Draws
 from tatscli.engine import distributed
 from tatscli.engine.checkpoint import Checkpoint, restore_part
 from tatscli.engine.learner import Learner
@@ -36,7 +37,7 @@ class MicroBatch(Protocol):
         """Return the batch on a device."""
 
 
-StepFunction = Callable[[Any, torch.Generator], Lesson]
+StepFunction = Callable[[Any, Draws], Lesson]
 
 
 @dataclass(slots=True)
@@ -45,7 +46,7 @@ class Training:
 
     Attributes:
         model: What is trained; put in training mode, scored and saved.
-        step: Maps a batch and a generator to loss and metrics of a micro-batch; a metric `loss`
+        step: Maps a batch and its draws to loss and metrics of a micro-batch; a metric `loss`
             is logged in place of the loss.
         learners: What is updated, by name; the first is the model's own, whose gradient must stay
             finite.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from tatscli.data.clip import Clip
+from tatscli.draws import Draws
 from tatscli.engine.learner import Learner
 from tatscli.engine.part import Lesson
 from tatscli.masking.plan import MaskPlan
@@ -50,8 +51,8 @@ class Masker(nn.Module):
     def predicted(self) -> int:
         return self.tokens - self.visible
 
-    def plan(self, clip: Clip, generator: Generator | None = None) -> MaskPlan:
-        """Choose a plan for a batch; the same generator state gives the same plan."""
+    def plan(self, clip: Clip, draws: Draws) -> MaskPlan:
+        """Choose a plan for each clip of a batch; the same draws give the same plan."""
         raise NotImplementedError
 
     def learn(self, plan: MaskPlan, error_BM: Tensor) -> Lesson:

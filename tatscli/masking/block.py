@@ -13,11 +13,12 @@ import math
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from tatscli.data.clip import Clip
+from tatscli.draws import Draws
 from tatscli.errors import RecipeError
-from tatscli.masking.draw import gumbel_top_k, uniform_scores
+from tatscli.masking.draw import gumbel_top_k
 from tatscli.masking.slices import SliceMasker
 
 
@@ -39,31 +40,31 @@ class BlockMasker(SliceMasker):
             )
         self.register_buffer("sites_S2", site_positions(grid), persistent=False)
 
-    def rank_BTS(self, clip: Clip, noise_BTS: Tensor, generator: Generator | None) -> Tensor:
+    def rank_BTS(self, clip: Clip, noise_BTS: Tensor, draws: Draws) -> Tensor:
         """Rank by the signed distance to the nearest rim, positive inside."""
         B = len(noise_BTS)
-        half_BK2 = self.draw_halves_BK2(B, noise_BTS.device, generator)
-        centre_BTK2 = self.centres_BTK2(half_BK2, clip, generator)
+        half_BK2 = self.draw_halves_BK2(B, noise_BTS.device, draws)
+        centre_BTK2 = self.centres_BTK2(half_BK2, clip, draws)
         away_BTKS2 = (self.sites_S2 - centre_BTK2[:, :, :, None]).abs() - half_BK2[:, None, :, None]
         depth_BTS = -away_BTKS2.amax(dim=-1).amin(dim=2)
         return depth_BTS + self.config.noise * noise_BTS
 
-    def draw_halves_BK2(self, B: int, device: torch.device, generator: Generator | None) -> Tensor:
+    def draw_halves_BK2(self, B: int, device: torch.device, draws: Draws) -> Tensor:
         """Draw half the width and height of each rectangle: equal areas, log-uniform aspects."""
         blocks, (low, high) = self.config.blocks, self.config.aspect
         area = self.hidden / blocks
-        share_BK = uniform_scores((B, blocks), device, generator)
+        share_BK = draws.uniform((B, blocks), device)
         aspect_BK = low * (high / low) ** share_BK
         _, rows, columns = self.grid
         # A side that is longer than the picture leaves its area to the other one.
         width_BK = (area * aspect_BK).sqrt().clamp(min(area / rows, columns), columns)
         return torch.stack([width_BK, area / width_BK], dim=-1) / 2
 
-    def centres_BTK2(self, half_BK2: Tensor, clip: Clip, generator: Generator | None) -> Tensor:
+    def centres_BTK2(self, half_BK2: Tensor, clip: Clip, draws: Draws) -> Tensor:
         """Place the rectangles in every slice: here on any sites, the same in all slices."""
         B, slices = len(half_BK2), self.grid[0]
         even_BS = half_BK2.new_zeros(B, self.sites)
-        site_BK = gumbel_top_k(even_BS, self.config.blocks, generator)
+        site_BK = gumbel_top_k(even_BS, self.config.blocks, draws)
         return self.sites_S2[site_BK][:, None].expand(-1, slices, -1, -1)
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-import torch
 from torch import Tensor
 
+from tatscli.draws import Draws
 from tatscli.errors import RecipeError
 
 
@@ -41,14 +41,6 @@ def visible_count(total: int, ratio: float) -> int:
     return count
 
 
-def uniform_scores(
-    shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None
-) -> Tensor:
-    """Draw float32 in [0, 1) where the generator lives: one seed, one plan on every device."""
-    home = device if generator is None else generator.device
-    return sent(torch.rand(shape, generator=generator, device=home), device)
-
-
 def in_tubes_BN(sites_BS: Tensor, noise_BN: Tensor) -> Tensor:
     """Return scores that order tokens site by site, sites at random: (B, N).
 
@@ -62,27 +54,12 @@ def in_tubes_BN(sites_BS: Tensor, noise_BN: Tensor) -> Tensor:
     return sites_BS.argsort(dim=1).argsort(dim=1).repeat(1, slices) + noise_BN
 
 
-def gumbel_top_k(log_p_BN: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
-    """Draw `count` tokens per clip without replacement: int64 (B, K), unordered.
+def gumbel_top_k(log_p_BN: Tensor, count: int, draws: Draws) -> Tensor:
+    """Draw `count` tokens per clip, or of each of its groups, (B, ..., N), without replacement:
+    int64 (B, ..., K), in the order drawn.
 
     The largest of log-probabilities plus Gumbel noise are such a draw (Kool et al. 2019, arXiv
     1903.06059). Unlike a draw from probabilities it cannot run out of non-zero ones.
     """
-    gumbel_BN = gumbel_noise(tuple(log_p_BN.shape), log_p_BN.device, generator)
-    return (log_p_BN.float() + gumbel_BN).topk(count, dim=1).indices
-
-
-def gumbel_noise(
-    shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None
-) -> Tensor:
-    """Draw float32 Gumbel noise where the generator lives."""
-    home = device if generator is None else generator.device
-    noise = torch.empty(shape, device=home).exponential_(generator=generator)
-    return sent(-noise.log(), device)
-
-
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy to a device without waiting for it, which takes pinned memory on the way to a GPU."""
-    if device.type == "cuda" and tensor.device.type == "cpu" and torch.cuda.is_available():
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    gumbel_BN = draws.gumbel(tuple(log_p_BN.shape), log_p_BN.device)
+    return (log_p_BN.float() + gumbel_BN).topk(count, dim=-1).indices

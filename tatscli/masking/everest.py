@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Generator
-
 from tatscli.data.clip import Clip
+from tatscli.draws import Draws
 from tatscli.errors import RecipeError
 from tatscli.masking.base import Masker
-from tatscli.masking.draw import share_count, uniform_scores, visible_count
+from tatscli.masking.draw import share_count, visible_count
 from tatscli.masking.plan import MaskPlan
 from tatscli.masking.saliency import descending, embedding_change_BN
 
@@ -45,12 +44,12 @@ class EverestMasker(Masker):
     def predicted(self) -> int:
         return self.kept - self.visible
 
-    def plan(self, clip: Clip, generator: Generator | None = None) -> MaskPlan:
+    def plan(self, clip: Clip, draws: Draws) -> MaskPlan:
         """Keep the tokens that change most and divide them by chance."""
-        ties_BN = uniform_scores((len(clip), self.tokens), clip.device, generator)
+        ties_BN = draws.uniform((len(clip), self.tokens), clip.device)
         change_BN = embedding_change_BN(clip.tokens_BND, self.grid[0])
         kept = descending(change_BN, ties_BN)[:, : self.kept]
-        split = uniform_scores((len(clip), self.kept), clip.device, generator)
+        split = draws.uniform((len(clip), self.kept), clip.device)
         kept = kept.gather(1, split.argsort(dim=1, stable=True))
         visible_BK, predict_BM = kept[:, : self.visible], kept[:, self.visible :]
         return MaskPlan(visible_BK.sort(dim=1).values, predict_BM.sort(dim=1).values)

@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Generator
 
 from tatscli.data.clip import Clip
+from tatscli.draws import Draws
 from tatscli.errors import RecipeError
 from tatscli.masking.base import Masker
-from tatscli.masking.draw import share_count, uniform_scores
+from tatscli.masking.draw import share_count
 from tatscli.masking.plan import MaskPlan
 
 
@@ -36,10 +36,10 @@ class FrameMasker(Masker):
             )
         self.visible = (self.slices - hidden) * self.sites
 
-    def plan(self, clip: Clip, generator: Generator | None = None) -> MaskPlan:
+    def plan(self, clip: Clip, draws: Draws) -> MaskPlan:
         """Draw the slices to show of each clip."""
         B, device = len(clip), clip.device
-        scores_BT = uniform_scores((B, self.slices), device, generator)
+        scores_BT = draws.uniform((B, self.slices), device)
         # A stable sort makes the same choice on every device.
         order_BT = scores_BT.argsort(dim=1, descending=True, stable=True)
         shown_BT = order_BT[:, : self.visible // self.sites]

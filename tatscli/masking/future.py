@@ -12,12 +12,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Generator
 
 from tatscli.data.clip import Clip
+from tatscli.draws import Draws
 from tatscli.errors import RecipeError
 from tatscli.masking.base import Masker
-from tatscli.masking.draw import shown_count, uniform_scores
+from tatscli.masking.draw import shown_count
 from tatscli.masking.plan import MaskPlan
 from tatscli.recipe import schema
 
@@ -49,10 +49,10 @@ class FutureMasker(Masker):
     def predicted(self) -> int:
         return self.tokens - self.first - self.shown
 
-    def plan(self, clip: Clip, generator: Generator | None = None) -> MaskPlan:
+    def plan(self, clip: Clip, draws: Draws) -> MaskPlan:
         """Draw which of the later tokens are shown; those of the gap take no part."""
         later = self.tokens - self.first
-        noise_BF = uniform_scores((len(clip), later), clip.device, generator)
+        noise_BF = draws.uniform((len(clip), later), clip.device)
         order_BF = noise_BF.argsort(dim=1, stable=True) + self.first
         past_BK = torch.arange(self.past, device=clip.device).expand(len(clip), -1)
         shown_BK = order_BF[:, : self.shown].sort(dim=1).values

@@ -10,9 +10,10 @@ K rectangles.
 from __future__ import annotations
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from tatscli.data.clip import Clip
+from tatscli.draws import Draws
 from tatscli.masking.block import BlockMasker
 from tatscli.masking.draw import gumbel_top_k
 from tatscli.masking.saliency import known_motion
@@ -27,23 +28,23 @@ class MgmMasker(BlockMasker):
 
     needs_motion = True
 
-    def rank_BTS(self, clip: Clip, noise_BTS: Tensor, generator: Generator | None) -> Tensor:
+    def rank_BTS(self, clip: Clip, noise_BTS: Tensor, draws: Draws) -> Tensor:
         """Rank by depth in the rectangles, with a little preference for what moves."""
         speed_BN = known_motion(clip, "mask.kind: mgm").magnitude_BN(self.grid[0])
         top_B1 = speed_BN.amax(dim=1, keepdim=True).clamp(min=NOISE)
         pull_BTS = self.config.pull * (speed_BN / top_B1).view_as(noise_BTS)
-        return super().rank_BTS(clip, noise_BTS, generator) + pull_BTS
+        return super().rank_BTS(clip, noise_BTS, draws) + pull_BTS
 
-    def centres_BTK2(self, half_BK2: Tensor, clip: Clip, generator: Generator | None) -> Tensor:
+    def centres_BTK2(self, half_BK2: Tensor, clip: Clip, draws: Draws) -> Tensor:
         """Draw the places in the base frame and follow the motion from there."""
         motion = known_motion(clip, "mask.kind: mgm")
         # The square keeps the many tokens that tremble from outweighing the few that move.
         energy_BFS = motion.speed_BThw.flatten(2).square()
-        base_B = base_frame_B(energy_BFS, self.config.base, generator)
+        base_B = base_frame_B(energy_BFS, self.config.base, draws)
         energy_BS = energy_BFS[torch.arange(len(base_B), device=base_B.device), base_B]
         weight_BS = energy_BS + STILL**2
         if self.config.centre == "sample":
-            site_BK = gumbel_top_k(weight_BS.log(), self.config.blocks, generator)
+            site_BK = gumbel_top_k(weight_BS.log(), self.config.blocks, draws)
             centre_BK2 = self.sites_S2[site_BK]
         else:
             share_BS = weight_BS / weight_BS.sum(dim=1, keepdim=True)

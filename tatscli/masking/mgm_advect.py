@@ -14,10 +14,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.nn import functional
 
 from tatscli.data.clip import Clip
+from tatscli.draws import Draws
 from tatscli.masking.block import site_positions
 from tatscli.masking.saliency import known_motion
 from tatscli.masking.slices import SliceMasker
@@ -36,12 +37,12 @@ class MgmAdvectMasker(SliceMasker):
         super().__init__(config, grid=grid, width=width)
         self.register_buffer("sites_S2", site_positions(grid), persistent=False)
 
-    def rank_BTS(self, clip: Clip, noise_BTS: Tensor, generator: Generator | None) -> Tensor:
+    def rank_BTS(self, clip: Clip, noise_BTS: Tensor, draws: Draws) -> Tensor:
         """Rank by the emptiness of the map where the token's content lay in the base frame."""
         motion = known_motion(clip, "mask.kind: mgm_advect")
         slices = self.grid[0]
         energy_BFS = motion.speed_BThw.flatten(2).square()
-        base_B = base_frame_B(energy_BFS, self.config.base, generator)
+        base_B = base_frame_B(energy_BFS, self.config.base, draws)
         origin_BFS2 = self._origins(motion.moves_BTS2, base_B)
         seen_BV = noise_BTS[:, 0].topk(self.sites - self.hidden, dim=1).indices
         centre_B1V2 = self.sites_S2[seen_BV][:, None]

@@ -7,9 +7,10 @@ Shapes: B batch, T slices, S sites of a slice.
 
 from __future__ import annotations
 
-from torch import Generator, Tensor
+from torch import Tensor
 
 from tatscli.data.clip import Clip
+from tatscli.draws import Draws
 from tatscli.masking.saliency import known_motion
 from tatscli.masking.slices import SliceMasker
 
@@ -19,7 +20,7 @@ class MgmTopkMasker(SliceMasker):
 
     needs_motion = True
 
-    def rank_BTS(self, clip: Clip, noise_BTS: Tensor, generator: Generator | None) -> Tensor:
+    def rank_BTS(self, clip: Clip, noise_BTS: Tensor, draws: Draws) -> Tensor:
         """Rank by speed."""
         return (
             known_motion(clip, "mask.kind: mgm_topk").magnitude_BN(self.grid[0]).view_as(noise_BTS)

@@ -12,11 +12,12 @@ from fractions import Fraction
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from tatscli.data.clip import Clip
+from tatscli.draws import Draws
 from tatscli.masking.base import Masker
-from tatscli.masking.draw import in_tubes_BN, uniform_scores, visible_count
+from tatscli.masking.draw import in_tubes_BN, visible_count
 from tatscli.masking.plan import MaskPlan
 from tatscli.masking.saliency import descending, known_motion
 
@@ -40,7 +41,7 @@ class MotionBinsMasker(Masker):
         least, most = max(0, self.visible - lower), min(self.upper, self.visible)
         self.moving = min(max(round(self.visible * Fraction(str(config.share))), least), most)
 
-    def plan(self, clip: Clip, generator: Generator | None = None) -> MaskPlan:
+    def plan(self, clip: Clip, draws: Draws) -> MaskPlan:
         """Divide each clip by speed and draw from both halves.
 
         Raises:
@@ -48,8 +49,8 @@ class MotionBinsMasker(Masker):
         """
         motion = known_motion(clip, "mask.kind: motion_bins")
         B, device, slices = len(clip), clip.device, self.grid[0]
-        sites_BS = uniform_scores((B, self.tokens // slices), device, generator)
-        noise_BN = uniform_scores((B, self.tokens), device, generator)
+        sites_BS = draws.uniform((B, self.tokens // slices), device)
+        noise_BN = draws.uniform((B, self.tokens), device)
         tubes_BN = in_tubes_BN(sites_BS, noise_BN)
         order_BN = descending(motion.magnitude_BN(slices), tubes_BN)
         bins_BK = torch.cat(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Generator
-
 from tatscli.data.clip import Clip
+from tatscli.draws import Draws
 from tatscli.masking.base import Masker
-from tatscli.masking.draw import share_count, uniform_scores, visible_count
+from tatscli.masking.draw import share_count, visible_count
 from tatscli.masking.plan import MaskPlan
 
 
@@ -22,8 +21,8 @@ class RandomMasker(Masker):
         hides = config.rounding == "hidden"
         self.visible = self.tokens - share_count(self.tokens, config.ratio) if hides else shown
 
-    def plan(self, clip: Clip, generator: Generator | None = None) -> MaskPlan:
+    def plan(self, clip: Clip, draws: Draws) -> MaskPlan:
         """Draw each clip's plan on its own."""
-        scores_BN = uniform_scores((len(clip), self.tokens), clip.device, generator)
+        scores_BN = draws.uniform((len(clip), self.tokens), clip.device)
         visible_BK = scores_BN.topk(self.visible, dim=1).indices
         return MaskPlan.from_visible(visible_BK, self.tokens)

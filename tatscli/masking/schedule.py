@@ -17,13 +17,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from tatscli.data.clip import Clip
+from tatscli.draws import Draws
 from tatscli.engine.learner import Learner
 from tatscli.engine.part import Lesson
 from tatscli.masking.base import Masker
-from tatscli.masking.draw import uniform_scores
 from tatscli.masking.learning.learned import LearnedMasker
 from tatscli.masking.plan import MaskPlan
 from tatscli.masking.saliency import known_motion
@@ -98,7 +98,7 @@ class ScheduleMasker(Masker):
         rising = min(steps, math.floor(rise) + 1)
         return math.floor(rising * (rising - 1) / (2 * rise) + (steps - rising))
 
-    def plan(self, clip: Clip, generator: Generator | None = None) -> MaskPlan:
+    def plan(self, clip: Clip, draws: Draws) -> MaskPlan:
         """Ask the mask whose step it is, and bring its plan to the common count.
 
         Raises:
@@ -108,7 +108,7 @@ class ScheduleMasker(Masker):
             known_motion(clip, f"mask.kind: {self.config.kind}")
         ended = not self.training or self.total is None
         self._used_to = ended or self.turned(self.done + 1) > self.turned(self.done)
-        return self._evened(self._planner.plan(clip, generator), generator)
+        return self._evened(self._planner.plan(clip, draws), draws)
 
     def learn(self, plan: MaskPlan, error_BM: Tensor) -> Lesson:
         """Hand the errors to the mask that made the plan.
@@ -164,22 +164,22 @@ class ScheduleMasker(Masker):
         surplus = 0 if isinstance(masker, LearnedMasker) else masker.visible - self.visible
         return masker.predicted + surplus
 
-    def _evened(self, plan: MaskPlan, generator: Generator | None) -> MaskPlan:
+    def _evened(self, plan: MaskPlan, draws: Draws) -> MaskPlan:
         """Hide visible tokens by chance, and leave hidden ones out, until both counts are met."""
         visible_BK, predict_BM = plan.visible_BK, plan.predict_BM
         surplus, own = visible_BK.shape[1] - self.visible, predict_BM.shape[1]
         if surplus:
-            shuffled_BK = _shuffled(visible_BK, 0, generator)
+            shuffled_BK = _shuffled(visible_BK, 0, draws)
             visible_BK = shuffled_BK[:, surplus:].sort(dim=1).values
             predict_BM = torch.cat([predict_BM, shuffled_BK[:, :surplus]], dim=1)
         if predict_BM.shape[1] > self.predicted:
             # What the mask hid itself comes first.
-            predict_BM = _shuffled(predict_BM, own, generator)[:, : self.predicted]
+            predict_BM = _shuffled(predict_BM, own, draws)[:, : self.predicted]
         return MaskPlan(visible_BK, predict_BM.sort(dim=1).values)
 
 
-def _shuffled(index_BX: Tensor, first: int, generator: Generator | None) -> Tensor:
+def _shuffled(index_BX: Tensor, first: int, draws: Draws) -> Tensor:
     """Bring tokens into random order, each clip's by itself, the `first` of them to the front."""
-    noise_BX = uniform_scores(tuple(index_BX.shape), index_BX.device, generator)
+    noise_BX = draws.uniform(tuple(index_BX.shape), index_BX.device)
     noise_BX[:, :first] -= 1
     return index_BX.gather(1, noise_BX.argsort(dim=1, stable=True))

@@ -8,13 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from tatscli.data.clip import Clip
+from tatscli.draws import Draws
 from tatscli.engine.device import full_precision
 from tatscli.errors import RecipeError
 from tatscli.masking.base import Masker
-from tatscli.masking.draw import share_count, uniform_scores
+from tatscli.masking.draw import share_count
 from tatscli.masking.plan import MaskPlan
 from tatscli.masking.saliency import descending, known_motion
 
@@ -39,23 +40,23 @@ class SliceMasker(Masker):
             )
         self.visible = grid[0] * (self.sites - self.hidden)
 
-    def rank_BTS(self, clip: Clip, noise_BTS: Tensor, generator: Generator | None) -> Tensor:
+    def rank_BTS(self, clip: Clip, noise_BTS: Tensor, draws: Draws) -> Tensor:
         """Score the sites of every slice: the highest are hidden.
 
         Args:
             clip: The clips, with their motion if the mask needs it.
             noise_BTS: Uniform in [0, 1), alike in all slices; it decides between equals.
-            generator: For further draws.
+            draws: For further draws.
         """
         raise NotImplementedError
 
-    def plan(self, clip: Clip, generator: Generator | None = None) -> MaskPlan:
+    def plan(self, clip: Clip, draws: Draws) -> MaskPlan:
         """Rank the sites of every slice and hide the first."""
         B, device, slices = len(clip), clip.device, self.grid[0]
-        noise_B1S = uniform_scores((B, 1, self.sites), device, generator)
+        noise_B1S = draws.uniform((B, 1, self.sites), device)
         noise_BTS = noise_B1S.expand(B, slices, self.sites)
         with full_precision(device):
-            rank_BTS = self.rank_BTS(clip, noise_BTS, generator)
+            rank_BTS = self.rank_BTS(clip, noise_BTS, draws)
         if self.needs_motion:
             missing_B11 = known_motion(clip, f"mask.kind: {self.config.kind}").missing_B[
                 :, None, None

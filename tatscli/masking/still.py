@@ -13,11 +13,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Generator
 
 from tatscli.data.clip import Clip
+from tatscli.draws import Draws
 from tatscli.masking.base import Masker
-from tatscli.masking.draw import in_tubes_BN, uniform_scores, visible_count
+from tatscli.masking.draw import in_tubes_BN, visible_count
 from tatscli.masking.plan import MaskPlan
 from tatscli.masking.saliency import descending, known_motion
 
@@ -35,7 +35,7 @@ class StillMasker(Masker):
         super().__init__(config, grid=grid, width=width)
         self.visible = visible_count(self.tokens, config.ratio)
 
-    def plan(self, clip: Clip, generator: Generator | None = None) -> MaskPlan:
+    def plan(self, clip: Clip, draws: Draws) -> MaskPlan:
         """Rank all tokens of a clip together.
 
         Raises:
@@ -43,8 +43,8 @@ class StillMasker(Masker):
         """
         motion = known_motion(clip, "mask.kind: still")
         B, device, (slices, rows, columns) = len(clip), clip.device, self.grid
-        sites_BS = uniform_scores((B, rows * columns), device, generator)
-        noise_BN = uniform_scores((B, self.tokens), device, generator)
+        sites_BS = draws.uniform((B, rows * columns), device)
+        noise_BN = draws.uniform((B, self.tokens), device)
         first_N = torch.arange(self.tokens, device=device) < rows * columns
         speed_BN = motion.magnitude_BN(slices).masked_fill(first_N, torch.inf)
         moving_BK = descending(speed_BN, noise_BN)[:, : self.visible]

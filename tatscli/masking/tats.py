@@ -28,8 +28,8 @@ from tatscli.masking.learning.reward import RunningReward
 from tatscli.masking.plan import MaskPlan
 from tatscli.recipe import schema
 
-# How the logarithm of the entropy's weight follows the miss of the target: at once, and with every
-# update. A dual update alone, the second term, swings: the policy has momentum of its own.
+# How the logarithm of the entropy's weight follows the last update's miss of the target: once, and
+# summed up. A dual update alone, the second term, swings: the policy has momentum of its own.
 STEER, DUAL_RATE = 20.0, 0.3
 
 
@@ -60,14 +60,18 @@ class TatsMasker(LearnedMasker):
 
     config: schema.TatsMask
     log_entropy: Tensor
+    last_entropy: Tensor
 
     def __init__(self, config: Any, *, grid: tuple[int, int, int], width: int) -> None:
         super().__init__(config, grid=grid, width=width)
         self.reward = RunningReward()
         self.keeps_graph = config.rollouts == 1
         self.register_buffer("log_entropy", torch.tensor(math.log(max(config.entropy, 1e-6))))
+        # As it was at the last update, 1 is uniform: the first policy is.
+        self.register_buffer("last_entropy", torch.ones(()), persistent=False)
         self._waiting: list[Experience] = []
         self._entropies: list[Tensor] = []
+        self._rewards: list[Tensor] = []
 
     def build_policy(self, width: int) -> Policy:
         """Build trunk, actor and, where it is the baseline, critic."""
@@ -105,19 +109,18 @@ class TatsMasker(LearnedMasker):
         rollout = self._take_rollout(plan, error_BM)
         reward_BM = error_BM.detach().float()
         reward_B = reward_BM.mean(dim=1)
-        self._remember(reward_B)
+        self._rewards.append(reward_B)
         metrics = {"reward": reward_B.mean()}
         baseline_B = torch.zeros_like(reward_B)
         if self.config.baseline == "clip_mean":
             baseline_B = reward_B
         elif rollout.value_B is not None:
-            baseline_B = self.reward.restore(rollout.value_B)
+            baseline_B = self.reward.restore(rollout.value_B, reward_B)
             metrics["explained_variance"] = ppo.explained_variance(baseline_B, reward_B)
         if self.config.credit == "masked":
             advantage_BA = ppo.advantages(reward_BM, baseline_B)
         else:
-            spread_B = self.reward.spread.expand_as(reward_B)
-            advantage_B1 = ppo.bounded((baseline_B - reward_B) / spread_B)[:, None]
+            advantage_B1 = ppo.bounded(self.reward.in_spreads(baseline_B - reward_B))[:, None]
             advantage_BA = advantage_B1.expand(-1, rollout.order_BK.shape[1])
         batch = Experience(
             rollout.tokens_BND,
@@ -152,6 +155,9 @@ class TatsMasker(LearnedMasker):
             waiting, self._waiting = self._waiting, []
             passes = self.config.epochs - (1 if self.keeps_graph else 0)
             metrics |= self._pass_over(waiting, passes, self.learner)
+        if self._rewards:  # only now: all updates of a step are judged by the same level
+            self.reward.update(torch.cat(self._rewards))
+            self._rewards.clear()
         lesson = super().after_step(done, total)
         return lesson._replace(metrics={**metrics, **lesson.metrics})
 
@@ -209,7 +215,7 @@ class TatsMasker(LearnedMasker):
         share = entropy.detach() / math.log(self.tokens)
         weight: Tensor | float = config.entropy
         if config.entropy_target is not None:
-            miss = config.entropy_target - share
+            miss = config.entropy_target - self.last_entropy
             weight = (self.log_entropy + STEER * miss).clamp(-10, 10).exp()
         loss = policy - weight * entropy
         terms = {
@@ -231,14 +237,11 @@ class TatsMasker(LearnedMasker):
         target = self.config.entropy_target
         if target is None:
             return
-        moved = self.log_entropy + DUAL_RATE * (target - distributed.mean(entropy))
-        unsure = ~moved.isfinite() if skip is None else skip | ~moved.isfinite()
-        self.log_entropy.copy_(torch.where(unsure, self.log_entropy, moved.clamp(-7, 7)))
-
-    def _remember(self, reward_B: Tensor) -> None:
-        """Take a batch's rewards into the running moments, alike on every rank, if finite."""
-        moments = distributed.mean(torch.stack([reward_B.mean(), reward_B.square().mean()]))
-        self.reward.update(moments[0], moments[1])
+        entropy = distributed.mean(entropy)
+        moved = (self.log_entropy + DUAL_RATE * (target - entropy)).clamp(-7, 7)
+        unsure = ~entropy.isfinite() if skip is None else skip | ~entropy.isfinite()
+        self.log_entropy.copy_(torch.where(unsure, self.log_entropy, moved))
+        self.last_entropy.copy_(torch.where(unsure, self.last_entropy, entropy))
 
     def _remedy(self) -> str:
         if self.config.entropy_target is not None:
@@ -248,13 +251,15 @@ class TatsMasker(LearnedMasker):
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what every learned mask keeps, and the batches that wait for an update."""
+        """Return what every learned mask keeps, what the entropy's weight follows, and the batches
+        that wait for an update."""
         waiting = {
             f"waiting/{number}/{name}": getattr(batch, name)
             for number, batch in enumerate(self._waiting)
             for name in Experience.__slots__
         }
-        return super().tensors() | waiting
+        steering = {"steering/entropy": self.last_entropy}
+        return super().tensors() | (steering if self.config.entropy_target else {}) | waiting
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Put back what `tensors` returned."""
@@ -263,6 +268,10 @@ class TatsMasker(LearnedMasker):
         super().load(tensors)
         if self.learner is None:
             return
+        if self.config.entropy_target is not None:
+            # Checkpoints of before did not keep it; the target itself changes nothing.
+            kept = tensors.get("steering/entropy", torch.tensor(self.config.entropy_target))
+            self.last_entropy.copy_(kept)
         device = self.log_entropy.device
         batches: dict[int, dict[str, Tensor]] = {}
         for key, value in under("waiting/", tensors).items():

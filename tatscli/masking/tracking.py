@@ -8,20 +8,20 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from tatscli.masking.draw import uniform_scores
+from tatscli.draws import Draws
 
 Base = Literal["energy", "middle", "random"]
 
 
-def base_frame_B(energy_BFS: Tensor, base: Base, generator: Generator | None) -> Tensor:
+def base_frame_B(energy_BFS: Tensor, base: Base, draws: Draws) -> Tensor:
     """Choose each clip's base frame: that with most motion energy, the middle one, or any."""
     B, F, _ = energy_BFS.shape
     if base == "energy":
         return energy_BFS.sum(dim=2).argmax(dim=1)
     if base == "random":
-        return uniform_scores((B, F), energy_BFS.device, generator).argmax(dim=1)
+        return draws.uniform((B, F), energy_BFS.device).argmax(dim=1)
     return torch.full((B,), F // 2, device=energy_BFS.device)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Generator, Tensor
+from torch import Tensor
 
 from tatscli.data.clip import Clip
+from tatscli.draws import Draws
 from tatscli.masking.slices import SliceMasker
 
 
@@ -15,6 +16,6 @@ class TubeMasker(SliceMasker):
         RecipeError: If the ratio is too small to hide a single site.
     """
 
-    def rank_BTS(self, clip: Clip, noise_BTS: Tensor, generator: Generator | None) -> Tensor:
+    def rank_BTS(self, clip: Clip, noise_BTS: Tensor, draws: Draws) -> Tensor:
         """Rank by chance, alike in all slices."""
         return -noise_BTS

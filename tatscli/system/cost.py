@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tatscli.data.motion import MotionField
+from tatscli.draws import Draws
 from tatscli.masking.plan import MaskPlan
 from tatscli.nn.frozen import Frozen
 from tatscli.recipe.schema import Recipe
@@ -77,5 +78,5 @@ def _flops(system: System) -> dict[str, int]:
     if selection.cached is None and any(isinstance(one, Frozen) for one in selection.modules()):
         asked["selection"] = count_flops(lambda: selection.saliency_BN(clip))
     if system.needs_embeddings:
-        flops["sampler"] = count_flops(lambda: system.plan(clip))
+        flops["sampler"] = count_flops(lambda: system.plan(clip, Draws(0)))
     return flops | {name: count for name, count in asked.items() if count}

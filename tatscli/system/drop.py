@@ -9,10 +9,11 @@ import operator
 from collections.abc import Sequence
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from tatscli.data.clip import Clip
 from tatscli.data.motion import MotionField
+from tatscli.draws import Draws
 from tatscli.errors import RecipeError
 from tatscli.masking import build_masker
 from tatscli.masking.plan import MaskPlan
@@ -62,12 +63,10 @@ class TokenDrop:
         return self
 
     @torch.no_grad()
-    def plan(
-        self, video_BCTHW: Tensor, motion: MotionField | None, generator: Generator
-    ) -> MaskPlan:
+    def plan(self, video_BCTHW: Tensor, motion: MotionField | None, draws: Draws) -> MaskPlan:
         """Draw what is kept of a batch of uint8 video: its visible tokens."""
         clip = Clip(self.form, self.form.cut(video_BCTHW), motion=motion, embed=self.encoder.embed)
-        return self.masker.plan(clip, generator)
+        return self.masker.plan(clip, draws)
 
     def fixed(
         self,
@@ -83,9 +82,9 @@ class TokenDrop:
         """
         kept = []
         for place, (row, view) in enumerate(zip(rows, views, strict=True)):
-            generator = torch.Generator().manual_seed(seed_of("drop", self.seed, row, view))
+            draws = Draws(seed_of("drop", self.seed, row, view))
             one = slice(place, place + 1)
             own = None if motion is None else motion.each(operator.itemgetter(one))
-            plan = self.plan(video_BCTHW[one], own, generator)
+            plan = self.plan(video_BCTHW[one], own, draws)
             kept.append(plan.visible_BK)
         return torch.cat(kept)

@@ -10,11 +10,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from tatscli.data.batch import Batch
 from tatscli.data.clip import Clip, ClipForm
 from tatscli.data.motion import MotionField
+from tatscli.draws import Draws
 from tatscli.engine.device import full_precision
 from tatscli.heads import build_head
 from tatscli.heads.base import Auxiliary, HeadOutput
@@ -183,14 +184,14 @@ class System:
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.masker.reaches_encoder):
             return self.encoder.embed(cubes_BNP)
 
-    def plan(self, clip: Clip, generator: Generator | None = None) -> MaskPlan:
+    def plan(self, clip: Clip, draws: Draws) -> MaskPlan:
         """Choose what is seen and what is predicted."""
-        plan = self.masker.plan(clip, generator)
-        return self.selection.select(plan, clip, generator)
+        plan = self.masker.plan(clip, draws)
+        return self.selection.select(plan, clip, draws)
 
-    def errors(self, clip: Clip, generator: Generator | None = None) -> Errors:
+    def errors(self, clip: Clip, draws: Draws) -> Errors:
         """Mask a batch, predict, and compare: what training optimises and pictures draw."""
-        plan = self.plan(clip, generator)
+        plan = self.plan(clip, draws)
         output = (self.network or self.autoencoder)(clip, plan)
         error_BM = torch.zeros_like(plan.predict_BM, dtype=torch.float32)
         by_target = {}

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from tatscli.data.batch import Batch
 from tatscli.data.clip import Clip
+from tatscli.draws import Draws
 from tatscli.engine.checkpoint import Checkpoint
 from tatscli.engine.learner import Learner
 from tatscli.engine.part import Lesson, Part, Weights
@@ -91,7 +92,7 @@ class MaskedHalf:
         network: Callable[..., Any],
         batch: Batch,
         video_BCTHW: Tensor,
-        generator: Generator,
+        draws: Draws,
     ) -> tuple[Lesson, list[Tensor]]:
         """Take both halves of a step.
 
@@ -99,14 +100,14 @@ class MaskedHalf:
             network: The model, or what averages it over processes.
             batch: The clips as they were drawn, for the masked half.
             video_BCTHW: The same standardised and perhaps mixed, for the classifier.
-            generator: Of the masks.
+            draws: Of the masks.
 
         Returns:
             The masked half as a pretraining step would give it, and the scores of every head of the
             classifier.
         """
         both = _Both(network, video_BCTHW)
-        lesson = step(self.system.called(both), batch, generator)
+        lesson = step(self.system.called(both), batch, draws)
         assert both.scores is not None
         return lesson, both.scores
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from tatscli.console import Reporter
 from tatscli.data.batch import Batch
@@ -17,6 +17,7 @@ from tatscli.data.dataset import FinetuneClips
 from tatscli.data.normalize import standardized
 from tatscli.data.provide import MotionSource
 from tatscli.data.views import EvalViews
+from tatscli.draws import Draws
 from tatscli.engine.checkpoint import Checkpoint, find_checkpoint
 from tatscli.engine.learner import Learner
 from tatscli.engine.optim import build_optimizer
@@ -219,19 +220,19 @@ class Finetuning(Stage):
             "class_weights": self.weights or None,
         }
 
-    def step(self, batch: Batch, generator: Generator) -> Lesson:
+    def step(self, batch: Batch, draws: Draws) -> Lesson:
         """Leave tokens out, mix, classify, compare; and mask, guess, compare."""
         data, metrics, kept_BK = self.recipe.data, dict[str, Tensor](), None
         if self.drop is not None:
-            plan = self.drop.plan(batch.video_BCTHW, batch.motion, generator)
+            plan = self.drop.plan(batch.video_BCTHW, batch.motion, draws)
             kept_BK = plan.visible_BK
             metrics["plan_faults"] = plan.faulty_B(self.drop.form.tokens).float().mean()
         video_BCTHW = standardized(batch.video_BCTHW, data.mean, data.std)
-        video_BCTHW, target_BL = self.mix(video_BCTHW, batch.label_B, generator=generator)
+        video_BCTHW, target_BL = self.mix(video_BCTHW, batch.label_B, draws=draws)
         if self.auxiliary is None:
             loss, by_head = self.loss(self.network(video_BCTHW, kept_BK, by_head=True), target_BL)
             return Lesson(metrics | by_head, loss=loss)
-        masked, scores = self.auxiliary.step(self.network, batch, video_BCTHW, generator)
+        masked, scores = self.auxiliary.step(self.network, batch, video_BCTHW, draws)
         loss, by_head = self.loss(scores, target_BL)
         joined = self.auxiliary.join(masked, loss)
         return joined._replace(metrics={**joined.metrics, **by_head})

@@ -14,7 +14,7 @@ from tatscli.data.drawn import DrawnViews
 from tatscli.data.views import EvalViews
 from tatscli.engine.checkpoint import Checkpoint
 from tatscli.engine.device import full_precision
-from tatscli.engine.rng import random_at
+from tatscli.engine.rng import seed_torch
 from tatscli.engine.session import Session
 from tatscli.errors import RecipeError
 from tatscli.evaluation.features import PooledFeatures, collect_features
@@ -49,7 +49,7 @@ def frozen_encoder(recipe: Recipe, checkpoint: Checkpoint | None) -> Encoder:
             "this recipe trains a tokenizer: it has no encoder to evaluate",
             hint="`tats evaluate RUN` of a trained one tells what it reconstructs",
         )
-    random_at(recipe.run.seed)
+    seed_torch(recipe.run.seed)
     encoder = build_encoder(recipe.model, recipe.grid)
     if checkpoint is not None:
         load_encoder(encoder, checkpoint)

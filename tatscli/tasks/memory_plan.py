@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import (
 from tatscli.data.batch import Batch
 from tatscli.data.motion import MotionField
 from tatscli.data.normalize import standardized
+from tatscli.draws import Draws
 from tatscli.nn.classifier import Classifier
 from tatscli.recipe.derive import derive_batch, derive_schedule
 from tatscli.recipe.schema import Recipe, Run
@@ -66,7 +67,7 @@ def pretraining_memory(recipe: Recipe, system: System, devices: Devices) -> dict
         system.masker.learners(schedule)
 
     def work() -> Tensor:
-        loss = step(system, _batch(recipe, views), None).loss  # type: ignore[arg-type]
+        loss = step(system, _batch(recipe, views), Draws(0)).loss
         assert loss is not None
         return loss
 

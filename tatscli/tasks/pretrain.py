@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator
 
 from tatscli.console import Reporter
 from tatscli.data.batch import Batch
 from tatscli.data.dataset import PretrainClips
 from tatscli.data.provide import MotionSource
+from tatscli.draws import Draws
 from tatscli.engine.checkpoint import Checkpoint
 from tatscli.engine.learner import Learner
 from tatscli.engine.optim import build_optimizer
@@ -21,6 +21,7 @@ from tatscli.engine.schedule import lr_at
 from tatscli.engine.session import Session
 from tatscli.errors import DataError
 from tatscli.masking.insight import mask_insight
+from tatscli.masking.learning.reward import with_variance
 from tatscli.nn.load import copy_weights, find_weights, fits, load_encoder
 from tatscli.recipe.derive import Schedule
 from tatscli.recipe.load import LoadedRecipe
@@ -166,9 +167,9 @@ class Pretraining(Stage):
         """
         return frozen_facts(self.system, resumed)
 
-    def step(self, batch: Batch, generator: Generator) -> Lesson:
+    def step(self, batch: Batch, draws: Draws) -> Lesson:
         """Take `step`, with the autoencoder as it is wrapped."""
-        return step(self.system.called(self.network), batch, generator)
+        return step(self.system.called(self.network), batch, draws)
 
     def score(self, epoch: int, here: Session) -> tuple[None, dict[str, float]] | None:
         """Look at the videos held out, after every so many passes and the last; nothing is chosen
@@ -224,10 +225,10 @@ def work_of(system: System) -> float:
     return 6.0 * (encoder + head + sampler)
 
 
-def step(system: System, batch: Batch, generator: Generator) -> Lesson:
+def step(system: System, batch: Batch, draws: Draws) -> Lesson:
     """Mask, predict, compare; teach the masker, whose loss joins the autoencoder's."""
     clip = system.clip_of(batch)
-    found = system.errors(clip, generator)
+    found = system.errors(clip, draws)
     lesson = system.masker.learn(found.plan, found.error_BM.detach())
     metrics = {
         "loss": found.loss,  # without the masker's own, which is no error of the autoencoder
@@ -311,7 +312,7 @@ def start_from(system: System, init: Path | str) -> str:
     copied = copy_weights(system.autoencoder, model, checkpoint)
     taken = ["encoder", "head"]
     if checkpoint.has("masker"):
-        weights = under("weights/", checkpoint.tensors("masker"))
+        weights = with_variance(under("weights/", checkpoint.tensors("masker")))
         if weights and fits(system.masker, weights, checkpoint):
             more = copy_weights(system.masker, weights, checkpoint).tensors
             copied = copied._replace(tensors=copied.tensors + more)

@@ -11,6 +11,7 @@ import torch
 
 from tatscli.data.provide import MotionSource
 from tatscli.data.views import EvalViews
+from tatscli.draws import Draws
 from tatscli.engine.checkpoint import Checkpoint
 from tatscli.engine.session import Session
 from tatscli.errors import DataError
@@ -56,7 +57,7 @@ def mask_gallery(checkpoint: Checkpoint, recipe: Recipe, store: Store) -> list[G
     frames = views.frames(row, 0)
     window = stored_window(store, sample, frames)
     viewer = Viewer(system, trained=True)
-    sight = viewer.look(window, torch.Generator().manual_seed(recipe.run.seed))
+    sight = viewer.look(window, Draws(recipe.run.seed))
     painted = rows_seen(viewer, window, sight, range(len(frames)))
     figures = [
         Figure(animation(one.panels_TYX3, fps=_FPS), one.label, one.notes) for one in painted

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from tatscli.console import Reporter
 from tatscli.data.batch import Batch
 from tatscli.data.dataset import PretrainClips
 from tatscli.data.normalize import to_unit
+from tatscli.draws import Draws
 from tatscli.engine.checkpoint import Checkpoint, find_checkpoint
 from tatscli.engine.learner import Learner
 from tatscli.engine.optim import build_optimizer
@@ -204,7 +205,7 @@ class TokenizerTraining(Stage):
             )
         return {"perceptual_sha256": digest}
 
-    def step(self, batch: Batch, generator: Generator) -> Lesson:
+    def step(self, batch: Batch, draws: Draws) -> Lesson:
         """Reconstruct videos and compare; where it takes part, teach the discriminator as well."""
         true_BCTHW = to_unit(batch.video_BCTHW)
         found: Reconstruction = self.network(true_BCTHW)

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Generator, nn
+from torch import nn
 
 from tatscli import __version__
 from tatscli.console import Reporter
 from tatscli.data.batch import Batch
 from tatscli.data.dataset import Clips
 from tatscli.data.loader import training_batches, worker_count
+from tatscli.draws import Draws
 from tatscli.engine import distributed
 from tatscli.engine.checkpoint import Checkpoint, find_checkpoint
 from tatscli.engine.learner import Learner
@@ -102,7 +103,7 @@ class Stage:
         """Return what learns, by name, the model's own first; everything is on its device now."""
         raise NotImplementedError
 
-    def step(self, batch: Batch, generator: Generator) -> Lesson:
+    def step(self, batch: Batch, draws: Draws) -> Lesson:
         """Return the loss of a micro-batch and its metrics."""
         raise NotImplementedError
 
@@ -197,6 +198,11 @@ def run_training(
         if checkpoint is not None:
             training.restore(checkpoint)
             here.reporter.info(f"resuming after step {training.done} of {schedule.total_steps}")
+            if checkpoint.meta.get("draws") != Draws.version and here.world.main:
+                here.reporter.warn(
+                    "the checkpoint is of a version that draws masks from the seed in another way: "
+                    "the run goes on with other masks than it would have had"
+                )
         with use_threads(recipe.run.threads, views * stage.work(), here.device) as reason:
             here.reporter.detail(f"threads: {reason}")
             result = train(training)
@@ -256,6 +262,7 @@ def checkpoint_meta(kind: str, loaded: LoadedRecipe, store: Store, **facts: Any)
         "store_fingerprint": store.fingerprint(),
         "tats": __version__,
         "torch": torch.__version__,
+        "draws": Draws.version,
         **facts,
     }
 

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-import torch
-
 from tatscli.data.dataset import Sample
 from tatscli.data.provide import MotionSource
 from tatscli.data.views import EvalViews
+from tatscli.draws import Draws
 from tatscli.engine.device import autocast
 from tatscli.engine.session import Session
 from tatscli.errors import DataError
@@ -153,10 +152,10 @@ class MaskPictures(TrainingPictures):
         window = stored_window(self._views.store, sample, frames)
         viewer, form = Viewer(system, trained=True), system.form
         places = [one * form.tubelet for one in slices_shown(form.grid[0], _COLUMNS)]
-        generator = torch.Generator().manual_seed(seed_of("pictures", self.recipe.run.seed))
+        draws = Draws(seed_of("pictures", self.recipe.run.seed))
         system.eval()
         with autocast(here.device, here.dtype):
-            sight = viewer.look(window, generator)
+            sight = viewer.look(window, draws)
         system.train()
         rows = rows_seen(viewer, window, sight, places)
         mask = self.recipe.mask

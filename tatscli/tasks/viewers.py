@@ -8,7 +8,7 @@ from typing import Any
 
 from tatscli.engine.checkpoint import PREFIX, Checkpoint, find_checkpoint
 from tatscli.engine.device import choose_device
-from tatscli.engine.rng import random_at
+from tatscli.engine.rng import seed_torch
 from tatscli.errors import DataError, RecipeError, UsageError
 from tatscli.masking import MASKERS, build_masker
 from tatscli.masking.base import Masker
@@ -163,7 +163,7 @@ def _system_of(base: Base, settled: Recipe) -> tuple[System, list[str]]:
     Returns:
         The system, and what users must be told of what is not trained in it.
     """
-    random_at(0)  # weights that nothing trained must not differ from call to call
+    seed_torch(0)  # weights that nothing trained must not differ from call to call
     if base.run is None:
         system = build_system(settled).to(choose_device("auto")[0]).eval()
         if system.needs_embeddings and system.masker.temperature is None:

@@ -7,9 +7,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tatscli.console import Reporter
+from tatscli.draws import Draws
 from tatscli.engine.checkpoint import Checkpoint
 from tatscli.errors import DecodeError, UsageError
 from tatscli.files import refuse_unwritable
@@ -167,8 +166,8 @@ def _draw_growth(
         for checkpoint in checkpoints:
             then = choose_viewer(checkpoint.path, None, wishes)
             policy = replace(then.viewer, trained=False, brief=True)
-            generator = torch.Generator().manual_seed(seed)
-            sights = [policy.look(window, generator) for window in windows]
+            draws = Draws(seed)
+            sights = [policy.look(window, draws) for window in windows]
             stages.append(Stage(checkpoint.step, sights))
             bar.update()
     grid = viewer.system.form.grid

@@ -15,9 +15,9 @@ from tatscli.console import Reporter
 from tatscli.data.dataset import PretrainClips
 from tatscli.data.loader import fixed_batches, worker_count
 from tatscli.data.views import EvalViews
+from tatscli.draws import Draws
 from tatscli.engine import distributed
 from tatscli.engine.device import autocast
-from tatscli.engine.rng import random_at
 from tatscli.engine.session import Session
 from tatscli.errors import DataError
 from tatscli.evaluation.features import PooledFeatures
@@ -151,9 +151,9 @@ class Watcher:
         )
         for number, batch in batches:
             there = batch.to(here.device)
-            generator = random_at(seed, number)
+            draws = Draws(seed, first=number * self.recipe.evaluate.batch_per_device)
             with torch.inference_mode(), autocast(here.device, here.dtype):
-                errors = system.errors(system.clip_of(there), generator)
+                errors = system.errors(system.clip_of(there), draws)
                 metrics = {"loss": errors.loss, **errors.metrics}
             values = {name: float(value) for name, value in metrics.items()}
             mine.append((number, len(batch.row_B), values))

@@ -18,6 +18,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from tatscli.engine import distributed
 from tatscli.engine.device import full_precision
 from tatscli.recipe import schema
 from tatscli.tokenizer.quantize import Quantized, Quantizer, straight_through
@@ -113,6 +114,8 @@ class FiniteScalar(Quantizer):
             away_NL = bounded_C[..., axis].flatten()[:, None] - step_L
             choice_NL = (-_SHARPNESS * away_NL.square()).softmax(dim=-1)
             mean_L = choice_NL.mean(dim=0)
+            if self.training:  # of all processes, as if one had the whole batch
+                mean_L = distributed.mean_with_gradient(mean_L)
             total = total + _entropy_of(choice_NL).mean() - _entropy_of(mean_L)
         return total
 

@@ -10,6 +10,8 @@ Shapes: N vectors, C values of each, K codes, ... any.
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Self
 
 import torch
@@ -175,11 +177,22 @@ def _gather(vectors_NC: Tensor, code_N: Tensor, size: int) -> tuple[Tensor, Tens
 
 
 def _drawn(vectors_NC: Tensor, number: int) -> Tensor:
-    """Draw vectors of all processes, the same on each: (K, C); twice only where there are few."""
-    place_N = torch.rand(len(vectors_NC), device=vectors_NC.device).argsort()
+    """Draw vectors of all processes, the same on each: (K, C); twice only where there are few.
+
+    They lie evenly among all vectors, from a random one on. The first process draws which, so that
+    it does not matter how many share a batch.
+    """
+    own, (rank, world) = len(vectors_NC), distributed.place()
+    start = torch.randint(own * world, (), device=vectors_NC.device)
+    start = distributed.total(start * (rank == 0))
     slot_K = torch.arange(number, device=vectors_NC.device)
-    # Every process fills the slots that are its own.
-    rank, world = distributed.place()
-    drawn_KC = vectors_NC[place_N[slot_K // world % len(vectors_NC)]]
-    mine_K1 = (slot_K % world == rank)[:, None]
-    return distributed.total(torch.where(mine_K1, drawn_KC, 0.0))
+    place_K = (start + _even_step(own * world) * slot_K) % (own * world)
+    mine_K1 = (place_K // own == rank)[:, None]
+    return distributed.total(torch.where(mine_K1, vectors_NC[place_K % own], 0.0))
+
+
+def _even_step(count: int) -> int:
+    """Return the step that meets each of `count` places once before any twice, and whose first few
+    places are as even as any: near the golden section, and prime to `count`."""
+    first = max(1, round(count * (math.sqrt(5) - 1) / 2))
+    return next(step for step in itertools.count(first) if math.gcd(step, count) == 1)

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
+from tatscli.draws import Draws
 from tatscli.visualize.facts import hidden_words, insight_of
 from tatscli.visualize.panels import Row, panels_of
 from tatscli.visualize.render import Page, places_shown, write_pages
@@ -43,8 +42,8 @@ def render_comparison(
 ) -> float | None:
     """Write the picture: the input, the visible tokens of each mask, the motion.
 
-    Every mask draws from a generator of its own, all with the same seed, so that a row is what the
-    mask gives by itself.
+    Every mask has draws of its own, all with the same seed, so that a row is what the mask gives by
+    itself.
 
     Args:
         clip: A file FFmpeg can read.
@@ -63,12 +62,12 @@ def render_comparison(
     """
     form = candidates[0].viewer.system.form
     shown = places_shown(out, form, page)
-    generators = [torch.Generator().manual_seed(seed) for _ in candidates]
+    streams = [Draws(seed) for _ in candidates]
 
     def paint(window: Window) -> list[Row]:
         sights = [
-            candidate.viewer.look(window, generator)
-            for candidate, generator in zip(candidates, generators, strict=True)
+            candidate.viewer.look(window, draws)
+            for candidate, draws in zip(candidates, streams, strict=True)
         ]
         watch(window, sights)
         return _rows(window, candidates, sights, shown)

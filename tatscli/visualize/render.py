@@ -9,9 +9,9 @@ from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from tatscli.data.clip import ClipForm
+from tatscli.draws import Draws
 from tatscli.recipe import schema
 from tatscli.store.schema import Settings
 from tatscli.video.encode import write_video
@@ -78,11 +78,11 @@ def render(
         DecodeError: The clip cannot be read.
         UsageError: The suffix of `out` is unknown.
     """
-    generator = torch.Generator().manual_seed(seed)
+    draws = Draws(seed)
     shown = places_shown(out, viewer.system.form, page)
 
     def paint(window: Window) -> list[Row]:
-        sight = viewer.look(window, generator)
+        sight = viewer.look(window, draws)
         watch(window, sight)
         return rows_seen(viewer, window, sight, shown)
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from tatscli.data.clip import Clip
+from tatscli.draws import Draws
 from tatscli.masking.plan import MaskPlan
 from tatscli.masking.selection.tokenizer import TokenizerSelection
 from tatscli.system.system import Errors, System
@@ -91,22 +92,22 @@ class Viewer:
         return next((one for one in targets if isinstance(one, TokenizerTarget)), None)
 
     @torch.no_grad()
-    def look(self, window: Window, generator: Generator) -> Sight:
+    def look(self, window: Window, draws: Draws) -> Sight:
         """Mask a window, and reconstruct it where there is a model."""
         system, device = self.system, self.system.device
         clip = system.clip(
             window.video_TCHW.transpose(0, 1)[None].to(device), motion=window.motion.to(device)
         )
         if self.brief:
-            return Sight(system.plan(clip, generator), self._score_N(clip))
+            return Sight(system.plan(clip, draws), self._score_N(clip))
         saliency_BN = system.selection.saliency_BN(clip)
         others = {
             "saliency_N": None if saliency_BN is None else saliency_BN[0].float().cpu(),
             "coded_CTHW": None if self.asked is None else self.asked.decoded(clip)[0].cpu(),
         }
         if not self.trained:
-            return Sight(system.plan(clip, generator), self._score_N(clip), **others)
-        found = system.errors(clip, generator)
+            return Sight(system.plan(clip, draws), self._score_N(clip), **others)
+        found = system.errors(clip, draws)
         return Sight(
             found.plan,
             self._score_N(clip),

@@ -137,6 +137,7 @@ def kept_mib(name: str, options: dict[str, Any]) -> float:
     """Return the memory of what a forward pass keeps for the backward pass, weights apart."""
     import torch
 
+    from tatscli.draws import Draws
     from tatscli.system.system import build_system
 
     recipe = recipe_of(name, options)
@@ -153,7 +154,7 @@ def kept_mib(name: str, options: dict[str, Any]) -> float:
     batch = clips(recipe, system, options["batch"])
     clip = system.clip(batch.video_BCTHW, codes=batch.codes)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = system.errors(clip).loss
+        loss = system.errors(clip, Draws(0)).loss
     assert loss.requires_grad  # the graph lives until here, so no memory is counted twice
     return sum(kept.values()) / 2**20
 

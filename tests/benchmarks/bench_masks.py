@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from tatscli.draws import Draws
 from tests.benchmarks.bench_sampler import floor, prepared
 from tests.benchmarks.measure import load
 from tests.benchmarks.steps import moving
@@ -65,12 +66,11 @@ def clip_of(options: dict[str, Any]) -> Clip:
 
 def mask_sides(ratio: float, options: dict[str, Any]) -> dict[str, Callable[[], Any]]:
     """Return the planning of a batch for every mask that needs no training."""
-    import torch
 
     from tatscli.masking import MASKERS, build_masker
 
     clip = clip_of(options)
-    generator = torch.Generator().manual_seed(0)
+    draws = Draws(0)
     sides = {}
     for kind in MASKERS:
         if kind in LEARNED:
@@ -78,29 +78,28 @@ def mask_sides(ratio: float, options: dict[str, Any]) -> dict[str, Callable[[], 
         share = {} if kind in OWN_RATIO else {"ratio": ratio}
         section = section_of("mask", {"kind": kind} | share)
         masker = build_masker(section, grid=GRID, width=WIDTH).to(options["device"])
-        sides[kind] = lambda masker=masker: masker.plan(clip, generator)
+        sides[kind] = lambda masker=masker: masker.plan(clip, draws)
     return sides
 
 
 def selection_sides(ratio: float, options: dict[str, Any]) -> dict[str, Callable[[], Any]]:
     """Return the choice from a plan of `mgm` for every predict-selection."""
-    import torch
 
     from tatscli.masking import build_masker
     from tatscli.masking.selection import SELECTIONS, build_selection
 
     clip = clip_of(options)
-    generator = torch.Generator().manual_seed(0)
+    draws = Draws(0)
     masker = build_masker(
         section_of("mask", {"kind": "mgm", "ratio": ratio}), grid=GRID, width=WIDTH
     ).to(options["device"])
-    plan = masker.plan(clip, generator)
+    plan = masker.plan(clip, draws)
     sides = {}
     for kind in [kind for kind in SELECTIONS if kind != "tokenizer"]:  # it costs its network
         section = section_of("predict", {"kind": kind})
         selection = build_selection(section, form=clip.form, predicted=masker.predicted)
         selection.to(options["device"])
-        sides[kind] = lambda selection=selection: selection.select(plan, clip, generator)
+        sides[kind] = lambda selection=selection: selection.select(plan, clip, draws)
     return sides
 
 

@@ -57,9 +57,9 @@ def build(side: str, ratio: float, options: dict[str, Any]) -> tuple[Any, Any]:
     if side == "embed_all":
         plan = system.masker.plan
 
-        def after_embedding(clip: Any, generator: Any = None) -> Any:
+        def after_embedding(clip: Any, draws: Any) -> Any:
             assert len(clip.tokens_BND)
-            return plan(clip, generator)
+            return plan(clip, draws)
 
         system.masker.plan = after_embedding
     return recipe, system

@@ -123,7 +123,7 @@ class Steps:
         given = batch.to(where)
         self.training = Training(
             model=model,
-            step=lambda one, generator: pretrain.step(system, one, generator),
+            step=lambda one, draws: pretrain.step(system, one, draws),
             learners={"autoencoder": main} | system.masker.learners(schedule),
             parts={"model": Weights(model), "optimizer": main, "masker": system.masker},
             schedule=schedule,
@@ -178,6 +178,7 @@ def counted(recipe: Recipe, system: System | None = None) -> dict[str, int]:
     """
     import torch
 
+    from tatscli.draws import Draws
     from tatscli.masking.plan import MaskPlan
     from tatscli.system.system import build_system
     from tatscli.tasks import pretrain
@@ -201,7 +202,7 @@ def counted(recipe: Recipe, system: System | None = None) -> dict[str, int]:
         sum(one.sum() for one in errors).backward()
 
     def whole() -> None:
-        lesson = pretrain.step(system, batch, None)  # type: ignore[arg-type]
+        lesson = pretrain.step(system, batch, Draws(0))
         assert lesson.loss is not None
         lesson.loss.backward()
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tatscli.data.augment import Mix, erase
+from tatscli.draws import Draws
 from tatscli.recipe.schema import Augment
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.1, 0.05, 0.02)
@@ -49,8 +50,7 @@ def test_erasing_keeps_its_probability_and_repeats_itself() -> None:
 
 def mix(labels: Tensor, video: Tensor, seed: int = 0, **change: Any) -> tuple[Tensor, Tensor]:
     augment = Augment(**{"label_smoothing": 0.0, **change})
-    generator = torch.Generator().manual_seed(seed)
-    return Mix(augment, classes=8)(video, labels, generator=generator)
+    return Mix(augment, classes=8)(video, labels, draws=Draws(seed))
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_label_smoothing_spreads_over_all_classes(batch: tuple[Tensor, Tensor]) 
     torch.testing.assert_close(soft, expected)
 
 
-def test_the_generator_decides_everything(batch: tuple[Tensor, Tensor]) -> None:
+def test_the_draws_decide_everything(batch: tuple[Tensor, Tensor]) -> None:
     labels, video = batch
     first, again, other = (mix(labels, video, seed) for seed in (4, 4, 5))
     assert torch.equal(first[0], again[0])

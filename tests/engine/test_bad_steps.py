@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tatscli.draws import Draws
 from tatscli.engine.checkpoint import find_checkpoint
 from tatscli.engine.loop import train
 from tatscli.engine.part import Lesson
@@ -21,8 +22,8 @@ def spoil(training: Training, bad: Collection[int], *, by: float = float("nan"))
     """Make the loss of some steps not finite."""
     plain, learner = training.step, training.learners["toy"]
 
-    def step(batch: ToyBatch, generator: torch.Generator) -> Lesson:
-        lesson = plain(batch, generator)
+    def step(batch: ToyBatch, draws: Draws) -> Lesson:
+        lesson = plain(batch, draws)
         assert lesson.loss is not None
         return lesson._replace(loss=lesson.loss * (by if learner.step in bad else 1.0))
 

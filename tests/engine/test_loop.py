@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tatscli.draws import Draws
 from tatscli.engine.checkpoint import find_checkpoint
 from tatscli.engine.learner import Learner
 from tatscli.engine.loop import train
@@ -65,8 +66,8 @@ def test_a_metric_called_loss_is_logged_in_place_of_the_loss(tmp_path: Path) -> 
     training = toy_training(tmp_path, max_steps=1)
     plain = training.step
 
-    def step(batch: ToyBatch, generator: torch.Generator) -> Lesson:
-        return plain(batch, generator)._replace(metrics={"loss": torch.tensor(0.25)})
+    def step(batch: ToyBatch, draws: Draws) -> Lesson:
+        return plain(batch, draws)._replace(metrics={"loss": torch.tensor(0.25)})
 
     training.step = step
     assert train(training)["loss"] == lines(tmp_path)[0]["loss"] == 0.25
@@ -88,7 +89,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> N
                     part = slice(i * size, (i + 1) * size)
                     yield ToyBatch(batch.inputs[part], batch.wanted[part], batch.row_B[part])
 
-        def step(given: ToyBatch, generator: torch.Generator) -> Lesson:
+        def step(given: ToyBatch, draws: Draws) -> Lesson:
             loss = (training.model(given.inputs) - given.wanted).square().mean()
             return Lesson(loss=loss)
 
@@ -111,10 +112,10 @@ def test_a_signal_saves_before_it_stops(tmp_path: Path, number: signal.Signals, 
     training = toy_training(tmp_path, save_every=100, log_every=100)
     plain = training.step
 
-    def step(batch: ToyBatch, generator: torch.Generator) -> Lesson:
+    def step(batch: ToyBatch, draws: Draws) -> Lesson:
         if learner_of(training).step == 3:
             os.kill(os.getpid(), number)
-        return plain(batch, generator)
+        return plain(batch, draws)
 
     training.step = step
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
@@ -184,9 +185,9 @@ def test_what_lives_as_long_as_the_training_is_spared_by_the_collector(tmp_path:
     training = toy_training(tmp_path, max_steps=3)
     plain, frozen = training.step, list[int]()
 
-    def step(batch: ToyBatch, generator: torch.Generator) -> Lesson:
+    def step(batch: ToyBatch, draws: Draws) -> Lesson:
         frozen.append(gc.get_freeze_count())
-        return plain(batch, generator)
+        return plain(batch, draws)
 
     training.step = step
     before = gc.get_freeze_count()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tatscli.draws import Draws
 from tatscli.engine.checkpoint import find_checkpoint, restore_part
 from tatscli.engine.learner import Learner
 from tatscli.engine.loop import train
@@ -67,8 +68,8 @@ def make(folder: Path, *, rival_lr: float = 0.02, **options: object) -> Training
     )
     plain = training.step
 
-    def step(batch: ToyBatch, generator: torch.Generator) -> Lesson:
-        lesson = plain(batch, generator)
+    def step(batch: ToyBatch, draws: Draws) -> Lesson:
+        lesson = plain(batch, draws)
         assert lesson.loss is not None
         other = (rival(batch.inputs) - batch.wanted).square().mean()
         metrics = {**lesson.metrics, "loss": lesson.loss, "loss/rival": other}
@@ -121,8 +122,8 @@ def test_a_second_learner_without_gradients_waits(tmp_path: Path) -> None:
     before = state_of(training)
     plain = training.step
 
-    def step(batch: ToyBatch, generator: torch.Generator) -> Lesson:
-        return Lesson(loss=plain(batch, generator).metrics["loss"])  # type: ignore[arg-type]
+    def step(batch: ToyBatch, draws: Draws) -> Lesson:
+        return Lesson(loss=plain(batch, draws).metrics["loss"])  # type: ignore[arg-type]
 
     training.step = step
     train(training)
@@ -138,9 +139,9 @@ def test_trouble_of_a_second_learner_is_not_the_models(tmp_path: Path) -> None:
     alone, both = toy_training(tmp_path / "alone"), make(tmp_path / "both", max_bad_steps=1)
     rival, plain, seen = both.learners["rival"], both.step, list[Tensor]()
 
-    def step(batch: ToyBatch, generator: torch.Generator) -> Lesson:
+    def step(batch: ToyBatch, draws: Draws) -> Lesson:
         seen.append(rival.module.weight.detach().clone())  # type: ignore[operator]
-        lesson = plain(batch, generator)
+        lesson = plain(batch, draws)
         assert lesson.loss is not None
         spoiled = rival.module(batch.inputs).mean() * torch.nan
         return lesson._replace(loss=lesson.loss + spoiled) if rival.step == 4 else lesson

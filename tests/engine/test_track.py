@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from tatscli.draws import Draws
 from tatscli.engine import track
 from tatscli.engine.distributed import World
 from tatscli.engine.loop import train
@@ -217,10 +218,10 @@ def test_trackers_finish_when_a_training_breaks_off(tmp_path: Path, fake: FakeWa
     training = toy_training(tmp_path, track=["wandb"])
     plain = training.step
 
-    def step(batch: ToyBatch, generator: torch.Generator) -> Lesson:
+    def step(batch: ToyBatch, draws: Draws) -> Lesson:
         if training.done == 3:
             raise ZeroDivisionError
-        return plain(batch, generator)
+        return plain(batch, draws)
 
     training.step = step
     with pytest.raises(ZeroDivisionError):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tatscli.console import Reporter
+from tatscli.draws import Draws
 from tatscli.engine.checkpoint import find_checkpoint
 from tatscli.engine.distributed import World
 from tatscli.engine.learner import Learner
@@ -87,8 +88,8 @@ def toy_training(
         clip_grad=clip_grad,
     )
 
-    def step(batch: ToyBatch, generator: torch.Generator) -> Lesson:
-        noise = 0.1 * torch.randn(batch.wanted.shape, generator=generator)
+    def step(batch: ToyBatch, draws: Draws) -> Lesson:
+        noise = 0.1 * draws.uniform(tuple(batch.wanted.shape), batch.wanted.device)
         loss = (model(batch.inputs) - batch.wanted - noise).square().mean()
         return Lesson({"seen": float(learner.step)}, loss=loss)
 

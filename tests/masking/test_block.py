@@ -10,11 +10,12 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from tatscli.draws import Draws
 from tatscli.errors import RecipeError
 from tatscli.masking.block import BlockMasker
 from tatscli.masking.simulated import SimulatedMasker
 from tatscli.recipe import schema
-from tests.masking.kinds import WIDTH, Grid, clip_of, seeded
+from tests.masking.kinds import WIDTH, Grid, clip_of
 
 GRID = (4, 9, 12)
 
@@ -29,7 +30,7 @@ def simulated(grid: Grid = GRID, **settings: Any) -> SimulatedMasker:
 
 
 def hidden(masker: BlockMasker, clips: int, seed: int = 0) -> torch.Tensor:
-    plan = masker.plan(clip_of(masker.grid, clips), seeded(seed))
+    plan = masker.plan(clip_of(masker.grid, clips), Draws(seed))
     return plan.hidden_BN(masker.tokens).reshape(clips, *masker.grid)
 
 
@@ -49,7 +50,7 @@ def test_sites_are_ranked_by_the_signed_distance_to_the_nearest_rim(
     half = torch.rand(1, blocks, 2, generator=torch.Generator().manual_seed(seed + 1)) * 4 + 0.1
     masker.centres_BTK2 = lambda *_: centre  # type: ignore[method-assign]
     masker.draw_halves_BK2 = lambda *_: half  # type: ignore[method-assign]
-    found = masker.rank_BTS(clip_of(masker.grid, 1), torch.zeros(1, 1, rows * columns), None)
+    found = masker.rank_BTS(clip_of(masker.grid, 1), torch.zeros(1, 1, rows * columns), Draws(0))
     found = found[0, 0].tolist()
     for row in range(rows):
         for column in range(columns):
@@ -64,7 +65,7 @@ def test_sites_are_ranked_by_the_signed_distance_to_the_nearest_rim(
 
 def test_rectangles_have_the_area_and_aspects_asked_for() -> None:
     masker = block((1, 40, 40), ratio=0.3, blocks=2, aspect=(0.5, 2.0))
-    width, height = (2 * masker.draw_halves_BK2(4000, torch.device("cpu"), None)).unbind(-1)
+    width, height = (2 * masker.draw_halves_BK2(4000, torch.device("cpu"), Draws(0))).unbind(-1)
     torch.testing.assert_close(width * height, torch.full_like(width, masker.hidden / 2))
     aspect = (width / height).log() / math.log(2)
     assert aspect.min() >= -1.001 and aspect.max() <= 1.001
@@ -73,7 +74,7 @@ def test_rectangles_have_the_area_and_aspects_asked_for() -> None:
 
 def test_a_rectangle_longer_than_the_picture_leaves_its_area_to_the_other_side() -> None:
     masker = block((1, 4, 12), ratio=0.75, aspect=(0.1, 10))
-    width, height = (2 * masker.draw_halves_BK2(500, torch.device("cpu"), None)).unbind(-1)
+    width, height = (2 * masker.draw_halves_BK2(500, torch.device("cpu"), Draws(0))).unbind(-1)
     assert width.max() <= 12 and height.max() <= 4 + 1e-5
     torch.testing.assert_close(width * height, torch.full_like(width, 36.0))
 
@@ -103,8 +104,8 @@ def test_several_blocks_lie_apart() -> None:
 
 def test_a_simulated_block_moves_smoothly() -> None:
     masker = simulated((16, 14, 14), ratio=0.3)
-    half = masker.draw_halves_BK2(500, torch.device("cpu"), None)
-    path = masker.centres_BTK2(half, clip_of(masker.grid, 500), seeded())[:, :, 0]
+    half = masker.draw_halves_BK2(500, torch.device("cpu"), Draws(0))
+    path = masker.centres_BTK2(half, clip_of(masker.grid, 500), Draws(1))[:, :, 0]
     assert path.abs().max() <= 6.5
     step = path.diff(dim=1).norm(dim=-1)
     assert step.mean() > 0.2  # it moves
@@ -114,8 +115,8 @@ def test_a_simulated_block_moves_smoothly() -> None:
 
 def test_a_bezier_curve_ends_at_its_outer_points() -> None:
     masker = simulated((5, 3, 3), ratio=0.5)
-    path = masker.centres_BTK2(torch.ones(1, 1, 2), clip_of(masker.grid, 1), seeded(4))[0, :, 0]
-    points = torch.rand((1, 1, 4, 2), generator=seeded(4))[0, 0] * 2 - 1
+    path = masker.centres_BTK2(torch.ones(1, 1, 2), clip_of(masker.grid, 1), Draws(4))[0, :, 0]
+    points = Draws(4).uniform((1, 1, 4, 2), path.device)[0, 0] * 2 - 1
     torch.testing.assert_close(path[0], points[0])
     torch.testing.assert_close(path[-1], points[3])
     # De Casteljau's midpoint of a cubic.

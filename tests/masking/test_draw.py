@@ -1,4 +1,4 @@
-"""Counts are exact decimals; draws follow the policy and the generator."""
+"""Counts are exact decimals; draws follow the policy."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tatscli.draws import Draws
 from tatscli.errors import RecipeError
 from tatscli.masking.draw import gumbel_top_k, share_count, visible_count
 from tatscli.masking.random import RandomMasker
@@ -50,15 +51,13 @@ def test_whole_products_survive_binary_floating_point() -> None:
 def test_draws_are_different_tokens_whatever_the_policy(tokens: int, data: st.DataObject) -> None:
     count = data.draw(st.integers(1, tokens))
     logits = torch.randn(3, tokens) * data.draw(st.sampled_from([0.0, 1.0, 1000.0]))
-    drawn = gumbel_top_k(logits.log_softmax(-1), count, torch.Generator().manual_seed(0))
+    drawn = gumbel_top_k(logits.log_softmax(-1), count, Draws(0))
     assert all(len(set(row)) == count for row in drawn.tolist())
 
 
 def test_draws_without_replacement_have_the_plackett_luce_probabilities() -> None:
     p = torch.tensor([0.5, 0.3, 0.15, 0.05])
-    draws = 40_000
-    generator = torch.Generator().manual_seed(0)
-    pairs = gumbel_top_k(p.log().expand(draws, -1), 2, generator)
+    pairs = gumbel_top_k(p.log().expand(40_000, -1), 2, Draws(0))
     for first in range(4):
         for second in range(4):
             if first == second:

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from tatscli.data.clip import ClipForm
+from tatscli.draws import Draws
 from tatscli.errors import RecipeError
 from tatscli.masking.saliency import descending, embedding_change_BN
 from tatscli.nn.vit import Encoder
-from tests.masking.kinds import clip_of, mask_of, seeded, tokens_on
+from tests.masking.kinds import clip_of, mask_of, tokens_on
 
 
 def loop_change(tokens_BND: torch.Tensor, slices: int) -> torch.Tensor:
@@ -50,7 +51,7 @@ def test_the_most_changed_tokens_are_shown_or_predicted_and_no_others(
     grid = (5, 4, 4)
     tokens = tokens_on(grid, 6)
     masker = mask_of("everest", grid, ratio, keep=keep)
-    plan = masker.plan(clip_of(grid, tokens=tokens), seeded())
+    plan = masker.plan(clip_of(grid, tokens=tokens), Draws(0))
     change = loop_change(tokens, 5)
     kept = torch.cat([plan.visible_BK, plan.predict_BM], dim=1)
     assert kept.shape[1] == int(80 * keep + 1e-9)
@@ -68,7 +69,7 @@ def test_the_published_counts() -> None:
 def test_among_the_kept_chance_decides_who_is_shown() -> None:
     grid = (3, 2, 5)
     tokens = tokens_on(grid, 1).expand(5000, -1, -1)
-    plan = mask_of("everest", grid, 0.8, keep=0.5).plan(clip_of(grid, tokens=tokens), seeded())
+    plan = mask_of("everest", grid, 0.8, keep=0.5).plan(clip_of(grid, tokens=tokens), Draws(0))
     shown = (~plan.hidden_BN(30)).float().mean(dim=0)
     # 6 of 15 kept; a tie between the first two slices may leave a place to either of a pair.
     always = shown[shown > 0.3]
@@ -82,7 +83,7 @@ def test_a_patch_that_changes_is_found_and_still_ground_is_dropped() -> None:
     video[..., 8:16, 8:16] = torch.randint(256, (1, 3, 8, 8, 8))  # 4 of 36 sites change
     masker = mask_of("everest", (4, 6, 6), 0.95, keep=0.1)
     with torch.no_grad():
-        plan = masker.plan(ClipForm((4, 6, 6), 2, 4).clip(video, embed=encoder.embed), seeded())
+        plan = masker.plan(ClipForm((4, 6, 6), 2, 4).clip(video, embed=encoder.embed), Draws(0))
     sites = torch.cat([plan.visible_BK, plan.predict_BM], dim=1) % 36
     assert set(sites.flatten().tolist()) <= {14, 15, 20, 21}
 
@@ -90,7 +91,7 @@ def test_a_patch_that_changes_is_found_and_still_ground_is_dropped() -> None:
 def test_a_single_slice_knows_no_change_and_is_masked_at_random() -> None:
     grid = (1, 4, 5)
     clip = clip_of(grid, tokens=tokens_on(grid, 4000))
-    plan = mask_of("everest", grid, 0.75, keep=0.5).plan(clip, seeded())
+    plan = mask_of("everest", grid, 0.75, keep=0.5).plan(clip, Draws(0))
     shown = (~plan.hidden_BN(20)).float().mean(dim=0)
     torch.testing.assert_close(shown, torch.full((20,), 0.25), atol=0.03, rtol=0)
 

@@ -6,21 +6,22 @@ import math
 
 import pytest
 
+from tatscli.draws import Draws
 from tatscli.errors import RecipeError
-from tests.masking.kinds import clip_of, mask_of, seeded
+from tests.masking.kinds import clip_of, mask_of
 
 
 @pytest.mark.parametrize(("ratio", "shown"), [(0.9, 1), (0.875, 1), (0.75, 2), (0.125, 7)])
 def test_slices_are_hidden_whole(ratio: float, shown: int) -> None:
     masker = mask_of("frame", (8, 3, 4), ratio)
-    plan = masker.plan(clip_of((8, 3, 4), 50), seeded())
+    plan = masker.plan(clip_of((8, 3, 4), 50), Draws(0))
     hidden = plan.hidden_BN(96).reshape(50, 8, 12)
     assert (hidden.all(dim=2) | ~hidden.any(dim=2)).all()
     assert (hidden.all(dim=2).sum(dim=1) == 8 - shown).all()
 
 
 def test_every_set_of_slices_is_equally_likely() -> None:
-    plan = mask_of("frame", (5, 1, 2), 0.6).plan(clip_of((5, 1, 2), 20_000), seeded())
+    plan = mask_of("frame", (5, 1, 2), 0.6).plan(clip_of((5, 1, 2), 20_000), Draws(0))
     sets, counts = (plan.visible_BK // 2).unique(dim=0, return_counts=True)
     assert len(sets) == math.comb(5, 2)
     assert (counts / 20_000 - 0.1).abs().max() < 0.01

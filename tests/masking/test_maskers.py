@@ -7,9 +7,11 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from tatscli.draws import Draws
 from tatscli.engine.part import Lesson
 from tatscli.errors import DataError, RecipeError
 from tatscli.masking import MASKERS
+from tatscli.masking.plan import MaskPlan
 from tests.masking.kinds import (
     MASKS,
     clip_of,
@@ -17,7 +19,6 @@ from tests.masking.kinds import (
     mask_of,
     motion_on,
     schedule_of,
-    seeded,
     tokens_on,
 )
 
@@ -66,7 +67,7 @@ def test_plans_have_exact_counts_and_nothing_twice(
         assume(False)
     motion = motion_on(grid, batch)
     motion.missing_B[0] = missing
-    plan = masker.plan(clip_of(grid, tokens=tokens_on(grid, batch), motion=motion))
+    plan = masker.plan(clip_of(grid, tokens=tokens_on(grid, batch), motion=motion), Draws(0))
     assert masker.visible == plan.visible_BK.shape[1] == count
     assert masker.predicted == plan.predict_BM.shape[1]
     if kind != "everest":
@@ -75,12 +76,12 @@ def test_plans_have_exact_counts_and_nothing_twice(
 
 
 @pytest.mark.parametrize("kind", MASKS)
-def test_the_generator_alone_decides(kind: str) -> None:
+def test_the_draws_alone_decide(kind: str) -> None:
     grid = (6, 5, 5)
     masker, clip = mask_of(kind, grid, 0.8), clip_on(grid, 8)
 
     def visible(seed: int) -> torch.Tensor:
-        return masker.plan(clip, seeded(seed)).visible_BK
+        return masker.plan(clip, Draws(seed)).visible_BK
 
     torch.manual_seed(1)
     first = visible(7)
@@ -91,11 +92,28 @@ def test_the_generator_alone_decides(kind: str) -> None:
     assert len(first.unique(dim=0)) > 2  # each clip has its own draw
 
 
+@pytest.mark.parametrize("kind", MASKS)
+def test_a_clip_is_masked_alike_whoever_shares_its_batch(kind: str) -> None:
+    grid = (4, 5, 5)
+    masker, tokens, motion = mask_of(kind, grid, 0.8), tokens_on(grid, 6), motion_on(grid, 6)
+    motion.missing_B[2] = True
+
+    def planned(places: slice) -> MaskPlan:
+        clip = clip_of(grid, tokens=tokens[places], motion=motion.each(lambda one: one[places]))
+        return masker.plan(clip, Draws(5, first=places.start))
+
+    whole = planned(slice(0, 6))
+    for parts in ([slice(0, 3), slice(3, 6)], [slice(place, place + 1) for place in range(6)]):
+        plans = [planned(part) for part in parts]
+        assert torch.equal(torch.cat([plan.visible_BK for plan in plans]), whole.visible_BK)
+        assert torch.equal(torch.cat([plan.predict_BM for plan in plans]), whole.predict_BM)
+
+
 @pytest.mark.parametrize("kind", EXCHANGEABLE)
 def test_untrained_masks_show_every_token_alike(kind: str) -> None:
     grid = (2, 3, 4)
     masker = mask_of(kind, grid, 0.75).eval()
-    plan = masker.plan(clip_on(grid, 6000), seeded())
+    plan = masker.plan(clip_on(grid, 6000), Draws(0))
     shown = 1 - plan.hidden_BN(24).float().mean(dim=0)
     torch.testing.assert_close(shown, torch.full((24,), 0.25), atol=0.025, rtol=0)
 
@@ -108,7 +126,7 @@ def test_fixed_masks_learn_nothing_and_keep_nothing(kind: str) -> None:
     # Not even the tokens are read, but by the one mask that says so.
     tokens = tokens_on(grid, 2) if masker.needs_embeddings else None
     motion = motion_on(grid, 2) if masker.needs_motion else None
-    plan = masker.plan(clip_of(grid, 2, tokens=tokens, motion=motion))
+    plan = masker.plan(clip_of(grid, 2, tokens=tokens, motion=motion), Draws(0))
     assert masker.learn(plan, torch.rand(plan.predict_BM.shape)) == Lesson()
     assert masker.after_step(1, 10) == Lesson()
     assert masker.scores_BN(clip_of(grid, 2)) is None
@@ -126,7 +144,7 @@ def test_tube_rounds_as_videomae(ratio: float, visible: int) -> None:
 
 
 def test_tube_shows_the_same_sites_in_every_slice() -> None:
-    visible = mask_of("tube", (4, 5, 6), 0.9).plan(clip_of((4, 5, 6), 3)).visible_BK
+    visible = mask_of("tube", (4, 5, 6), 0.9).plan(clip_of((4, 5, 6), 3), Draws(0)).visible_BK
     slices = visible.reshape(3, 4, -1)
     for t in range(4):
         assert torch.equal(slices[:, t], slices[:, 0] + 30 * t)
@@ -144,9 +162,9 @@ def test_ratios_that_leave_nothing_to_see_or_guess_are_refused() -> None:
 def test_one_seed_gives_one_plan_on_every_device(kind: str) -> None:
     grid = (4, 5, 5)
     masker, tokens, motion = mask_of(kind, grid, 0.8), tokens_on(grid, 2), motion_on(grid, 2)
-    here = masker.plan(clip_of(grid, tokens=tokens, motion=motion), seeded(3))
+    here = masker.plan(clip_of(grid, tokens=tokens, motion=motion), Draws(3))
     away = clip_of(grid, tokens=tokens.cuda(), motion=motion.to("cuda"))
-    there = masker.cuda().plan(away, seeded(3))
+    there = masker.cuda().plan(away, Draws(3))
     assert torch.equal(here.visible_BK, there.visible_BK.cpu())
     assert torch.equal(here.predict_BM, there.predict_BM.cpu())
 
@@ -158,9 +176,9 @@ def test_autocast_changes_no_plan(kind: str) -> None:
     masker, tokens, motion = mask_of(kind, grid, 0.4), tokens_on(grid, 32), motion_on(grid, 32)
     motion.field_BThw2.add_(7.3)  # noise alone would take rectangles nowhere
     clip = clip_of(grid, tokens=tokens, motion=motion)
-    plain = masker.plan(clip, seeded())
+    plain = masker.plan(clip, Draws(0))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = masker.plan(clip, seeded())
+        cast = masker.plan(clip, Draws(0))
     assert torch.equal(plain.visible_BK, cast.visible_BK)
     assert torch.equal(plain.predict_BM, cast.predict_BM)
 
@@ -170,6 +188,6 @@ def test_masks_that_follow_motion_say_so_where_there_is_none(kind: str) -> None:
     masker = mask_of(kind, (2, 3, 3), 0.5)
     if masker.needs_motion:
         with pytest.raises(DataError, match=f"`mask.kind: {kind}` follows motion, but these"):
-            masker.plan(clip_of((2, 3, 3), tokens=tokens_on((2, 3, 3), 2)))
+            masker.plan(clip_of((2, 3, 3), tokens=tokens_on((2, 3, 3), 2)), Draws(0))
     else:
-        masker.plan(clip_of((2, 3, 3), tokens=tokens_on((2, 3, 3), 2)))
+        masker.plan(clip_of((2, 3, 3), tokens=tokens_on((2, 3, 3), 2)), Draws(0))

@@ -11,15 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tatscli.data.motion import MotionField
-from tatscli.masking import block as block_file
-from tatscli.masking import slices as slices_file
+from tatscli.draws import Draws
 from tatscli.masking.mgm import MgmMasker
 from tatscli.masking.mgm_advect import MgmAdvectMasker
 from tatscli.masking.mgm_topk import MgmTopkMasker
 from tatscli.masking.motion_bins import MotionBinsMasker
 from tatscli.recipe import schema
 from tests.fields import motion_of
-from tests.masking.kinds import WIDTH, Grid, clip_of, seeded
+from tests.masking.kinds import WIDTH, Grid, clip_of
 
 GRID = (6, 10, 12)
 
@@ -43,15 +42,15 @@ def bins(ratio: float) -> MotionBinsMasker:
     return MotionBinsMasker(config, grid=GRID, width=WIDTH)
 
 
-def hidden(masker: Any, motion: MotionField, seed: int = 0) -> Tensor:
-    plan = masker.plan(clip_of(masker.grid, motion=motion), seeded(seed))
+def hidden(masker: Any, motion: MotionField, draws: Draws | None = None) -> Tensor:
+    plan = masker.plan(clip_of(masker.grid, motion=motion), draws or Draws(0))
     return plan.hidden_BN(masker.tokens).reshape(-1, *masker.grid)
 
 
 def centres(
-    masker: MgmMasker, half: Tensor, motion: MotionField, generator: torch.Generator | None = None
+    masker: MgmMasker, half: Tensor, motion: MotionField, draws: Draws | None = None
 ) -> Tensor:
-    return masker.centres_BTK2(half, clip_of(masker.grid, motion=motion), generator)
+    return masker.centres_BTK2(half, clip_of(masker.grid, motion=motion), draws or Draws(0))
 
 
 def patch_motion(
@@ -163,7 +162,7 @@ def test_centres_are_drawn_in_proportion_to_the_energy_of_motion() -> None:
     field[:, :, 2, 3, 0], field[:, :, 7, 9, 0] = 9.0, 3.0
     motion = motion_of(field)
     half = torch.full((4000, 1, 2), 0.1)
-    start = centres(mgm(), half, motion, seeded())[:, 0, 0]
+    start = centres(mgm(), half, motion, Draws(0))[:, 0, 0]
     at_first = ((start - torch.tensor([-2.5, -2.5])).abs() < 0.1).all(dim=1).float().mean()
     assert at_first == pytest.approx(0.9, abs=0.02)  # 9 pixels to 3, squared
 
@@ -212,7 +211,7 @@ def test_a_still_clip_is_a_block_that_stands_anywhere() -> None:
 def test_tremor_does_not_shape_the_mask() -> None:
     quiet = torch.zeros(1, *GRID, 2)
     quiet[..., 0] = torch.rand(GRID) * 0.01
-    flat = hidden(mgm(ratio=0.3, centre="centroid"), motion_of(quiet), seed=5)
+    flat = hidden(mgm(ratio=0.3, centre="centroid"), motion_of(quiet), Draws(5))
     assert (flat[:, 0] == flat[:, -1]).float().mean() > 0.97  # a few sites tie at the rim
     lone = torch.zeros(2000, *GRID, 2)
     lone[:, :, 0, 0, 0] = 0.02
@@ -254,41 +253,30 @@ def test_topk_hides_the_fastest_of_every_slice() -> None:
             assert found[b, t].flatten().nonzero().flatten().tolist() == sorted(order[:42])
 
 
-class Draws:
-    """The same noise again, mirrored: stands in for both ways masks draw."""
+class Mirrored(Draws):
+    """The same noise again, mirrored where it belongs to sites."""
 
-    def __init__(self, *, mirrored: bool) -> None:
-        self.mirrored = mirrored
-        self.generator = torch.Generator().manual_seed(11)
+    def uniform(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        return self.mirror(super().uniform(shape, device))
 
-    def uniform(self, shape: tuple[int, ...], device: object, generator: object) -> Tensor:
-        noise = torch.rand(shape, generator=self.generator)
-        return self.mirror(noise) if shape[-1] % (GRID[1] * GRID[2]) == 0 else noise
-
-    def gumbel(self, log_p_BN: Tensor, count: int, generator: object) -> Tensor:
-        noise = torch.rand(log_p_BN.shape, generator=self.generator)
-        return (log_p_BN - (-self.mirror(noise).log()).log()).topk(count, dim=1).indices
+    def gumbel(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        return self.mirror(super().gumbel(shape, device))
 
     def mirror(self, noise: Tensor) -> Tensor:
-        if not self.mirrored:
+        if noise.shape[-1] % (GRID[1] * GRID[2]):
             return noise
         return noise.reshape(-1, *GRID[1:]).flip(-1).reshape(noise.shape)
 
 
 @pytest.mark.parametrize("make", [mgm, topk, advect, bins])
-def test_a_mirrored_view_has_the_mirrored_mask(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mirrored_view_has_the_mirrored_mask(make: Any) -> None:
     torch.manual_seed(1)
     field = torch.randn(40, 12, 10, 12, 2) * 10
     field[torch.rand(40, 12, 10, 12) < 0.6] = 0
     flipped = field.flip(3) * torch.tensor([-1.0, 1.0])
     masks = []
-    for motion, mirrored in ((motion_of(field), False), (motion_of(flipped), True)):
-        draws = Draws(mirrored=mirrored)
-        monkeypatch.setattr(slices_file, "uniform_scores", draws.uniform)
-        monkeypatch.setattr(block_file, "uniform_scores", draws.uniform)
-        monkeypatch.setattr("tatscli.masking.motion_bins.uniform_scores", draws.uniform)
-        monkeypatch.setattr("tatscli.masking.mgm.gumbel_top_k", draws.gumbel)
-        masks.append(hidden(make(ratio=0.6), motion))
+    for motion, draws in ((motion_of(field), Draws(11)), (motion_of(flipped), Mirrored(11))):
+        masks.append(hidden(make(ratio=0.6), motion, draws))
     assert (masks[0] == masks[1].flip(-1)).float().mean() > 0.999  # but for rounding of sums
 
 

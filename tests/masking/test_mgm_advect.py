@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from tatscli.draws import Draws
 from tatscli.masking.mgm_advect import MgmAdvectMasker
 from tatscli.recipe import schema
 from tests.fields import motion_of
-from tests.masking.kinds import WIDTH, clip_of, seeded
+from tests.masking.kinds import WIDTH, clip_of
 
 GRID = (5, 8, 9)
 
@@ -22,7 +23,7 @@ def masker(**settings: Any) -> MgmAdvectMasker:
 
 
 def visible(one: MgmAdvectMasker, field: Tensor, seed: int = 0) -> Tensor:
-    plan = one.plan(clip_of(GRID, motion=motion_of(field)), seeded(seed))
+    plan = one.plan(clip_of(GRID, motion=motion_of(field)), Draws(seed))
     return ~plan.hidden_BN(one.tokens).reshape(len(field), *GRID)
 
 

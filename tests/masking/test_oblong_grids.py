@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tatscli.data.motion import MotionField
+from tatscli.draws import Draws
 from tatscli.masking.plan import MaskPlan
 from tests.fields import motion_of
 from tests.masking.kinds import (
@@ -19,7 +20,6 @@ from tests.masking.kinds import (
     clip_on,
     mask_of,
     motion_on,
-    seeded,
     selection_of,
     tokens_on,
 )
@@ -47,7 +47,7 @@ def test_masks_that_look_at_no_places_do_not_see_the_shape(
     tokens, plans = tokens_on((4, *one), 3), []
     for grid in ((4, *one), (4, *other)):
         clip = clip_of(grid, tokens=tokens, motion=reshaped(motion_on((4, *one), 3), grid))
-        plans.append(mask_of(kind, grid, 0.75).plan(clip, seeded(seed)))
+        plans.append(mask_of(kind, grid, 0.75).plan(clip, Draws(seed)))
     assert torch.equal(plans[0].visible_BK, plans[1].visible_BK)
     assert torch.equal(plans[0].predict_BM, plans[1].predict_BM)
 
@@ -59,11 +59,11 @@ def test_selections_that_look_at_no_places_do_not_see_the_shape(
     kind: str, one: tuple[int, int], other: tuple[int, int], seed: int
 ) -> None:
     tokens, chosen = tokens_on((4, *one), 3), []
-    plan = mask_of("random", (4, *one), 0.75).plan(clip_of((4, *one), 3), seeded())
+    plan = mask_of("random", (4, *one), 0.75).plan(clip_of((4, *one), 3), Draws(0))
     for grid in ((4, *one), (4, *other)):
         clip = clip_of(grid, tokens=tokens, motion=reshaped(motion_on((4, *one), 3), grid))
         selection = selection_of(kind, grid, plan.predict_BM.shape[1])
-        chosen.append(selection.select(plan, clip, seeded(seed)))
+        chosen.append(selection.select(plan, clip, Draws(seed)))
     assert torch.equal(chosen[0].predict_BM, chosen[1].predict_BM)
 
 
@@ -81,7 +81,7 @@ def test_a_rectangle_is_one_in_rows_and_columns(
     grid = (3, *sides)
     changes = {"noise": 0} | ({"pull": 0} if kind == "mgm" else {})
     masker = mask_of(kind, grid, 0.4, **changes)
-    plan = masker.plan(clip_on(grid, 4), seeded(seed))
+    plan = masker.plan(clip_on(grid, 4), Draws(seed))
     for one in hidden_of(plan, grid).flatten(0, 1):
         places = one.nonzero()
         box = (places.amax(0) - places.amin(0) + 1).prod()
@@ -94,7 +94,7 @@ def test_a_rectangle_is_one_in_rows_and_columns(
 def test_no_site_is_out_of_reach(kind: str, sides: tuple[int, int]) -> None:
     grid = (3, *sides)
     masker = mask_of(kind, grid, 0.2)
-    plan = masker.plan(clip_on(grid, 300), seeded())
+    plan = masker.plan(clip_on(grid, 3000), Draws(0))
     hidden_Bthw = hidden_of(plan, grid)
     assert hidden_Bthw.any(dim=0).all() and not hidden_Bthw.all(dim=0).any()
 
@@ -107,7 +107,7 @@ def test_a_rectangle_lies_where_it_moves(sides: tuple[int, int], data: st.DataOb
     speed = torch.zeros(4, 6, *sides)
     speed[:, :, row, column] = 30
     motion = motion_of(torch.zeros(4, 6, *sides, 2), speed_BThw=speed)
-    plan = mask_of("mgm", grid, 0.2).plan(clip_of(grid, motion=motion), seeded())
+    plan = mask_of("mgm", grid, 0.2).plan(clip_of(grid, motion=motion), Draws(0))
     assert hidden_of(plan, grid)[:, :, row, column].all()
 
 
@@ -120,7 +120,7 @@ def test_a_carried_mask_goes_along_the_long_side(sides: tuple[int, int], back: b
     step = -1 if back else 1
     field[..., 0 if along == 3 else 1] = 16.0 * step
     masker = mask_of("mgm_advect", grid, 0.75)
-    plan = masker.plan(clip_of(grid, motion=motion_of(field)), seeded())
+    plan = masker.plan(clip_of(grid, motion=motion_of(field)), Draws(0))
     hidden = hidden_of(plan, grid)
     came = hidden[:, :-1].roll(step, dims=along)
     inner = (hidden[:, 1:] == came).narrow(along, 0 if back else 1, 15)
@@ -135,7 +135,7 @@ def test_cells_run_alike_on_every_even_grid(rows: int, columns: int, slices: int
     tokens = grid[0] * grid[1] * grid[2]
     plan = MaskPlan.from_visible(torch.zeros(3, 1, dtype=torch.int64), tokens)
     selection = selection_of("running_cell", grid, tokens - 1)
-    chosen = selection.select(plan, clip_of(grid, 3), seeded()).predict_BM
+    chosen = selection.select(plan, clip_of(grid, 3), Draws(0)).predict_BM
     for clip in chosen.tolist():
         fitting = []
         for start in range(4):

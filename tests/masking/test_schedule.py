@@ -11,11 +11,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tatscli.draws import Draws
 from tatscli.errors import DataError, RecipeError
 from tatscli.masking.adamae import AdamaeMasker
 from tatscli.masking.plan import MaskPlan
 from tatscli.masking.schedule import ScheduleMasker
-from tests.masking.kinds import MASKS, clip_of, clip_on, mask_of, schedule_of, seeded, tokens_on
+from tests.masking.kinds import MASKS, clip_of, clip_on, mask_of, schedule_of, tokens_on
 
 GRID = (4, 4, 5)
 LEARNED = {"width": 8, "heads": 2}
@@ -39,7 +40,7 @@ def used_to(masker: ScheduleMasker, steps: int) -> list[bool]:
     masker.train().learners(schedule_of(steps))
     clip, found = clip_on(masker.grid, 2), []
     for step in range(steps):
-        plan = masker.plan(clip, seeded(step))
+        plan = masker.plan(clip, Draws(step))
         lesson = masker.learn(plan, torch.rand(plan.predict_BM.shape))
         found.append(bool(lesson.metrics["mask/to_share"]))
         masker.after_step(step + 1, steps)
@@ -63,14 +64,14 @@ def test_a_plan_is_that_of_the_mask_whose_step_it_is() -> None:
     masker = make("frame", "tube", over=0.5)
     masker.train().learners(schedule_of(10))
     clip = clip_of(GRID, 3)
-    slices = masker.plan(clip, seeded()).visible_BK // 20
+    slices = masker.plan(clip, Draws(0)).visible_BK // 20
     assert all(len(one.unique()) == 1 for one in slices)  # one whole slice, and it is `frame`
     masker.after_step(9, 10)
-    by_slice = masker.plan(clip, seeded()).visible_BK.unflatten(1, (4, 5)) % 20
+    by_slice = masker.plan(clip, Draws(0)).visible_BK.unflatten(1, (4, 5)) % 20
     assert torch.equal(by_slice, by_slice[:, :1].expand_as(by_slice))  # `tube`
     # Outside of a training it is the second one from the start.
     for looked in (make("frame", "tube"), make("frame", "tube").eval()):
-        by_slice = looked.plan(clip, seeded()).visible_BK.unflatten(1, (4, 5)) % 20
+        by_slice = looked.plan(clip, Draws(0)).visible_BK.unflatten(1, (4, 5)) % 20
         assert torch.equal(by_slice, by_slice[:, :1].expand_as(by_slice))
 
 
@@ -100,12 +101,12 @@ def test_both_masks_show_and_predict_equally_many(
     assert masker.visible == min(one.visible for one in parts.values())
     for done, mask in parts.items():
         masker.after_step(done, 10)
-        plan = masker.plan(clip_on(grid, 3), seeded(done))
+        plan = masker.plan(clip_on(grid, 3), Draws(done))
         assert plan.visible_BK.shape == (3, masker.visible)
         assert plan.predict_BM.shape == (3, masker.predicted)
         assert not plan.faulty_B(tokens).any()
         # What is seen is what the mask would have shown, or less.
-        own = mask.plan(clip_on(grid, 3), seeded(done))
+        own = mask.plan(clip_on(grid, 3), Draws(done))
         seen = own.hidden_BN(tokens).logical_not()
         assert seen.gather(1, plan.visible_BK).all()
 
@@ -117,8 +118,8 @@ def test_a_surplus_is_hidden_by_chance_and_predicted() -> None:
     assert (masker.visible, masker.predicted) == (156, 1412)
     masker.train().learners(schedule_of(10))
     clip = clip_of(grid, 64)
-    plan = masker.plan(clip, seeded())
-    tube = masker.from_mask.plan(clip, seeded())
+    plan = masker.plan(clip, Draws(0))
+    tube = masker.from_mask.plan(clip, Draws(0))
     lost = plan.hidden_BN(1568) & ~tube.hidden_BN(1568)
     assert (lost.sum(dim=1) == 4).all()
     assert (lost.nonzero()[:, 1] // 196).bincount().min() > 10  # of any slice
@@ -133,11 +134,11 @@ def test_only_the_mask_that_planned_learns(kind: str) -> None:
     learners = masker.train().learners(schedule_of(10))
     assert list(learners) == ["sampler"]
     clip = clip_of(GRID, tokens=tokens_on(GRID, 2))
-    plan = masker.plan(clip, seeded())
+    plan = masker.plan(clip, Draws(0))
     lesson = masker.learn(plan, torch.rand(plan.predict_BM.shape))
     assert lesson.loss is None and lesson.metrics == {"mask/to_share": 0.0}
     masker.after_step(9, 10)
-    plan = masker.plan(clip, seeded())
+    plan = masker.plan(clip, Draws(0))
     lesson = masker.learn(plan, torch.rand(plan.predict_BM.shape))
     assert lesson.loss is not None and lesson.metrics["mask/to_share"] == 1.0
     assert "entropy" in lesson.metrics and "restored" in masker.after_step(10, 10).metrics
@@ -166,7 +167,7 @@ def test_a_learned_mask_is_judged_by_what_it_hid_itself(monkeypatch: pytest.Monk
     assert masker.predicted <= masker.to_mask.predicted
     masker.train().learners(schedule_of(10))
     masker.after_step(9, 10)
-    plan = masker.plan(clip_of(GRID, tokens=tokens_on(GRID, 2)), seeded())
+    plan = masker.plan(clip_of(GRID, tokens=tokens_on(GRID, 2)), Draws(0))
     masker.learn(plan, torch.rand(plan.predict_BM.shape))
 
 
@@ -190,7 +191,7 @@ def test_motion_is_asked_for_from_the_first_step_on() -> None:
     assert masker.needs_motion
     masker.train().learners(schedule_of(10))
     with pytest.raises(DataError, match=r"`mask\.kind: schedule` follows motion"):
-        masker.plan(clip_of(GRID, 2))
+        masker.plan(clip_of(GRID, 2), Draws(0))
 
 
 @pytest.mark.parametrize(

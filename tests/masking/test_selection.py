@@ -7,6 +7,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from tatscli.draws import Draws
 from tatscli.errors import RecipeError
 from tatscli.masking.base import Masker
 from tatscli.masking.plan import MaskPlan
@@ -18,7 +19,6 @@ from tests.masking.kinds import (
     clip_on,
     mask_of,
     motion_on,
-    seeded,
     selection_of,
     tokens_on,
 )
@@ -27,7 +27,7 @@ BUDGETED = sorted(set(PREDICTS) - {"all"})
 
 
 def plan_of(masker: Masker, clips: int) -> MaskPlan:
-    return masker.plan(clip_on(masker.grid, clips), seeded())
+    return masker.plan(clip_on(masker.grid, clips), Draws(0))
 
 
 def test_every_kind_of_recipe_has_its_selection() -> None:
@@ -67,7 +67,9 @@ def test_exactly_the_budget_of_the_masks_tokens_is_predicted(
     assert not changes or selection.budget == budget
     plan, motion = plan_of(masker, 3), motion_on(grid, 3)
     motion.missing_B[1] = missing
-    chosen = selection.select(plan, clip_of(grid, tokens=tokens_on(grid, 3), motion=motion))
+    chosen = selection.select(
+        plan, clip_of(grid, tokens=tokens_on(grid, 3), motion=motion), Draws(0)
+    )
     assert torch.equal(chosen.visible_BK, plan.visible_BK)
     assert chosen.predict_BM.shape == (3, selection.budget)
     assert not chosen.faulty_B(masker.tokens).any()
@@ -108,24 +110,42 @@ def test_a_budget_beyond_the_hidden_tokens_is_refused() -> None:
 def test_a_plan_with_fewer_tokens_than_the_budget_is_refused() -> None:
     plan = MaskPlan.from_visible(torch.tensor([[0, 1, 2]]), 8)
     with pytest.raises(ValueError, match="cannot choose 6 of 5"):
-        selection_of("random", (2, 2, 2), 6, budget=6).select(plan, clip_of((2, 2, 2), 1))
+        selection_of("random", (2, 2, 2), 6, budget=6).select(plan, clip_of((2, 2, 2), 1), Draws(0))
 
 
 @pytest.mark.parametrize("kind", BUDGETED)
-def test_the_generator_alone_decides(kind: str) -> None:
+def test_the_draws_alone_decide(kind: str) -> None:
     grid = (6, 5, 5)
     masker = mask_of("random", grid, 0.8)
     selection = selection_of(kind, grid, masker.predicted)
     plan, clip = plan_of(masker, 8), clip_on(grid, 8)
 
     def predicted(seed: int) -> torch.Tensor:
-        return selection.select(plan, clip, seeded(seed)).predict_BM
+        return selection.select(plan, clip, Draws(seed)).predict_BM
 
     torch.manual_seed(1)
     first = predicted(7)
     torch.manual_seed(2)
     assert torch.equal(first, predicted(7))
     assert not torch.equal(first, predicted(8))
+
+
+@pytest.mark.parametrize("kind", BUDGETED)
+def test_a_clip_is_predicted_alike_whoever_shares_its_batch(kind: str) -> None:
+    grid = (4, 5, 5)
+    masker, (tokens, motion) = (
+        mask_of("random", grid, 0.8),
+        (tokens_on(grid, 6), motion_on(grid, 6)),
+    )
+    selection, plan = selection_of(kind, grid, masker.predicted), plan_of(masker, 6)
+
+    def predicted(places: slice) -> torch.Tensor:
+        clip = clip_of(grid, tokens=tokens[places], motion=motion.each(lambda one: one[places]))
+        part = MaskPlan(plan.visible_BK[places], plan.predict_BM[places])
+        return selection.select(part, clip, Draws(5, first=places.start)).predict_BM
+
+    parts = [predicted(slice(first, first + 2)) for first in (0, 2, 4)]
+    assert torch.equal(torch.cat(parts), predicted(slice(0, 6)))
 
 
 @pytest.mark.parametrize("kind", PREDICTS)
@@ -149,10 +169,10 @@ def test_those_that_follow_something_tell_what(kind: str) -> None:
 def test_all_leaves_the_plan_as_it_is() -> None:
     masker = mask_of("tube", (4, 3, 3), 0.75)
     plan = plan_of(masker, 2)
-    state = (generator := seeded()).get_state()
+    draws = Draws(0)
     selection = selection_of("all", masker.grid, masker.predicted)
-    assert selection.select(plan, clip_of(masker.grid, 2), generator) is plan
-    assert torch.equal(generator.get_state(), state)
+    assert selection.select(plan, clip_of(masker.grid, 2), draws) is plan
+    assert draws.seed() == Draws(0).seed()
 
 
 @pytest.mark.needs_cuda
@@ -162,8 +182,8 @@ def test_one_seed_gives_one_choice_on_every_device(kind: str) -> None:
     masker = mask_of("random", grid, 0.8)
     selection = selection_of(kind, grid, masker.predicted)
     plan, tokens, motion = plan_of(masker, 2), tokens_on(grid, 2), motion_on(grid, 2)
-    here = selection.select(plan, clip_of(grid, tokens=tokens, motion=motion), seeded(3))
+    here = selection.select(plan, clip_of(grid, tokens=tokens, motion=motion), Draws(3))
     away = clip_of(grid, tokens=tokens.cuda(), motion=motion.to("cuda"))
     plan = MaskPlan(plan.visible_BK.cuda(), plan.predict_BM.cuda())
-    there = selection.cuda().select(plan, away, seeded(3))
+    there = selection.cuda().select(plan, away, Draws(3))
     assert torch.equal(here.predict_BM, there.predict_BM.cpu())

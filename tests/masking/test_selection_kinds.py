@@ -10,11 +10,12 @@ from torch import Tensor
 
 from tatscli.data.clip import Clip, ClipForm
 from tatscli.data.motion import MotionField
+from tatscli.draws import Draws
 from tatscli.errors import DataError
 from tatscli.masking.plan import MaskPlan
 from tatscli.nn.vit import Encoder
 from tests.fields import motion_of
-from tests.masking.kinds import Grid, clip_of, mask_of, motion_on, seeded, selection_of
+from tests.masking.kinds import Grid, clip_of, mask_of, motion_on, selection_of
 
 
 def hidden_but(grid: Grid, clips: int, *shown: int) -> MaskPlan:
@@ -41,7 +42,7 @@ def select(
     """Return what a selection over a plan predicts, as a mask (B, N)."""
     predict_BM = plan.predict_BM
     selection = selection_of(kind, grid, predict_BM.shape[1], **words)
-    made = selection.select(plan, clip or clip_of(grid, len(predict_BM), motion=motion), seeded())
+    made = selection.select(plan, clip or clip_of(grid, len(predict_BM), motion=motion), Draws(0))
     return chosen(made, grid[0] * grid[1] * grid[2])
 
 
@@ -58,7 +59,7 @@ def test_random_chooses_every_hidden_token_equally_often() -> None:
 def test_flow_alone_is_the_fastest_hidden_tokens(budget: int) -> None:
     grid = (4, 3, 5)
     motion, masker = motion_on(grid, 6), mask_of("random", grid, 0.75)
-    plan = masker.plan(clip_of(grid, 6), seeded())
+    plan = masker.plan(clip_of(grid, 6), Draws(0))
     got = select("flow", grid, plan, motion=motion, budget=budget, random=0.0)
     for clip in range(6):
         speed = [

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from tatscli.data.clip import Clip
+from tatscli.draws import Draws
 from tatscli.masking.plan import MaskPlan
-from tests.masking.kinds import clip_of, motion_on, seeded, selection_of
+from tests.masking.kinds import clip_of, motion_on, selection_of
 from tests.masking.learning.toy import (
     GRID,
     copied,
@@ -31,7 +32,7 @@ def moving(clips: int = 3, *, seed: int = 0) -> Clip:
 
 def selected(kind: str, plan: MaskPlan, clip: Clip) -> MaskPlan:
     selection = selection_of(kind, GRID, plan.predict_BM.shape[1], budget=9)
-    return selection.select(plan, clip, seeded())
+    return selection.select(plan, clip, Draws(0))
 
 
 @pytest.mark.parametrize("kind", SELECTIONS)

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tatscli.data.clip import Clip, ClipForm
+from tatscli.draws import Draws
 from tatscli.errors import RecipeError
 from tatscli.masking.plan import MaskPlan
 from tatscli.masking.selection import build_selection
 from tatscli.masking.selection.tokenizer import TokenizerSelection
 from tatscli.recipe.schema import PredictTokenizer, Recipe
 from tatscli.system.system import build_system
-from tests.masking.kinds import clip_of, mask_of, seeded
+from tests.masking.kinds import clip_of, mask_of
 from tests.tokenizer.windows import DIGEST, WindowTokenizer, give
 
 RUN = {"kind": "run", "path": "runs/windows"}
@@ -69,7 +70,7 @@ def test_counts_are_exact_and_two_to_one_at_any_length_ratio_and_budget(
     predicted = tokens - seen
     budget = None if share is None else max(1, round(share * predicted))
     selection = build(clip.form, predicted, budget=budget, random=random, sampled=sampled)
-    chosen = selection.select(plan, clip, seeded())
+    chosen = selection.select(plan, clip, Draws(0))
     wanted = budget or max(1, min(predicted, int(0.15 * tokens + 1e-9)))
     assert chosen.predict_BM.shape == (2, wanted)
     assert not chosen.faulty_B(tokens).any()  # ascending, and none that is visible
@@ -90,9 +91,9 @@ def test_counts_are_exact_and_two_to_one_at_any_length_ratio_and_budget(
 
 def test_all_of_the_budget_by_score_is_the_highest_hidden_tokens() -> None:
     clip = moving(5, 3, 4, clips=3)
-    plan = mask_of("random", clip.form.grid, 0.75).plan(clip_of(clip.form.grid, 3), seeded())
+    plan = mask_of("random", clip.form.grid, 0.75).plan(clip_of(clip.form.grid, 3), Draws(0))
     selection = build(clip.form, plan.predict_BM.shape[1], budget=11, random=0.0)
-    chosen = selection.select(plan, clip, seeded())
+    chosen = selection.select(plan, clip, Draws(0))
     scores = WindowTokenizer(stride=4).code(clip.unit_BCTHW).scores_Bthw.flatten(1)
     assert torch.equal(selection.saliency_BN(clip), scores)
     for one in range(3):
@@ -109,7 +110,7 @@ def shares(scores: Tensor, clips: int, **keys: Any) -> Tensor:
     plan = MaskPlan.from_visible(torch.zeros(clips, 1, dtype=torch.int64), len(scores))
     selection = build(form, len(scores) - 1, WindowTokenizer(stride=1, frames=1), **keys)
     selection.saliency_BN = lambda clip: scores.expand(clips, -1)
-    chosen = selection.select(plan, clip_of(form.grid, clips), seeded())
+    chosen = selection.select(plan, clip_of(form.grid, clips), Draws(0))
     counts = torch.zeros(clips, len(scores)).scatter_(1, chosen.predict_BM, 1.0)
     return counts.mean(dim=0)
 
@@ -209,6 +210,6 @@ def test_a_step_shows_the_clip_to_one_network_once(monkeypatch: pytest.MonkeyPat
     system = build_system(recipe_of({}, [target, target | {"kind": "codes"}]))
     assert [one.facts["sha256"] for one in system.frozen()] == [DIGEST] * 3
     video = torch.randint(256, (2, 3, 6, 16, 16), dtype=torch.uint8)
-    system.errors(system.clip(video), seeded()).loss.backward()
+    system.errors(system.clip(video), Draws(0)).loss.backward()
     assert tokenizer.parts == [4, 2]  # six frames in windows of four
     assert not Path("runs/windows").exists()

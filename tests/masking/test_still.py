@@ -7,15 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tatscli.data.motion import MotionField
+from tatscli.draws import Draws
 from tests.fields import motion_of
-from tests.masking.kinds import Grid, clip_of, mask_of, motion_on, seeded
+from tests.masking.kinds import Grid, clip_of, mask_of, motion_on
 
 GRID: Grid = (4, 3, 5)
 SITES, TOKENS = 15, 60
 
 
 def shown(motion: MotionField, ratio: float, seed: int = 0, grid: Grid = GRID) -> torch.Tensor:
-    return mask_of("still", grid, ratio).plan(clip_of(grid, motion=motion), seeded(seed)).visible_BK
+    return mask_of("still", grid, ratio).plan(clip_of(grid, motion=motion), Draws(seed)).visible_BK
 
 
 @given(hidden=st.integers(1, TOKENS - 1), seed=st.integers(0, 5))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tatscli.data.clip import Clip
+from tatscli.draws import Draws
 from tatscli.heads.regressor import RegressorHead
 from tatscli.masking.plan import MaskPlan
 from tatscli.recipe.schema import Data, Model, RandomMask, Recipe
@@ -45,7 +46,7 @@ def clip_of(system: System) -> Clip:
 
 
 def plan_of(system: System, clip: Clip) -> MaskPlan:
-    return system.plan(clip, torch.Generator().manual_seed(0))
+    return system.plan(clip, Draws(0))
 
 
 def gradients(value: Tensor, system: System) -> dict[str, Tensor | None]:
@@ -128,7 +129,7 @@ def test_depth_zero_hands_mask_tokens_straight_to_the_decoders() -> None:
 def test_alignment_is_the_distance_to_the_encoders_own_latents() -> None:
     system = make(alignment=2.0)
     clip, encoder = clip_of(system), system.encoder
-    found = system.errors(clip, torch.Generator().manual_seed(0))
+    found = system.errors(clip, Draws(0))
     plan = found.plan
     seen = encoder(encoder.embed(clip.cubes(plan.visible_BK)), plan.visible_BK)
     guessed = head_of(system).regressor(seen, plan.visible_BK, plan.predict_BM)
@@ -148,7 +149,7 @@ def test_alignment_is_the_distance_to_the_encoders_own_latents() -> None:
 
 def test_the_loss_adds_targets_and_alignment_by_their_weights() -> None:
     system = make(alignment=2.0)
-    found = system.errors(clip_of(system), torch.Generator().manual_seed(0))
+    found = system.errors(clip_of(system), Draws(0))
     assert list(found.by_target) == ["pixels", "difference"]
     pixels, difference = (error.mean() for error in found.by_target.values())
     alignment = found.auxiliary["alignment"].error
@@ -182,7 +183,7 @@ def test_a_training_step_lowers_every_error() -> None:
     optimizer = torch.optim.AdamW(system.autoencoder.parameters(), lr=3e-3)
     history = []
     for _ in range(40):
-        found = system.errors(clip, torch.Generator().manual_seed(0))
+        found = system.errors(clip, Draws(0))
         history.append({name: float(value.detach()) for name, value in found.metrics.items()})
         optimizer.zero_grad()
         found.loss.backward()

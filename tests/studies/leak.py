@@ -10,12 +10,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tatscli.data.batch import collate
 from tatscli.data.dataset import PretrainClips
+from tatscli.draws import Draws
 from tatscli.recipe.load import load_recipe
 from tatscli.store.reader import Store
 from tatscli.system.system import build_system
@@ -33,7 +32,7 @@ def seen_elsewhere(store: Store, section: str) -> float:
     batch = collate([clips[0, place][0] for place in range(0, len(rows), EVERY)])
     system = build_system(recipe)
     clip = system.clip(batch.video_BCTHW, motion=batch.motion)
-    plan = system.masker.plan(clip, torch.Generator().manual_seed(0))
+    plan = system.masker.plan(clip, Draws(0))
     seen_BN = ~plan.hidden_BN(system.form.tokens)
     seen_BTS = seen_BN.unflatten(1, (recipe.grid[0], -1))
     ever_BTS = seen_BTS.any(dim=1, keepdim=True).expand_as(seen_BTS)

@@ -21,6 +21,7 @@ from torch import Tensor
 from tatscli.data.batch import collate
 from tatscli.data.clip import ClipForm
 from tatscli.data.dataset import PretrainClips
+from tatscli.draws import Draws
 from tatscli.masking import build_masker
 from tatscli.masking.insight import top_share
 from tatscli.recipe.schema import Data, Mask, Motion, Sampling
@@ -60,11 +61,11 @@ def row(store: Path, camera: str, kind: str) -> str:
     clips = PretrainClips(opened, opened.part(None), data, patch=16, seed=0)
     masker = build_masker(section(kind), grid=GRID, width=8)
     form = ClipForm(GRID, tubelet=2, patch=16)
-    generator = torch.Generator().manual_seed(0)
+    draws = Draws(0)
     lift, covered = [], []
     for first in range(0, CLIPS, 16):
         batch = collate([clips[epoch, 0][0] for epoch in range(first, first + 16)])
-        plan = masker.plan(form.clip(batch.video_BCTHW, motion=batch.motion), generator)
+        plan = masker.plan(form.clip(batch.video_BCTHW, motion=batch.motion), draws)
         hidden_BN = plan.hidden_BN(masker.tokens).float()
         energy = energy_BN(batch.video_BCTHW)
         lift.append((energy * hidden_BN).sum(1) / hidden_BN.sum(1) / energy.mean(1))

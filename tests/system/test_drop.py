@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tatscli.data.motion import MotionField
+from tatscli.draws import Draws
 from tatscli.errors import RecipeError
 from tatscli.nn.vit import build_encoder
 from tatscli.recipe import schema
@@ -106,9 +107,9 @@ def test_training_by_it_waits_for_nothing(
         to_gpu(drop.masker, drop.form, drop.encoder)
         there = torch.empty(video.shape, dtype=torch.uint8, device=GPU)
         moving = motion.each(lambda one: torch.empty(one.shape, dtype=one.dtype, device=GPU))
-        generator = torch.Generator().manual_seed(0)
+        draws = Draws(0)
         with NoWaits():
-            plan = drop.plan(there, moving, generator)
+            plan = drop.plan(there, moving, draws)
             faults = plan.faulty_B(64)
         assert plan.visible_BK.device == faults.device == GPU
         assert plan.visible_BK.shape == (CLIPS, drop.kept)

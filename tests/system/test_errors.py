@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tatscli.data.clip import Clip
+from tatscli.draws import Draws
 from tatscli.heads.base import HeadOutput
 from tatscli.masking.plan import MaskPlan
 from tatscli.recipe import schema
@@ -60,7 +61,7 @@ DIFFERENCE: dict[str, Any] = {"kind": "difference", "span": "clip"}
 def test_targets_have_names_of_their_own(targets: list[dict[str, Any]], names: list[str]) -> None:
     system = make(targets=targets)
     assert list(system.targets) == names
-    found = system.errors(clip_of(system), seeded())
+    found = system.errors(clip_of(system), Draws(0))
     assert list(found.by_target) == names
     assert set(found.metrics) == {f"loss/{name}" for name in names}
     for prediction, target in zip(found.predictions, system.targets.values(), strict=True):
@@ -72,14 +73,14 @@ def test_kinds_of_several_words_are_told_apart_too(monkeypatch: pytest.MonkeyPat
     config: Any = schema.PixelTarget.model_construct(kind="two_words", normalize=True, weight=1.0)
     system = build_system(RECIPE.model_copy(update={"targets": [config, config]}))
     assert list(system.targets) == ["two_words", "two_words_2"]
-    assert set(system.errors(clip_of(system), seeded()).by_target) == set(system.targets)
+    assert set(system.errors(clip_of(system), Draws(0)).by_target) == set(system.targets)
 
 
 def test_the_error_of_a_token_is_the_weighted_sum_of_its_targets() -> None:
     targets = [PIXELS | {"weight": 0.5}, DIFFERENCE | {"weight": 3.0}]
     system = make(targets=targets)
     clip = clip_of(system)
-    found = system.errors(clip, seeded())
+    found = system.errors(clip, Draws(0))
     assert isinstance(found, Errors)
     total = torch.zeros(2, 24)
     for (name, target), prediction in zip(system.targets.items(), found.predictions, strict=True):
@@ -95,7 +96,7 @@ def test_the_error_of_a_token_is_the_weighted_sum_of_its_targets() -> None:
 def test_a_plan_and_the_same_plan_are_made_of_one_seed() -> None:
     system = make(predict={"kind": "random", "budget": 5})
     clip = clip_of(system)
-    found, plan = system.errors(clip, seeded()), system.plan(clip, seeded())
+    found, plan = system.errors(clip, Draws(0)), system.plan(clip, Draws(0))
     assert torch.equal(found.plan.visible_BK, plan.visible_BK)
     assert torch.equal(found.plan.predict_BM, plan.predict_BM)
     assert plan.predict_BM.shape == (2, 5)
@@ -119,7 +120,7 @@ def test_a_wrapper_is_called_in_place_of_the_network() -> None:
     system = make()
     other = Other(system.autoencoder)
     wrapped = system.called(other)
-    found, plain = (one.errors(clip_of(one), seeded()) for one in (wrapped, system))
+    found, plain = (one.errors(clip_of(one), Draws(0)) for one in (wrapped, system))
     assert other.calls == 1
     assert torch.equal(found.loss, plain.loss)
     assert wrapped.autoencoder is system.autoencoder
@@ -149,7 +150,7 @@ def test_hidden_tokens_are_not_embedded_unless_somebody_looks_at_them() -> None:
         assert system.needs_embeddings == (len(expected) == 2)
         system.encoder.patch_embed.register_forward_hook(count)
         counts.clear()
-        system.errors(clip_of(system), seeded())
+        system.errors(clip_of(system), Draws(0))
         assert counts == expected
 
 
@@ -177,10 +178,10 @@ def test_motion_is_kept_only_where_it_is_followed() -> None:
 
 def test_autocast_rounds_predictions_but_not_what_they_are_compared_with() -> None:
     system = make(targets=[PIXELS, DIFFERENCE])
-    exact = system.errors(clip_of(system), seeded())
+    exact = system.errors(clip_of(system), Draws(0))
     with torch.autocast("cpu", torch.bfloat16):
         clip = clip_of(system)
-        found = system.errors(clip, seeded())
+        found = system.errors(clip, Draws(0))
     for prediction, error, (name, target) in zip(
         found.predictions, found.by_target.values(), system.targets.items(), strict=True
     ):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tatscli.data.batch import Batch
+from tatscli.draws import Draws
 from tatscli.engine.learner import Learner
 from tatscli.engine.optim import build_optimizer
 from tatscli.engine.schedule import lr_at
@@ -19,7 +20,7 @@ from tatscli.recipe.schema import Recipe
 from tatscli.system.system import build_system
 from tatscli.tasks.pretrain import step
 from tests.fields import motion_of
-from tests.masking.kinds import clip_on, mask_of, seeded, selection_of
+from tests.masking.kinds import clip_on, mask_of, selection_of
 
 GRID = (64, 2, 2)
 TOKENS = 256
@@ -28,13 +29,13 @@ TOKENS = 256
 @pytest.mark.parametrize("kind", MASKERS)
 def test_every_mask_and_selection_is_exact_at_64_slices(kind: str) -> None:
     clip, masker = clip_on(GRID, 3), mask_of(kind, GRID, 0.75)
-    plan = masker.plan(clip, seeded())
+    plan = masker.plan(clip, Draws(0))
     assert plan.visible_BK.shape == (3, masker.visible)
     assert plan.predict_BM.shape == (3, masker.predicted)
     assert not plan.faulty_B(TOKENS).any()
     for name in SELECTIONS:
         selection = selection_of(name, GRID, masker.predicted)
-        chosen = selection.select(plan, clip, seeded(1))
+        chosen = selection.select(plan, clip, Draws(1))
         assert torch.equal(chosen.visible_BK, plan.visible_BK), name
         assert chosen.predict_BM.shape == (3, selection.budget), name
         assert not chosen.faulty_B(TOKENS).any(), name
@@ -97,7 +98,7 @@ def test_a_system_takes_a_step_on_128_frames(mask: dict[str, Any], predict: str)
     for number in range(2):
         for learner in learners.values():
             learner.begin(number)
-        lesson = step(system, batch(), seeded(number))
+        lesson = step(system, batch(), Draws(number))
         assert lesson.loss is not None and torch.isfinite(lesson.loss)
         assert lesson.metrics["plan_faults"] == 0
         lesson.loss.backward()

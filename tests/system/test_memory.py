@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from tatscli.draws import Draws
 from tatscli.recipe.schema import Recipe
 from tatscli.system.memory import StepMemory, pretended, step_memory
 from tatscli.system.system import build_system
@@ -36,7 +37,7 @@ def counted(recipe: Recipe, *, half: bool, views: int = VIEWS) -> StepMemory:
         system = build_system(recipe).to("meta").train()
     with pretended(*system.parts):
         return step_memory(
-            lambda: step(system, _batch(recipe, views), None).loss, system.parts, half=half
+            lambda: step(system, _batch(recipe, views), Draws(0)).loss, system.parts, half=half
         )
 
 
@@ -50,7 +51,7 @@ def measured(recipe: Recipe, *, half: bool) -> int:
 
     def once() -> None:
         with cast:
-            loss = step(system, _batch(recipe, VIEWS), torch.Generator()).loss
+            loss = step(system, _batch(recipe, VIEWS), Draws(0)).loss
         loss.backward()
 
     once()

@@ -154,7 +154,7 @@ def _train_steps(system: System, recipe: Recipe, folder: Path, steps: int) -> No
 
     training = Training(
         model=model,
-        step=lambda batch, generator: step(system, batch, generator),
+        step=lambda batch, draws: step(system, batch, draws),
         learners=learners,
         parts={
             "model": Weights(model),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tatscli.data.clip import Clip
+from tatscli.draws import Draws
 from tatscli.errors import RecipeError
 from tatscli.nn.averaged import ramped
 from tatscli.recipe.schema import Recipe
@@ -146,7 +147,7 @@ def test_the_error_is_the_smooth_l1_distance(beta: float) -> None:
 
 def test_the_encoder_is_taught_and_the_average_is_not() -> None:
     system = make()
-    found = system.errors(clip_of(system), torch.Generator().manual_seed(0))
+    found = system.errors(clip_of(system), Draws(0))
     assert found.predictions[0].shape == (2, 24, 16)
     found.loss.backward()
     assert system.encoder.patch_embed.proj.weight.grad is not None
@@ -186,7 +187,7 @@ def test_it_runs_in_the_precision_of_the_training() -> None:
         lambda _, inputs, output: seen.append(output.dtype)
     )
     with torch.autocast("cpu", torch.bfloat16):
-        found = system.errors(clip_of(system), torch.Generator().manual_seed(0))
+        found = system.errors(clip_of(system), Draws(0))
     assert seen == [torch.bfloat16]
     assert found.error_BM.dtype == torch.float32
 

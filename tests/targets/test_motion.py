@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tatscli.data.clip import Clip, ClipForm
 from tatscli.data.motion import MotionField
+from tatscli.draws import Draws
 from tatscli.errors import DataError
 from tatscli.recipe import schema
 from tatscli.recipe.schema import Recipe
@@ -138,7 +139,7 @@ def test_a_system_keeps_the_motion_for_its_target() -> None:
     assert system.follows_motion
     clip = system.clip(torch.zeros(2, 3, 4, 16, 16, dtype=torch.uint8), motion=motion)
     assert clip.motion is motion
-    found = system.errors(clip, torch.Generator().manual_seed(0))
+    found = system.errors(clip, Draws(0))
     assert found.predictions[1].shape == (2, 24, 4)
     found.by_target["motion"].mean().backward()
     assert system.encoder.patch_embed.proj.weight.grad is not None

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tatscli.data.clip import Clip
+from tatscli.draws import Draws
 from tatscli.errors import RecipeError
 from tatscli.nn.vit import Encoder, build_encoder
 from tatscli.system.cost import system_cost
@@ -197,7 +198,7 @@ def test_networks_for_videos_of_torchvision(tmp_path: Path, name: str) -> None:
 def test_it_teaches_and_learns_nothing(tmp_path: Path) -> None:
     write_run(tmp_path / "run", model=MODEL)
     system = make(run=str(tmp_path / "run"), beta=0.0).train()
-    found = system.errors(clip_of(system), torch.Generator().manual_seed(0))
+    found = system.errors(clip_of(system), Draws(0))
     assert found.predictions[0].shape == (2, 24, 24)
     values = system.targets["teacher"].of(clip_of(system), found.plan.predict_BM)
     expected = (found.predictions[0] - values).abs().mean(-1)

@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from tatscli.console import Reporter
 from tatscli.data.batch import Batch, collate
 from tatscli.data.normalize import standardized
+from tatscli.draws import Draws
 from tatscli.engine.distributed import World
-from tatscli.engine.rng import random_at
+from tatscli.engine.rng import seed_torch
 from tatscli.engine.session import Session
 from tatscli.errors import CheckpointError, RecipeError
 from tatscli.nn.classifier import build_classifier
@@ -38,7 +39,7 @@ def stage_of(loaded: LoadedRecipe, init: Path | None = None) -> Finetuning:
     """A stage that is built and ready for a step, and the batch of its first videos."""
     reporter = Reporter(stdout=io.StringIO(), stderr=io.StringIO())
     here = Session(World(), torch.device("cpu"), torch.float32, reporter, {})
-    random_at(loaded.recipe.run.seed)
+    seed_torch(loaded.recipe.run.seed)
     stage = Finetuning(loaded, Store.open(loaded.recipe.data.store), init)
     stage.build(here, resume=False)
     stage.to(here.device)
@@ -67,13 +68,13 @@ def test_the_loss_is_the_two_weighed_by_hand(load: Load) -> None:
     stage = stage_of(load(SHARE, "mask.kind=random", "finetune.drop_path=0"))
     assert stage.auxiliary is not None
     batch, system = batch_of(stage), stage.auxiliary.system
-    found = stage.step(batch, torch.Generator().manual_seed(3))
-    generator = torch.Generator().manual_seed(3)
+    found = stage.step(batch, Draws(3))
+    draws = Draws(3)
     data = stage.recipe.data
     video = standardized(batch.video_BCTHW, data.mean, data.std)
-    mixed, target = stage.mix(video, batch.label_B, generator=generator)
+    mixed, target = stage.mix(video, batch.label_B, draws=draws)
     assert not torch.equal(mixed, video)
-    errors = system.errors(system.clip(batch.video_BCTHW), generator)
+    errors = system.errors(system.clip(batch.video_BCTHW), draws)
     scores = stage.classifier(mixed).log_softmax(1)
     loss = -(target * scores).sum(1).mean()
     assert found.loss is not None
@@ -91,7 +92,7 @@ def test_both_halves_train_the_same_encoder(load: Load, mask: str) -> None:
     assert stage.auxiliary.system.encoder is stage.classifier.encoder
     batch = batch_of(stage)
     assert (batch.motion is not None) == (mask == "mgm")
-    lesson = stage.step(batch, torch.Generator().manual_seed(0))
+    lesson = stage.step(batch, Draws(0))
     assert lesson.loss is not None
     lesson.loss.backward()
     for name, parameter in stage.model.named_parameters():
@@ -161,8 +162,8 @@ def test_a_gradient_that_is_not_finite_leaves_both_halves_alone(
 ) -> None:
     plain = Finetuning.step
 
-    def step(self: Finetuning, batch: Any, generator: Any) -> Any:
-        lesson = plain(self, batch, generator)
+    def step(self: Finetuning, batch: Any, draws: Any) -> Any:
+        lesson = plain(self, batch, draws)
         return lesson._replace(loss=lesson.loss * torch.nan)
 
     monkeypatch.setattr(Finetuning, "step", step)

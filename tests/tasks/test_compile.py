@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tatscli.console import Reporter
+from tatscli.draws import Draws
 from tatscli.engine.parallel import compile_blocks
 from tatscli.nn.classifier import build_classifier
 from tatscli.recipe.load import LoadedRecipe
@@ -77,7 +78,7 @@ def test_gradients_of_compiled_blocks_are_those_of_plain_ones(fresh: None) -> No
     for system in systems:
         torch.manual_seed(1)
         video = torch.randint(0, 256, (2, 3, 4, 16, 16), dtype=torch.uint8)
-        errors = system.errors(system.clip(video), torch.Generator().manual_seed(0))
+        errors = system.errors(system.clip(video), Draws(0))
         errors.loss.backward()
         found.append(errors.loss.detach())
     torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=0)
@@ -106,7 +107,7 @@ def graphs(fresh: None, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def look(system: System) -> None:
     video = torch.zeros(2, 3, 4, 16, 16, dtype=torch.uint8)
-    system.errors(system.clip(video), torch.Generator().manual_seed(0)).loss.backward()
+    system.errors(system.clip(video), Draws(0)).loss.backward()
 
 
 def test_every_stack_of_blocks_is_compiled_and_nothing_else(graphs: list[int]) -> None:

@@ -17,6 +17,7 @@ from torch.nn import functional
 from tatscli.data.batch import Batch, collate
 from tatscli.data.clip import ClipForm
 from tatscli.data.dataset import PretrainClips
+from tatscli.draws import Draws
 from tatscli.masking import build_masker
 from tatscli.recipe.schema import Data, Mask, Motion, Sampling
 from tatscli.store.reader import Store
@@ -98,7 +99,7 @@ def covered(kind: str, batch: Batch, ratio: float = 0.5) -> float:
     section: Any = TypeAdapter(Mask).validate_python({"kind": kind, "ratio": ratio})
     masker = build_masker(section, grid=GRID, width=8)
     clip = ClipForm(GRID, 2, 16).clip(batch.video_BCTHW, motion=batch.motion)
-    plan = masker.plan(clip, torch.Generator().manual_seed(0))
+    plan = masker.plan(clip, Draws(0))
     hidden = plan.hidden_BN(masker.tokens).reshape(DRAWS, *GRID)
     first = batch_start(batch)
     where = patch_tokens([first + 2 * k for k in range(16)])

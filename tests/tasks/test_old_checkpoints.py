@@ -36,6 +36,7 @@ def make_old(run: Path) -> Path:
     last = (run / "checkpoints" / "last").resolve()
     meta = json.loads((last / "meta.json").read_text())
     assert meta["format"] == 2
+    assert meta.pop("draws") == 2  # these were others
     (last / "meta.json").write_text(json.dumps({**meta, "format": 1}))
     masker = last / "masker.safetensors"
     if masker.exists():
@@ -72,6 +73,7 @@ def test_a_run_goes_on_as_if_nothing_had_happened(
         assert any(name.startswith("training/waiting/") for name in names)
     result = pretrain(load(SHORT, MASKS[mask]), reporter=reporter, out=run, resume=True)
     assert result["steps"] == 6
+    assert reporter.stderr.getvalue().count("that draws masks from the seed in another way") == 1
     straight, resumed = find_checkpoint(Path("runs/straight")), find_checkpoint(run)
     assert resumed.meta["format"] == 2
     for part in ("model", "optimizer", *(["masker"] if mask != "tube" else [])):
@@ -82,8 +84,17 @@ def test_a_run_goes_on_as_if_nothing_had_happened(
         assert not [name for name in differing if not name.startswith("guard/")]
 
 
+def keep_squares(run: Path) -> Path:
+    """Keep the mean square of rewards in a run's last checkpoint, where now the variance is."""
+    masker = run / "checkpoints/last/masker.safetensors"
+    tensors = load_file(masker)
+    variance, level = tensors.pop("weights/reward.variance"), tensors["weights/reward.first"]
+    save_file(tensors | {"weights/reward.second": variance + level.square()}, masker)
+    return run
+
+
 def test_it_is_looked_at_and_begun_from(load: Load, old: Callable[[str], Path]) -> None:
-    run = old("tats")
+    run = keep_squares(old("tats"))
     loaded, system = load_system(run)
     assert loaded.checkpoint.meta["format"] == 1
     fresh = build_system(load(MASKS["tats"]).recipe)

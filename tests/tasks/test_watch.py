@@ -20,7 +20,7 @@ from tatscli.data.batch import collate
 from tatscli.data.dataset import PretrainClips
 from tatscli.data.normalize import standardized
 from tatscli.data.views import EvalViews
-from tatscli.engine.rng import random_at
+from tatscli.draws import Draws
 from tatscli.errors import DataError, UsageError
 from tatscli.evaluation.knn import knn_scores
 from tatscli.evaluation.rank import effective_rank
@@ -94,9 +94,9 @@ def test_what_is_watched_is_never_trained_on(
     seen: set[int] = set()
     plain = Pretraining.step
 
-    def step(self: Pretraining, batch: Any, generator: Any) -> Any:
+    def step(self: Pretraining, batch: Any, draws: Any) -> Any:
         seen.update(batch.row_B.tolist())
-        return plain(self, batch, generator)
+        return plain(self, batch, draws)
 
     monkeypatch.setattr(Pretraining, "step", step)
     stderr = io.StringIO()
@@ -164,9 +164,9 @@ def test_the_numbers_are_those_by_hand(load: Load, reporter: Reporter, store: Pa
     losses: dict[str, list[torch.Tensor]] = {"pixels": [], "difference": []}
     for number, places in enumerate([range(4), range(4, 6)]):
         batch = collate([clips[0, place][0] for place in places])
-        generator = random_at(seed_of("watch", 0), number)
+        draws = Draws(seed_of("watch", 0), first=4 * number)
         with torch.no_grad():
-            errors = system.errors(system.clip(batch.video_BCTHW), generator)
+            errors = system.errors(system.clip(batch.video_BCTHW), draws)
         for name, found in losses.items():
             found.append(errors.by_target[name].mean(dim=1))
     last = watched(run)[-1]

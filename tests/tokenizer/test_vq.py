@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from vector_quantize_pytorch import VectorQuantize
 
-from tatscli.tokenizer.vq import Codebook, nearest
+from tatscli.tokenizer.vq import Codebook, _drawn, nearest
 
 
 def pair(cosine: bool) -> tuple[Codebook, VectorQuantize]:
@@ -94,8 +94,19 @@ def test_dead_codes_start_again_at_vectors_of_the_batch() -> None:
     for _ in range(4):
         book(given)
     assert book.code_KC.abs().max() < 100
-    away = torch.cdist(book.code_KC, given).min(dim=1).values
+    away = torch.cdist(book.code_KC[8:], given).min(dim=1).values
     assert away.max() < 2
+
+
+@pytest.mark.parametrize(("count", "number"), [(320, 16), (320, 320), (7, 7), (1, 5), (12, 30)])
+def test_vectors_are_drawn_evenly_and_once_while_there_are_enough(count: int, number: int) -> None:
+    torch.manual_seed(0)
+    for _ in range(5):
+        place = _drawn(torch.arange(float(count))[:, None], number)[:, 0]
+        assert len(place.unique()) == min(count, number)
+        gaps = place.sort().values.diff()
+        if number <= count:
+            assert gaps.max() <= 3 * count / number
 
 
 def test_a_vector_that_is_not_finite_leaves_the_codebook_finite() -> None:

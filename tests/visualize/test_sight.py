@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tatscli.draws import Draws
 from tatscli.masking.selection import build_selection
 from tatscli.recipe.schema import (
     DifferenceTarget,
@@ -25,7 +26,7 @@ MASKS = [RANDOM, TubeMask(kind="tube"), TatsMask(kind="tats", width=16, heads=2)
 
 
 def look(viewer: Viewer, seen=None, seed=0):
-    return viewer.look(seen or window(), torch.Generator().manual_seed(seed))
+    return viewer.look(seen or window(), Draws(seed))
 
 
 def selecting(plain: Viewer, section: Predict) -> Viewer:

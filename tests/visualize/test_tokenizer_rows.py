@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tatscli.data.clip import Clip
+from tatscli.draws import Draws
 from tatscli.heads.base import HeadOutput
 from tatscli.masking.plan import MaskPlan
 from tatscli.masking.saliency import embedding_change_BN
@@ -89,7 +90,7 @@ def selecting(made: Viewer, section) -> Viewer:
 
 
 def look(made: Viewer) -> Sight:
-    return made.look(window(), torch.Generator().manual_seed(0))
+    return made.look(window(), Draws(0))
 
 
 def by_token(video_CTHW: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tatscli.data.normalize import standardized
+from tatscli.draws import Draws
 from tatscli.engine.checkpoint import restore_part
 from tatscli.engine.part import Weights
 from tatscli.nn.load import LoadedRun
@@ -100,7 +101,7 @@ def both_guesses(model: nn.Module, run: LoadedRun, video_BCTHW: Tensor) -> tuple
     system.eval()
     data = run.recipe.data
     with torch.no_grad():
-        found = system.errors(system.clip(video_BCTHW), torch.Generator().manual_seed(0))
+        found = system.errors(system.clip(video_BCTHW), Draws(0))
         theirs = model(
             standardized(video_BCTHW, data.mean, data.std).transpose(1, 2),
             bool_masked_pos=found.plan.hidden_BN(system.form.tokens),

@@ -23,11 +23,12 @@ class Guard:
     def __init__(self, policy: nn.Module) -> None:
         self._policy = policy
         self._good: dict[str, Tensor] = {}
-        self._entropy: Tensor | None = None
+        self._heard: list[Tensor] = []
 
     def hear(self, entropy: Tensor) -> None:
-        """Take the entropy of the policy, a scalar where 1 is uniform; nothing is read yet."""
-        self._entropy = entropy.detach().float()
+        """Take the entropy of the policy on a micro-batch, a scalar where 1 is uniform; nothing is
+        read yet."""
+        self._heard.append(entropy.detach().float())
 
     def after_step(self, done: int) -> str | None:
         """Judge the policy every `INTERVAL` steps, and until it was good once; alike on all ranks.
@@ -39,10 +40,10 @@ class Guard:
             What is wrong with it, and whether it could be set back; None if it is good, or if
             there was no time to look.
         """
-        entropy, self._entropy = self._entropy, None
-        if entropy is None or (done % INTERVAL and self._good):
+        heard, self._heard = self._heard, []
+        if not heard or (done % INTERVAL and self._good):
             return None
-        entropy = distributed.mean(entropy)
+        entropy = distributed.mean(torch.stack(heard).mean())
         sound = nn.utils.get_total_norm(self._policy.parameters()).isfinite()
         value, finite = torch.stack([entropy, sound.float()]).tolist()
         if not math.isfinite(value) and finite:

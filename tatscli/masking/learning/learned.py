@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tatscli.data.clip import Clip
+from tatscli.draws import Draws
 from tatscli.engine.device import autocast_now
 from tatscli.engine.learner import Learner
 from tatscli.engine.optim import fused_adamw
@@ -25,6 +26,7 @@ from tatscli.masking.draw import gumbel_top_k, visible_count
 from tatscli.masking.learning import ppo
 from tatscli.masking.learning.guard import Guard
 from tatscli.masking.learning.policy import Policy, PolicyOutput
+from tatscli.masking.learning.reward import with_variance
 from tatscli.masking.plan import MaskPlan
 from tatscli.recipe.derive import Schedule
 
@@ -120,7 +122,7 @@ class LearnedMasker(Masker):
         """Whether the step in progress belongs to the warm-up."""
         return self.learner is not None and self.learner.step < self.warmup_steps
 
-    def plan(self, clip: Clip, generator: torch.Generator | None = None) -> MaskPlan:
+    def plan(self, clip: Clip, draws: Draws) -> MaskPlan:
         """Draw visible tokens; in training mode the rollout is kept for `learn`."""
         tokens_BND = clip.tokens_BND
         self._precision = autocast_now(tokens_BND.device)
@@ -133,7 +135,7 @@ class LearnedMasker(Masker):
         with torch.set_grad_enabled(graph):
             output = self.policy(seen_BND, self.temperature)
         log_p_BN = self._drawable(output.log_p_BN.detach())
-        order_BK = self._draw(log_p_BN, generator)
+        order_BK = self._draw(log_p_BN, draws)
         if self.training:
             entropy = ppo.entropy(output.log_p_BN.detach()).mean()
             self.guard.hear(entropy / math.log(self.tokens))
@@ -152,13 +154,13 @@ class LearnedMasker(Masker):
             return uniform_BN
         return torch.where(log_p_BN.isfinite().all(dim=1, keepdim=True), log_p_BN, uniform_BN)
 
-    def _draw(self, log_p_BN: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _draw(self, log_p_BN: Tensor, draws: Draws) -> Tensor:
         """Draw the visible tokens, equally many of each group: (B, K), in the order drawn."""
-        clips, size = len(log_p_BN), self.tokens // self.groups
-        log_p_RS = log_p_BN.reshape(clips * self.groups, size)
-        order_RK = gumbel_top_k(log_p_RS, self.visible // self.groups, generator)
-        first_G1 = torch.arange(self.groups, device=order_RK.device)[:, None] * size
-        return (order_RK.unflatten(0, (clips, self.groups)) + first_G1).flatten(1)
+        size = self.tokens // self.groups
+        log_p_BGS = log_p_BN.unflatten(1, (self.groups, size))
+        order_BGK = gumbel_top_k(log_p_BGS, self.visible // self.groups, draws)
+        first_G1 = torch.arange(self.groups, device=order_BGK.device)[:, None] * size
+        return (order_BGK + first_G1).flatten(1)
 
     def _take_rollout(self, plan: MaskPlan, error_BM: Tensor) -> Rollout:
         """Return the rollout of the last plan.
@@ -205,7 +207,7 @@ class LearnedMasker(Masker):
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Put back what `tensors` returned; outside of a training the weights alone."""
-        self.load_state_dict(under("weights/", tensors))
+        self.load_state_dict(with_variance(under("weights/", tensors)))
         if self.learner is not None:
             self.guard.load(under("guard/", tensors))
             self.learner.load(under("training/", tensors))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from torch import Generator
-
 from tatscli.data.clip import Clip
+from tatscli.draws import Draws
 from tatscli.masking.plan import MaskPlan
 from tatscli.masking.selection.base import Selection
 
@@ -12,6 +11,6 @@ from tatscli.masking.selection.base import Selection
 class AllSelection(Selection):
     """Leaves the plan as it is."""
 
-    def select(self, plan: MaskPlan, clip: Clip, generator: Generator | None = None) -> MaskPlan:
+    def select(self, plan: MaskPlan, clip: Clip, draws: Draws) -> MaskPlan:
         """Return the plan."""
         return plan

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from tatscli.data.clip import Clip, ClipForm
+from tatscli.draws import Draws
 from tatscli.masking.plan import MaskPlan
 
 
@@ -44,10 +45,10 @@ class Selection(nn.Module):
         self.tokens = form.tokens
         self.budget = predicted
 
-    def select(self, plan: MaskPlan, clip: Clip, generator: Generator | None = None) -> MaskPlan:
+    def select(self, plan: MaskPlan, clip: Clip, draws: Draws) -> MaskPlan:
         """Return the plan with `budget` of its tokens to predict, ascending, the same visible ones.
 
-        The same generator state makes the same choice.
+        The same draws make the same choice.
         """
         raise NotImplementedError
 

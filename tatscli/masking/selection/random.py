@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Generator, Tensor
+from torch import Tensor
 
 from tatscli.data.clip import Clip
+from tatscli.draws import Draws
 from tatscli.masking.plan import MaskPlan
 from tatscli.masking.selection.ranked import RankedSelection
 
@@ -12,8 +13,6 @@ from tatscli.masking.selection.ranked import RankedSelection
 class RandomSelection(RankedSelection):
     """Every set of `budget` tokens is equally likely."""
 
-    def rank_BM(
-        self, plan: MaskPlan, clip: Clip, noise_BM: Tensor, generator: Generator | None
-    ) -> Tensor:
+    def rank_BM(self, plan: MaskPlan, clip: Clip, noise_BM: Tensor, draws: Draws) -> Tensor:
         """Rank by chance."""
         return noise_BM

@@ -8,11 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from tatscli.data.clip import Clip, ClipForm
+from tatscli.draws import Draws
 from tatscli.errors import RecipeError
-from tatscli.masking.draw import share_count, uniform_scores
+from tatscli.masking.draw import share_count
 from tatscli.masking.plan import MaskPlan
 from tatscli.masking.saliency import descending
 from tatscli.masking.selection.base import Selection
@@ -45,20 +46,18 @@ class RankedSelection(Selection):
         """Return the budget where the recipe leaves it open, before it is capped."""
         return share_count(self.tokens, LVMAE_SHARE)
 
-    def rank_BM(
-        self, plan: MaskPlan, clip: Clip, noise_BM: Tensor, generator: Generator | None
-    ) -> Tensor:
+    def rank_BM(self, plan: MaskPlan, clip: Clip, noise_BM: Tensor, draws: Draws) -> Tensor:
         """Score the tokens of `plan.predict_BM`: the highest are predicted.
 
         Args:
             plan: The mask's plan.
             clip: The clips, with their motion if the selection needs it.
             noise_BM: Uniform in [0, 1), for the random part of the choice.
-            generator: For further draws.
+            draws: For further draws.
         """
         raise NotImplementedError
 
-    def select(self, plan: MaskPlan, clip: Clip, generator: Generator | None = None) -> MaskPlan:
+    def select(self, plan: MaskPlan, clip: Clip, draws: Draws) -> MaskPlan:
         """Return the plan with the `budget` highest of its tokens to predict.
 
         Raises:
@@ -67,8 +66,8 @@ class RankedSelection(Selection):
         B, M = plan.predict_BM.shape
         if self.budget > M:
             raise ValueError(f"cannot choose {self.budget} of {M} tokens to predict")
-        noise_BM = uniform_scores((B, M), plan.predict_BM.device, generator)
-        rank_BM = self.rank_BM(plan, clip, noise_BM, generator)
+        noise_BM = draws.uniform((B, M), plan.predict_BM.device)
+        rank_BM = self.rank_BM(plan, clip, noise_BM, draws)
         # A stable sort treats equals alike on every device.
         order_BM = rank_BM.argsort(dim=1, descending=True, stable=True)
         chosen = order_BM[:, : self.budget].sort(dim=1).values
@@ -90,17 +89,15 @@ class SalientSelection(RankedSelection):
         """Return how salient each token of the clips is, (B, N); all alike means random."""
         raise NotImplementedError
 
-    def preference_BM(self, salient_BM: Tensor, generator: Generator | None) -> Tensor:
+    def preference_BM(self, salient_BM: Tensor, draws: Draws) -> Tensor:
         """Turn how salient tokens are into what the highest are taken of: by default the same."""
         return salient_BM
 
-    def rank_BM(
-        self, plan: MaskPlan, clip: Clip, noise_BM: Tensor, generator: Generator | None
-    ) -> Tensor:
+    def rank_BM(self, plan: MaskPlan, clip: Clip, noise_BM: Tensor, draws: Draws) -> Tensor:
         """Put the most salient first, then chance."""
         salient_BM = self.saliency_BN(clip).gather(1, plan.predict_BM)
-        preferred_BM = self.preference_BM(salient_BM, generator)
+        preferred_BM = self.preference_BM(salient_BM, draws)
         # Ties are broken by noise of their own: the random part must not depend on them.
-        ties_BM = uniform_scores(tuple(noise_BM.shape), noise_BM.device, generator)
+        ties_BM = draws.uniform(tuple(noise_BM.shape), noise_BM.device)
         top_BM = descending(preferred_BM, ties_BM)[:, : self.salient]
         return noise_BM.scatter_add(1, top_BM, torch.ones_like(noise_BM))

@@ -5,10 +5,10 @@ Shapes: B batch, N tokens (time-major), D width, M to predict.
 
 from __future__ import annotations
 
-from torch import Generator, Tensor
+from torch import Tensor
 
 from tatscli.data.clip import Clip
-from tatscli.masking.draw import uniform_scores
+from tatscli.draws import Draws
 from tatscli.masking.plan import MaskPlan
 from tatscli.masking.selection.ranked import RankedSelection
 from tatscli.recipe import schema
@@ -32,12 +32,10 @@ class RunningCellSelection(RankedSelection):
         """Return half of the hidden tokens."""
         return predicted // 2
 
-    def rank_BM(
-        self, plan: MaskPlan, clip: Clip, noise_BM: Tensor, generator: Generator | None
-    ) -> Tensor:
+    def rank_BM(self, plan: MaskPlan, clip: Clip, noise_BM: Tensor, draws: Draws) -> Tensor:
         """Put the pattern first, by chance within it and without."""
         _, rows, columns = self.grid
-        draw_B1 = uniform_scores((noise_BM.shape[0], 1), noise_BM.device, generator)
+        draw_B1 = draws.uniform((noise_BM.shape[0], 1), noise_BM.device)
         start_B1 = (draw_B1 * CELL).long()
         token_BM = plan.predict_BM
         slice_BM = token_BM // (rows * columns)

@@ -6,11 +6,11 @@ Shapes: B batch, N tokens (time-major), M that the mask gives to predict.
 
 from __future__ import annotations
 
-from torch import Generator, Tensor
+from torch import Tensor
 
 from tatscli.data.clip import Clip, ClipForm
+from tatscli.draws import Draws
 from tatscli.errors import RecipeError
-from tatscli.masking.draw import gumbel_noise
 from tatscli.masking.selection.ranked import SalientSelection
 from tatscli.recipe import schema
 from tatscli.tokenizer.asked import Asked
@@ -51,10 +51,10 @@ class TokenizerSelection(SalientSelection):
         """Return the mean score of each token's codes."""
         return self.asked.scores(clip)
 
-    def preference_BM(self, salient_BM: Tensor, generator: Generator | None) -> Tensor:
+    def preference_BM(self, salient_BM: Tensor, draws: Draws) -> Tensor:
         """Return the scores, or keys whose highest are a draw in proportion to them."""
         if not self.sampled:
             return salient_BM
         # A score of 0 has a key of -inf: it comes after all others, and by chance among its like.
-        noise_BM = gumbel_noise(tuple(salient_BM.shape), salient_BM.device, generator)
+        noise_BM = draws.gumbel(tuple(salient_BM.shape), salient_BM.device)
         return salient_BM.log() + noise_BM

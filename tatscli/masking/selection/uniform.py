@@ -5,10 +5,10 @@ Shapes: B batch, N tokens (time-major), D width, M to predict.
 
 from __future__ import annotations
 
-from torch import Generator, Tensor
+from torch import Tensor
 
 from tatscli.data.clip import Clip, ClipForm
-from tatscli.masking.draw import uniform_scores
+from tatscli.draws import Draws
 from tatscli.masking.plan import MaskPlan
 from tatscli.masking.selection.ranked import RankedSelection
 from tatscli.recipe import schema
@@ -29,12 +29,10 @@ class UniformSelection(RankedSelection):
         """Return the share of the clip that those slices are on average."""
         return self.tokens // config.every
 
-    def rank_BM(
-        self, plan: MaskPlan, clip: Clip, noise_BM: Tensor, generator: Generator | None
-    ) -> Tensor:
+    def rank_BM(self, plan: MaskPlan, clip: Clip, noise_BM: Tensor, draws: Draws) -> Tensor:
         """Put the chosen slices first, by chance within them and without."""
         slices = self.grid[0]
-        draw_B1 = uniform_scores((noise_BM.shape[0], 1), noise_BM.device, generator)
+        draw_B1 = draws.uniform((noise_BM.shape[0], 1), noise_BM.device)
         # Of clips shorter than a period, too, one slice is chosen.
         first_B1 = (draw_B1 * min(self.every, slices)).long()
         slice_BM = plan.predict_BM // (self.tokens // slices)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from tatscli.draws import Draws
 from tatscli.errors import RecipeError
 from tatscli.masking import build_masker
 from tatscli.recipe import schema
@@ -77,7 +78,7 @@ def test_the_loss_is_the_published_formula():
         torch.nn.init.normal_(parameter, std=0.4)
     tokens = torch.randn(3, 10, 8)
     clip = clip_of((2, 1, 5), tokens=tokens)
-    plan = masker.plan(clip)
+    plan = masker.plan(clip, Draws(0))
     error = torch.rand(plan.predict_BM.shape)
     weights = {name: value.tolist() for name, value in masker.policy.named_parameters()}
     total = 0.0

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from tatscli.draws import Draws
 from tatscli.masking.learning.guard import INTERVAL, Guard
 from tatscli.masking.learning.learned import LearnedMasker
-from tests.masking.kinds import seeded
 from tests.masking.learning.toy import (
     TOKENS,
     batch,
@@ -177,7 +177,7 @@ def test_an_update_that_breaks_the_policy_is_seen_though_its_entropy_was_fine_be
 def test_without_a_finite_policy_draws_are_uniform(kind: str) -> None:
     masker = make(kind)
     break_(masker)
-    shown = ~masker.plan(noise(2000), seeded()).hidden_BN(TOKENS)
+    shown = ~masker.plan(noise(2000), Draws(0)).hidden_BN(TOKENS)
     uniform = torch.full((TOKENS,), 0.25)
     torch.testing.assert_close(shown.float().mean(0), uniform, atol=0.04, rtol=0)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tatscli.data.clip import Clip
+from tatscli.draws import Draws
 from tatscli.masking.adamae import sampling_loss
 from tatscli.masking.learning import ppo
 from tatscli.masking.learning.learned import LearnedMasker
@@ -48,7 +49,7 @@ def begin(system: System) -> tuple[Clip, Errors]:
     """Mask and predict a batch as training does."""
     video = torch.randint(256, (3, 3, 4, 16, 16), dtype=torch.uint8, generator=seeded(1))
     clip = system.clip(video)
-    return clip, system.errors(clip, seeded(2))
+    return clip, system.errors(clip, Draws(2))
 
 
 def gradients(loss: Tensor, module: torch.nn.Module) -> dict[str, Tensor]:

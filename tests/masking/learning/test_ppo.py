@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tatscli.draws import Draws
 from tatscli.masking.draw import gumbel_top_k
 from tatscli.masking.learning import ppo
 from tatscli.masking.plan import MaskPlan
@@ -81,7 +82,7 @@ def toy(entropy_weight: float, *, credit: float = 1.0) -> tuple[float, float]:
         The hard tokens' share of the visible ones (0.1 is chance) and the normalised entropy.
     """
     N, B, visible = 1568, 4, 156
-    generator = torch.Generator().manual_seed(0)
+    generator, draws = torch.Generator().manual_seed(0), Draws(0)
     hard = torch.zeros(N, dtype=torch.bool)
     hard[torch.randperm(N, generator=generator)[:157]] = True
     logits, value = torch.zeros(N, requires_grad=True), torch.zeros(1, requires_grad=True)
@@ -89,7 +90,7 @@ def toy(entropy_weight: float, *, credit: float = 1.0) -> tuple[float, float]:
 
     def draw(clips: int) -> Tensor:
         log_p = logits.detach().log_softmax(0).expand(clips, N)
-        return gumbel_top_k(log_p, visible, generator)
+        return gumbel_top_k(log_p, visible, draws)
 
     for _ in range(300):
         plan = MaskPlan.from_visible(draw(B), N)

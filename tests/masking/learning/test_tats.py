@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tatscli.draws import Draws
 from tatscli.masking.learning import ppo
 from tatscli.masking.learning.learned import LearnedMasker
 from tatscli.masking.plan import MaskPlan
@@ -63,10 +64,8 @@ def test_one_update_is_the_objective_of_the_method_to_the_last_sign() -> None:
 
     log_p, value = twin.policy(clip.tokens_BND)
     reward = error.mean(1)
-    old = {name: float(getattr(twin.reward, name)) for name in ("first", "second", "batches")}
-    rate = max(0.05, 1 / (old["batches"] + 1))
-    level = old["first"] + rate * (reward.mean() - old["first"])
-    spread = (old["second"] + rate * (reward.square().mean() - old["second"]) - level**2).sqrt()
+    level = float(twin.reward.first)  # of the steps before
+    spread = float(twin.reward.variance) ** 0.5
     advantage = ppo.advantages(error, level + spread * value)
     # At ratio one the surrogate's gradient is that of advantage-weighted log-probabilities.
     policy = -(advantage * log_p.gather(1, taught.plan.predict_BM)).mean()
@@ -89,12 +88,12 @@ def test_micro_batches_make_one_update_from_the_mean_of_their_gradients(kind: st
     given = iter(error)
     taught = teach(masker, 5, *clips, errors=lambda _: next(given))
 
-    learner, generator = learner_of(twin), seeded(5)
+    learner, draws = learner_of(twin), Draws(5)
     learner.begin(5)
     parameters = list(twin.policy.parameters())
     gradients = []
     for number, clip in enumerate(clips):
-        lesson = twin.learn(twin.plan(clip, generator), error[number])
+        lesson = twin.learn(twin.plan(clip, draws), error[number])
         assert lesson.loss is not None
         gradients.append(torch.autograd.grad(lesson.loss, parameters))
     for parameter, first, second in zip(parameters, *gradients, strict=True):
@@ -146,13 +145,14 @@ def test_warm_up_draws_uniformly_while_both_heads_learn() -> None:
     clip, learner = noise(2000), learner_of(masker)
 
     def shown() -> Tensor:
-        return 1 - masker.plan(clip, seeded()).hidden_BN(TOKENS).float().mean(0)
+        return 1 - masker.plan(clip, Draws(0)).hidden_BN(TOKENS).float().mean(0)
 
     learner.begin(4)
     uniform = torch.full((TOKENS,), 0.25)
     torch.testing.assert_close(shown(), uniform, atol=0.04, rtol=0)
-    before = copied(masker.state_dict())
     few = clip_of(GRID, tokens=clip.tokens_BND[:8])
+    teach(masker, 3, few)  # of the first step the critic learns nothing but the level
+    before = copied(masker.state_dict())
     scores = masker.scores_BN(few)
     taught = teach(masker, 4, few)
     after = masker.state_dict()
@@ -175,7 +175,7 @@ def test_the_warm_up_of_adamae_is_that_of_the_rate_alone() -> None:
         masker.policy.position.copy_(torch.randn(TOKENS, 16) * 10)
         masker.policy.actor.weight.normal_()
     learner_of(masker).begin(0)
-    hidden = masker.plan(noise(2000), seeded()).hidden_BN(TOKENS)
+    hidden = masker.plan(noise(2000), Draws(0)).hidden_BN(TOKENS)
     assert hidden.float().mean(0).std() > 0.2
 
 
@@ -304,12 +304,12 @@ def test_a_plan_that_predicts_fewer_hidden_tokens_credits_those() -> None:
 @pytest.mark.parametrize("kind", ["tats", "adamae"])
 def test_learning_needs_a_plan_made_in_training_and_its_errors(kind: str) -> None:
     masker = make(kind)
-    plan = masker.plan(noise(2))
+    plan = masker.plan(noise(2), Draws(0))
     with pytest.raises(ValueError, match=r"\(2, 3\) do not belong"):
         masker.learn(plan, torch.rand(2, 3))
     with pytest.raises(RuntimeError, match="needs a plan"):
         masker.learn(plan, random_errors(plan))
-    plan = masker.eval().plan(noise(2))
+    plan = masker.eval().plan(noise(2), Draws(0))
     with pytest.raises(RuntimeError, match="needs a plan"):
         masker.learn(plan, random_errors(plan))
 
@@ -323,7 +323,7 @@ def test_evaluation_keeps_no_graph_and_scores_are_probabilities() -> None:
         lambda _module, _inputs, output: seen.append(output.log_p_BN.requires_grad)
     )
     clip = clip_of(GRID, tokens=noise(2).tokens_BND.requires_grad_())
-    masker.plan(clip)
+    masker.plan(clip, Draws(0))
     scores = masker.scores_BN(clip)
     assert seen == [False, False]
     torch.testing.assert_close(scores.sum(1), torch.ones(2))

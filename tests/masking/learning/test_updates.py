@@ -168,7 +168,7 @@ def test_collected_batches_are_judged_when_they_were_drawn() -> None:
     masker = make(rollouts=2, credit="visible", baseline="none")
     teach(masker, 0, noise(), errors=random_errors)
     before = copied(masker.tensors())["waiting/0/advantage_BA"]
-    masker.reward.update(torch.tensor(100.0), torch.tensor(20_000.0))
+    masker.reward.update(torch.tensor([0.0, 200.0]))
     assert torch.equal(masker.tensors()["waiting/0/advantage_BA"], before)
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from tatscli.data.clip import Clip
+from tatscli.draws import Draws
 from tatscli.engine.learner import Learner
 from tatscli.engine.part import Lesson
 from tatscli.masking import build_masker
@@ -104,10 +105,10 @@ def teach(
     """
     learner, taught = learner_of(masker), Taught()
     learner.begin(step)
-    generator = seeded(step if seed is None else seed)
+    draws = Draws(step if seed is None else seed)
     for clip in clips:
         with planning or nullcontext():
-            plan = change(masker.plan(clip, generator))
+            plan = change(masker.plan(clip, draws))
         with learning or nullcontext():
             lesson = masker.learn(plan, errors(plan))
         if lesson.loss is not None:
@@ -156,7 +157,7 @@ def share(masker: LearnedMasker) -> float:
     shown = []
     for seed in range(1000, 1020):
         clip, marked = batch(seed)
-        visible = masker.plan(clip, seeded(seed)).visible_BK
+        visible = masker.plan(clip, Draws(seed)).visible_BK
         shown.append(marked.gather(1, visible).float().mean())
     masker.train()
     return torch.stack(shown).mean().item()
