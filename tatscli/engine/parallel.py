@@ -11,9 +11,11 @@ unless they set one of two attributes: `asked_alone`, of one that is called befo
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -187,15 +189,18 @@ def shard(
         for module in model.modules():
             if isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
                 module.forward = partial(_normalized, module)  # type: ignore[method-assign]
-    blocks = set(blocks_of(model))
-    for module in list(model.modules()):
+    blocks, parts = set(blocks_of(model)), list[Any]()
+    for module in list(model.modules())[1:]:
         keeps = getattr(module, "keeps_float32", False)
-        if module is not model and (
-            module in blocks or keeps or getattr(module, "asked_alone", False)
-        ):
+        if module in blocks or keeps or getattr(module, "asked_alone", False):
             policy = exact if keeps else rounded
-            fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
-    fully_shard(model, mesh=mesh, mp_policy=rounded, reshard_after_forward=averaged)
+            parts += [fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)]
+    parts += [fully_shard(model, mesh=mesh, mp_policy=rounded, reshard_after_forward=averaged)]
+    # Backward, each fetches the one before it. FSDP's own guess goes by all forward passes, of
+    # which an evaluation makes more in one process than in another.
+    for before, part in pairwise([parts[0], *parts]):
+        part.set_modules_to_backward_prefetch([before])
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
     # What is called first becomes the root, which must be the model, and not a part asked alone.
     root: Any = model
     root.settle = lambda: None

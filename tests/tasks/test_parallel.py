@@ -50,11 +50,18 @@ ADAPTIVE = """
 tokenizer: {kind: adaptive, stride: 8, patch: 4, widths: [8, 8], blocks: 1, levels: [5, 5],
             keep: 20, scorer_width: 4, ema: 0.8}
 """
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SAMPLER = "width: 16, heads: 2, ratio: 0.75"
 AGAIN = "model.checkpointing=true"
 
 SYSTEMS: dict[str, tuple[str, ...]] = {
-    "tube": ("masked", "run.watch={every: 5, share: 0.2}", "evaluate.knn.neighbours=2"),
+    "tube": (
+        "masked",
+        "run.watch={every: 5, share: 0.1}",
+        "evaluate.knn.neighbours=2",
+        "run.track=[tensorboard]",
+        "run.track_pictures=3",
+    ),
     "tats": ("masked", f"mask={{kind: tats, {SAMPLER}, base_lr: 1e-2, warmup: 0.3}}"),
     "adamae": ("masked", f"mask={{kind: adamae, {SAMPLER}, detach: false}}", "optim.clip_grad=0.5"),
     "regressor": (
@@ -115,7 +122,6 @@ def tensors(run: Path, checkpoint: str = "last") -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_sharded_it_learns_what_it_learns_whole(folder: Path, system: str) -> None:
     whole, sharded = (metrics(folder / system / kind) for kind in ("ddp", "fsdp"))
@@ -134,7 +140,6 @@ def test_sharded_it_learns_what_it_learns_whole(folder: Path, system: str) -> No
             torch.testing.assert_close(second[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_sharded_and_resumed_it_is_bit_equal(folder: Path, system: str) -> None:
     straight, halves = (tensors(folder / system / kind) for kind in ("fsdp", "halves"))
@@ -142,7 +147,6 @@ def test_sharded_and_resumed_it_is_bit_equal(folder: Path, system: str) -> None:
     assert [name for name, value in straight.items() if not torch.equal(value, halves[name])] == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_a_checkpoint_of_whole_models_goes_on_sharded(folder: Path, system: str) -> None:
     first, second = (tensors(folder / system / kind) for kind in ("ddp", "crossed"))
