@@ -73,7 +73,7 @@ SYSTEMS: dict[str, tuple[str, ...]] = {
     "ema": ("masked", "targets=[{kind: pixels}, {kind: ema, layers: 2, norm: layer}]", AGAIN),
     "accumulated": ("masked", "optim.batch_per_device=1", "optim.clip_grad=0.5"),
     "coder": ("coder",),
-    "adaptive": ("adaptive",),
+    "adaptive": ("adaptive", "optim.base_lr=1e-3"),
     "classifier": ("masked", "finetune.ema=0.9", "finetune.drop={kind: random, ratio: 0.5}"),
     "frozen": ("masked", "finetune.freeze=1", "finetune.head={pool: cls, norm: batch}"),
     "joint": ("masked", "finetune.auxiliary=0.9", AGAIN),
