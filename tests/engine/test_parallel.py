@@ -1,6 +1,6 @@
 """How a model is shared: who may, and a sharded one beside a whole one, in a group of one process.
 
-Groups of two are in `tests/tasks/test_parallel.py`; compiled blocks in `tests/tasks/test_compile.py`.
+Groups of two: `tests/tasks/test_parallel.py`; compiled blocks: `tests/tasks/test_compile.py`.
 """
 
 from __future__ import annotations
@@ -65,6 +65,9 @@ def mesh() -> Iterator[DeviceMesh]:
     dist.destroy_process_group()
 
 
+RANDOM = {"kind": "random", "ratio": 0.75}
+
+
 def built(**sections: Any) -> System:
     torch.manual_seed(0)
     recipe = {
@@ -101,8 +104,19 @@ def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
-def test_a_sharded_model_learns_what_a_whole_one_does_bit_by_bit(mesh: DeviceMesh) -> None:
-    whole, sharded = built(), built()
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        # Two looks of the encoder in a step; and nothing for it to learn.
+        {"head": {"kind": "regressor", "depth": 1, "regressor_depth": 1, "alignment": 1}},
+        {"head": {"kind": "regressor", "depth": 1, "regressor_depth": 0}, "mask": RANDOM},
+    ],
+)
+def test_a_sharded_model_learns_what_a_whole_one_does_bit_by_bit(
+    mesh: DeviceMesh, sections: dict[str, Any]
+) -> None:
+    whole, sharded = built(**sections), built(**sections)
     names = [name for name, _ in whole.autoencoder.named_parameters()]
     shard(sharded.autoencoder, mesh, torch.float32)
     assert [name for name, _ in sharded.autoencoder.named_parameters()] == names

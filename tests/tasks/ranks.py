@@ -3,7 +3,7 @@
     torchrun --nproc-per-node 2 ranks.py jobs.json
 
 A job names a `recipe`, further `words`, and the run folder `out`; a fine-tuning sets `finetune`.
-With `begun` it goes on from a copy of another run, cut back to the checkpoint of step `at`.
+With `begun` it goes on from a copy of another run, cut back to the checkpoint of a step.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from tatscli.tasks.pretrain import pretrain
 
 def take(job: dict[str, Any], world: distributed.World) -> None:
     """Do one job."""
-    if "begun" in job and world.main:
-        cut_back(Path(job["begun"]), Path(job["out"]), job["at"])
+    if job["begun"] and world.main:
+        run, step = job["begun"]
+        cut_back(Path(run), Path(job["out"]), step)
     distributed.wait()
     loaded = load_recipe(Path(job["recipe"]), job["words"])
     reporter = Reporter(stdout=io.StringIO(), stderr=io.StringIO())
-    options = {"reporter": reporter, "out": job["out"], "resume": "begun" in job}
-    if job.get("finetune"):
+    options = {"reporter": reporter, "out": job["out"], "resume": bool(job["begun"])}
+    if job["finetune"]:
         finetune(loaded, init=None, **options)
     else:
         pretrain(loaded, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -16,12 +17,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tatscli.console import Reporter
+from tatscli.engine import distributed
+from tatscli.engine.distributed import World
+from tatscli.errors import UsageError
 from tatscli.recipe.load import LoadedRecipe, load_recipe
 from tatscli.tasks.pretrain import pretrain
 from tests.tasks.ranks import cut_back
 from tests.tasks.runs import metrics
 
-Load = Callable[..., LoadedRecipe]
 ROOT = Path(__file__).resolve().parents[2]
 
 DATA = """
@@ -50,7 +53,7 @@ ADAPTIVE = """
 tokenizer: {kind: adaptive, stride: 8, patch: 4, widths: [8, 8], blocks: 1, levels: [5, 5],
             keep: 20, scorer_width: 4, ema: 0.8}
 """
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)  # of the first, which starts them all
 SAMPLER = "width: 16, heads: 2, ratio: 0.75"
 AGAIN = "model.checkpointing=true"
 
@@ -61,6 +64,7 @@ SYSTEMS: dict[str, tuple[str, ...]] = {
         "evaluate.knn.neighbours=2",
         "run.track=[tensorboard]",
         "run.track_pictures=3",
+        "optim.epochs=20",  # one step each: a video is held out
     ),
     "tats": ("masked", f"mask={{kind: tats, {SAMPLER}, base_lr: 1e-2, warmup: 0.3}}"),
     "adamae": ("masked", f"mask={{kind: adamae, {SAMPLER}, detach: false}}", "optim.clip_grad=0.5"),
@@ -81,11 +85,37 @@ SYSTEMS: dict[str, tuple[str, ...]] = {
 FINETUNED = ("classifier", "frozen", "joint")
 
 
-def job(system: str, parallel: str, out: str, **more: Any) -> dict[str, Any]:
+def job(
+    system: str, parallel: str, out: str, begun: tuple[str, int] | None = None, **run: object
+) -> dict[str, Any]:
+    """A job of `ranks.py`; `run` are keys of that section."""
     recipe, *words = SYSTEMS[system]
-    words = [*words, f"run.parallel={parallel}"]
-    found = {"recipe": f"{recipe}.yaml", "words": words, "out": out}
-    return found | {"finetune": system in FINETUNED} | more
+    words += [f"run.{key}={value}" for key, value in {"parallel": parallel, **run}.items()]
+    found = {"recipe": f"{recipe}.yaml", "words": words, "out": out, "begun": begun}
+    return found | {"finetune": system in FINETUNED}
+
+
+OTHERS = [
+    job("tube", "ddp", "rounded/ddp", precision="bf16"),
+    job("tube", "fsdp", "rounded/fsdp", precision="bf16"),
+    job("tube", "fsdp", "rounded/halves", precision="bf16", begun=("rounded/fsdp", 10)),
+    *(
+        job("regressor", kind, f"{compiled}/{kind}", compile=compiled, max_steps=3)
+        for kind in ("ddp", "fsdp")
+        for compiled in ("false", "true")
+    ),
+]
+
+
+def alone(folder: Path, out: str) -> Path:
+    """Train `adaptive`, in which nothing is drawn, by this process, with as many clips in a step;
+    go on if the run is there."""
+    with contextlib.chdir(folder):
+        one = job("adaptive", "auto", out)
+        loaded = load_recipe(Path(one["recipe"]), one["words"])
+        quiet = Reporter(quiet=True)
+        pretrain(loaded, reporter=quiet, out=out, resume=(folder / out).exists())
+    return folder / out
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +128,11 @@ def folder(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     jobs = []
     for system in SYSTEMS:
         jobs += [job(system, kind, f"{system}/{kind}") for kind in ("ddp", "fsdp")]
-        jobs.append(job(system, "fsdp", f"{system}/halves", begun=f"{system}/fsdp", at=10))
-        jobs.append(job(system, "fsdp", f"{system}/crossed", begun=f"{system}/ddp", at=10))
+        jobs.append(job(system, "fsdp", f"{system}/halves", begun=(f"{system}/fsdp", 10)))
+        jobs.append(job(system, "fsdp", f"{system}/crossed", begun=(f"{system}/ddp", 10)))
+    jobs += OTHERS
+    alone(folder, "adaptive/alone")
+    jobs.append(job("adaptive", "fsdp", "adaptive/joined", begun=("adaptive/alone", 10)))
     (folder / "jobs.json").write_text(json.dumps(jobs))
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     both = subprocess.run(
@@ -122,33 +155,95 @@ def tensors(run: Path, checkpoint: str = "last") -> dict[str, Tensor]:
     }
 
 
+def assert_close(first: Path, second: Path, checkpoint: str = "last") -> None:
+    one, two = tensors(first, checkpoint), tensors(second, checkpoint)
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-5, msg=name)
+
+
+def assert_equal(first: Path, second: Path) -> None:
+    one, two = tensors(first), tensors(second)
+    assert one.keys() == two.keys()
+    assert [name for name, value in one.items() if not torch.equal(value, two[name])] == []
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_sharded_it_learns_what_it_learns_whole(folder: Path, system: str) -> None:
+    """Losses, scores and what a checkpoint keeps, all names included."""
     whole, sharded = (metrics(folder / system / kind) for kind in ("ddp", "fsdp"))
     assert [line["step"] for line in whole] == [line["step"] for line in sharded]
     assert whole[-1]["step"] == 20
     for one, other in zip(whole, sharded, strict=True):
         assert one.keys() == other.keys()
         for name in one.keys() - {"wall", "data_seconds", "step_seconds"}:
-            assert other[name] == pytest.approx(one[name], rel=1e-4, abs=1e-5), name
-    for step in (10, 20):
-        first, second = (
-            tensors(folder / system / kind, f"step-{step:07d}") for kind in ("ddp", "fsdp")
-        )
-        assert first.keys() == second.keys()
-        for name, value in first.items():
-            torch.testing.assert_close(second[name], value, rtol=1e-4, atol=1e-5, msg=name)
+            assert other[name] == pytest.approx(one[name], rel=1e-5, abs=1e-5), name
+    for checkpoint in ("step-0000010", "step-0000020"):
+        assert_close(folder / system / "ddp", folder / system / "fsdp", checkpoint)
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.slow
+@pytest.mark.parametrize("system", [*SYSTEMS, "rounded"])
 def test_sharded_and_resumed_it_is_bit_equal(folder: Path, system: str) -> None:
-    straight, halves = (tensors(folder / system / kind) for kind in ("fsdp", "halves"))
-    assert straight.keys() == halves.keys()
-    assert [name for name, value in straight.items() if not torch.equal(value, halves[name])] == []
+    assert_equal(folder / system / "fsdp", folder / system / "halves")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_a_checkpoint_of_whole_models_goes_on_sharded(folder: Path, system: str) -> None:
-    first, second = (tensors(folder / system / kind) for kind in ("ddp", "crossed"))
-    for name, value in first.items():
-        torch.testing.assert_close(second[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    assert_close(folder / system / "ddp", folder / system / "crossed")
+
+
+@pytest.mark.slow
+def test_one_process_and_several_sharing_one_model_learn_the_same(folder: Path) -> None:
+    """And each goes on from the other's checkpoint."""
+    assert_close(folder / "adaptive/alone", folder / "adaptive/fsdp")
+    assert_close(folder / "adaptive/alone", folder / "adaptive/joined")
+    cut_back(folder / "adaptive/fsdp", folder / "adaptive/left", 10)
+    assert_close(folder / "adaptive/fsdp", alone(folder, "adaptive/left"))
+    facts = json.loads((folder / "adaptive/left/run.json").read_text())
+    assert (facts["parallel"], facts["processes"]) == ("none", 1)
+    (before,) = facts["earlier"]
+    assert (before["parallel"], before["processes"]) == ("fsdp", 2)
+
+
+@pytest.mark.slow
+def test_with_rounded_weights_it_learns_as_in_autocast(folder: Path) -> None:
+    whole, sharded = (metrics(folder / "rounded" / kind) for kind in ("ddp", "fsdp"))
+    for one, other in zip(whole, sharded, strict=True):
+        for name in one.keys() & {"loss", "watch/loss", "watch/rankme"}:
+            assert other[name] == pytest.approx(one[name], rel=0.01), name
+    kept = tensors(folder / "rounded/fsdp")
+    assert {one.dtype for one in kept.values()} == {torch.float32}
+
+
+@pytest.mark.slow
+def test_compiled_recomputed_and_shared_it_learns_the_same(folder: Path) -> None:
+    plain = [line["loss"] for line in metrics(folder / "false/ddp")]
+    assert len(plain) == 3
+    for run in ("false/fsdp", "true/ddp", "true/fsdp"):
+        lines = metrics(folder / run)
+        assert [line["loss"] for line in lines] == pytest.approx(plain, abs=1e-4), run
+        assert tensors(folder / run).keys() == tensors(folder / "false/ddp").keys()
+
+
+def test_one_process_keeps_the_model_whole_and_says_so(
+    load: Callable[..., LoadedRecipe], reporter: Reporter
+) -> None:
+    short = load("mask.kind=tube", "run.max_steps=1", "run.parallel=fsdp")
+    run = Path(pretrain(short, reporter=reporter, out="runs/whole")["run"])
+    assert "`run.parallel: fsdp`: one process keeps the whole model" in reporter.stderr.getvalue()
+    assert json.loads((run / "run.json").read_text())["parallel"] == "none"
+
+
+def test_processes_that_would_not_share_are_refused_before_anything_is_replaced(
+    load: Callable[..., LoadedRecipe], reporter: Reporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Path("runs/kept/recipe.yaml")
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    monkeypatch.setattr(distributed, "joined", lambda kind: contextlib.nullcontext(World(size=2)))
+    with pytest.raises(UsageError, match=r"`run.parallel: none` with 2 processes"):
+        pretrain(load("run.parallel=none"), reporter=reporter, out="runs/kept", overwrite=True)
+    assert kept.exists()
