@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from tatscli.engine import distributed
 from tatscli.engine.session import Session
 from tatscli.errors import UsageError
-from tatscli.recipe.schema import Run
+from tatscli.recipe.schema import Recipe, Run
 
 if TYPE_CHECKING:  # importing it takes a second
     from torch.distributed.device_mesh import DeviceMesh
@@ -58,7 +58,7 @@ def choose_parallel(run: Run, world: distributed.World) -> Literal["none", "ddp"
 
 
 def parallelize(
-    model: nn.Module, run: Run, here: Session, *, checkpointing: bool = False, copies: Copies = ()
+    model: nn.Module, recipe: Recipe, here: Session, copies: Copies = ()
 ) -> nn.Module | None:
     """Change in place how a model's blocks run, and let all processes share it.
 
@@ -66,9 +66,8 @@ def parallelize(
 
     Args:
         model: On its device.
-        run: The recipe's `run` section.
+        recipe: `model.checkpointing`, `run.compile` and `run.parallel` say how.
         here: Device, precision and peers.
-        checkpointing: Recompute what is inside of a block in the backward pass.
         copies: Averages of it or of its parts; they are sharded as it is.
 
     Returns:
@@ -78,8 +77,8 @@ def parallelize(
     Raises:
         UsageError: As `choose_parallel`.
     """
-    kind = choose_parallel(run, here.world)
-    train_blocks(model, checkpointing=checkpointing, compiled=run.compile)
+    run, kind = recipe.run, choose_parallel(recipe.run, here.world)
+    train_blocks(model, checkpointing=recipe.model.checkpointing, compiled=run.compile)
     for copy, followed in copies:
         train_blocks(copy, compiled=run.compile, as_in=followed)
     if kind == "fsdp":

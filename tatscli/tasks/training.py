@@ -173,10 +173,8 @@ def run_training(
             here.reporter.detail(f"{name}: {value}")
         here.reporter.detail(f"frames in memory: {stage.clips.cache_plan}")
         stage.to(here.device)
-        checkpointing, copies = recipe.model.checkpointing, stage.copies()
-        synced = parallelize(
-            stage.model, recipe.run, here, checkpointing=checkpointing, copies=copies
-        )
+        copies = stage.copies()
+        synced = parallelize(stage.model, recipe, here, copies)
         stage.network = synced or stage.model
         learners = stage.learners(schedule)
         views = schedule.batch_per_device * schedule.repeats
