@@ -290,3 +290,40 @@ def average_(tensors: Sequence[Tensor]) -> None:
     parts = means.split([tensor.numel() for tensor in tensors])
     for tensor, part in zip(tensors, parts, strict=True):
         tensor.copy_(part.view_as(tensor))
+
+
+def is_share(tensor: Tensor | None) -> bool:
+    """Whether a tensor is this process's share of a larger one: a `DTensor`, whose import takes a
+    second where none is made."""
+    return hasattr(tensor, "full_tensor")
+
+
+def share(tensor: Tensor) -> Tensor:
+    """Return what this process holds of a tensor, in place: all, if it is not shared out."""
+    held: Tensor = tensor.to_local() if is_share(tensor) else tensor  # type: ignore[attr-defined]
+    return held
+
+
+def full(tensor: Tensor) -> Tensor:
+    """Return a tensor whole, gathered from all processes if it is shared out; they all ask."""
+    return tensor.full_tensor() if is_share(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def shared_as(tensor: Tensor, other: Tensor | None) -> Tensor:
+    """Return a whole tensor, the same in all processes, shared out among them as another is."""
+    if other is None or not is_share(other):
+        return tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(other, DTensor)
+    mesh, placements = other.device_mesh, other.placements
+    return distribute_tensor(tensor.to(other.device), mesh, placements, src_data_rank=None)
+
+
+def total_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the norm of all values of tensors, those of other processes' shares as well: a scalar
+    on the device."""
+    norm = torch.nn.utils.get_total_norm([share(tensor) for tensor in tensors])
+    if not any(map(is_share, tensors)):
+        return norm
+    return total(norm.double().square()).sqrt().to(norm.dtype)

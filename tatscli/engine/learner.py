@@ -32,8 +32,8 @@ class Learner:
         optimizer: Over its parameters.
         lr: Learning rate of optimiser step 0, 1, ...
         clip_grad: Largest gradient norm, if any.
-        averages: Average the gradients over all processes first; where a
-            `DistributedDataParallel` does that already, do not.
+        averages: Average the gradients over all processes first; not of a module that is shared
+            by `parallelize`, which does that.
 
     Attributes:
         step: The optimiser step it is in, from 0.
@@ -56,7 +56,7 @@ class Learner:
         self.step = 0
         self.left_out: Tensor | None = None
         self._lr = lr
-        self._parameters = list(module.parameters())  # walking the module takes longer than a norm
+        self._parameters = dict(module.named_parameters())  # walking takes longer than a norm
         self._bad: deque[Tensor] = deque(maxlen=REMEMBERED)
 
     def begin(self, step: int) -> float:
@@ -92,13 +92,13 @@ class Learner:
             The norm of the gradients before clipping, a scalar on the device; None where there are
             none, as after a batch that is only remembered.
         """
-        parameters = [one for one in self._parameters if one.grad is not None]
+        parameters = [one for one in self._parameters.values() if one.grad is not None]
         if not parameters:
             return None
         gradients = [one.grad for one in parameters if one.grad is not None]
         if self.averages:
             distributed.average_(gradients)
-        norm = nn.utils.get_total_norm(gradients)
+        norm = distributed.total_norm(gradients)
         if self.clip_grad is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.clip_grad, norm)
         # Averaging has spread what is not finite on one rank to all, so all decide alike.
@@ -125,24 +125,25 @@ class Learner:
         return bad
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the moments as `<parameter name>/<moment>`: plain tensors for safetensors."""
+        """Return the moments as `<parameter name>/<moment>`, shared out as the parameters are."""
         return {
             f"{name}/{moment}": value.detach()
-            for name, parameter in self.module.named_parameters()
+            for name, parameter in self._parameters.items()
             for moment, value in self.optimizer.state.get(parameter, {}).items()
         }
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Put back what `tensors` returned."""
-        parameters = dict(self.module.named_parameters())
         fused = self.optimizer.defaults.get("fused")
         self.optimizer.state.clear()
         for key, value in tensors.items():
             name, moment = key.rsplit("/", 1)
-            parameter = parameters[name]
+            parameter = self._parameters[name]
             # Unless it is fused, AdamW counts its steps on the CPU whatever the device.
             place = "cpu" if moment == "step" and not fused else parameter.device
-            self.optimizer.state[parameter][moment] = value.to(place, copy=True)
+            like = parameter if value.shape == parameter.shape else None
+            own = distributed.shared_as(value, like)
+            self.optimizer.state[parameter][moment] = own.to(place, copy=True)
 
     def forget(self) -> None:
         """Drop the moments, as after the weights were set back."""

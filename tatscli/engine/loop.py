@@ -19,6 +19,7 @@ from tatscli.engine.bad_steps import BadSteps
 from tatscli.engine.device import autocast
 from tatscli.engine.feed import Feed
 from tatscli.engine.metrics import Averages, MetricsLog, metrics_log
+from tatscli.engine.parallel import gathered, without_averaging
 from tatscli.engine.part import Lesson
 from tatscli.engine.rng import draws_at, seed_torch
 from tatscli.engine.saving import save
@@ -79,8 +80,9 @@ def train(training: Training) -> dict[str, Any]:
                 bad_steps.check(done, training.reporter)
             better = False
             if done % schedule.steps_per_epoch == 0:
-                better = _score(training, log, means)
-                _draw(training, log)
+                with gathered(training.model, training.copies):
+                    better = _score(training, log, means)
+                    _draw(training, log)
             if better or done % save_steps == 0 or done == last or stop:
                 save(training, best=better)
             if done - first == 1:
@@ -113,8 +115,7 @@ def optimise(training: Training, feed: Feed, averages: Averages) -> list[int]:
         first = (part * world.size + world.rank) * len(batch.row_B)
         draws = draws_at(training.run.seed, training.done, first=first)
         # Gradients cross the network once a step, with the last micro-batch.
-        hold = training.synced.no_sync() if training.synced and part < parts - 1 else nullcontext()
-        with hold:
+        with without_averaging(training.synced) if part < parts - 1 else nullcontext():
             with autocast(training.device, training.dtype):
                 lesson = training.step(batch, draws)
             assert lesson.loss is not None

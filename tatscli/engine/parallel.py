@@ -1,36 +1,278 @@
-"""How a model is compiled, and shared by the processes of a training."""
+"""How the blocks of a model run, and how the processes of a training share it.
+
+The order is torchtitan's: each block recomputes, what recomputes is compiled, and what is compiled
+is averaged (DDP) or sharded (FSDP2). Nothing of it shows in the names of weights, and a checkpoint
+is the same whatever wrote it.
+
+Blocks are the modules in lists called `blocks`. Other modules are sharded with the whole model,
+unless they set one of two attributes: `asked_alone`, of one that is called before the model is, or
+`keeps_float32`, of one whose weights must not be rounded.
+"""
 
 from __future__ import annotations
 
-from torch import nn
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
+from tatscli.engine import distributed
 from tatscli.engine.session import Session
-from tatscli.recipe.schema import Run
+from tatscli.errors import UsageError
+from tatscli.recipe.schema import Recipe, Run
+
+if TYPE_CHECKING:  # importing it takes a second
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import FSDPModule
+
+Copies = Sequence[tuple[nn.Module, nn.Module]]
+"""Moving averages, each with the module whose weights it follows."""
+
+SHAPES = 64
+"""Forms of a block's input that may be compiled; torch's default, 8, is too few for a CNN."""
 
 
-def parallelize(model: nn.Module, run: Run, here: Session) -> DistributedDataParallel | None:
-    """Compile the blocks of a model in place where the recipe says so, and return the wrapper
-    that averages its gradients over processes, if there are several.
+def choose_parallel(run: Run, world: distributed.World) -> Literal["none", "ddp", "fsdp"]:
+    """Return how the processes of a training share its model.
+
+    Raises:
+        UsageError: If several processes shall not.
+    """
+    if world.size == 1:
+        return "none"
+    if run.parallel == "none":
+        raise UsageError(
+            f"`run.parallel: none` with {world.size} processes: each would train a model of its "
+            "own, and all but the first would be lost",
+            hint="set `run.parallel` to `ddp`, `fsdp` or `auto`, or start one process",
+        )
+    return "ddp" if run.parallel == "auto" else run.parallel
+
+
+def parallelize(
+    model: nn.Module, recipe: Recipe, here: Session, copies: Copies = ()
+) -> nn.Module | None:
+    """Change in place how a model's blocks run, and let all processes share it.
 
     A model with parameters that get no gradient says so in `leaves_parameters_out`.
+
+    Args:
+        model: On its device.
+        recipe: `model.checkpointing`, `run.compile` and `run.parallel` say how.
+        here: Device, precision and peers.
+        copies: Averages of it or of its parts; they are sharded as it is.
+
+    Returns:
+        What a step must call so that gradients are averaged: a wrapper of the model, or the model
+        itself. None in one process.
+
+    Raises:
+        UsageError: As `choose_parallel`.
     """
-    if run.compile:
-        compile_blocks(model)
-    if here.world.size == 1:
-        return None
-    devices = [here.device.index] if here.device.type == "cuda" else None
-    return DistributedDataParallel(
-        model,
-        device_ids=devices,
-        gradient_as_bucket_view=True,
-        find_unused_parameters=getattr(model, "leaves_parameters_out", False),
+    run, kind = recipe.run, choose_parallel(recipe.run, here.world)
+    train_blocks(model, checkpointing=recipe.model.checkpointing, compiled=run.compile)
+    for copy, followed in copies:
+        train_blocks(copy, compiled=run.compile, as_in=followed)
+    if kind == "fsdp":
+        from torch.distributed.device_mesh import init_device_mesh
+
+        mesh = init_device_mesh(here.device.type, (here.world.size,))
+        shard(model, mesh, here.dtype)
+        for copy, _ in copies:
+            shard(copy, mesh, here.dtype, averaged=True)
+        return model
+    if kind == "ddp":
+        return DistributedDataParallel(
+            model,
+            device_ids=[here.device.index] if here.device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            find_unused_parameters=getattr(model, "leaves_parameters_out", False),
+        )
+    if run.parallel == "fsdp":
+        here.reporter.info("`run.parallel: fsdp`: one process keeps the whole model")
+    return None
+
+
+def train_blocks(
+    model: nn.Module,
+    *,
+    checkpointing: bool = False,
+    compiled: bool = False,
+    as_in: nn.Module | None = None,
+) -> None:
+    """Let the blocks of a model recompute, and be compiled, while it trains.
+
+    In evaluation they run as they are: clips there have other lengths and batches other sizes, and
+    each would be compiled anew.
+
+    Args:
+        model: Its blocks are changed in place.
+        checkpointing: Recompute what is inside of them in the backward pass.
+        compiled: Compile them, the same code for all.
+        as_in: Whose mode says whether it trains, block by block; by default its own.
+    """
+    if not (checkpointing or compiled):
+        return
+    if compiled:
+        config: Any = torch._dynamo.config
+        config.recompile_limit = max(config.recompile_limit, SHAPES)
+    for block, leader in zip(blocks_of(model), blocks_of(as_in or model), strict=True):
+        trained = plain = block.forward
+        if checkpointing:
+            trained = _recomputed(trained)
+        if compiled:
+            trained = torch.compile(trained, fullgraph=True, dynamic=False)
+        block.forward = _by_mode(leader, trained, plain)
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """Return the blocks of all stacks of a model, without the bare layers of torch among them."""
+    return [
+        block
+        for name, stack in model.named_modules()
+        if isinstance(stack, nn.ModuleList) and name.rsplit(".", 1)[-1] == "blocks"
+        for block in stack
+        if not type(block).__module__.startswith("torch.")
+    ]
+
+
+def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def recomputed(*inputs: Any) -> Any:
+        if torch.is_grad_enabled():
+            return checkpoint(forward, *inputs, use_reentrant=False)
+        return forward(*inputs)
+
+    return recomputed
+
+
+def _by_mode(
+    leader: nn.Module, trained: Callable[..., Any], plain: Callable[..., Any]
+) -> Callable[..., Any]:
+    def by_mode(*inputs: Any) -> Any:
+        return (trained if leader.training else plain)(*inputs)
+
+    return by_mode
+
+
+def shard(
+    model: nn.Module, mesh: DeviceMesh, dtype: torch.dtype, *, averaged: bool = False
+) -> None:
+    """Give each process of a mesh a share of every weight of a model, its gradient and moments.
+
+    Weights travel, and are computed with, in `dtype`; gradients are averaged in float32. Autocast
+    is meant to be on as well: it keeps what adds up in float32, which is why inputs are not cast.
+
+    Args:
+        model: Changed in place; its parameters are `DTensor`s from now on.
+        mesh: The processes, along one dimension.
+        dtype: Precision of the training.
+        averaged: It has no backward pass, before which the outermost weights would be kept.
+    """
+    from torch.distributed.fsdp import (
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
     )
 
+    exact = rounded = MixedPrecisionPolicy()
+    if dtype != torch.float32:
+        rounded = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
+        for module in model.modules():
+            if isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
+                module.forward = partial(_normalized, module)  # type: ignore[method-assign]
+    blocks, parts = set(blocks_of(model)), list[Any]()
+    for module in list(model.modules())[1:]:
+        keeps = getattr(module, "keeps_float32", False)
+        if module in blocks or keeps or getattr(module, "asked_alone", False):
+            policy = exact if keeps else rounded
+            parts += [fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)]
+    parts += [fully_shard(model, mesh=mesh, mp_policy=rounded, reshard_after_forward=averaged)]
+    # Backward, each fetches the one before it. FSDP's own guess goes by all forward passes, of
+    # which an evaluation makes more in one process than in another.
+    for before, part in pairwise([parts[0], *parts]):
+        part.set_modules_to_backward_prefetch([before])
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
+    # What is called first becomes the root, which must be the model, and not a part asked alone.
+    root: Any = model
+    root.settle = lambda: None
+    register_fsdp_forward_method(root, "settle")
+    root.settle()
+    root.reshard()
+    del root.settle
 
-def compile_blocks(model: nn.Module) -> None:
-    """Compile every block of a model's stacks: the same code for all, so it is compiled once."""
-    for name, stack in model.named_modules():
-        if isinstance(stack, nn.ModuleList) and name.rsplit(".", 1)[-1] == "blocks":
-            for block in stack:
-                block.compile()
+
+def _normalized(norm: nn.LayerNorm | nn.GroupNorm, values: Tensor) -> Tensor:
+    """Normalise in float32, as autocast does, with weights that need not be."""
+    weight = None if norm.weight is None else norm.weight.float()
+    bias = None if norm.bias is None else norm.bias.float()
+    if isinstance(norm, nn.GroupNorm):
+        return F.group_norm(values.float(), norm.num_groups, weight, bias, norm.eps)
+    return F.layer_norm(values.float(), norm.normalized_shape, weight, bias, norm.eps)
+
+
+def shards_of(module: nn.Module) -> list[FSDPModule]:
+    """Return the sharded modules inside of a module, the outermost first."""
+    found: list[Any] = [one for one in module.modules() if hasattr(one, "unshard")]
+    return found
+
+
+def without_averaging(network: nn.Module | None) -> AbstractContextManager[None]:
+    """Return a context of backward passes that only add up gradients, in each process its own.
+
+    Args:
+        network: What `parallelize` returned.
+    """
+    if isinstance(network, DistributedDataParallel):
+        held: AbstractContextManager[None] = network.no_sync()
+        return held
+    return nullcontext() if network is None else _held(network)
+
+
+@contextmanager
+def _held(network: Any) -> Iterator[None]:
+    network.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        network.set_requires_gradient_sync(True)
+
+
+@contextmanager
+def gathered(model: nn.Module, copies: Copies = ()) -> Iterator[None]:
+    """Give every process all weights of a model and of copies, if these are sharded.
+
+    Within, each may ask whatever it likes, as often as it likes, and need not wait for others. All
+    processes enter together, outside of `torch.inference_mode`.
+    """
+    # The outermost weights of what trains stay where they are after a forward pass anyway.
+    outermost = shards_of(model)[:1]
+    others = shards_of(model)[1:] + [one for copy, _ in copies for one in shards_of(copy)]
+    try:
+        for one in others:
+            one.set_reshard_after_forward(False, recurse=False)
+        for one in (*outermost, *others):
+            one.unshard()
+        yield
+    finally:
+        for one in (*outermost, *others):
+            one.reshard()
+        for one in others:
+            one.set_reshard_after_forward(True, recurse=False)
+
+
+def full_tensors(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Give the tensors of a part one by one, each whole in every process.
+
+    All processes go through it together, to the end; whoever keeps no tensor holds only one at a
+    time. A tensor that is not sharded is given as it is, on its device.
+    """
+    for name, tensor in tensors.items():
+        yield name, distributed.full(tensor)

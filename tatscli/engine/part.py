@@ -11,6 +11,8 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
+from tatscli.engine import distributed
+
 
 class Lesson(NamedTuple):
     """What a part has to say after it learned, and what it still has to learn from.
@@ -59,11 +61,22 @@ class Weights:
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Load the state dict, every tensor of it."""
-        self.module.load_state_dict(tensors)
+        load_weights(self.module, tensors)
 
     def after_step(self, done: int, total: int) -> Lesson:
         """Say nothing: an optimiser moves the weights."""
         return Lesson()
+
+
+def load_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load whole weights, every one of a module, which may be shared out among processes.
+
+    Raises:
+        RuntimeError: If names or shapes are others.
+    """
+    own = module.state_dict()
+    shared = {name: distributed.shared_as(one, own.get(name)) for name, one in tensors.items()}
+    module.load_state_dict(shared)
 
 
 def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from tatscli.engine import distributed
 from tatscli.engine.checkpoint import save_checkpoint
+from tatscli.engine.parallel import full_tensors
 from tatscli.engine.training import Training
 
 
 def save(training: Training, *, best: bool) -> None:
     """Write a checkpoint of where a training stands; all processes call this together."""
+    tensors = dict[str, dict[str, Tensor]]()
+    for name, part in training.parts.items():
+        kept = tensors[name] = {}
+        for key, tensor in full_tensors(part.tensors()):  # all processes gather, one keeps
+            if training.world.main:
+                kept[key] = tensor.detach().cpu()
     if training.world.main:
-        tensors = {name: part.tensors() for name, part in training.parts.items()}
         save_checkpoint(
             training.folder,
             step=training.done,

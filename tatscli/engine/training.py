@@ -10,13 +10,13 @@ from typing import Any, Protocol, Self
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from tatscli.console import Reporter
 from tatscli.draws import Draws
 from tatscli.engine import distributed
 from tatscli.engine.checkpoint import Checkpoint, restore_part
 from tatscli.engine.learner import Learner
+from tatscli.engine.parallel import Copies
 from tatscli.engine.part import Lesson, Part
 from tatscli.recipe.derive import Schedule
 from tatscli.recipe.schema import Run
@@ -60,7 +60,8 @@ class Training:
         device: Where the model is.
         dtype: Autocast precision.
         reporter: Speaks to the user.
-        synced: The DistributedDataParallel wrapper that `step` calls, if any.
+        synced: What `step` calls so that gradients are averaged, as `parallelize` returned it.
+        copies: Moving averages that are shared out among processes as the model is.
         score: Scores the model after a pass, higher is better, with metrics; None when it is not
             yet time. A score of None is no score: there are metrics, and nothing to choose by.
         check: Looks at the averages of every log line, and raises if they show a fault.
@@ -83,7 +84,8 @@ class Training:
     device: torch.device
     dtype: torch.dtype
     reporter: Reporter
-    synced: DistributedDataParallel | None = None
+    synced: nn.Module | None = None
+    copies: Copies = ()
     score: Callable[[int], tuple[float | None, dict[str, float]] | None] | None = None
     check: Callable[[dict[str, float]], None] | None = None
     pictures: Callable[[int], Mapping[str, np.ndarray]] | None = None

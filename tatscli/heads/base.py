@@ -47,7 +47,7 @@ class Head(nn.Module):
 
     Args:
         config: The recipe's `head` section.
-        encoder: Gives the latents' width, the token grid and whether to checkpoint.
+        encoder: Gives the latents' width and the token grid.
         predicts: Values per token that each target wants predicted.
 
     Attributes:

@@ -16,7 +16,7 @@ from tatscli.errors import RecipeError
 from tatscli.heads.base import Encode, Head, HeadOutput
 from tatscli.masking.plan import MaskPlan
 from tatscli.nn.positions import Positions
-from tatscli.nn.vit import NORM_EPS, Block, Encoder, head_size, initialize, run_blocks
+from tatscli.nn.vit import NORM_EPS, Block, Encoder, head_size, initialize
 from tatscli.recipe import schema
 
 
@@ -35,9 +35,10 @@ class Decoder(nn.Module):
         self.head = nn.Linear(width, outs[0])
         self.further = nn.ModuleList(nn.Linear(width, out) for out in outs[1:])
 
-    def forward(self, tokens_BXE: Tensor, predicted: int, *, checkpointing: bool) -> list[Tensor]:
+    def forward(self, tokens_BXE: Tensor, predicted: int) -> list[Tensor]:
         """Return predictions for the last `predicted` tokens: (B, M, C) for each output."""
-        tokens_BXE = run_blocks(self.blocks, tokens_BXE, checkpointing=checkpointing)
+        for block in self.blocks:
+            tokens_BXE = block(tokens_BXE)
         tokens_BME = self.norm(tokens_BXE[:, -predicted:])
         return [output(tokens_BME) for output in (self.head, *self.further)]
 
@@ -57,7 +58,6 @@ class Branch(nn.Module):
         mlp: int | None = None,
     ) -> None:
         super().__init__()
-        self.checkpointing = encoder.checkpointing
         self.encoder_to_decoder = nn.Linear(encoder.width, width, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.decoder = Decoder(width=width, depth=depth, heads=heads, outs=outs, mlp=mlp)
@@ -69,11 +69,7 @@ class Branch(nn.Module):
         """Return (B, M, C) for each target; only mask tokens of `predict_BM` enter the decoder."""
         seen_BKE = self.encoder_to_decoder(latents_BKD) + self.positions(visible_BK)
         asked_BME = self.mask_token + self.positions(predict_BM)
-        return self.decoder(
-            torch.cat([seen_BKE, asked_BME], dim=1),
-            predict_BM.shape[1],
-            checkpointing=self.checkpointing,
-        )
+        return self.decoder(torch.cat([seen_BKE, asked_BME], dim=1), predict_BM.shape[1])
 
 
 class DecoderHead(Head):

@@ -43,7 +43,6 @@ class RegressorHead(Head):
             grid=encoder.grid,
             mlp_hidden=encoder.mlp,
             layer_scale=config.layer_scale,
-            checkpointing=encoder.checkpointing,
         )
         self.decoders = nn.ModuleList(
             MaskedDecoder(
@@ -53,7 +52,6 @@ class RegressorHead(Head):
                 outs=outs,
                 grid=encoder.grid,
                 input_width=encoder.width,
-                checkpointing=encoder.checkpointing,
             )
             for outs in decoded_together(config, self.predicts)
         )

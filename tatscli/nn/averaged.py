@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from tatscli.engine.part import Lesson, Part, Weights
+from tatscli.engine import distributed
+from tatscli.engine.part import Lesson, Part, Weights, load_weights
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -25,12 +26,14 @@ class Averaged(nn.Module, Generic[Network]):
 
     Attributes:
         network: The average, without gradient.
+        followed: What it is an average of, in a tuple.
     """
 
     network: Network
 
     def __init__(self, network: Network) -> None:
         super().__init__()
+        self.followed = (network,)  # in a tuple, where torch looks for no submodule
         self.network = copy.deepcopy(network).requires_grad_(False)
         self.train(False)
 
@@ -42,7 +45,10 @@ class Averaged(nn.Module, Generic[Network]):
     def follow(self, network: nn.Module, momentum: float) -> None:
         """Set every weight to momentum x itself + (1 - momentum) x the network's, and take over its
         buffers."""
-        own, others = list(self.network.parameters()), list(network.parameters())
+        own, others = (
+            [distributed.share(one) for one in module.parameters()]
+            for module in (self.network, network)
+        )
         get_ema_multi_avg_fn(momentum)(own, others, None)
         for buffer, new in zip(self.network.buffers(), network.buffers(), strict=True):
             buffer.copy_(new)
@@ -77,13 +83,24 @@ class Following(Generic[Network]):
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Put back what `tensors` returned."""
-        self.average.network.load_state_dict(tensors)
+        load_weights(self.average.network, tensors)
 
     def after_step(self, done: int, total: int) -> Lesson:
         """Follow by a step; at first faster, or short trainings would keep their first weights
         (min(m, (1 + n) / (10 + n)), as in TensorFlow's and timm's averages)."""
         self.average.follow(self.network, min(self.momentum, (1 + done) / (10 + done)))
         return Lesson()
+
+
+def copies_in(*modules: nn.Module | None) -> list[tuple[nn.Module, nn.Module]]:
+    """Return the averages inside of modules, each with what it follows."""
+    return [
+        (one.network, one.followed[0])
+        for module in modules
+        if module is not None
+        for one in module.modules()
+        if isinstance(one, Averaged)
+    ]
 
 
 def ramped(start: float, end: float, share: float, *, cosine: bool) -> float:

@@ -19,10 +19,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from tatscli.nn.positions import Grid, Positions
-from tatscli.nn.vit import NORM_EPS, Block, initialize, run_blocks
+from tatscli.nn.vit import NORM_EPS, Block, initialize
 
 
 class CrossBlock(nn.Module):
@@ -118,7 +117,6 @@ class Regressor(nn.Module):
             map and a LayerNorm come first.
         mlp_hidden: Inner width of the MLPs; None is 4 D.
         layer_scale: Start value of the learned scales of the residual branches.
-        checkpointing: Trade time for memory in the backward pass.
 
     Raises:
         ValueError: If the depth is negative, and as `CrossBlock`.
@@ -134,7 +132,6 @@ class Regressor(nn.Module):
         latent_width: int | None = None,
         mlp_hidden: int | None = None,
         layer_scale: float = 0.1,
-        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         check_depth(depth)
@@ -142,7 +139,6 @@ class Regressor(nn.Module):
         self.depth = depth
         self.latent_width = width if latent_width is None else latent_width
         self.mlp_hidden = 4 * width if mlp_hidden is None else mlp_hidden
-        self.checkpointing = checkpointing
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.blocks = nn.ModuleList(
             CrossBlock(width, heads, mlp_hidden=self.mlp_hidden, layer_scale=layer_scale)
@@ -184,11 +180,7 @@ class Regressor(nn.Module):
         placed_BKD = latents_BKD + self.positions(visible_BK)
         position_BMD = self.positions(predict_BM)
         for block in self.blocks:
-            inputs = (queries_BMD, position_BMD, latents_BKD, placed_BKD)
-            if self.checkpointing and self.training and torch.is_grad_enabled():
-                queries_BMD = checkpoint(block, *inputs, use_reentrant=False)
-            else:
-                queries_BMD = block(*inputs)
+            queries_BMD = block(queries_BMD, position_BMD, latents_BKD, placed_BKD)
         return self.norm(queries_BMD)
 
 
@@ -207,7 +199,6 @@ class MaskedDecoder(nn.Module):
         grid: Tokens of a clip along time, height and width.
         input_width: Width D of the regressed latents; None is E. If it differs from E, a linear
             map comes first.
-        checkpointing: Trade time for memory in the backward pass.
 
     Raises:
         ValueError: If the depth is negative, or the width not a multiple of the heads.
@@ -222,7 +213,6 @@ class MaskedDecoder(nn.Module):
         outs: Sequence[int],
         grid: Grid,
         input_width: int | None = None,
-        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         check_depth(depth)
@@ -230,7 +220,6 @@ class MaskedDecoder(nn.Module):
         self.depth = depth
         self.outs = list(outs)
         self.input_width = width if input_width is None else input_width
-        self.checkpointing = checkpointing
         self.narrow = (
             nn.Identity() if self.input_width == width else nn.Linear(self.input_width, width)
         )
@@ -244,7 +233,8 @@ class MaskedDecoder(nn.Module):
     def forward(self, regressed_BMD: Tensor, predict_BM: Tensor) -> list[Tensor]:
         """Return the predictions for the tokens `predict_BM`: (B, M, C) for each target."""
         tokens_BME = self.narrow(regressed_BMD) + self.positions(predict_BM)
-        tokens_BME = run_blocks(self.blocks, tokens_BME, checkpointing=self.checkpointing)
+        for block in self.blocks:
+            tokens_BME = block(tokens_BME)
         tokens_BME = self.norm(tokens_BME)
         return [output(tokens_BME) for output in (self.head, *self.further)]
 

@@ -6,12 +6,11 @@ token, D width, H heads. Tokens are time-major: index = (t * h + row) * w + colu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from tatscli.data.clip import cut, pick
 from tatscli.nn.positions import Positions
@@ -47,6 +46,8 @@ class PatchEmbed(nn.Module):
     A convolution whose stride is its kernel is a matrix product per cube, so hidden tokens need
     not be embedded.
     """
+
+    asked_alone = True  # by masks that look at the embeddings before the model sees the clip
 
     def __init__(self, width: int, tubelet: int, patch: int) -> None:
         super().__init__()
@@ -135,16 +136,6 @@ class Block(nn.Module):
         return tokens_BKD + self.drop_path(self.mlp(self.norm2(tokens_BKD)))
 
 
-def run_blocks(blocks: Iterable[nn.Module], tokens_BKD: Tensor, *, checkpointing: bool) -> Tensor:
-    """Pass tokens through blocks, recomputing activations in the backward pass where asked."""
-    for block in blocks:
-        if checkpointing and block.training and torch.is_grad_enabled():
-            tokens_BKD = checkpoint(block, tokens_BKD, use_reentrant=False)
-        else:
-            tokens_BKD = block(tokens_BKD)
-    return tokens_BKD
-
-
 class Encoder(nn.Module):
     """ViT over any subset of a clip's tokens.
 
@@ -157,7 +148,6 @@ class Encoder(nn.Module):
         patch: Height and width of a token in pixels.
         mlp: Inner width of the MLPs; None is four widths.
         drop_path: Stochastic depth of the last block; it rises linearly from 0 at the first.
-        checkpointing: Trade time for memory in the backward pass.
     """
 
     def __init__(
@@ -171,7 +161,6 @@ class Encoder(nn.Module):
         patch: int,
         mlp: int | None = None,
         drop_path: float = 0.0,
-        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.width = width
@@ -181,7 +170,6 @@ class Encoder(nn.Module):
         self.tubelet = tubelet
         self.patch = patch
         self.mlp = mlp or 4 * width
-        self.checkpointing = checkpointing
         self.tokens = grid[0] * grid[1] * grid[2]
         self.patch_embed = PatchEmbed(width, tubelet, patch)
         self.blocks = nn.ModuleList(
@@ -225,8 +213,9 @@ class Encoder(nn.Module):
         tokens_BKD = tokens_BKD + self.positions(index_BK)
         if extra_BED is not None:
             tokens_BKD = torch.cat([tokens_BKD, extra_BED], dim=1)
-        blocks = self.blocks if depth is None else self.blocks[:depth]
-        return run_blocks(blocks, tokens_BKD, checkpointing=self.checkpointing)
+        for block in self.blocks if depth is None else self.blocks[:depth]:
+            tokens_BKD = block(tokens_BKD)
+        return tokens_BKD
 
     def by_block(self, tokens_BND: Tensor) -> Iterator[Tensor]:
         """Add positions to all tokens of clips and give what each block makes of them, in turn."""
@@ -254,7 +243,6 @@ def build_encoder(
         patch=model.patch,
         mlp=mlp,
         drop_path=model.drop_path if drop_path is None else drop_path,
-        checkpointing=model.checkpointing,
     )
 
 

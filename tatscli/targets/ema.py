@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tatscli.data.clip import Clip, ClipForm, pick
-from tatscli.engine.part import Lesson
+from tatscli.engine.part import Lesson, load_weights
 from tatscli.errors import RecipeError
 from tatscli.nn.averaged import Averaged, ramped
 from tatscli.nn.vit import Encoder
@@ -102,4 +102,4 @@ class EmaTarget(Target):
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Put back what `tensors` returned."""
-        self.average.network.load_state_dict(tensors)
+        load_weights(self.average.network, tensors)

@@ -21,13 +21,14 @@ from tatscli.draws import Draws
 from tatscli.engine.checkpoint import Checkpoint, find_checkpoint
 from tatscli.engine.learner import Learner
 from tatscli.engine.optim import build_optimizer
+from tatscli.engine.parallel import Copies
 from tatscli.engine.part import Lesson, Part, Weights
 from tatscli.engine.schedule import lr_at
 from tatscli.engine.session import Session
 from tatscli.errors import UsageError
 from tatscli.evaluation.scores import group_accuracy, merge_views, top_accuracy
 from tatscli.evaluation.views import score_views
-from tatscli.nn.averaged import Following
+from tatscli.nn.averaged import Following, copies_in
 from tatscli.nn.classifier import Classifier, build_classifier, refuse_lonely_views
 from tatscli.nn.load import find_weights, load_encoder
 from tatscli.recipe.derive import Schedule
@@ -195,6 +196,12 @@ class Finetuning(Stage):
         )
         sampler = self.auxiliary.learners(schedule) if self.auxiliary is not None else {}
         return {"classifier": learner} | sampler
+
+    def copies(self) -> Copies:
+        """Return the classifier's average, and those of the masked half."""
+        average = None if self.average is None else self.average.average
+        masked = self.auxiliary.system.targets.values() if self.auxiliary is not None else ()
+        return copies_in(average, *masked)
 
     def parts(self, learners: dict[str, Learner]) -> dict[str, Part]:
         """Return the classifier or its average as the model, whatever trains beside it, and the

@@ -16,12 +16,14 @@ from tatscli.draws import Draws
 from tatscli.engine.checkpoint import Checkpoint
 from tatscli.engine.learner import Learner
 from tatscli.engine.optim import build_optimizer
+from tatscli.engine.parallel import Copies
 from tatscli.engine.part import Lesson, Part, under
 from tatscli.engine.schedule import lr_at
 from tatscli.engine.session import Session
 from tatscli.errors import DataError
 from tatscli.masking.insight import mask_insight
 from tatscli.masking.learning.reward import with_variance
+from tatscli.nn.averaged import copies_in
 from tatscli.nn.load import copy_weights, find_weights, fits, load_encoder
 from tatscli.recipe.derive import Schedule
 from tatscli.recipe.load import LoadedRecipe
@@ -150,6 +152,10 @@ class Pretraining(Stage):
             clip_grad=self.optim.clip_grad,
         )
         return {"autoencoder": main} | self.system.masker.learners(schedule)
+
+    def copies(self) -> Copies:
+        """Return the slow encoders that targets ask."""
+        return copies_in(*self.system.targets.values())
 
     def parts(self, learners: dict[str, Learner]) -> dict[str, Part]:
         """Return model, optimiser, masker and targets."""

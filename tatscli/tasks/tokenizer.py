@@ -20,12 +20,13 @@ from tatscli.draws import Draws
 from tatscli.engine.checkpoint import Checkpoint, find_checkpoint
 from tatscli.engine.learner import Learner
 from tatscli.engine.optim import build_optimizer
+from tatscli.engine.parallel import Copies
 from tatscli.engine.part import Lesson, Part, Weights
 from tatscli.engine.schedule import lr_at
 from tatscli.engine.session import Session
 from tatscli.errors import CheckpointError, UsageError
 from tatscli.evaluation.reconstruction import code_counts, code_use, perplexity, psnr, ssim
-from tatscli.nn.averaged import Following
+from tatscli.nn.averaged import Following, copies_in
 from tatscli.nn.load import copy_weights
 from tatscli.recipe.derive import Schedule
 from tatscli.recipe.load import LoadedRecipe
@@ -177,6 +178,10 @@ class TokenizerTraining(Stage):
             )
         self._main = learners["tokenizer"]
         return learners
+
+    def copies(self) -> Copies:
+        """Return the tokenizer's average."""
+        return copies_in(None if self.average is None else self.average.average)
 
     def parts(self, learners: dict[str, Learner]) -> dict[str, Part]:
         """Return the tokenizer, averaged where the recipe says so, and the discriminator with its

@@ -24,7 +24,7 @@ from tatscli.engine import distributed
 from tatscli.engine.checkpoint import Checkpoint, find_checkpoint
 from tatscli.engine.learner import Learner
 from tatscli.engine.loop import train
-from tatscli.engine.parallel import parallelize
+from tatscli.engine.parallel import Copies, choose_parallel, parallelize
 from tatscli.engine.part import Lesson, Part, Weights
 from tatscli.engine.run import describe_run, open_run, write_run_json
 from tatscli.engine.session import Session, session
@@ -112,6 +112,10 @@ class Stage:
         main = next(iter(learners.values()))
         return {"model": Weights(self.model), "optimizer": main}
 
+    def copies(self) -> Copies:
+        """Return the moving averages, each with what it follows."""
+        return []
+
     def facts(self, resumed: Checkpoint | None) -> dict[str, Any]:
         """Return what checkpoints say beside the usual."""
         return {}
@@ -159,6 +163,7 @@ def run_training(
     loaded, recipe, store = stage.loaded, stage.recipe, stage.store
     need_trackers(recipe.run.track)
     with session(recipe.run, reporter) as here:
+        choose_parallel(recipe.run, here.world)
         schedule = derive_schedule(
             stage.optim, videos=len(stage.rows), repeats=stage.repeats, world=here.world.size
         )
@@ -172,7 +177,8 @@ def run_training(
             here.reporter.detail(f"{name}: {value}")
         here.reporter.detail(f"frames in memory: {stage.clips.cache_plan}")
         stage.to(here.device)
-        synced = parallelize(stage.model, recipe.run, here)
+        copies = stage.copies()
+        synced = parallelize(stage.model, recipe, here, copies)
         stage.network = synced or stage.model
         learners = stage.learners(schedule)
         views = schedule.batch_per_device * schedule.repeats
@@ -191,6 +197,7 @@ def run_training(
             dtype=here.dtype,
             reporter=here.reporter,
             synced=synced,
+            copies=copies,
             score=lambda epoch: stage.score(epoch, here),
             check=stage.check,
             pictures=lambda epoch: stage.pictures(epoch, here),
@@ -241,6 +248,7 @@ def begin_run(
             device=here.reasons["device"],
             precision=here.reasons["precision"],
             processes=here.world.size,
+            parallel=choose_parallel(loaded.recipe.run, here.world),
             derived=asdict(schedule),
             store=str(store.path),
             store_fingerprint=store.fingerprint(),

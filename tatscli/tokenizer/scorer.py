@@ -33,6 +33,8 @@ class Scorer(nn.Module):
         tubelet: Frames of a code.
     """
 
+    keeps_float32 = True
+
     def __init__(self, width: int, *, stride: int, tubelet: int) -> None:
         super().__init__()
         first = 2 ** (stride.bit_length() // 2)

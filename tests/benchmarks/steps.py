@@ -98,7 +98,7 @@ class Steps:
         from tatscli.engine.learner import Learner
         from tatscli.engine.metrics import Averages
         from tatscli.engine.optim import build_optimizer
-        from tatscli.engine.parallel import compile_blocks
+        from tatscli.engine.parallel import train_blocks
         from tatscli.engine.part import Weights
         from tatscli.engine.schedule import lr_at
         from tatscli.engine.training import Training
@@ -112,8 +112,8 @@ class Steps:
         )
         schedule = derive_schedule(optim, videos=clips, repeats=1, world=1)
         model = system.to(where).train().autoencoder
-        if recipe.run.compile:
-            compile_blocks(model)
+        again, compiled = recipe.model.checkpointing, recipe.run.compile
+        train_blocks(model, checkpointing=again, compiled=compiled)
         main = Learner(
             model,
             build_optimizer(model, optim),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tatscli.engine.parallel import train_blocks
 from tatscli.nn.regressor import CrossBlock, MaskedDecoder, Regressor
 from tests.nn.counting import block_macs, counted_macs, regressor_macs
 from tests.nn.regressor_reference import looped
@@ -237,8 +238,9 @@ def test_tokens_meet_in_the_decoders_blocks_and_only_there() -> None:
 def test_checkpointing_changes_no_bit() -> None:
     results = []
     for checkpointing in (False, True):
-        regressor = make(3, checkpointing=checkpointing)
-        part = decoder(2, input_width=WIDTH, checkpointing=checkpointing)
+        regressor, part = make(3), decoder(2, input_width=WIDTH)
+        for module in (regressor, part):
+            train_blocks(module, checkpointing=checkpointing)
         latents, visible, predict = plan()
         latents.requires_grad_()
         out = part(regressor(latents, visible, predict), predict)[0]
@@ -251,9 +253,8 @@ def test_checkpointing_changes_no_bit() -> None:
 @pytest.mark.parametrize("latent_width", [32, 48])
 def test_bfloat16_autocast_stays_near_float32(latent_width: int) -> None:
     torch.manual_seed(0)
-    regressor = Regressor(
-        width=32, depth=4, heads=4, grid=GRID, latent_width=latent_width, checkpointing=True
-    )
+    regressor = Regressor(width=32, depth=4, heads=4, grid=GRID, latent_width=latent_width)
+    train_blocks(regressor, checkpointing=True)
     part = MaskedDecoder(width=16, depth=2, heads=2, outs=[7], grid=GRID, input_width=32)
     latents, visible, predict = plan(latent_width)
     regressed = regressor(latents, visible, predict)

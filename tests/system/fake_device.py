@@ -45,6 +45,9 @@ class NoWaits(TorchDispatchMode):
 def pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let tensors be made and computed with on a pretend GPU."""
     monkeypatch.setattr(Tensor, "backward", walk_back)
+    # Without a real one, torch would leave autocast off.
+    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *_: True)
     with FakeTensorMode():
         yield
 

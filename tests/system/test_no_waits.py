@@ -14,6 +14,7 @@ from torch import Tensor
 from tatscli.console import Reporter
 from tatscli.data.batch import Batch
 from tatscli.data.motion import MotionField
+from tatscli.engine.device import autocast
 from tatscli.engine.distributed import World
 from tatscli.engine.feed import Feed
 from tatscli.engine.learner import Learner
@@ -123,16 +124,22 @@ def host_batch(recipe: Recipe, size: int = 16) -> Batch:
 
 
 def train_steps(
-    recipe: Recipe, folder: Path, monkeypatch: pytest.MonkeyPatch, steps: int = 1
+    recipe: Recipe,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    steps: int = 1,
 ) -> None:
-    """Take whole optimiser steps on the pretend GPU."""
+    """Take whole optimiser steps on the pretend GPU, in autocast unless `dtype` is float32."""
     system = build_system(recipe).train()
     with pretend_gpu(monkeypatch):
         to_gpu(*system.parts, *(one._network[0] for one in system.frozen()))
-        _train_steps(system, recipe, folder, steps)
+        _train_steps(system, recipe, folder, dtype, steps)
 
 
-def _train_steps(system: System, recipe: Recipe, folder: Path, steps: int) -> None:
+def _train_steps(
+    system: System, recipe: Recipe, folder: Path, dtype: torch.dtype, steps: int
+) -> None:
     schedule = derive_schedule(recipe.optim, videos=8, repeats=1, world=1)
     model = system.autoencoder
     main = Learner(
@@ -169,7 +176,7 @@ def _train_steps(system: System, recipe: Recipe, folder: Path, steps: int) -> No
         meta={},
         world=World(),
         device=GPU,
-        dtype=torch.float32,
+        dtype=dtype,
         reporter=Reporter(stdout=io.StringIO(), stderr=io.StringIO()),
     )
     averages = Averages()
@@ -185,88 +192,106 @@ def _train_steps(system: System, recipe: Recipe, folder: Path, steps: int) -> No
 
 
 PREDICTS = [kind for kind in SELECTIONS if kind != "tokenizer"]  # which needs one; see below
-MIXES = [  # every mask with both heads, every selection and mixture of targets several times
-    (mask, PREDICTS[(i + 3 * j) % len(PREDICTS)], head, (i + j) % len(TARGETS))
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+MIXES = [  # every mask with both heads, one of them rounded; the rest several times
+    (mask, PREDICTS[(i + 3 * j) % len(PREDICTS)], head, (i + j) % len(TARGETS), one)
     for i, mask in enumerate(MASKERS)
     for j, head in enumerate(HEADS)
+    for k, one in enumerate(DTYPES)
+    if (i + j) % 2 == k
 ]
 ALL = [
-    (mask, predict, head, targets)
+    (mask, predict, head, targets, one)
     for mask in MASKERS
     for predict in PREDICTS
     for head in HEADS
     for targets in range(len(TARGETS))
+    for one in DTYPES
 ]
+EACH = pytest.mark.parametrize("dtype", DTYPES)
 
 
-@pytest.mark.parametrize(("mask", "predict", "head", "targets"), MIXES)
+@pytest.mark.parametrize(("mask", "predict", "head", "targets", "dtype"), MIXES)
 def test_a_step_waits_for_nothing_and_mixes_no_devices(
     mask: str,
     predict: str,
     head: str,
     targets: int,
+    dtype: str,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     recipe = recipe_of({"kind": mask} | MASKS[mask], head, TARGETS[targets], predict)
-    train_steps(recipe, tmp_path, monkeypatch)
+    train_steps(recipe, tmp_path, monkeypatch, DTYPES[dtype])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mask", "predict", "head", "targets"), sorted(set(ALL) - set(MIXES)))
+@pytest.mark.parametrize(
+    ("mask", "predict", "head", "targets", "dtype"), sorted(set(ALL) - set(MIXES))
+)
 def test_every_other_mixture_neither(
     mask: str,
     predict: str,
     head: str,
     targets: int,
+    dtype: str,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     recipe = recipe_of({"kind": mask} | MASKS[mask], head, TARGETS[targets], predict)
-    train_steps(recipe, tmp_path, monkeypatch)
+    train_steps(recipe, tmp_path, monkeypatch, DTYPES[dtype])
 
 
+@EACH
 @pytest.mark.parametrize("kind", sorted(OTHER_TARGETS))
 def test_no_target_makes_a_step_wait(
-    kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    kind: str, dtype: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     targets = [{"kind": "pixels"}, {"kind": kind} | OTHER_TARGETS[kind]]
     recipe = recipe_of({"kind": "tube"}, "decoder", targets, "random")
-    train_steps(recipe, tmp_path, monkeypatch, steps=2)
+    train_steps(recipe, tmp_path, monkeypatch, DTYPES[dtype], steps=2)
 
 
-def test_no_teacher_makes_a_step_wait(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@EACH
+def test_no_teacher_makes_a_step_wait(
+    dtype: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     recipe = recipe_of({"kind": "tube"}, "decoder", [{"kind": "pixels"}], "all")
     data = recipe.data.model_dump() | {"size": 32}
     write_run(tmp_path / "run", data=data, model=recipe.model.model_dump() | {"patch": 8})
     teacher = {"kind": "teacher", "run": str(tmp_path / "run"), "size": 32}
     recipe = recipe_of({"kind": "tube"}, "decoder", [teacher], "all")
-    train_steps(recipe, tmp_path, monkeypatch)
+    train_steps(recipe, tmp_path, monkeypatch, DTYPES[dtype])
 
 
+@EACH
 @pytest.mark.parametrize("kind", ["codes", "latents"])
 def test_no_tokenizer_makes_a_step_wait(
-    kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    kind: str, dtype: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     config = VqTokenizer(kind="vq", stride=4, widths=[8], blocks=1, codes=6, code_width=2)
     run = save_tokenizer(tmp_path / "coder", config, size=16)
     target = {"kind": kind, "tokenizer": {"kind": "run", "path": str(run)}, "frames": "middle"}
     recipe = recipe_of({"kind": "tube"}, "decoder", [target], "all")
-    train_steps(recipe, tmp_path, monkeypatch)
+    train_steps(recipe, tmp_path, monkeypatch, DTYPES[dtype])
 
 
+@EACH
 @pytest.mark.parametrize("sampled", [False, True])
 @pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
 def test_neither_do_its_scores_and_levels(
-    sampled: bool, loss: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    sampled: bool, loss: str, dtype: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     give(monkeypatch, WindowTokenizer(stride=4))
     target = {"kind": "latents", "tokenizer": {"kind": "run", "path": "runs/x"}, "loss": loss}
     recipe = recipe_of({"kind": "tube"}, "decoder", [target], "tokenizer")
     predict = recipe.predict.model_copy(update={"sampled": sampled})
-    train_steps(recipe.model_copy(update={"predict": predict}), tmp_path, monkeypatch)
+    train_steps(
+        recipe.model_copy(update={"predict": predict}), tmp_path, monkeypatch, DTYPES[dtype]
+    )
 
 
+@EACH
 @pytest.mark.parametrize(
     "switches",
     [
@@ -279,10 +304,10 @@ def test_neither_do_its_scores_and_levels(
     ],
 )
 def test_no_switch_of_the_sampler_makes_it_wait(
-    switches: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    switches: dict[str, Any], dtype: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     recipe = recipe_of({"kind": "tats"} | LEARNED | switches, "decoder", TARGETS[0], "all")
-    train_steps(recipe, tmp_path, monkeypatch, steps=2)
+    train_steps(recipe, tmp_path, monkeypatch, DTYPES[dtype], steps=2)
 
 
 @pytest.mark.parametrize(
@@ -314,3 +339,10 @@ def test_the_walk_back_is_torchs_own_backward_pass() -> None:
 
     for own, torchs in zip(gradients(walk_back), gradients(Tensor.backward), strict=True):
         torch.testing.assert_close(own, torchs)
+
+
+def test_autocast_rounds_products_on_the_pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pretend_gpu(monkeypatch), autocast(GPU, torch.bfloat16):
+        x = torch.zeros(3, 3, device=GPU)
+        assert (x @ x).dtype == torch.bfloat16
+        assert (x @ x).softmax(dim=-1).dtype == torch.float32

@@ -74,6 +74,10 @@ class Run(Section):
     gains nothing and waits whenever the machine is busy; else what torch takes."""
     compile: bool = False
     """Compile the blocks of encoder and head with torch.compile."""
+    parallel: Literal["auto", "none", "ddp", "fsdp"] = "auto"
+    """How several processes share the model: `ddp` keeps a whole one in each and averages the
+    gradients, `fsdp` (FSDP2) gives each a share of every weight. `auto` is `ddp`, and `none` in one
+    process."""
     max_steps: Count | None = None
     """Stop after so many optimiser steps; the schedule stays that of the full run."""
     log_every: Count = 10
