@@ -100,13 +100,21 @@ def save_checkpoint(
         keep: Numbered checkpoints to keep; those behind `last` and `best` always stay.
         best: Whether this is the best one so far.
     """
+    from safetensors.torch import save_file
+
     root = folder / "checkpoints"
     root.mkdir(parents=True, exist_ok=True)
     for stale in root.glob(".tmp-*"):
         shutil.rmtree(stale, ignore_errors=True)
     final = root / f"{PREFIX}{step:07d}"
     draft = root / f".tmp-{final.name}"
-    fill(draft, step=step, tensors=tensors, meta=meta)
+    draft.mkdir()
+    strings = {"format": str(FORMAT), "kind": str(meta["kind"]), "step": str(step)}
+    for part, named in tensors.items():
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+        save_file(plain, draft / f"{part}.safetensors", metadata=strings)
+    text = json.dumps({"format": FORMAT, "step": step, **meta}, indent=1, ensure_ascii=False)
+    (draft / "meta.json").write_text(text, encoding="utf-8")
     for file in draft.iterdir():
         sync(file)
     if final.exists():
@@ -117,21 +125,6 @@ def save_checkpoint(
         _point(root / "best", final)
     _prune(root, keep)
     return final
-
-
-def fill(
-    folder: Path, *, step: int, tensors: Mapping[str, Mapping[str, Tensor]], meta: dict[str, Any]
-) -> None:
-    """Make a folder and write the files of a checkpoint into it."""
-    from safetensors.torch import save_file
-
-    folder.mkdir()
-    strings = {"format": str(FORMAT), "kind": str(meta["kind"]), "step": str(step)}
-    for part, named in tensors.items():
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
-        save_file(plain, folder / f"{part}.safetensors", metadata=strings)
-    text = json.dumps({"format": FORMAT, "step": step, **meta}, indent=1, ensure_ascii=False)
-    (folder / "meta.json").write_text(text, encoding="utf-8")
 
 
 def restore_part(name: str, part: Part, checkpoint: Checkpoint) -> None:

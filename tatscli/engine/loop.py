@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from tatscli.engine import distributed
+from tatscli.engine.bad_batch import refuse_bad_steps
 from tatscli.engine.device import autocast
 from tatscli.engine.feed import Feed
 from tatscli.engine.metrics import Averages, MetricsLog, metrics_log
 from tatscli.engine.part import Lesson
 from tatscli.engine.rng import random_at
-from tatscli.engine.saving import refuse_bad_steps, save
+from tatscli.engine.saving import save
 from tatscli.engine.signals import StopRequest, stop_requests
 from tatscli.engine.telling import estimate, nothing_left, stopped, write_line
 from tatscli.engine.training import Training

@@ -105,7 +105,7 @@ class Classifier(nn.Module):
                 what the loss wants.
         """
         tokens_BKD = self.encoder.embed(self.encoder.cubes(video_BCTHW, visible_BK))
-        feature_BD = self.fc_norm(self._pooled(tokens_BKD, visible_BK))
+        feature_BD = self.fc_norm(self._pooled(tokens_BKD, visible_BK).float())
         if self.batch_norm is not None:
             feature_BD = self.batch_norm(feature_BD)
         feature_BD = self.dropout(feature_BD)

@@ -279,7 +279,7 @@ def test_a_full_disk_does_not_hide_why_the_run_ended(
 
     training = toy_training(tmp_path, max_bad_steps=1)
     spoil(training, [0])
-    monkeypatch.setattr("tatscli.engine.saving.fill", full)
+    monkeypatch.setattr("tatscli.engine.bad_batch.save_bad_step", full)
     with pytest.raises(TatsError, match="cannot be saved: No space left on device"):
         train(training)
     assert not (tmp_path / "bad-step").exists()
