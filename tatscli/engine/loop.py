@@ -114,12 +114,10 @@ def optimise(training: Training, feed: Feed, averages: Averages) -> None:
         batch = feed.take(lambda: False)
         assert batch is not None
         averages.add({"replaced": float(batch.replaced)})
-        generator = random_at(training.run.seed, training.done, part, training.world.rank)
         # Gradients cross the network once a step, with the last micro-batch.
         hold = training.synced.no_sync() if training.synced and part < parts - 1 else nullcontext()
         with hold:
-            with autocast(training.device, training.dtype):
-                lesson = training.step(batch, generator)
+            lesson = forward(training, batch, part)
             assert lesson.loss is not None
             loss = lesson.loss / parts
             scale = training.loss_scale
@@ -143,6 +141,14 @@ def optimise(training: Training, feed: Feed, averages: Averages) -> None:
     averages.add({f"{_prefix(training, name)}lr": rate for name, rate in rates.items()})
     worked = time.perf_counter() - began - feed.waited
     averages.add({"data_seconds": feed.waited, "step_seconds": worked})
+
+
+def forward(training: Training, batch: Any, part: int) -> Lesson:
+    """Take the forward pass of a micro-batch, on its device; what it draws follows from its place:
+    seed, step, number of the micro-batch and rank."""
+    generator = random_at(training.run.seed, training.done, part, training.world.rank)
+    with autocast(training.device, training.dtype):
+        return training.step(batch, generator)
 
 
 def _tell(training: Training, lesson: Lesson) -> None:

@@ -123,16 +123,22 @@ def host_batch(recipe: Recipe, size: int = 16) -> Batch:
 
 
 def train_steps(
-    recipe: Recipe, folder: Path, monkeypatch: pytest.MonkeyPatch, steps: int = 1
+    recipe: Recipe,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: int = 1,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Take whole optimiser steps on the pretend GPU."""
     system = build_system(recipe).train()
     with pretend_gpu(monkeypatch):
         to_gpu(*system.parts, *(one._network[0] for one in system.frozen()))
-        _train_steps(system, recipe, folder, steps)
+        _train_steps(system, recipe, folder, steps, dtype)
 
 
-def _train_steps(system: System, recipe: Recipe, folder: Path, steps: int) -> None:
+def _train_steps(
+    system: System, recipe: Recipe, folder: Path, steps: int, dtype: torch.dtype
+) -> None:
     schedule = derive_schedule(recipe.optim, videos=8, repeats=1, world=1)
     model = system.autoencoder
     main = Learner(
@@ -167,7 +173,7 @@ def _train_steps(system: System, recipe: Recipe, folder: Path, steps: int) -> No
         meta={},
         world=World(),
         device=GPU,
-        dtype=torch.float32,
+        dtype=dtype,
         reporter=Reporter(stdout=io.StringIO(), stderr=io.StringIO()),
     )
     averages = Averages()
@@ -281,6 +287,19 @@ def test_no_switch_of_the_sampler_makes_it_wait(
 ) -> None:
     recipe = recipe_of({"kind": "tats"} | LEARNED | switches, "decoder", TARGETS[0], "all")
     train_steps(recipe, tmp_path, monkeypatch, steps=2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("mask", [{"kind": "tube"}, {"kind": "tats", "epochs": 3} | LEARNED])
+def test_neither_do_half_precision_a_loss_scale_and_the_search_for_bad_steps(
+    mask: dict[str, Any], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    recipe = recipe_of(mask, "regressor", TARGETS[2], "all")
+    run = recipe.run.model_copy(update={"skip_above_std": 3.0})
+    recipe = recipe.model_copy(update={"run": run})
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    train_steps(recipe, tmp_path, monkeypatch, steps=2, dtype=dtype)
 
 
 @pytest.mark.parametrize(
