@@ -57,7 +57,7 @@ def replay(
     """
     from tatscli.errors import Exit
     from tatscli.tasks.replay import replay as run_replay
-    from tatscli.tasks.replay import show
+    from tatscli.tasks.replay_findings import show
 
     say = reporter(json, quiet, verbose)
     result = run_replay(

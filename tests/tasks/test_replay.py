@@ -71,7 +71,7 @@ def test_what_fp16_cannot_hold_is_finite_in_fp32(
     load: Load, tmp_path: Path, cli: Callable[..., Any]
 ) -> None:
     """Weights of hundreds: products overflow in half precision, and there alone."""
-    changes = ("run.precision=fp16", "run.max_bad_steps=2", "optim.base_lr=1e3", *TUBE)
+    changes = ("run.precision=fp16", "run.max_bad_steps=2", "optim.base_lr=300", *TUBE)
     run = fails(pretrain, load(*changes), tmp_path / "half")
     assert read_bad_step(run).meta["precision"] == "float16"
     still = cli("replay", run, "--json", "-q")
