@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import subprocess
@@ -168,6 +169,25 @@ def test_one_bad_clip_is_told_from_the_others(
     assert [math.isfinite(loss) for loss in bad] == [True, True, False, True, True, True]
     assert result["first_output"] is None  # all modules are well: it is the target
     assert result["problems"] == ["the loss is not finite"]
+
+
+@pytest.mark.slow
+def test_the_batches_of_several_processes_are_replayed_in_one(
+    recipe_file: Path, tats: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
+    changes = (*WILD, *TUBE, "optim.batch_per_device=3", "--out", "runs/two")
+    ended = tats("pretrain", recipe_file, *changes, launch=torchrun)
+    assert ended.returncode != 0 and "2 bad steps in a row, the last at step 3" in ended.stderr
+    meta = read_bad_step(Path("runs/two")).meta
+    assert [len(rows) for rows in meta["rows"]] == [3, 3]
+    say = Reporter()
+    say.stderr = io.StringIO()
+    result = replay(Path("runs/two"), reporter=say)
+    assert "the batches of 2 processes" in say.stderr.getvalue()
+    assert "not the one that was saved" not in say.stderr.getvalue()
+    assert (result["processes"], result["finite"]) == (2, False)
+    assert [one["rank"] for one in result["videos"]] == [0, 0, 0, 1, 1, 1]
 
 
 def test_runs_that_have_nothing_to_replay_are_refused(
