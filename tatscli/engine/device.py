@@ -127,6 +127,12 @@ def full_precision(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, enabled=False)
 
 
+def at_least_float32(value: torch.Tensor) -> torch.Tensor:
+    """Return half-precision numbers as float32, others as they are: for softmax, norms and losses,
+    which a GPU's autocast widens by itself and a CPU's does not."""
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+
+
 def autocast_now(device: torch.device) -> AbstractContextManager[object]:
     """Return a context that brings back the autocast of this moment."""
     kind = device.type

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from tatscli.engine.device import at_least_float32
+
 _CONVOLUTIONS: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 """By the dimensions of what they go over: pictures, or videos."""
 
@@ -204,16 +206,15 @@ class PatchDiscriminator(nn.Module):
     def forward(self, shown: Tensor) -> Tensor:
         """Return verdicts, higher for frames than for reconstructions, in float32: (X, 1, h, w) of
         pictures (X, 3, H, W), or (B, 1, t, h, w) of videos (B, 3, T, H, W)."""
-        verdicts: Tensor = self.layers(shown)
-        return verdicts.float()
+        return at_least_float32(self.layers(shown))
 
 
 class Norm(nn.GroupNorm):
-    """GroupNorm in float32, on a CPU too, where autocast does not see to that."""
+    """GroupNorm in float32 where autocast computes in half precision, on a CPU too."""
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Return the normalised maps, float32."""
-        return super().forward(maps.float())
+        """Return the normalised maps."""
+        return super().forward(at_least_float32(maps))
 
 
 def _normed(channels: int) -> tuple[nn.Module, nn.Module]:
