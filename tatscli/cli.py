@@ -24,6 +24,7 @@ COMMANDS = {
     "compare": "tatscli.commands.compare:compare",
     "runs": "tatscli.commands.runs:runs",
     "report": "tatscli.commands.report:report",
+    "replay": "tatscli.commands.replay:replay",
     "predict": "tatscli.commands.predict:predict",
     "embed": "tatscli.commands.embed:embed",
     "convert": "tatscli.commands.convert:convert",

@@ -109,6 +109,11 @@ class Workshop:
             words.append("--overwrite")  # the examples of a page are alternatives
         if command == "prepare" and "--workers" not in words:
             words += ["--workers", "1"]  # a second one starts for nothing
+        if command == "replay":
+            self.spoil(words[1])
+            outcome = self.cli(*words, "-q")
+            assert outcome.code == 1, f"{words}\n{outcome.stderr}"  # it is still bad
+            return outcome
         if command == "embed":
             words.append("--overwrite")
         if command == "visualize-masks" and "--windows" not in words:
@@ -119,6 +124,15 @@ class Workshop:
         outcome = self.cli(*words)
         assert outcome.code == 0, f"{words}\n{outcome.stderr}"
         return outcome
+
+    def spoil(self, run: str) -> None:
+        """Let the training of a run end in a bad step."""
+        self.provide("prepared/given")
+        kind = ["finetune", "small", "--scratch"] if "finetune" in run else ["pretrain", "small"]
+        wild = ["optim.base_lr=1e30", "finetune.optim.base_lr=1e30", "run.max_bad_steps=1"]
+        given = [*MASKED, *wild, "--store", "prepared/given", "--out", run, "--overwrite", "-q"]
+        outcome = self.cli(*kind, *given)
+        assert outcome.code == 1 and "tats replay" in outcome.stderr, outcome.stderr
 
     def train(self, words: list[str]) -> None:
         """Run a training for two steps; `--resume` after a first one, unless it names our run."""

@@ -74,7 +74,10 @@ Every = Annotated[
     typer.Option("--every", min=0.01, help="A new window every so many seconds instead."),
 ]
 Device = Annotated[
-    str, typer.Option("--device", help="`auto` (a GPU if there is one), `cpu`, `cuda` or `mps`.")
+    str,
+    typer.Option(
+        "--device", help="`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:N` or `mps`."
+    ),
 ]
 
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from pathlib import Path
 
 import torch
 
 from tatscli.errors import UsageError
+
+CPU_BF16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16", "svebf16")
+"""What torch and /proc/cpuinfo call the instructions that multiply bf16 numbers."""
 
 
 def choose_device(choice: str) -> tuple[torch.device, str]:
     """Return the device for `run.device` and why it was chosen.
 
     Raises:
-        UsageError: If a named device is not there.
+        UsageError: If it is no device's name, or a named device is not there.
     """
     if choice == "auto":
         if torch.cuda.is_available():
@@ -21,28 +26,90 @@ def choose_device(choice: str) -> tuple[torch.device, str]:
         if torch.backends.mps.is_available():
             return torch.device("mps"), "MPS is available"
         return torch.device("cpu"), "no GPU was found"
-    there = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not there[choice]:
+    kind, _, number = choice.partition(":")
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": torch.backends.mps.is_available()}
+    numbered = kind == "cuda" and number.isdecimal()
+    if kind not in there or (":" in choice and not numbered):
+        raise UsageError(
+            f"`{choice}` is no device; `auto`, `cpu`, `cuda`, `mps` and `cuda:N` are",
+            hint="`cuda:0` is the first GPU that torch sees",
+        )
+    if not there[kind]:
         raise UsageError(
             f"`run.device: {choice}` is not available on this machine",
             hint="`tats env` shows what torch sees; `run.device=auto` takes what is there",
         )
-    return torch.device(choice), "the recipe names it"
+    if numbered and int(number) >= there[kind]:
+        count = there[kind]
+        names = "`cuda:0` alone" if count == 1 else f"`cuda:0` to `cuda:{count - 1}`"
+        raise UsageError(
+            f"`run.device: {choice}` is not there: torch sees {count} "
+            f"GPU{'' if count == 1 else 's'}, {names}",
+            hint="`CUDA_VISIBLE_DEVICES` limits which GPUs torch sees, and numbers them from 0",
+        )
+    return torch.device(kind, int(number)) if numbered else torch.device(kind), (
+        "the recipe names it"
+    )
 
 
 def choose_precision(choice: str, device: torch.device) -> tuple[torch.dtype, str]:
-    """Return the autocast dtype for `run.precision` and why it was chosen."""
-    if choice == "bf16":
-        return torch.bfloat16, "the recipe names it"
-    if choice == "fp32":
-        return torch.float32, "the recipe names it"
-    if device.type == "cuda" and torch.cuda.is_bf16_supported():
-        return torch.bfloat16, "the GPU has bf16"
-    return torch.float32, f"the default on {device.type}"
+    """Return the autocast dtype for `run.precision` and why it was chosen.
+
+    On a CPU `auto` is fp32, so that a small model is as fast as it can be and numbers are those of
+    any other CPU; where bf16 would be faster, the reason says so.
+    """
+    named = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    if choice != "auto":
+        return named[choice], "the recipe names it"
+    if device.type == "cuda":
+        if _computes_bf16(device):
+            return torch.bfloat16, "the GPU computes bf16"
+        return torch.float32, "the GPU does not compute bf16; `run.precision=fp16` may be faster"
+    reason = f"the default on {device.type}"
+    if device.type == "cpu" and _computes_bf16(device):
+        reason += ", which computes bf16 too: that is faster for models from ViT-tiny on"
+    return torch.float32, reason
+
+
+def slow_precision(dtype: torch.dtype, device: torch.device) -> str | None:
+    """Say that a precision is slower on a device than fp32, if it is."""
+    if dtype == torch.float16 and device.type == "cpu":
+        return "`run.precision: fp16` is many times slower than fp32 on a CPU, and of use for tests"
+    if dtype == torch.bfloat16 and device.type in ("cpu", "cuda") and not _computes_bf16(device):
+        what = "CPU" if device.type == "cpu" else "GPU"
+        return f"`run.precision: bf16` is slower than fp32 here: this {what} does not compute bf16"
+    return None
+
+
+def set_tf32(allowed: bool) -> None:
+    """Let GPUs multiply float32 matrices, and convolve, as TF32; or not."""
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+def _computes_bf16(device: torch.device) -> bool:
+    """Whether a GPU or CPU has instructions for bf16; torch emulates it elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return any(one in cpu_features() for one in CPU_BF16)
+
+
+@lru_cache(maxsize=1)
+def cpu_features() -> frozenset[str]:
+    """Name the features of this machine's CPU, as far as torch or Linux tells them."""
+    if hasattr(torch.cpu, "get_capabilities"):  # torch 2.12
+        return frozenset(name for name, there in torch.cpu.get_capabilities().items() if there)
+    try:
+        text = Path("/proc/cpuinfo").read_text("utf-8")
+    except OSError:
+        return frozenset()
+    lines = (line.partition(":") for line in text.splitlines())
+    return frozenset(
+        word
+        for key, _, words in lines
+        if key.strip() in ("flags", "Features")
+        for word in words.split()
+    )
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
@@ -58,6 +125,12 @@ def full_precision(device: torch.device) -> AbstractContextManager[object]:
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
+
+
+def at_least_float32(value: torch.Tensor) -> torch.Tensor:
+    """Return half-precision numbers as float32, others as they are: for softmax, norms and losses,
+    which a GPU's autocast widens by itself and a CPU's does not."""
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
 def autocast_now(device: torch.device) -> AbstractContextManager[object]:

@@ -6,7 +6,6 @@ takes its own step; a learner that needs further steps in between takes them wit
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 
 import torch
@@ -14,18 +13,16 @@ from torch import Tensor, nn
 
 from tatscli.engine import distributed
 from tatscli.engine.device import full_precision
+from tatscli.engine.loss_scale import LossScale
 from tatscli.engine.optim import set_lr
 from tatscli.engine.part import Lesson
-
-REMEMBERED = 10_000
-"""Updates whose fate is kept for `bad_updates`, should nobody ask."""
 
 
 class Learner:
     """Updates a module from the gradients that are there, unless they are not finite.
 
     Whether they are is decided on the device, by the fused optimiser itself: the host need not
-    wait for the answer. What was left out is counted, and read when a log line is due.
+    wait for the answer (`engine/bad_steps.py` counts them).
 
     Args:
         module: What learns.
@@ -38,6 +35,8 @@ class Learner:
     Attributes:
         step: The optimiser step it is in, from 0.
         left_out: Whether the last update was left out: boolean scalar on the device.
+        halted: Whether no update may be made any more: boolean scalar on the device; None: never.
+        loss_scale: What the losses of the training are multiplied with, if anything.
     """
 
     def __init__(
@@ -55,9 +54,10 @@ class Learner:
         self.averages = averages
         self.step = 0
         self.left_out: Tensor | None = None
+        self.halted: Tensor | None = None
+        self.loss_scale: LossScale | None = None
         self._lr = lr
         self._parameters = dict(module.named_parameters())  # walking takes longer than a norm
-        self._bad: deque[Tensor] = deque(maxlen=REMEMBERED)
 
     def begin(self, step: int) -> float:
         """Set and return the learning rate of an optimiser step."""
@@ -77,7 +77,7 @@ class Learner:
         set_lr(self.optimizer, share * self._lr(self.step))
         # An outer autocast would reach into the backward pass and round its products.
         with full_precision(loss.device):
-            loss.backward()
+            (loss if self.loss_scale is None else self.loss_scale.scaled(loss)).backward()
         norm = self.update(skip=skip)
         assert norm is not None
         return norm
@@ -89,8 +89,8 @@ class Learner:
             skip: Boolean scalar on the device, equal on all ranks: leave the weights alone.
 
         Returns:
-            The norm of the gradients before clipping, a scalar on the device; None where there are
-            none, as after a batch that is only remembered.
+            The norm of the gradients before clipping and without a loss scale, a scalar on the
+            device; None where there are none, as after a batch that is only remembered.
         """
         parameters = [one for one in self._parameters.values() if one.grad is not None]
         if not parameters:
@@ -98,15 +98,22 @@ class Learner:
         gradients = [one.grad for one in parameters if one.grad is not None]
         if self.averages:
             distributed.average_(gradients)
+        if self.loss_scale is not None:
+            self.loss_scale.unscale_(gradients)
         norm = distributed.total_norm(gradients)
         if self.clip_grad is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.clip_grad, norm)
         # Averaging has spread what is not finite on one rank to all, so all decide alike.
-        left_out = ~norm.isfinite() if skip is None else skip | ~norm.isfinite()
-        self.left_out = left_out
-        self._step_unless(left_out)
+        overflow = ~norm.isfinite()
+        if skip is not None:
+            overflow = overflow & ~skip
+        if self.loss_scale is not None:
+            self.loss_scale.hear(overflow)
+        self.left_out = overflow if skip is None else skip | overflow
+        if self.halted is not None:
+            self.left_out = self.left_out | self.halted
+        self._step_unless(self.left_out)
         self.optimizer.zero_grad(set_to_none=True)
-        self._bad.append(~norm.isfinite())
         return norm
 
     def _step_unless(self, left_out: Tensor) -> None:
@@ -116,13 +123,6 @@ class Learner:
             self.optimizer.step()
         elif not bool(left_out):
             self.optimizer.step()
-
-    def bad_updates(self) -> list[bool]:
-        """Return of each update since the last call whether its gradients were not finite; this
-        waits for the device."""
-        bad = torch.stack(list(self._bad)).tolist() if self._bad else []
-        self._bad.clear()
-        return bad
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the moments as `<parameter name>/<moment>`, shared out as the parameters are."""

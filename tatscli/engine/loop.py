@@ -14,8 +14,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from tatscli.engine import distributed
-from tatscli.engine.bad_steps import BadSteps
+from tatscli.engine.bad_batch import refuse_bad_steps
 from tatscli.engine.device import autocast
 from tatscli.engine.feed import Feed
 from tatscli.engine.metrics import Averages, MetricsLog, metrics_log
@@ -33,11 +36,12 @@ def train(training: Training) -> dict[str, Any]:
     """Run the remaining steps.
 
     Returns:
-        `steps`, `seconds`, the last averages (`loss`, ...) and `best_score` where scores exist.
+        `steps`, `seconds`, the last averages (`loss`, ...), `skipped`: how many steps were skipped
+        because their numbers were bad; and `best_score` where scores exist.
 
     Raises:
         Stopped: After SIGINT or SIGTERM, with a checkpoint saved.
-        TatsError: If loss or gradients are not finite for `run.max_bad_steps` steps in a row.
+        TatsError: If `run.max_bad_steps` steps in a row were bad.
     """
     schedule, run, last = training.schedule, training.run, training.last
     if training.done >= last:
@@ -46,8 +50,6 @@ def train(training: Training) -> dict[str, Any]:
     folder = training.folder if training.world.main else None
     opened_log = metrics_log(folder, run, training.done, training.meta, training.reporter)
     averages, means = Averages(), dict[str, float]()
-    main = next(iter(training.learners.values()))
-    bad_steps = BadSteps(main, run, training.folder, training.world.rank)
     started, first = time.perf_counter(), training.done
     feed = Feed(training.batches(training.done), training.device)
     bar = training.reporter.progress(
@@ -58,7 +60,7 @@ def train(training: Training) -> dict[str, Any]:
     with opened_log as log, stop_requests() as request, bar, feed, _settled_garbage() as settle:
         while training.done < last:
             try:
-                bad_steps.remember(optimise(training, feed, averages))
+                optimise(training, feed, averages)
             except DataError:
                 # A signal to the whole job ends the loader's workers too: save what is done.
                 if not request.exit_code:
@@ -77,13 +79,14 @@ def train(training: Training) -> dict[str, Any]:
                 if training.check is not None:
                     training.check(means)
                 write_line(training, log, means, started)
-                bad_steps.check(done, training.reporter)
+                refuse_bad_steps(training)
             better = False
             if done % schedule.steps_per_epoch == 0:
                 with gathered(training.model, training.copies):
                     better = _score(training, log, means)
                     _draw(training, log)
             if better or done % save_steps == 0 or done == last or stop:
+                refuse_bad_steps(training)
                 save(training, best=better)
             if done - first == 1:
                 settle()
@@ -95,15 +98,17 @@ def train(training: Training) -> dict[str, Any]:
         "steps": training.done,
         "seconds": time.perf_counter() - started,
         **means,
+        "skipped": training.bad_steps.skipped,
     }
     if training.best is not None:
         result["best_score"] = training.best
     return result
 
 
-def optimise(training: Training, feed: Feed, averages: Averages) -> list[int]:
-    """Take one optimiser step, add up its metrics, and return where its samples came from."""
-    parts, world = training.schedule.accumulation, training.world
+def optimise(training: Training, feed: Feed, averages: Averages) -> None:
+    """Take one optimiser step, or skip it, and add up its metrics."""
+    losses = list[Tensor]()
+    parts = training.schedule.accumulation
     rates = {name: learner.begin(training.done) for name, learner in training.learners.items()}
     began = time.perf_counter()
     feed.begin()
@@ -111,19 +116,19 @@ def optimise(training: Training, feed: Feed, averages: Averages) -> list[int]:
         batch = feed.take(lambda: False)
         assert batch is not None
         averages.add({"replaced": float(batch.replaced)})
-        seed_torch(training.run.seed, training.done, part, world.rank)
-        first = (part * world.size + world.rank) * len(batch.row_B)
-        draws = draws_at(training.run.seed, training.done, first=first)
         # Gradients cross the network once a step, with the last micro-batch.
         with without_averaging(training.synced) if part < parts - 1 else nullcontext():
-            with autocast(training.device, training.dtype):
-                lesson = training.step(batch, draws)
+            lesson = forward(training, batch, part)
             assert lesson.loss is not None
-            (lesson.loss / parts).backward()
+            loss = lesson.loss / parts
+            scale = training.loss_scale
+            (loss if scale is None else scale.scaled(loss)).backward()
+        losses.append(torch.as_tensor(lesson.metrics.get("loss", lesson.loss)).detach())
         averages.add({"loss": lesson.loss, **lesson.metrics})
         _tell(training, lesson)
-    for name, learner in training.learners.items():
-        norm = learner.update()
+    skip = training.bad_steps.judge(losses)
+    norms = {name: learner.update(skip=skip) for name, learner in training.learners.items()}
+    for name, norm in norms.items():
         if norm is not None:
             prefix = _prefix(training, name)
             averages.add({f"{prefix}grad_norm": norm})
@@ -133,10 +138,20 @@ def optimise(training: Training, feed: Feed, averages: Averages) -> list[int]:
         lesson = one.after_step(training.done + 1, training.schedule.total_steps)
         averages.add(lesson.metrics)
         _tell(training, lesson)
+    averages.add(training.bad_steps.note(next(iter(norms.values())), feed.rows))
     averages.add({f"{_prefix(training, name)}lr": rate for name, rate in rates.items()})
     worked = time.perf_counter() - began - feed.waited
     averages.add({"data_seconds": feed.waited, "step_seconds": worked})
-    return feed.rows
+
+
+def forward(training: Training, batch: Any, part: int) -> Lesson:
+    """Take the forward pass of a micro-batch, on its device; what it draws follows from its place:
+    seed, step, number of the micro-batch and rank."""
+    seed, world = training.run.seed, training.world
+    seed_torch(seed, training.done, part, world.rank)
+    first = (part * world.size + world.rank) * len(batch.row_B)
+    with autocast(training.device, training.dtype):
+        return training.step(batch, draws_at(seed, training.done, first=first))
 
 
 def _tell(training: Training, lesson: Lesson) -> None:

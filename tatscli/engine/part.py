@@ -21,11 +21,13 @@ class Lesson(NamedTuple):
         metrics: Scalars by name; tensors stay where they are until a log line is due.
         notices: What the user should know.
         loss: To be added to the loss of the training, with its graph.
+        by_sample: The loss of each sample of a batch, without graph: what `tats replay` shows.
     """
 
     metrics: Mapping[str, Tensor | float] = {}
     notices: Sequence[str] = ()
     loss: Tensor | None = None
+    by_sample: Tensor | None = None
 
 
 class Part(Protocol):

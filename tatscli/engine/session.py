@@ -10,8 +10,9 @@ import torch
 
 from tatscli.console import Reporter
 from tatscli.engine import distributed
-from tatscli.engine.device import choose_device, choose_precision
+from tatscli.engine.device import choose_device, choose_precision, set_tf32, slow_precision
 from tatscli.engine.rng import seed_torch
+from tatscli.errors import UsageError
 from tatscli.recipe.schema import Run
 
 
@@ -36,7 +37,11 @@ class Session:
 
 @contextmanager
 def session(run: Run, reporter: Reporter, *, joins: bool = True) -> Iterator[Session]:
-    """Join the peers, unless `joins` is false; choose device and precision, seed the weights."""
+    """Join the peers, unless `joins` is false; choose device and precision, seed the weights.
+
+    Raises:
+        UsageError: If a named device is not there, or is one GPU for several processes.
+    """
     device, device_reason = choose_device(run.device)
     peers = (
         distributed.joined(device.type, patience=run.peers_timeout, say=reporter.info)
@@ -44,13 +49,22 @@ def session(run: Run, reporter: Reporter, *, joins: bool = True) -> Iterator[Ses
         else nullcontext(distributed.World())
     )
     with peers as world:
+        if device.index is not None and world.size > 1:
+            raise UsageError(
+                f"`run.device: {run.device}` names one GPU for {world.size} processes",
+                hint="`run.device=cuda` gives each process its own",
+            )
         if device.type == "cuda":
-            device = torch.device("cuda", world.gpu)
+            number = world.gpu if device.index is None else device.index
+            device = torch.device("cuda", number)
             torch.cuda.set_device(device)
         dtype, dtype_reason = choose_precision(run.precision, device)
         name = str(dtype).removeprefix("torch.")
         reasons = {"device": f"{device}: {device_reason}", "precision": f"{name}: {dtype_reason}"}
         reporter.info("; ".join(reasons.values()))
-        torch.set_float32_matmul_precision("high")
+        slow = slow_precision(dtype, device)
+        if slow is not None and world.main:
+            reporter.warn(slow, once=True)
+        set_tf32(run.tf32)
         seed_torch(run.seed)
         yield Session(world, device, dtype, reporter, reasons)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from tatscli.console import Reporter
 from tatscli.draws import Draws
 from tatscli.engine import distributed
+from tatscli.engine.bad_steps import BadSteps
 from tatscli.engine.checkpoint import Checkpoint, restore_part
 from tatscli.engine.learner import Learner
+from tatscli.engine.loss_scale import LossScale
 from tatscli.engine.parallel import Copies
 from tatscli.engine.part import Lesson, Part
 from tatscli.recipe.derive import Schedule
@@ -69,6 +71,8 @@ class Training:
             main process alone.
         done: Optimiser steps done.
         best: Best score so far.
+        loss_scale: What losses are multiplied with in fp16; None in other precisions.
+        bad_steps: Decides which steps are skipped.
     """
 
     model: nn.Module
@@ -91,6 +95,19 @@ class Training:
     pictures: Callable[[int], Mapping[str, np.ndarray]] | None = None
     done: int = 0
     best: float | None = None
+    loss_scale: LossScale | None = field(init=False, default=None)
+    bad_steps: BadSteps = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Give the learners what they share, and keep it with the other parts."""
+        learners = [*self.learners.values()]
+        if self.dtype == torch.float16:
+            self.loss_scale = LossScale(self.device)
+            self.parts = {**self.parts, "loss_scale": self.loss_scale}
+            for learner in learners:
+                learner.loss_scale = self.loss_scale
+        self.bad_steps = BadSteps(learners, self.run, self.device, self.loss_scale)
+        self.parts = {**self.parts, "bad_steps": self.bad_steps}
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint of this very training."""

@@ -54,6 +54,16 @@ class ClassLoss(nn.Module):
         Returns:
             The loss, and with several heads `loss/<group>` of each.
         """
+        return self.joined(self.by_clip(scores, target_BL))
+
+    def joined(self, losses: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Make of the losses of clips what `forward` returns."""
+        means = {name: loss_B.mean() for name, loss_B in losses.items()}
+        loss = torch.stack([*means.values()]).sum()
+        return loss, means if self.grouped else {}
+
+    def by_clip(self, scores: Sequence[Tensor], target_BL: Tensor) -> dict[str, Tensor]:
+        """Return the loss of every clip, (B,), by the name of its head, as `loss/<group>`."""
         losses = {}
         for name, score_BG in zip(self.names, scores, strict=True):
             label_BG = self.labels(name, target_BL)
@@ -61,9 +71,8 @@ class ClassLoss(nn.Module):
             if weight_G is not None:
                 label_BG = label_BG * weight_G
             log_BG = score_BG.float().log_softmax(dim=-1)
-            losses[f"loss/{name}"] = -(label_BG * log_BG).sum(dim=-1).mean()
-        loss = torch.stack([*losses.values()]).sum()
-        return loss, losses if self.grouped else {}
+            losses[f"loss/{name}"] = -(label_BG * log_BG).sum(dim=-1)
+        return losses
 
     def labels(self, name: str, target_BL: Tensor) -> Tensor:
         """Return the soft labels of a head, (B, G): the shares of a member's classes are summed."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tatscli.engine.device import at_least_float32
 from tatscli.errors import RecipeError
 from tatscli.nn.batch_norm import BatchNorm
 from tatscli.nn.pool import EfficientPool
@@ -105,7 +106,7 @@ class Classifier(nn.Module):
                 what the loss wants.
         """
         tokens_BKD = self.encoder.embed(self.encoder.cubes(video_BCTHW, visible_BK))
-        feature_BD = self.fc_norm(self._pooled(tokens_BKD, visible_BK))
+        feature_BD = self.fc_norm(at_least_float32(self._pooled(tokens_BKD, visible_BK)))
         if self.batch_norm is not None:
             feature_BD = self.batch_norm(feature_BD)
         feature_BD = self.dropout(feature_BD)

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from tatscli.engine.device import at_least_float32
+
 _CONVOLUTIONS: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 """By the dimensions of what they go over: pictures, or videos."""
 
@@ -196,16 +198,24 @@ class PatchDiscriminator(nn.Module):
         for layer, (before, after) in enumerate(pairwise(wide), start=1):
             parts += [
                 conv(before, after, side, stride=2 if layer < layers else 1, padding=1),
-                nn.GroupNorm(math.gcd(32, after), after),
+                Norm(math.gcd(32, after), after),
                 nn.LeakyReLU(0.2),
             ]
         self.layers = nn.Sequential(*parts, conv(wide[-1], 1, side, padding=1))
 
     def forward(self, shown: Tensor) -> Tensor:
-        """Return verdicts, higher for frames than for reconstructions: (X, 1, h, w) of pictures
-        (X, 3, H, W), or (B, 1, t, h, w) of videos (B, 3, T, H, W)."""
-        return self.layers(shown)
+        """Return verdicts, higher for frames than for reconstructions, in float32: (X, 1, h, w) of
+        pictures (X, 3, H, W), or (B, 1, t, h, w) of videos (B, 3, T, H, W)."""
+        return at_least_float32(self.layers(shown))
+
+
+class Norm(nn.GroupNorm):
+    """GroupNorm in float32 where autocast computes in half precision, on a CPU too."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return the normalised maps."""
+        return super().forward(at_least_float32(maps))
 
 
 def _normed(channels: int) -> tuple[nn.Module, nn.Module]:
-    return nn.GroupNorm(math.gcd(32, channels), channels), nn.SiLU()
+    return Norm(math.gcd(32, channels), channels), nn.SiLU()

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tatscli.engine.device import at_least_float32
 from tatscli.errors import RecipeError
 from tatscli.nn.vit import NORM_EPS, Block, Mlp
 
@@ -49,7 +50,7 @@ class EfficientPool(nn.Module):
         queries, width = self.queries_MD.shape
         score_BMN = self.queries_MD @ tokens_BND.transpose(1, 2) * width**-0.5
         value_BMNd = self.value(tokens_BND).unflatten(2, (queries, -1)).transpose(1, 2)
-        weight_BM1N = score_BMN.softmax(dim=-1).to(value_BMNd.dtype).unsqueeze(2)
+        weight_BM1N = at_least_float32(score_BMN).softmax(-1).to(value_BMNd.dtype).unsqueeze(2)
         return (weight_BM1N @ value_BMNd).flatten(1)
 
 

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tatscli.engine.device import at_least_float32
 from tatscli.nn.vit import NORM_EPS, Mlp
 
 KEPT_SLICES = 16
@@ -132,7 +133,7 @@ class TrajectoryAttention(nn.Module):
         own_BXD = self._own_slice(paths_BXTD, first)
         query_BXHd = self.proj_q(own_BXD).unflatten(-1, (self.num_heads, -1)) * self.scale
         folded_BXHD = torch.einsum("bxhe,hed->bxhd", query_BXHd, key_HdD)
-        weights_BXHT = (folded_BXHD @ paths_BXTD.transpose(-2, -1)).softmax(dim=-1)
+        weights_BXHT = at_least_float32(folded_BXHD @ paths_BXTD.transpose(-2, -1)).softmax(-1)
         pooled_BXHD = weights_BXHT.to(paths_BXTD.dtype) @ paths_BXTD
         mixed_BXHd = torch.einsum("bxhd,hed->bxhe", pooled_BXHD, value_HdD)
         return mixed_BXHd.flatten(2) + value_bias_D, weights_BXHT

@@ -20,6 +20,7 @@ _MUST_BE: dict[str, Callable[[dict[str, Any]], str]] = {
     "float_type": lambda _: "a number",
     "finite_number": lambda _: "a finite number",
     "string_type": lambda _: "text; put quotes around it",
+    "string_pattern_mismatch": lambda context: f"`{_spelled(context['pattern'])}`",
     "bool_type": lambda _: "`true` or `false`",
     "list_type": lambda _: "a list",
     "tuple_type": lambda _: "a list",
@@ -45,10 +46,16 @@ def explain(errors: Iterable[ErrorDetails]) -> list[tuple[Keys, str]]:
         sentences = found.setdefault(keys, [])
         same_start = [index for index, known in enumerate(sentences) if known.startswith(start)]
         if start and same_start:
-            sentences[same_start[0]] += f" or {rest}"
+            allowed, mark, meant = sentences[same_start[0]].partition("; did you mean ")
+            sentences[same_start[0]] = f"{allowed} or {rest}{mark}{meant}"
         else:
             sentences.append(start + rest)
     return [(keys, sentence) for keys, sentences in found.items() for sentence in sentences]
+
+
+def _spelled(pattern: str) -> str:
+    """Write a pattern of a recipe key as people do: `cuda:N`."""
+    return pattern.strip("^$").replace("[0-9]+", "N")
 
 
 def _locate(location: tuple[str | int, ...]) -> tuple[Keys, type[Section]]:

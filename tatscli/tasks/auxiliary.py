@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tatscli.data.batch import Batch
 from tatscli.data.clip import Clip
@@ -111,8 +111,8 @@ class MaskedHalf:
         assert both.scores is not None
         return lesson, both.scores
 
-    def join(self, masked: Lesson, loss: Tensor) -> Lesson:
-        """Weigh the two losses.
+    def join(self, masked: Lesson, loss: Tensor, loss_B: Tensor) -> Lesson:
+        """Weigh the two losses; those of the classifier also come clip by clip, without graph.
 
         The metric `loss` leaves a sampler's own loss out, as in pretraining; `loss/masked` and
         `loss/class` are the two before they are weighted.
@@ -126,7 +126,14 @@ class MaskedHalf:
             "loss/class": loss,
         }
         total = self.share * masked.loss + (1 - self.share) * loss
-        return Lesson(metrics, masked.notices, total)
+        assert masked.by_sample is not None
+        by_sample = self.share * masked.by_sample + (1 - self.share) * loss_B
+        return Lesson(metrics, masked.notices, total, by_sample)
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Return mask, selection and targets."""
+        system = self.system
+        return {"mask": system.masker, "selection": system.selection, **system.targets}
 
     def work(self) -> float:
         """Estimate the floating-point operations of the masked half of a step on one video."""

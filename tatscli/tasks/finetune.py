@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tatscli.console import Reporter
 from tatscli.data.batch import Batch
@@ -237,11 +237,15 @@ class Finetuning(Stage):
         video_BCTHW = standardized(batch.video_BCTHW, data.mean, data.std)
         video_BCTHW, target_BL = self.mix(video_BCTHW, batch.label_B, draws=draws)
         if self.auxiliary is None:
-            loss, by_head = self.loss(self.network(video_BCTHW, kept_BK, by_head=True), target_BL)
-            return Lesson(metrics | by_head, loss=loss)
-        masked, scores = self.auxiliary.step(self.network, batch, video_BCTHW, draws)
-        loss, by_head = self.loss(scores, target_BL)
-        joined = self.auxiliary.join(masked, loss)
+            scores = self.network(video_BCTHW, kept_BK, by_head=True)
+        else:
+            masked, scores = self.auxiliary.step(self.network, batch, video_BCTHW, draws)
+        losses = self.loss.by_clip(scores, target_BL)
+        loss, by_head = self.loss.joined(losses)
+        loss_B = torch.stack([*losses.values()]).sum(dim=0).detach()
+        if self.auxiliary is None:
+            return Lesson(metrics | by_head, loss=loss, by_sample=loss_B)
+        joined = self.auxiliary.join(masked, loss, loss_B)
         return joined._replace(metrics={**joined.metrics, **by_head})
 
     def check(self, means: dict[str, float]) -> None:
@@ -264,6 +268,11 @@ class Finetuning(Stage):
         groups = {name: group.of for name, group in self.store.class_groups.items()}
         by_group = group_accuracy(videos, groups)
         return top1, {"val_top1": top1, **{f"val_{key}_top1": by_group[key] for key in by_group}}
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Return the classifier, and the parts of the masked half."""
+        beside = {} if self.auxiliary is None else self.auxiliary.modules()
+        return {"": self.model, **beside}
 
     def work(self) -> float:
         """Count six operations for each weight and token."""

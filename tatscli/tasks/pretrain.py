@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from tatscli.console import Reporter
 from tatscli.data.batch import Batch
@@ -201,6 +202,12 @@ class Pretraining(Stage):
         """
         refuse_faulty_plans(means, self.recipe)
 
+    def modules(self) -> dict[str, nn.Module]:
+        """Return encoder and head, mask, selection and targets."""
+        system = self.system
+        named = {"mask": system.masker, "selection": system.selection, **system.targets}
+        return {"": self.model, **named}
+
     def work(self) -> float:
         """Count six operations for each weight and token."""
         return work_of(self.system)
@@ -243,10 +250,11 @@ def step(system: System, batch: Batch, draws: Draws) -> Lesson:
         **mask_insight(found.plan, grid=system.form.grid, motion=batch.motion),
         "plan_faults": found.plan.faulty_B(system.form.tokens).float().mean(),
     }
+    by_sample = found.error_BM.detach().mean(dim=1)
     if lesson.loss is None:
-        return Lesson(metrics, lesson.notices, found.loss)
+        return Lesson(metrics, lesson.notices, found.loss, by_sample)
     metrics[f"loss/{system.masker.config.kind}"] = lesson.loss
-    return Lesson(metrics, lesson.notices, found.loss + lesson.loss)
+    return Lesson(metrics, lesson.notices, found.loss + lesson.loss, by_sample)
 
 
 def warn_of_unknown_motion(

@@ -215,7 +215,8 @@ class TokenizerTraining(Stage):
         true_BCTHW = to_unit(batch.video_BCTHW)
         found: Reconstruction = self.network(true_BCTHW)
         video_BCTHW = found.video_BCTHW.float()
-        terms = {"reconstruction": self._distance(video_BCTHW, true_BCTHW), **found.losses}
+        distance_B = self._distance(video_BCTHW, true_BCTHW)
+        terms = {"reconstruction": distance_B.mean(), **found.losses}
         if self.config.perceptual and self.perceptual is not None:
             weight = self.config.perceptual.weight
             distance = self.perceptual(pictures_of(video_BCTHW), pictures_of(true_BCTHW))
@@ -234,13 +235,14 @@ class TokenizerTraining(Stage):
         metrics = {f"loss/{name}": term for name, term in terms.items()}
         metrics |= own | self._quality(found, true_BCTHW)
         # Neither side's gradient reaches the other, so that one backward pass serves both.
-        return Lesson({"loss": loss, **metrics}, loss=sum(own.values(), loss))
+        own_B = distance_B.detach()
+        return Lesson({"loss": loss, **metrics}, loss=sum(own.values(), loss), by_sample=own_B)
 
     def _distance(self, video_BCTHW: Tensor, true_BCTHW: Tensor) -> Tensor:
-        """Compare pixels in [-1, 1]."""
+        """Compare pixels in [-1, 1]: the distance of each video, (B,)."""
         if self.config.reconstruction == "l1":
-            return 2 * F.l1_loss(video_BCTHW, true_BCTHW)
-        return 4 * F.mse_loss(video_BCTHW, true_BCTHW)
+            return 2 * F.l1_loss(video_BCTHW, true_BCTHW, reduction="none").flatten(1).mean(dim=1)
+        return 4 * F.mse_loss(video_BCTHW, true_BCTHW, reduction="none").flatten(1).mean(dim=1)
 
     @torch.no_grad()
     def _quality(self, found: Reconstruction, true_BCTHW: Tensor) -> dict[str, Tensor]:
@@ -267,6 +269,11 @@ class TokenizerTraining(Stage):
             return {}
         shown = self.model if self.average is None else self.average.average.network
         return self.drawing.draw(shown, epoch, here)
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Return tokenizer, discriminator and the classifier of the perceptual loss."""
+        beside = {"discriminator": self.adversary, "perceptual": self.perceptual}
+        return {"": self.model} | {name: one for name, one in beside.items() if one is not None}
 
     def work(self) -> float:
         """Count the operations of a clip, forward and twice as many backward."""

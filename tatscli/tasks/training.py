@@ -124,6 +124,10 @@ class Stage:
         """Return what `run.json` and checkpoints say of the data beside the usual."""
         return {}
 
+    def modules(self) -> dict[str, nn.Module]:
+        """Return what a step runs through, by name: the model as ``, what is beside it."""
+        return {"": self.model}
+
     def work(self) -> float:
         """Estimate the floating-point operations of a step on one video."""
         raise NotImplementedError

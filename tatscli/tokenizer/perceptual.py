@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tatscli.engine.device import at_least_float32
 from tatscli.errors import CheckpointError
 from tatscli.files import sha256
 from tatscli.recipe import schema
@@ -71,11 +72,12 @@ class PerceptualLoss(nn.Module):
         count = len(pictures_XCHW)
         both = torch.cat([pictures_XCHW, true_XCHW])
         maps = (both - self.mean_C11) / self.std_C11
-        distance = maps.new_zeros(())
+        distance = maps.new_zeros((), dtype=torch.float32)
         for place, layer in enumerate(self.network):
             # Not in place, as torchvision's ReLUs are: what is before them is still compared.
             maps = F.relu(maps) if isinstance(layer, nn.ReLU) else layer(maps)
             if place in self.stages:
-                scaled = maps * (maps.square().sum(dim=1, keepdim=True) + _EPS).rsqrt()
+                full = at_least_float32(maps)  # squares of features overflow in fp16
+                scaled = full * (full.square().sum(dim=1, keepdim=True) + _EPS).rsqrt()
                 distance = distance + ((scaled[:count] - scaled[count:]).square().sum(dim=1).mean())
         return distance

@@ -127,7 +127,7 @@ def train_steps(
     recipe: Recipe,
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
-    dtype: torch.dtype,
+    dtype: torch.dtype = torch.float32,
     steps: int = 1,
 ) -> None:
     """Take whole optimiser steps on the pretend GPU, in autocast unless `dtype` is float32."""
@@ -308,6 +308,19 @@ def test_no_switch_of_the_sampler_makes_it_wait(
 ) -> None:
     recipe = recipe_of({"kind": "tats"} | LEARNED | switches, "decoder", TARGETS[0], "all")
     train_steps(recipe, tmp_path, monkeypatch, DTYPES[dtype], steps=2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("mask", [{"kind": "tube"}, {"kind": "tats", "epochs": 3} | LEARNED])
+def test_neither_do_half_precision_a_loss_scale_and_the_search_for_bad_steps(
+    mask: dict[str, Any], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    recipe = recipe_of(mask, "regressor", TARGETS[2], "all")
+    run = recipe.run.model_copy(update={"skip_above_std": 3.0})
+    recipe = recipe.model_copy(update={"run": run})
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    train_steps(recipe, tmp_path, monkeypatch, steps=2, dtype=dtype)
 
 
 @pytest.mark.parametrize(

@@ -352,9 +352,9 @@ def test_results_of_weights_that_belong_to_no_run_go_to_runs(tmp_path: Path) -> 
     assert results_home(file, file) == Path("runs/vit_b_1.5")
 
 
-def test_of_a_recipes_run_section_two_keys_alone_change_an_evaluation() -> None:
+def test_of_a_recipes_run_section_three_keys_alone_change_an_evaluation() -> None:
     """Whoever adds a key to `run` says in `INDIFFERENT` whether it makes another evaluation."""
-    assert Run.model_fields.keys() - set(INDIFFERENT["run"]) == {"seed", "precision"}
+    assert Run.model_fields.keys() - set(INDIFFERENT["run"]) == {"seed", "precision", "tf32"}
 
 
 def test_a_named_result_is_replaced_only_when_asked(

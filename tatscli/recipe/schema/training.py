@@ -15,7 +15,8 @@ from tatscli.recipe.schema.section import (
     Section,
 )
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Device = Literal["auto", "cpu", "cuda", "mps"] | Annotated[str, Field(pattern=r"^cuda:[0-9]+$")]
 
 
 class Optim(Section):
@@ -65,10 +66,15 @@ class Run(Section):
     """Run folder; null is runs/<recipe>, and runs/<recipe>-finetune for fine-tuning."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of weights, data order, augmentation and masks."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """`auto` takes CUDA, then MPS, then the CPU."""
+    device: Device = "auto"
+    """`auto` takes CUDA, then MPS, then the CPU; `cuda:1` is the second GPU that torch sees, for a
+    single process."""
     precision: Precision = "auto"
-    """`auto` is bf16 autocast on a GPU that has it, else fp32."""
+    """`auto` is bf16 autocast on a GPU that computes it, else fp32. fp16 scales the loss, so that
+    small gradients do not vanish. Losses, norms, softmax and PPO are fp32 in all of them."""
+    tf32: bool = True
+    """Let a GPU multiply fp32 numbers as TF32, with 10 bits of their mantissas; false computes them
+    in full."""
     threads: Count | Literal["auto"] = "auto"
     """Threads of the model on a CPU. `auto` is one where a step is so small that a second thread
     gains nothing and waits whenever the machine is busy; else what torch takes."""
@@ -96,5 +102,9 @@ class Run(Section):
     track_pictures: Count | None = 10
     """Passes between two pictures of masks and reconstructions for the trackers; null draws none.
     Of a tokenizer they get those that its training draws anyway."""
+    skip_above_std: Positive | None = None
+    """Skip a step whose loss is so many standard deviations above the mean of the last 300 good
+    steps, once 100 are known; null skips only what is not finite."""
     max_bad_steps: Count = 5
-    """Steps in a row with a loss or gradient that is not finite before training stops."""
+    """Steps in a row that may be skipped, because loss or gradient is not finite or the loss too
+    high, before training stops; `tats replay` looks at the last of them."""

@@ -1,0 +1,104 @@
+"""What is left of a training that ends in bad steps: the last of them, for `tats replay`.
+
+    bad-step/{model,masker,targets ...}.safetensors  meta.json
+
+It is laid out as a checkpoint, without optimisers: the weights that the step found, which have not
+moved since, and in `meta.json` who was in the batch. Pixels and masks are functions of the step.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tatscli.engine import distributed
+from tatscli.engine.bad_steps import BadSteps, Fault
+from tatscli.engine.checkpoint import FORMAT, Checkpoint
+from tatscli.engine.history import read_object
+from tatscli.engine.learner import Learner
+from tatscli.engine.training import Training
+from tatscli.errors import TatsError, UsageError
+from tatscli.files import draft_of
+
+FOLDER = "bad-step"
+
+
+def refuse_bad_steps(training: Training) -> None:
+    """Hear of bad steps, and end the training if there were too many in a row; all processes call
+    this together.
+
+    Raises:
+        TatsError: If so; the last of them is saved first.
+    """
+    fault = training.bad_steps.check(training.done, training.reporter)
+    if fault is None:
+        return
+    where = training.folder / FOLDER
+    try:
+        save_bad_step(training, fault, where)
+        saved = f"the batch is saved in `{where}`"
+        hint = f"`tats replay {training.folder}` names module and videos; {fault.remedy}"
+    except OSError as error:
+        saved, hint = f"the batch cannot be saved: {error.strerror}", fault.remedy
+    raise TatsError(
+        f"{fault.in_a_row} bad steps in a row, the last at step {fault.step}: "
+        f"{fault.facts['reason']}; {saved}",
+        hint=hint,
+    )
+
+
+def save_bad_step(training: Training, fault: Fault, where: Path) -> None:
+    """Write a bad step; all processes call this together.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    facts: dict[str, Any] = {
+        "format": FORMAT,
+        "step": fault.step,
+        **training.meta,
+        **fault.facts,
+        "seed": training.run.seed,
+        "rows": distributed.gathered([fault.rows]),
+        "precision": str(training.dtype).removeprefix("torch."),
+        "device": str(training.device),
+    }
+    try:
+        if training.world.main:
+            with draft_of(where) as draft:
+                draft.mkdir()
+                for name, part in training.parts.items():
+                    tensors = {} if isinstance(part, Learner | BadSteps) else part.tensors()
+                    plain = {key: one.detach().cpu().contiguous() for key, one in tensors.items()}
+                    if plain:
+                        save_file(plain, draft / f"{name}.safetensors")
+                text = json.dumps(facts, indent=1, ensure_ascii=False)
+                (draft / "meta.json").write_text(text, encoding="utf-8")
+    finally:
+        distributed.wait()  # a launcher ends all processes as soon as one has failed
+
+
+def read_bad_step(run: Path) -> Checkpoint:
+    """Open the bad step that a training has left.
+
+    Args:
+        run: The run folder.
+
+    Raises:
+        UsageError: If there is none.
+        DataError: If it cannot be read.
+    """
+    if not run.is_dir():
+        raise UsageError(f"`{run}` is no run folder", hint="give one such as `runs/ucf101`")
+    folder = run / FOLDER
+    meta = read_object(folder / "meta.json")
+    if meta is None:
+        raise UsageError(
+            f"`{run}` has no bad step to replay: its training did not end because of one",
+            hint="`skipped` in its metrics.jsonl counts single steps, which training survives; "
+            "`run.max_bad_steps=1` ends it at the first",
+        )
+    return Checkpoint(folder, meta)
