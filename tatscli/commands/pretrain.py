@@ -15,11 +15,16 @@ from tatscli.commands.options import (
     Overwrite,
     Quiet,
     Resume,
+    ResumeAuto,
     Source,
     StoreOption,
+    Training,
     Verbose,
     reporter,
+    resuming,
 )
+
+CLASS = Training
 
 EPILOG = """Examples:
 
@@ -30,6 +35,8 @@ EPILOG = """Examples:
   tats pretrain small --dry-run --json
 
   tats pretrain runs/ucf101 --resume
+
+  tats pretrain ucf101 --resume auto
 
   torchrun --nproc-per-node 8 -m tatscli pretrain k400
 """
@@ -50,6 +57,7 @@ def pretrain(
         ),
     ] = None,
     resume: Resume = False,
+    resume_auto: ResumeAuto = False,
     overwrite: Overwrite = False,
     max_steps: MaxSteps = None,
     dry_run: DryRun = False,
@@ -62,7 +70,7 @@ def pretrain(
 
     say = reporter(json, quiet, verbose)
     given = shorthand(overrides, {"data.store": store, "run.max_steps": max_steps})
-    loaded, folder = open_recipe(source, given, resumes=resume)
+    loaded, folder = open_recipe(source, given, resumes=resume or (resume_auto and out is None))
     for note in loaded.notes:
         say.info(note)
     if dry_run:
@@ -72,11 +80,14 @@ def pretrain(
         show_plan(plan_pretraining(loaded, out or folder or pretrain_folder(loaded)), say)
         return
     from tatscli.tasks.pretrain import pretrain as run_pretraining
+    from tatscli.tasks.pretrain import pretrain_folder
 
+    target = pretrain_folder(loaded, out or folder)
+    resume, overwrite = resuming(target, resume=resume, auto=resume_auto, overwrite=overwrite)
     result = run_pretraining(
         loaded,
         reporter=say,
-        out=out or folder,
+        out=target,
         init=init,
         resume=resume,
         overwrite=overwrite,

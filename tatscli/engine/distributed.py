@@ -57,7 +57,7 @@ def joined(device_type: str) -> Iterator[World]:
         local_rank=int(os.environ.get("LOCAL_RANK", 0)),
         local_size=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
     )
-    dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo")
     try:
         yield world
     finally:
@@ -88,6 +88,18 @@ def largest(value: float, device: torch.device) -> float:
     tensor = tensor.to(device)
     dist.all_reduce(tensor, dist.ReduceOp.MAX)
     return float(tensor)
+
+
+def agreed(values: Sequence[float]) -> list[float]:
+    """Return the largest of every process's values, one by one.
+
+    They travel from host to host (gloo), so that no device is waited for.
+    """
+    if alone():
+        return [float(value) for value in values]
+    tensor = torch.tensor([float(value) for value in values], dtype=torch.float64)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return list(tensor.tolist())
 
 
 def gathered(values: list[T]) -> list[T]:

@@ -67,6 +67,7 @@ class Training:
             main process alone.
         done: Optimiser steps done.
         best: Best score so far.
+        unscored: Whether a signal cut short the scoring of the pass that `done` ends.
     """
 
     model: nn.Module
@@ -88,6 +89,7 @@ class Training:
     pictures: Callable[[int], Mapping[str, np.ndarray]] | None = None
     done: int = 0
     best: float | None = None
+    unscored: bool = False
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint of this very training."""
@@ -95,6 +97,7 @@ class Training:
             restore_part(name, part, checkpoint)
         self.done = checkpoint.step
         self.best = checkpoint.meta.get("best_score")
+        self.unscored = checkpoint.meta.get("unscored", False)
 
     @property
     def last(self) -> int:

@@ -19,6 +19,7 @@ from tatscli.engine import distributed
 from tatscli.engine.device import autocast
 from tatscli.engine.rng import random_at
 from tatscli.engine.session import Session
+from tatscli.engine.signals import heeding
 from tatscli.errors import DataError
 from tatscli.evaluation.features import PooledFeatures
 from tatscli.evaluation.knn import knn_scores
@@ -148,7 +149,7 @@ class Watcher:
                 once=True,
             ),
         )
-        for number, batch in batches:
+        for number, batch in heeding(batches):
             there = batch.to(here.device)
             generator = random_at(seed, number)
             with torch.inference_mode(), autocast(here.device, here.dtype):

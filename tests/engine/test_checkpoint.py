@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tatscli.engine.checkpoint import find_checkpoint, save_checkpoint
+from tatscli.engine.checkpoint import find_checkpoint
+from tatscli.engine.keeping import save_checkpoint
 from tatscli.engine.metrics import Averages, MetricsLog
 from tatscli.engine.rng import random_at
 from tatscli.engine.run import open_run
@@ -59,9 +60,12 @@ def test_what_is_not_there_or_damaged_is_said(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         find_checkpoint(tmp_path)
     path = save(tmp_path, 1)
+    whole = (path / "model.safetensors").read_bytes()
+    found = find_checkpoint(tmp_path)
     (path / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(CheckpointError, match="cannot read"):
-        find_checkpoint(tmp_path).tensors("model")
+        found.tensors("model")
+    (path / "model.safetensors").write_bytes(whole)
     meta = json.loads((path / "meta.json").read_text())
     assert meta["format"] == 2
     for other in (0, 3, 99, None):

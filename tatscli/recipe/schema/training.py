@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from tatscli.recipe.schema.section import (
     Count,
@@ -15,6 +15,16 @@ from tatscli.recipe.schema.section import (
     Section,
 )
 
+
+def _two(count: int) -> int:
+    if count < 2:
+        raise ValueError(
+            "at least 2: should the newest checkpoint be damaged, the one before it must be there"
+        )
+    return count
+
+
+Keep = Annotated[int, AfterValidator(_two), Field(json_schema_extra={"minimum": 2})]
 Precision = Literal["auto", "fp32", "bf16"]
 
 
@@ -80,8 +90,8 @@ class Run(Section):
     """Optimiser steps between two lines of metrics.jsonl."""
     save_every: Positive = 20
     """Passes over the data between two checkpoints."""
-    keep: Count = 2
-    """Numbered checkpoints kept; `last` and `best` come on top."""
+    keep: Keep = 2
+    """Numbered checkpoints kept, at least 2; `last` and `best` come on top."""
     watch: Watch | None = None
     """Hold videos out of a pretraining and look at them now and then; null trains on all."""
     track: list[Literal["tensorboard", "wandb"]] = []
