@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,13 +47,23 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the same batch on `device`; copies from pinned memory do not wait."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """Return the same batch in pinned memory (the name DataLoader looks for)."""
-        return self._each(torch.Tensor.pin_memory)
+        return self.each(torch.Tensor.pin_memory)
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+    def record_stream(self, stream: Any) -> None:
+        """Tell the allocator that a CUDA stream uses the batch."""
+
+        def record(tensor: Tensor) -> Tensor:
+            tensor.record_stream(stream)
+            return tensor
+
+        self.each(record)
+
+    def each(self, change: Callable[[Tensor], Any]) -> Batch:
+        """Return the same batch with every tensor changed, always in the same order."""
         motion = self.motion
         if motion is not None:
             motion = motion.each(change)

@@ -15,14 +15,11 @@ Shapes: T frames, C channels, H and W pixels.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import gc
 import math
 import mmap
 import os
-import shutil
-import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -35,12 +32,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tatscli.data.memory import free_memory
+from tatscli.data.memory import GB, free_memory, size_of, unnamed_file
 from tatscli.errors import RecipeError, TatsError
 from tatscli.recipe.schema import Data
 from tatscli.store.reader import Store
-
-GB = 10**9
 
 _SHARES = {"auto": 0.5, "ram": 0.8}
 """Of the free memory: the model, its moments and activations are still to come. Who says `ram` has
@@ -78,7 +73,7 @@ class CachePlan:
         if self.reason:
             return f"none, decoded in every pass: {self.reason}"
         each = f"{self.ranks} ranks x " if self.ranks > 1 else ""
-        return f"{each}{_size(self.bytes)} of at most {_size(self.limit)}, decoded once"
+        return f"{each}{size_of(self.bytes)} of at most {size_of(self.limit)}, decoded once"
 
 
 def plan_cache(store: Store, rows: Iterable[int], data: Data, *, beside: int = 0) -> CachePlan:
@@ -109,13 +104,13 @@ def plan_cache(store: Store, rows: Iterable[int], data: Data, *, beside: int = 0
         reason = f"the manifest does not say how large the pictures of `{unsized[0]}` are"
         return _not_kept(plan, data, reason)
     need = plan.ranks * (plan.bytes + beside)
-    taken = f"{_size(need)} of decoded frames" + (f" on {plan.ranks} ranks" * (plan.ranks > 1))
+    taken = f"{size_of(need)} of decoded frames" + (f" on {plan.ranks} ranks" * (plan.ranks > 1))
     if need > plan.limit:
         reason = f"{taken} are more than `data.cache_gb: {data.cache_gb:g}`"
         return _not_kept(plan, data, reason, enough=-(-100 * need // GB) / 100)
     free, share = free_memory(), _SHARES[data.cache]
     if free is not None and need > share * free:
-        reason = f"{taken} are more than {share:.0%} of the memory that is free, {_size(free)}"
+        reason = f"{taken} are more than {share:.0%} of the memory that is free, {size_of(free)}"
         return _not_kept(plan, data, reason)
     return plan
 
@@ -180,7 +175,7 @@ class FrameCache:
             self._places[row] = _Place(flags, start + self.bytes, shape_THWC)
             flag += shape_THWC[0]
             self.bytes += math.prod(shape_THWC)
-        self._open(_unnamed_file(start + self.bytes))
+        self._open(unnamed_file("tats-frames", start + self.bytes))
 
     def read(self, row: int, frames: list[int], decode: Callable[[list[int]], Tensor]) -> Tensor:
         """Return frames of a row; those that no process has decoded yet are decoded and kept.
@@ -289,23 +284,6 @@ class _Place:
     shape_THWC: tuple[int, int, int, int]
 
 
-def _unnamed_file(size: int) -> int:
-    """Return the descriptor of a new file without a name, filled with zeros that take no room."""
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("tats-frames")
-    else:
-        if size > shutil.disk_usage(tempfile.gettempdir()).free:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), tempfile.gettempdir())
-        with tempfile.TemporaryFile() as file:
-            descriptor = os.dup(file.fileno())
-    try:
-        os.ftruncate(descriptor, size)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
 def _not_kept(
     plan: CachePlan, data: Data, reason: str, *, enough: float | None = None
 ) -> CachePlan:
@@ -324,9 +302,3 @@ def _not_kept(
         f"`data.cache: ram` cannot keep {plan.frames:,} frames: {reason}",
         hint=f"{larger}allow `data.cache=auto` or `none`, which decode them in every pass",
     )
-
-
-def _size(count: int) -> str:
-    """Write a number of bytes with three digits."""
-    value, unit = (count / GB, "GB") if count >= GB / 10 else (1000 * count / GB, "MB")
-    return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"

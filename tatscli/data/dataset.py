@@ -6,6 +6,7 @@ worker or what was read before. Shapes: T frames, C channels, H and W pixels.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -96,6 +97,11 @@ class Clips(Dataset[list[Sample]]):
     def name(self, row: int) -> str:
         """Return the manifest id of a row."""
         return self.store.rows[row].id
+
+    @property
+    def view_bytes(self) -> int:
+        """Bytes of one view."""
+        return 3 * self.data.frames * math.prod(self.data.view_size)
 
     def label(self, row: int) -> int:
         """Return the class of a row, or -1."""

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from multiprocessing.context import BaseContext
+from types import FrameType
 from typing import Any, Literal
 
 import torch
-from torch.utils.data import DataLoader, Dataset
 
-from tatscli.data.batch import Batch, collate
-from tatscli.data.dataset import Clips, Key, Sample
+from tatscli.data.batch import Batch
+from tatscli.data.dataset import Clips
+from tatscli.data.memory import free_memory, size_of
 from tatscli.data.order import training_order
+from tatscli.data.reading import AHEAD, Batches, BatchReader
 from tatscli.data.views import EvalViews
-from tatscli.errors import DataError, DecodeError, TatsError
+from tatscli.data.workers import Workers
+from tatscli.errors import DataError
 from tatscli.recipe.derive import Schedule
 
-TIMEOUT = 600.0  # seconds without a batch before a run stops; a slow disk is not yet a hang
+TIMEOUT = 600.0
+"""Seconds over one clip before a run stops, where nobody says; a slow disk is not yet a hang."""
 
-_TRIES = 10  # unreadable neighbours in a row that mean the store is gone
+_LAST_WORDS = 25  # seconds that a worker serves on after SIGTERM
+_SHARE = 0.8  # of the free memory that batches on their way may take
 _GRACE = 1000  # videos to see before a share of bad ones means something
 
 
@@ -46,12 +53,13 @@ def training_batches(
     max_bad_share: float = 0.01,
     on_bad: Callable[[int, str], None] | None = None,
     timeout: float = TIMEOUT,
-) -> Iterator[Batch]:
-    """Yield the micro-batches of a rank without end, from those of optimiser step `start_step` on.
+    warn: Callable[[str], object] | None = None,
+) -> Batches:
+    """Return the micro-batches of a rank without end, from those of optimiser step `start_step` on.
 
     An unreadable video is replaced by the next row of the dataset that can be read. Training stops
     when the bad videos pass `max_bad_share` of those seen, counting at least a thousand as seen (or
-    all there are); a single one is always put up with, unless the share is 0.
+    all there are); a single one is always tolerated, unless the share is 0.
 
     Args:
         dataset: Training clips, indexed by (epoch, position).
@@ -61,9 +69,10 @@ def training_batches(
         workers: Loader processes; 0 reads in this one.
         rank: Number of this process.
         world: Processes in all.
-        max_bad_share: Share of unreadable videos that is put up with.
+        max_bad_share: Share of unreadable videos that is tolerated.
         on_bad: Told once of each unreadable video: row and reason.
-        timeout: Seconds to wait for a batch.
+        timeout: Seconds that a worker may take over one clip.
+        warn: Told of workers that take long, and of fewer of them than wanted.
 
     Raises:
         DataError: If too many videos are bad, one is too short for the recipe, or a worker hangs or
@@ -75,23 +84,27 @@ def training_batches(
             f" not for {len(dataset.rows)} on {world}"
         )
 
-    def order() -> Iterator[list[Key]]:
-        return training_order(schedule, seed=seed, start_step=start_step, rank=rank)
-
-    def name(key: Key) -> str:
-        return dataset.name(dataset.rows[key[1]])
-
-    reader = _Reader(dataset, bad="replace")
     bad: set[int] = set()
     seen = 0
-    for batch in _batches(reader, order, name=name, workers=workers, timeout=timeout):
+
+    def check(batch: Batch) -> None:
+        nonlocal seen
         seen += schedule.batch_per_device
         for row, reason in batch.bad:
             if row not in bad and on_bad is not None:
                 on_bad(row, reason)
             bad.add(row)
         _check_share(len(bad), seen=seen, videos=schedule.videos, limit=max_bad_share)
-        yield batch
+
+    return _batches(
+        BatchReader(dataset, bad="replace"),
+        training_order(schedule, seed=seed, start_step=start_step, rank=rank),
+        workers=workers,
+        batch_bytes=schedule.batch_per_device * schedule.repeats * dataset.view_bytes,
+        timeout=timeout,
+        warn=warn,
+        check=check,
+    )
 
 
 def evaluation_batches(
@@ -119,27 +132,27 @@ def evaluation_batches(
         items: Which views, in order; None takes all of this rank's videos.
         on_bad: Told of each view that cannot be read, row and reason, and its batch comes without
             it; other views of that video may have been yielded before. None stops at the first.
-        timeout: Seconds to wait for a batch.
+        timeout: Seconds that a worker may take over one clip.
 
     Raises:
         DataError: If a video cannot be read, which the message names, and `on_bad` is None; or if a
             worker hangs or dies.
     """
     wanted = dataset.items(rank=rank, world=world) if items is None else items
-
-    def order() -> Iterator[list[int]]:
-        return (list(wanted[first : first + batch]) for first in range(0, len(wanted), batch))
-
-    def name(item: int) -> str:
-        return dataset.name(dataset.row(item))
-
-    reader = _Reader(dataset, bad="stop" if on_bad is None else "skip")
-    for one in _batches(reader, order, name=name, workers=workers, timeout=timeout):
-        for row, reason in one.bad:
-            if on_bad is not None:
-                on_bad(row, reason)
-        if len(one.row_B):
-            yield one
+    batches = _batches(
+        BatchReader(dataset, bad="stop" if on_bad is None else "skip"),
+        (list(wanted[first : first + batch]) for first in range(0, len(wanted), batch)),
+        workers=workers,
+        batch_bytes=batch * dataset.view_bytes,
+        timeout=timeout,
+    )
+    with closing(batches):
+        for one in batches:
+            for row, reason in one.bad:
+                if on_bad is not None:
+                    on_bad(row, reason)
+            if len(one.row_B):
+                yield one
 
 
 def fixed_batches(
@@ -163,7 +176,7 @@ def fixed_batches(
         rank: Number of this process.
         world: Processes in all.
         on_bad: Told of each unreadable video: row and reason.
-        timeout: Seconds to wait for a batch.
+        timeout: Seconds that a worker may take over one clip.
 
     Yields:
         The number of the batch among those of all ranks, and the batch.
@@ -174,117 +187,59 @@ def fixed_batches(
     positions = range(len(dataset.rows))
     numbers = range(rank, -(-len(positions) // batch), world)
 
-    def order() -> Iterator[list[Key]]:
-        return ([(0, at) for at in positions[n * batch : (n + 1) * batch]] for n in numbers)
-
-    def name(key: Key) -> str:
-        return dataset.name(dataset.rows[key[1]])
-
-    reader = _Reader(dataset, bad="replace")
-    batches = _batches(reader, order, name=name, workers=workers, timeout=timeout)
-    for number, one in zip(numbers, batches, strict=True):
-        if on_bad is not None:
-            for row, reason in one.bad:
-                on_bad(row, reason)
-        yield number, one
-
-
-class _Reader(Dataset[Batch | TatsError]):
-    """Reads whole batches; a user's error is handed over as a value, lest it become a traceback."""
-
-    def __init__(self, clips: Clips, *, bad: Literal["stop", "replace", "skip"]) -> None:
-        self.clips = clips
-        self.bad = bad
-
-    def __getitem__(self, keys: Sequence[Any]) -> Batch | TatsError:
-        reading: dict[str, Callable[[Any, list[tuple[int, str]]], list[Sample]]] = {
-            "stop": self._read,
-            "replace": self._read_or_replace,
-            "skip": self._read_or_skip,
-        }
-        read = reading[self.bad]
-        samples: list[Sample] = []
-        bad: list[tuple[int, str]] = []
-        try:
-            for key in keys:
-                samples += read(key, bad)
-        except TatsError as error:
-            return error
-        return collate(samples, bad)
-
-    def _read(self, key: Any, bad: list[tuple[int, str]]) -> list[Sample]:
-        return self.clips[key]
-
-    def _read_or_skip(self, item: int, bad: list[tuple[int, str]]) -> list[Sample]:
-        assert isinstance(self.clips, EvalViews)
-        try:
-            return self.clips[item]
-        except DataError as error:
-            bad.append((self.clips.row(item), error.message))
-            return []
-
-    def _read_or_replace(self, key: Key, bad: list[tuple[int, str]]) -> list[Sample]:
-        epoch, position = key
-        rows = self.clips.rows
-        tries = min(_TRIES, len(rows))
-        for neighbour in range(position, position + tries):
-            try:
-                return self.clips[epoch, neighbour % len(rows)]
-            except DecodeError as error:
-                bad.append((rows[neighbour % len(rows)], error.message))
-        raise DataError(
-            f"{tries} videos in a row cannot be read, the last because {bad[-1][1]}",
-            hint="check that the store is whole and its disk is there",
-        )
+    batches = _batches(
+        BatchReader(dataset, bad="replace"),
+        ([(0, at) for at in positions[n * batch : (n + 1) * batch]] for n in numbers),
+        workers=workers,
+        batch_bytes=batch * dataset.view_bytes,
+        timeout=timeout,
+    )
+    with closing(batches):
+        for number, one in zip(numbers, batches, strict=True):
+            if on_bad is not None:
+                for row, reason in one.bad:
+                    on_bad(row, reason)
+            yield number, one
 
 
 def _batches(
-    reader: _Reader,
-    order: Callable[[], Iterator[list[Any]]],
+    reader: BatchReader,
+    order: Iterator[list[Any]],
     *,
-    name: Callable[[Any], str],
     workers: int,
+    batch_bytes: int,
     timeout: float,
-) -> Iterator[Batch]:
-    """Read batches in order; torch gives a worker one thread and deals batches out in turn."""
-    on_cuda = torch.cuda.is_initialized()
-    loader = DataLoader(
-        reader,
-        batch_size=None,  # the reader makes whole batches
-        sampler=order(),
-        collate_fn=_as_is,
-        num_workers=workers,
-        pin_memory=on_cuda,
-        timeout=timeout if workers else 0,
-        worker_init_fn=_start_worker if workers else None,
-        multiprocessing_context=_context(on_cuda=on_cuda) if workers else None,
-        generator=torch.Generator(),  # its own, so that the global random state stays as it is
-    )
-    arriving = iter(loader)
-    try:
-        for number, keys in enumerate(order()):
-            try:
-                batch = next(arriving)
-            except RuntimeError as error:
-                reason = str(error).splitlines()[0]
-                if not reason.startswith("DataLoader"):
-                    raise
-                files = ", ".join(f"`{name(key)}`" for key in keys[:3])
-                batch = DataError(
-                    f"the batch with {files} did not arrive from loader worker"
-                    f" {number % workers}: {reason}",
-                    hint="`data.workers=0` shows where it stops; workers killed by a signal often"
-                    " lack (shared) memory",
-                )
-            if isinstance(batch, TatsError):
-                raise batch  # out here, without torch's traceback, which would keep the workers
-            yield batch
-    finally:
-        del arriving  # ends the workers now
+    warn: Callable[[str], object] | None = None,
+    check: Callable[[Batch], None] = lambda batch: None,
+) -> Batches:
+    """Begin to read batches, here or in workers, which start at once."""
+    on_cuda, crew = torch.cuda.is_initialized(), None
+    if workers:
+        crew = Workers(
+            reader,
+            _affordable(workers, batch_bytes, warn),
+            context=_context(on_cuda=on_cuda) or multiprocessing.get_context(),
+            start=_start_worker,
+            name=reader.clips.name,
+            timeout=timeout,
+            warn=warn,
+        )
+    return Batches(reader, order, crew, check=check, pin=on_cuda)
 
 
-def _as_is(batch: Any) -> Any:
-    return batch
+def _affordable(workers: int, batch_bytes: int, warn: Callable[[str], object] | None) -> int:
+    """Return how many workers there is memory for, and say so where those are fewer."""
+    free = free_memory()
+    each = AHEAD * batch_bytes
+    if free is None or warn is None or (workers + 1) * each <= _SHARE * free:
+        return workers
+    fewer = max(1, int(_SHARE * free / each) - 1)
+    if fewer < workers:
+        warn(
+            f"{fewer} instead of {workers} loader workers: {AHEAD} batches of each would take"
+            f" {size_of(workers * each)}, and {size_of(free)} of memory are free"
+        )
+    return min(workers, fewer)
 
 
 def _context(*, on_cuda: bool) -> BaseContext | None:
@@ -305,9 +260,25 @@ def _context(*, on_cuda: bool) -> BaseContext | None:
 
 
 def _start_worker(_: int) -> None:
-    """Leave the process group: Ctrl-C is for the main process, which ends its workers itself."""
+    """Leave signals to the main process, which ends its workers itself.
+
+    Schedulers send them to every process of a job. What asks for a checkpoint is none of a worker's
+    business; after SIGTERM it serves on for `_LAST_WORDS` seconds, in which the main process may
+    finish a step. A second one ends it at once, and so does the end of the main process.
+    """
     if hasattr(os, "setpgrp"):
         os.setpgrp()
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, _end_soon)
+
+
+def _end_soon(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.alarm(_LAST_WORDS)
 
 
 def _check_share(bad: int, *, seen: int, videos: int, limit: float) -> None:

@@ -1,9 +1,19 @@
-"""How much memory is free: what the machine has left, and what its containers leave of it."""
+"""Memory: how much the machine and its containers leave, and files that lie in it.
+
+A file in memory is `memfd_create`'s on Linux, which does not depend on the size of `/dev/shm`;
+elsewhere it is a temporary file that is deleted at once.
+"""
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+
+GB = 10**9
 
 
 def free_memory(root: Path = Path("/")) -> int | None:
@@ -20,6 +30,39 @@ def free_memory(root: Path = Path("/")) -> int | None:
     """
     left = [*_of_machine(root), *_of_control_groups(root)]
     return max(0, min(left)) if left else None
+
+
+def unnamed_file(purpose: str, size: int) -> int:
+    """Return the descriptor of a new file without a name, filled with zeros that take no room.
+
+    The kernel frees it with the last process that has it open, however that one ends.
+
+    Args:
+        purpose: Shown by the kernel where it lists open files.
+        size: In bytes.
+
+    Raises:
+        OSError: If there is no room to be had.
+    """
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create(purpose)
+    else:
+        if size > shutil.disk_usage(tempfile.gettempdir()).free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), tempfile.gettempdir())
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    try:
+        os.ftruncate(descriptor, size)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def size_of(count: int) -> str:
+    """Write a number of bytes with three digits."""
+    value, unit = (count / GB, "GB") if count >= GB / 10 else (1000 * count / GB, "MB")
+    return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
 
 
 def _of_machine(root: Path) -> Iterator[int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ class MotionField:
             fields[0].patch,
         )
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> MotionField:
+    def each(self, change: Callable[[Tensor], Any]) -> MotionField:
         """Return the same motion with every tensor changed."""
         return MotionField(
             change(self.field_BThw2),

@@ -1,42 +1,83 @@
-"""`Feed`: micro-batches on their way from the loader to the device."""
+"""`Feed`: micro-batches on their way from the loader to the device.
+
+A thread takes them from the loader, so that whoever waits for one may turn away. Onto a GPU it also
+copies them, one ahead of the step at work, on a stream of its own. Elsewhere it takes a micro-batch
+only when asked for one: reading then never competes with the step, and nothing is read in vain.
+"""
 
 from __future__ import annotations
 
+import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
-from queue import Empty, SimpleQueue
-from threading import Thread
-from typing import Any
+from contextlib import suppress
+from types import ModuleType, TracebackType
+from typing import Any, Self
 
 import torch
 
 from tatscli.engine.training import MicroBatch
 
-_POLL = 0.1  # seconds between two looks at whether to go on waiting
+_LOOK = 0.1  # seconds between two looks at whether to stop waiting
+_PATIENCE = 2.0  # seconds that the thread gets to end
+
+
+class SideStream:
+    """Copies batches on a CUDA stream beside the one that computes.
+
+    Args:
+        device: Where to.
+        cuda: What stands for `torch.cuda`.
+    """
+
+    def __init__(self, device: torch.device, cuda: ModuleType | Any = torch.cuda) -> None:
+        self._device, self._cuda = device, cuda
+        self._stream = cuda.Stream(device)
+
+    def send(self, batch: MicroBatch) -> tuple[MicroBatch, Any]:
+        """Begin to copy a batch; return it with the event that says when it is there."""
+        with self._cuda.stream(self._stream):
+            moved = batch.to(self._device)
+            return moved, self._stream.record_event()
+
+    def receive(self, batch: Any, event: Any) -> Any:
+        """Let what is computed from now on wait for the batch; the host does not."""
+        stream = self._cuda.current_stream(self._device)
+        stream.wait_event(event)
+        # It was allocated on the side stream, which must not reuse its memory before it was used.
+        batch.record_stream(stream)
+        return batch
 
 
 class Feed:
     """Hands out the micro-batches of a training, each on its device.
 
-    The loader is asked by a thread, and only when a batch is wanted: whoever waits for one can hear
-    a signal meanwhile, and stop waiting.
+    Leaving its context ends the thread, and closes the batches where they can be closed; dropping
+    it does the same.
 
     Args:
         batches: Micro-batches without end.
         device: Where the model is.
+        side: Copies ahead; None makes one where there is a GPU to copy to.
 
     Attributes:
         waited: Seconds spent waiting for the loader since `begin`.
         rows: Where the samples since `begin` came from.
     """
 
-    def __init__(self, batches: Iterator[MicroBatch], device: torch.device) -> None:
-        self._batches = batches
-        self._device = device
-        self._wanted, self._given = SimpleQueue[bool](), SimpleQueue[Any]()
-        self._asking = False
-        self._thread = Thread(target=self._ask, name="feed", daemon=True)
-        self._thread.start()
+    def __init__(
+        self,
+        batches: Iterator[MicroBatch],
+        device: torch.device,
+        *,
+        side: SideStream | None = None,
+    ) -> None:
+        if side is None and device.type == "cuda" and torch.cuda.is_available():
+            side = SideStream(device)
+        self._device, self._side = device, side
+        self._reading = _Reading(batches, side)
+        self._end = weakref.finalize(self, self._reading.close)
         self.begin()
 
     def begin(self) -> None:
@@ -46,40 +87,113 @@ class Feed:
     def take(self, stop: Callable[[], bool]) -> Any | None:
         """Return the next micro-batch; None where there is none yet and `stop` has come true.
 
+        One that comes later is not lost: the next call returns it.
+
+        Args:
+            stop: Asked several times a second while there is none.
+
         Raises:
             DataError: If the loader has to give up.
         """
         asked = time.perf_counter()
-        if not self._asking:
-            self._asking = True
-            self._wanted.put(True)
         try:
-            while True:
-                try:
-                    batch = self._given.get(timeout=_POLL)
-                    break
-                except Empty:
-                    if stop():
-                        return None
+            found = self._reading.take(stop)
         finally:
             self.waited += time.perf_counter() - asked
-        self._asking = False
-        if isinstance(batch, BaseException):
-            raise batch
-        self.rows += batch.row_B.tolist()
-        return batch.to(self._device)
+        if found is None:
+            return None
+        rows, batch, event = found
+        self.rows += rows
+        if self._side is None:
+            return batch.to(self._device)
+        return self._side.receive(batch, event)
 
     def close(self) -> None:
-        """End the loader, unless it hangs: then its workers end with this process."""
-        self._wanted.put(False)
-        self._thread.join(timeout=_POLL)
-        if not self._thread.is_alive() and hasattr(self._batches, "close"):
-            self._batches.close()
+        """End the thread and the loader."""
+        self._end()
 
-    def _ask(self) -> None:
-        while self._wanted.get():
-            try:
-                given: Any = next(self._batches)
-            except BaseException as error:  # for whoever takes it
-                given = error
-            self._given.put(given)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Reading:
+    """What thread and `Feed` share: one place for a micro-batch, and who wants what.
+
+    Args:
+        batches: Where they come from.
+        side: Copies them as soon as the one before was taken; None leaves them on the host, and
+            reads one only when it is wanted.
+    """
+
+    def __init__(self, batches: Iterator[MicroBatch], side: SideStream | None) -> None:
+        self._batches, self._side = batches, side
+        self._changed = threading.Condition()
+        self._found: tuple[list[int], Any, Any] | BaseException | None = None
+        self._wanted = side is not None
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    def take(self, stop: Callable[[], bool]) -> tuple[list[int], Any, Any] | None:
+        """Return rows, batch and event, or None if `stop` came first."""
+        if self._thread is None:
+            # A read that hangs in the kernel must not keep the program from ending.
+            self._thread = threading.Thread(target=self._work, name="feed", daemon=True)
+            self._thread.start()
+        with self._changed:
+            self._wanted = True
+            self._changed.notify_all()
+            while self._found is None:
+                self._changed.wait(_LOOK)
+                if self._found is None and stop():
+                    return None
+            found = self._found
+            if isinstance(found, BaseException):
+                raise found
+            self._found, self._wanted = None, self._side is not None
+            self._changed.notify_all()
+            return found
+
+    def close(self) -> None:
+        """End the thread, and the batches where they can be closed."""
+        with self._changed:
+            self._closed, self._found = True, None
+            self._changed.notify_all()
+        close = getattr(self._batches, "close", None)
+        if close is not None:
+            with suppress(ValueError):  # a generator at work in the thread, which closes it
+                close()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(_PATIENCE)
+
+    def _work(self) -> None:
+        try:
+            while self._until(lambda: self._wanted and (self._side or self._found is None)):
+                batch = next(self._batches)
+                rows, event = batch.row_B.tolist(), None
+                if not self._until(lambda: self._found is None):
+                    return
+                if self._side is not None:
+                    batch, event = self._side.send(batch)
+                self._put((rows, batch, event))
+                del batch  # it may be large, and the next is not there yet
+        except StopIteration:
+            self._put(RuntimeError("the batches of a training came to an end"))
+        except BaseException as error:  # whatever it is, it belongs to whoever asked
+            self._put(error)
+
+    def _until(self, ready: Callable[[], object]) -> bool:
+        """Wait until something is true; return False when it is over."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or ready())
+            return not self._closed
+
+    def _put(self, found: tuple[list[int], Any, Any] | BaseException) -> None:
+        with self._changed:
+            if not self._closed:
+                self._found = found
+                self._changed.notify_all()

@@ -11,7 +11,7 @@ import gc
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 from tatscli.engine.bad_steps import BadSteps
@@ -69,7 +69,7 @@ def train(training: Training) -> dict[str, Any]:
         stop_requests() as request,
         bar,
         _settled_garbage() as settle,
-        closing(Feed(training.batches(training.done), training.device)) as feed,
+        Feed(training.batches(training.done), training.device) as feed,
         saving(training) as saver,
     ):
         halfway = Halfway(training.parts, schedule.accumulation)

@@ -126,6 +126,7 @@ def run_views(
         batch=size,
         workers=worker_count(recipe.data.workers, local_ranks=here.world.local_size),
         items=items,
+        timeout=recipe.data.timeout,
         on_bad=None if skipped is None else skipped.setdefault,
     )
     steps = -(-len(items) // size)

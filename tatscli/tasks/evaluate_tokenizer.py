@@ -191,6 +191,7 @@ def reconstruct(
         workers=worker_count(recipe.data.workers, local_ranks=here.world.local_size),
         rank=here.world.rank,
         world=here.world.size,
+        timeout=recipe.data.timeout,
         on_bad=None if skipped is None else skipped.setdefault,
     )
     steps = -(-len(views) // (batch_size * here.world.size))

@@ -31,7 +31,7 @@ from tatscli.weights.paths import name_of
 Array = np.ndarray[Any, Any]
 
 INDIFFERENT = {
-    "data": ("store", "workers", "cache", "cache_gb", "max_bad_share"),
+    "data": ("store", "workers", "timeout", "cache", "cache_gb", "max_bad_share"),
     "evaluate": ("batch_per_device",),
     "run": (
         *("out", "device", "threads", "compile", "max_steps", "log_every", "save_every", "keep"),

@@ -21,6 +21,7 @@ FREE_TO_CHANGE = (
     "run.",
     "evaluate.",
     "data.workers",
+    "data.timeout",
     "data.cache",
     "data.max_bad_share",
     "data.store",
@@ -77,7 +78,7 @@ def refuse_other_recipe(folder: Path, loaded: LoadedRecipe) -> None:
         raise UsageError(
             f"the recipe differs from the run in `{folder}`: " + ", ".join(differing),
             hint="`run.*` (but `run.seed` and `run.watch.share`), `evaluate.*`, `data.workers`, "
-            "`data.cache*`, `data.max_bad_share` and the places of the store and of frozen "
+            "`data.timeout`, `data.cache*`, `data.max_bad_share` and the places of the store and of frozen "
             "networks may change on `--resume`; "
             "to start anew from these weights, use `--init` and another `--out`",
         )

@@ -270,6 +270,8 @@ def data_stream(
             world=here.world.size,
             max_bad_share=recipe.data.max_bad_share,
             on_bad=warn,
+            timeout=recipe.data.timeout,
+            warn=here.reporter.warn,
         )
 
     return batches

@@ -143,6 +143,7 @@ class Watcher:
             workers=worker_count(self.recipe.data.workers, local_ranks=here.world.local_size),
             rank=here.world.rank,
             world=here.world.size,
+            timeout=self.recipe.data.timeout,
             on_bad=lambda row, reason: here.reporter.warn(
                 f"`{self.store.rows[row].id}` is watched but cannot be read, "
                 f"another stands in for it: {reason}",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import time
 from collections.abc import Sequence
 from itertools import islice
@@ -269,35 +268,6 @@ def test_views_called_alike_are_the_same_pixels(
     assert dataset.items(distinct=True, rank=1, world=2) == [
         9 * place + number for place in (1, 3) for number in sorted(set(dataset.alike(place)))
     ]
-
-
-class Stuck(FakeStore):
-    """Row 1 never arrives, or takes the worker with it."""
-
-    def __init__(self, *, kill: bool) -> None:
-        super().__init__([20] * 4)
-        self.kill = kill
-
-    def jpegs(self, row: int, frames: Sequence[int]) -> list[np.ndarray]:
-        if row == 1:
-            if self.kill:
-                time.sleep(2)  # else it may be found dead while the batch before is waited for
-                os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(60)
-        return super().jpegs(row, frames)
-
-
-@pytest.mark.parametrize("kill", [False, True])
-def test_a_worker_that_hangs_or_dies_is_named_with_its_videos(kill: bool) -> None:
-    dataset = views(Stuck(kill=kill), range(4), segments=1, crops=1)
-    start = time.monotonic()
-    with pytest.raises(DataError, match=r"`videos/1\.mp4` did not .* worker 1: Data") as caught:
-        list(evaluation_batches(dataset, batch=1, workers=2, timeout=4))
-    assert "data.workers=0" in (caught.value.hint or "")
-    assert time.monotonic() - start < 20
-    while multiprocessing.active_children() and time.monotonic() - start < 30:
-        time.sleep(0.05)  # a worker that was told to end takes its time
-    assert not multiprocessing.active_children()
 
 
 def test_workers_end_with_the_iterator_and_keep_out_of_the_terminal() -> None:

@@ -146,9 +146,11 @@ def _train_steps(system: System, recipe: Recipe, folder: Path, steps: int) -> No
         # It looks at the policy once in twenty steps; here it has looked.
         system.masker.guard.load({"seen": torch.zeros(1)})
 
+    arrived = Arrived(host_batch(recipe))  # here: the feed's thread knows of no pretend GPU
+
     def batches() -> Iterator[Arrived]:
         while True:
-            yield Arrived(host_batch(recipe))
+            yield arrived
 
     training = Training(
         model=model,
