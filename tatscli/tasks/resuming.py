@@ -78,8 +78,8 @@ def refuse_other_recipe(folder: Path, loaded: LoadedRecipe) -> None:
         raise UsageError(
             f"the recipe differs from the run in `{folder}`: " + ", ".join(differing),
             hint="`run.*` (but `run.seed` and `run.watch.share`), `evaluate.*`, `data.workers`, "
-            "`data.timeout`, `data.cache*`, `data.max_bad_share` and the places of the store and of frozen "
-            "networks may change on `--resume`; "
+            "`data.timeout`, `data.cache*`, `data.max_bad_share` and the places of the store and "
+            "of frozen networks may change on `--resume`; "
             "to start anew from these weights, use `--init` and another `--out`",
         )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from tatscli.console import Reporter
 from tatscli.engine.checkpoint import find_checkpoint
@@ -65,9 +66,11 @@ def toy_training(
     total_batch: int = 8,
     batch_per_device: int = 8,
     clip_grad: float | None = None,
+    world: World | None = None,
     **run: object,
 ) -> Training:
-    """Five passes of two steps each, by default."""
+    """Five passes of two steps each, by default; `world` is one of several processes."""
+    world = world or World()
     folder.mkdir(parents=True, exist_ok=True)
     optim = Optim(
         epochs=epochs,
@@ -77,9 +80,10 @@ def toy_training(
         warmup_epochs=1,
         clip_grad=clip_grad,
     )
-    schedule = derive_schedule(optim, videos=VIDEOS, repeats=1, world=1)
+    schedule = derive_schedule(optim, videos=VIDEOS, repeats=1, world=world.size)
     torch.manual_seed(3)
     model = ToyModel()
+    synced = DistributedDataParallel(model) if world.size > 1 else None
     learner = Learner(
         model,
         build_optimizer(model, optim),
@@ -89,14 +93,14 @@ def toy_training(
 
     def step(batch: ToyBatch, generator: torch.Generator) -> Lesson:
         noise = 0.1 * torch.randn(batch.wanted.shape, generator=generator)
-        loss = (model(batch.inputs) - batch.wanted - noise).square().mean()
+        loss = ((synced or model)(batch.inputs) - batch.wanted - noise).square().mean()
         return Lesson({"seen": float(learner.step)}, loss=loss)
 
     def batches(start: int) -> Iterator[ToyBatch]:
-        number = start * schedule.accumulation
+        number = start * schedule.accumulation * world.size + world.rank
         while True:
             yield toy_batch(number, schedule.batch_per_device)
-            number += 1
+            number += world.size
 
     return Training(
         model=model,
@@ -108,10 +112,11 @@ def toy_training(
         run=Run.model_validate({"log_every": 1, "save_every": 0.5, **run}),
         folder=folder,
         meta={"kind": "pretrained"},
-        world=World(),
+        world=world,
         device=torch.device("cpu"),
         dtype=torch.float32,
         reporter=Reporter(stdout=io.StringIO(), stderr=io.StringIO()),
+        synced=synced,
     )
 
 
