@@ -53,9 +53,10 @@ class ToyModel(nn.Module):
 
 
 def toy_batch(number: int, size: int) -> ToyBatch:
-    generator = torch.Generator().manual_seed(seed_of(7, number))
-    inputs = torch.randn(size, 6, generator=generator)
+    """Every row has inputs of its own, whatever batch it comes in."""
     rows = torch.arange(number * size, (number + 1) * size)
+    generators = [torch.Generator().manual_seed(seed_of(7, row)) for row in rows.tolist()]
+    inputs = torch.stack([torch.randn(6, generator=one) for one in generators])
     return ToyBatch(inputs, inputs[:, :2] - inputs[:, 2:4], rows)
 
 
