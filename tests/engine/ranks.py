@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +44,6 @@ def start(work: Work, size: int, folder: Path) -> list[int]:
                 MASTER_ADDR="127.0.0.1",
                 MASTER_PORT=port,
             )
-            sys.stdin = open(os.devnull)
             with joined("cpu") as world:
                 work(world)
             code = 0

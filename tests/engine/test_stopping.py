@@ -1,4 +1,4 @@
-"""A training that is told to stop: whenever that is, it saves and says so, and goes on as before."""
+"""A training that is told to stop: whenever that is, it saves, says so, and goes on as before."""
 
 from __future__ import annotations
 

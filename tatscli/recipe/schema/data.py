@@ -145,8 +145,8 @@ class Data(Section):
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Loader processes; `auto` is one a core shared by the ranks of this machine, at most 8."""
     timeout: Positive = 600.0
-    """Seconds that a loader worker may take over one clip before the run stops and names both; after
-    a minute it warns."""
+    """Seconds that a loader worker may take over one clip before the run stops and names both;
+    after a minute it warns."""
     cache: Literal["auto", "ram", "none"] = "auto"
     """Decoded frames in memory, so that JPEGs are decoded once and not in every pass: `auto` where
     all of them fit in `cache_gb` and in half of the memory that is free, `ram` or stop, `none`
