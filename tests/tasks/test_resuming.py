@@ -18,6 +18,7 @@ import pytest
 from tatscli.console import Reporter
 from tatscli.engine.checkpoint import find_checkpoint
 from tatscli.engine.distributed import World
+from tatscli.errors import Stopped
 from tatscli.lock import LOCK, locked
 from tatscli.recipe.load import LoadedRecipe
 from tatscli.tasks import pretrain as pretraining
