@@ -1,9 +1,9 @@
-"""What saving costs a training: seconds it waits, beside those of the writing it no longer waits for.
+"""What saving costs a training: seconds it waits, beside those of the writing it is spared.
 
-The state of a masked autoencoder with its moments, after a step, is saved by the loop's `Saver`, and
-by the same writer in the foreground, in turns; steps are taken while a checkpoint is being written
-and while none is. The floor of the wait is one copy of every byte, at the speed at which this
-process copies into fresh memory.
+The state of a masked autoencoder with its moments, after a step, is saved by the loop's `Saver`,
+and by the same writer in the foreground, in turns; steps are taken while a checkpoint is being
+written and while none is. The floor of the wait is one copy of every byte, at the speed at which
+this process copies into fresh memory.
 
 Prints one JSON object of medians: bytes, seconds of waiting with and without the thread, the floor,
 seconds of a step with and without a write beside it, and the share of a window of 100 steps.
