@@ -1,7 +1,7 @@
 """The checkpoint folders of a run, read without torch: which there are, what became of the links,
 and what is damaged.
 
-Checked for damage are `meta.json`, the sizes it names, and of every safetensors file the header,
+Checked for damage are `meta.json`, the files it names, and of every safetensors file the header,
 which says how long the file must be. Bytes that rotted inside the data are not found.
 """
 
@@ -72,19 +72,14 @@ def damage_of(folder: Path, meta: dict[str, Any]) -> str | None:
 
     Args:
         folder: The checkpoint.
-        meta: Its `meta.json`; those written before sizes were kept name no files.
+        meta: Its `meta.json`; those of earlier versions name no files.
     """
     missing = [key for key in ("kind", "step") if key not in meta]
     if missing:
         return f"its `meta.json` has no `{missing[0]}`"
-    sizes: dict[str, int] = meta.get("files", {"model.safetensors": None})
-    for name, size in sizes.items():
-        file = folder / name
-        if not file.is_file():
+    for name in meta.get("files", ["model.safetensors"]):
+        if not (folder / name).is_file():
             return f"`{name}` is missing"
-        found = file.stat().st_size
-        if size is not None and found != size:
-            return f"`{name}` has {found} bytes, and had {size} when it was written"
     for file in sorted(folder.glob("*.safetensors")):
         problem = _wrong_length(file)
         if problem is not None:

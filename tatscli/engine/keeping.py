@@ -38,7 +38,7 @@ def save_checkpoint(
         folder: The run folder.
         step: Optimiser steps done.
         tensors: File stem to named tensors.
-        meta: What `meta.json` says beside step, format and the sizes of the files.
+        meta: What `meta.json` says beside step, format and files.
         keep: Numbered checkpoints to keep; those behind `last` and `best` always stay.
         best: Whether this is the best one so far.
 
@@ -89,8 +89,8 @@ def _fill(
     for part, named in tensors.items():
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
         save_file(plain, draft / f"{part}.safetensors", metadata=strings)
-    sizes = {file.name: file.stat().st_size for file in sorted(draft.iterdir())}
-    about = {"format": FORMAT, "step": step, **meta, "files": sizes}
+    files = sorted(file.name for file in draft.iterdir())
+    about = {"format": FORMAT, "step": step, **meta, "files": files}
     (draft / "meta.json").write_text(
         json.dumps(about, indent=1, ensure_ascii=False), encoding="utf-8"
     )

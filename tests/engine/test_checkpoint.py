@@ -210,14 +210,14 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-@pytest.mark.parametrize("sizes", [True, False], ids=["sizes", "none"])
+@pytest.mark.parametrize("named", [True, False], ids=["new", "old"])
 def test_a_damaged_last_checkpoint_has_a_stand_in_loudly(
-    tmp_path: Path, damage: Callable[[Path], object], sizes: bool
+    tmp_path: Path, damage: Callable[[Path], object], named: bool
 ) -> None:
-    """With sizes in `meta.json` or, as earlier versions wrote it, without."""
+    """With the names of files in `meta.json` or, as earlier versions wrote it, without."""
     save(tmp_path, 10, best=True)
     path = save(tmp_path, 20)
-    if not sizes:
+    if not named:
         meta = json.loads((path / "meta.json").read_text())
         del meta["files"]
         (path / "meta.json").write_text(json.dumps(meta))
@@ -226,10 +226,10 @@ def test_a_damaged_last_checkpoint_has_a_stand_in_loudly(
     assert find_checkpoint(tmp_path, say=said.append).step == 10
     (warning,) = said
     assert f"`{path}` is damaged: " in warning and "that of step 10 is taken" in warning
-    for named in (path, tmp_path / "checkpoints" / "last"):
-        if named.exists() or named.is_symlink():  # never for one that is named itself
+    for one in (path, tmp_path / "checkpoints" / "last"):
+        if one.exists() or one.is_symlink():  # never for one that is named itself
             with pytest.raises(CheckpointError, match=r"is damaged|does not exist"):
-                find_checkpoint(named, say=said.append)
+                find_checkpoint(one, say=said.append)
     assert find_checkpoint(tmp_path, prefer="best").step == 10
     assert len(said) == 1
     damage(tmp_path / "checkpoints" / "step-0000010")
