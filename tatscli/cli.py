@@ -13,6 +13,7 @@ import typer
 
 from tatscli import __version__
 from tatscli.errors import Exit, Stopped, TatsError, Told
+from tatscli.files import DISK_ERRORS, system_error
 
 COMMANDS = {
     "prepare": "tatscli.commands.prepare:prepare",
@@ -69,10 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone: nobody is left to talk to
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.FAILED
-    except OSError as error:  # the machine's trouble: no space, no permission, no such place
-        if error.filename is None:
+    except Exception as error:  # the machine's trouble: no space, no permission, no such place
+        number, file = system_error(error), getattr(error, "filename", None)
+        if number is None or (file is None and number not in DISK_ERRORS):
             raise
-        _say(f"error: cannot use `{error.filename}`: {error.strerror}")
+        what = f"cannot use `{file}`" if file is not None else "cannot write"
+        _say(f"error: {what}: {os.strerror(number)}")
         return Exit.FAILED
     if code == Exit.INTERRUPTED:
         _say("interrupted")
@@ -96,7 +99,8 @@ def build_app() -> typer.Typer:
             app.add_typer(command, name=name, epilog=epilog)
         else:
             summary = (command.__doc__ or "").partition("\n")[0].rstrip(".")
-            app.command(name, epilog=epilog, short_help=summary)(command)
+            kind = getattr(holder, "CLASS", None)
+            app.command(name, cls=kind, epilog=epilog, short_help=summary)(command)
     return app
 
 

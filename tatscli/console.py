@@ -20,6 +20,16 @@ def without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+_warned: set[str] = set()
+
+
+def warn_once(message: str) -> None:
+    """Warn on stderr where no `Reporter` is at hand; the same text once in a process."""
+    if message not in _warned:
+        _warned.add(message)
+        tqdm.write(f"warning: {message}", file=sys.stderr)
+
+
 class Reporter:
     """Speaks for a command: messages, tables, progress bars and the JSON result.
 

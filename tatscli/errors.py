@@ -12,7 +12,9 @@ class Exit(IntEnum):
     OK = 0  # done
     FAILED = 1  # ran, and found problems or could not finish
     USAGE = 2  # the command line, the recipe or an input could not be used
+    HUNG_UP = 129  # SIGHUP; training saved a checkpoint first
     INTERRUPTED = 130  # Ctrl-C; what was finished is kept
+    WARNED = 138  # SIGUSR1, a scheduler's warning; training saved a checkpoint first
     TERMINATED = 143  # SIGTERM; training saved a checkpoint first
 
 

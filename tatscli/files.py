@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -11,6 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tatscli.errors import UsageError
+
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+DISK_ERRORS = DISK_FULL | {errno.EIO, errno.EROFS, errno.ESTALE}
+"""Errors of writing that are the machine's trouble and no bug, whatever file it was."""
 
 
 def refuse_unwritable(path: Path) -> None:
@@ -47,10 +53,15 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
 def write_safely(path: Path, content: bytes | str) -> None:
     """Write under a temporary name in the same folder, sync, rename."""
     temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:  # writing, unlike opening, does not say where
+        temporary.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)
+        raise
     publish(temporary, path)
 
 
@@ -94,6 +105,24 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def in_bytes(count: int) -> str:
+    """Return a number of bytes for people: `512 bytes`, `1.2 MB`, `3.4 GB`."""
+    for name, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.1f} {name}"
+    return f"{count} bytes"
+
+
+def system_error(error: BaseException) -> int | None:
+    """Return the number of the system's error; None of any other."""
+    if isinstance(error, OSError):
+        return error.errno
+    if type(error).__name__ == "SafetensorError":  # has it in its text alone
+        found = re.search(r"os error (\d+)", str(error))
+        return int(found[1]) if found else None
+    return None
 
 
 def sync(path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tatscli.engine.checkpoint import save_checkpoint
+from tatscli.engine.keeping import save_checkpoint
 from tatscli.nn.classifier import build_classifier
 from tatscli.nn.vit import build_encoder
 from tatscli.recipe.schema import Recipe

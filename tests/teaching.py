@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tatscli.engine.checkpoint import save_checkpoint
+from tatscli.engine.keeping import save_checkpoint
 from tatscli.recipe.schema import Recipe
 from tatscli.system.system import build_system
 

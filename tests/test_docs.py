@@ -156,7 +156,8 @@ class Workshop:
             small = [*SMALL, "tokenizer.keep=2"]
         elif words[1].startswith("lvmae"):
             self.provide(f"runs/lvmae-tokenizer{'-small' if words[1].endswith('small') else ''}")
-        fresh = [*(word for word in words if word != "--resume"), *small, "--overwrite"]
+        anew = [word for word in words if word not in ("--resume", "auto")]
+        fresh = [*anew, *small, "--overwrite"]
         self.must([*fresh, "--max-steps", "1"])
         if "--resume" in words:
             self.must([*words, *small, "--max-steps", "2"])

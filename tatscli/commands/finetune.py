@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -18,11 +19,16 @@ from tatscli.commands.options import (
     Overwrite,
     Quiet,
     Resume,
+    ResumeAuto,
     StoreOption,
+    Training,
     Verbose,
     planned,
     reporter,
+    resuming,
 )
+
+CLASS = Training
 
 EPILOG = """Examples:
 
@@ -35,6 +41,8 @@ EPILOG = """Examples:
   tats finetune ucf101 --resume
 
   tats finetune runs/ssv2 --nproc 8
+
+  tats finetune ucf101 --resume auto
 """
 
 
@@ -63,6 +71,7 @@ def finetune(
         Path | None, typer.Option("--out", help="Run folder.", show_default="<run>-finetune")
     ] = None,
     resume: Resume = False,
+    resume_auto: ResumeAuto = False,
     overwrite: Overwrite = False,
     max_steps: MaxSteps = None,
     nproc: Nproc = None,
@@ -78,7 +87,7 @@ def finetune(
 
     say = reporter(json, quiet, verbose, joins=not dry_run)
     given = shorthand(overrides, {"data.store": store, "run.max_steps": max_steps})
-    resumes = resume and resumes_itself(source, "finetuned")
+    resumes = (resume or resume_auto) and resumes_itself(source, "finetuned")
     loaded, folder = open_recipe(source, given, resumes=resumes)
     for note in loaded.notes:
         say.info(note)
@@ -97,12 +106,15 @@ def finetune(
     from tatscli.tasks.finetune import choose_start
     from tatscli.tasks.finetune import finetune as run_finetuning
 
-    start, target = choose_start(loaded, folder, init=init, scratch=scratch, resume=resume)
+    choose = partial(choose_start, loaded, folder, init=init, scratch=scratch)
+    target = out or choose(resume=resume or resume_auto)[1]
+    resume, overwrite = resuming(target, resume=resume, auto=resume_auto, overwrite=overwrite)
+    start, _ = choose(resume=resume)
     result = run_finetuning(
         loaded,
         reporter=say,
         init=start,
-        out=out or target,
+        out=target,
         resume=resume,
         overwrite=overwrite,
     )

@@ -6,9 +6,11 @@ import io
 import os
 import re
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 if TYPE_CHECKING:
     from tatscli.console import Reporter
@@ -30,8 +32,14 @@ StoreOption = Annotated[
     str | None, typer.Option("--store", help="Store to read instead of `data.store`.")
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Continue the run exactly where it stopped.")
+    bool,
+    typer.Option(
+        "--resume",
+        help="Continue the run exactly where it stopped; `--resume auto` starts it where there is "
+        "nothing to continue, for jobs that are queued again.",
+    ),
 ]
+ResumeAuto = Annotated[bool, typer.Option("--resume-auto", hidden=True)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run folder.")]
 MaxSteps = Annotated[
     int | None,
@@ -79,6 +87,36 @@ Device = Annotated[
         "--device", help="`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:N` or `mps`."
     ),
 ]
+
+
+class Training(TyperCommand):
+    """A command whose `--resume` may be followed by `auto`; no other option has a value that can
+    be left out."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read `--resume auto` and `--resume=auto` as an option of its own."""
+        words: list[str] = []
+        for word in args:
+            if word == "auto" and words[-1:] == ["--resume"] and "--" not in words:
+                words[-1] = "--resume-auto"
+            else:
+                words.append("--resume-auto" if word == "--resume=auto" else word)
+        return super().parse_args(ctx, words)
+
+
+def resuming(folder: Path, *, resume: bool, auto: bool, overwrite: bool) -> tuple[bool, bool]:
+    """Return whether to resume, and whether to overwrite, in a run folder.
+
+    Raises:
+        UsageError: If more than one of the three was asked for.
+    """
+    from tatscli.engine.run import resume_or_start
+    from tatscli.errors import UsageError
+
+    if auto and (resume or overwrite):
+        other = "--resume" if resume else "--overwrite"
+        raise UsageError(f"`--resume auto` and `{other}` exclude each other")
+    return resume_or_start(folder) if auto else (resume, overwrite)
 
 
 class Which(StrEnum):

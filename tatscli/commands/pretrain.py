@@ -18,12 +18,17 @@ from tatscli.commands.options import (
     Overwrite,
     Quiet,
     Resume,
+    ResumeAuto,
     Source,
     StoreOption,
+    Training,
     Verbose,
     planned,
     reporter,
+    resuming,
 )
+
+CLASS = Training
 
 EPILOG = """Examples:
 
@@ -38,6 +43,8 @@ EPILOG = """Examples:
   tats pretrain runs/ucf101 --resume
 
   tats pretrain k400 --nproc 8
+
+  tats pretrain ucf101 --resume auto
 
   torchrun --nproc-per-node 8 -m tatscli pretrain k400
 """
@@ -59,6 +66,7 @@ def pretrain(
         ),
     ] = None,
     resume: Resume = False,
+    resume_auto: ResumeAuto = False,
     overwrite: Overwrite = False,
     max_steps: MaxSteps = None,
     nproc: Nproc = None,
@@ -74,7 +82,7 @@ def pretrain(
 
     say = reporter(json, quiet, verbose, joins=not dry_run)
     given = shorthand(overrides, {"data.store": store, "run.max_steps": max_steps})
-    loaded, folder = open_recipe(source, given, resumes=resume)
+    loaded, folder = open_recipe(source, given, resumes=resume or (resume_auto and out is None))
     for note in loaded.notes:
         say.info(note)
     plans = planned(dry_run, gpus, gpu_memory, nproc, loaded.recipe.run.device)
@@ -89,11 +97,14 @@ def pretrain(
 
         launch(context.obj, nproc, device=loaded.recipe.run.device)
     from tatscli.tasks.pretrain import pretrain as run_pretraining
+    from tatscli.tasks.pretrain import pretrain_folder
 
+    target = pretrain_folder(loaded, out or folder)
+    resume, overwrite = resuming(target, resume=resume, auto=resume_auto, overwrite=overwrite)
     result = run_pretraining(
         loaded,
         reporter=say,
-        out=out or folder,
+        out=target,
         init=init,
         resume=resume,
         overwrite=overwrite,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from multiprocessing.context import BaseContext
+from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -25,6 +27,7 @@ from tatscli.recipe.derive import Schedule
 TIMEOUT = 600.0
 """Seconds over one clip before a run stops, where nobody says; a slow disk is not yet a hang."""
 
+_LAST_WORDS = 25  # seconds that a worker serves on after SIGTERM
 _SHARE = 0.8  # of the free memory that batches on their way may take
 _GRACE = 1000  # videos to see before a share of bad ones means something
 
@@ -257,9 +260,25 @@ def _context(*, on_cuda: bool) -> BaseContext | None:
 
 
 def _start_worker(_: int) -> None:
-    """Leave the process group: Ctrl-C is for the main process, which ends its workers itself."""
+    """Leave signals to the main process, which ends its workers itself.
+
+    Schedulers send them to every process of a job. What asks for a checkpoint is none of a worker's
+    business; after SIGTERM it serves on for `_LAST_WORDS` seconds, in which the main process may
+    finish a step. A second one ends it at once, and so does the end of the main process.
+    """
     if hasattr(os, "setpgrp"):
         os.setpgrp()
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, _end_soon)
+
+
+def _end_soon(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.alarm(_LAST_WORDS)
 
 
 def _check_share(bad: int, *, seen: int, videos: int, limit: float) -> None:

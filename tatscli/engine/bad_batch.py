@@ -12,11 +12,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from tatscli.engine import distributed
 from tatscli.engine.bad_steps import BadSteps, Fault
 from tatscli.engine.checkpoint import FORMAT, Checkpoint
 from tatscli.engine.history import read_object
 from tatscli.engine.learner import Learner
+from tatscli.engine.parallel import full_tensors
 from tatscli.engine.training import Training
 from tatscli.errors import TatsError, UsageError
 from tatscli.files import draft_of
@@ -66,15 +69,18 @@ def save_bad_step(training: Training, fault: Fault, where: Path) -> None:
         "precision": str(training.dtype).removeprefix("torch."),
         "device": str(training.device),
     }
+    kept = dict[str, dict[str, Tensor]]()
+    for name, part in training.parts.items():
+        if not isinstance(part, Learner | BadSteps):
+            for key, one in full_tensors(part.tensors()):  # all processes gather, one keeps
+                if training.world.main:
+                    kept.setdefault(name, {})[key] = one.detach().cpu().contiguous()
     try:
         if training.world.main:
             with draft_of(where) as draft:
                 draft.mkdir()
-                for name, part in training.parts.items():
-                    tensors = {} if isinstance(part, Learner | BadSteps) else part.tensors()
-                    plain = {key: one.detach().cpu().contiguous() for key, one in tensors.items()}
-                    if plain:
-                        save_file(plain, draft / f"{name}.safetensors")
+                for name, tensors in kept.items():
+                    save_file(tensors, draft / f"{name}.safetensors")
                 text = json.dumps(facts, indent=1, ensure_ascii=False)
                 (draft / "meta.json").write_text(text, encoding="utf-8")
     finally:

@@ -3,29 +3,36 @@
     checkpoints/step-0000100/{model,masker,optimizer}.safetensors  meta.json
     checkpoints/last -> step-0000100        checkpoints/best -> step-0000080
 
-A folder is filled under a temporary name, synced and renamed; the links are swapped by a rename
-too. Random numbers are a function of the step (`engine/rng.py`), so no generator state is kept.
+`engine/keeping.py` writes them. A checkpoint of a run is found whatever became of the links: copied
+or zipped, they may be folders or small files with the name of what they meant. Random numbers are
+a function of the step (`engine/rng.py`), so no generator state is kept.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from tatscli.console import warn_once
+from tatscli.engine.folders import (
+    damage_of,
+    has_checkpoints,
+    kept_in,
+    pointed_at,
+    read_meta,
+    step_in,
+)
 from tatscli.engine.part import Part
 from tatscli.errors import CheckpointError
-from tatscli.files import publish, sha256, sync
+from tatscli.files import sha256
 
 FORMAT = 2
 READABLE = (1, 2)  # 1 kept no copy of a sampler's last good state
-PREFIX = "step-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,53 +87,6 @@ class Checkpoint:
         return ()
 
 
-def save_checkpoint(
-    folder: Path,
-    *,
-    step: int,
-    tensors: Mapping[str, Mapping[str, Tensor]],
-    meta: dict[str, Any],
-    keep: int,
-    best: bool,
-) -> Path:
-    """Write `checkpoints/step-NNNNNNN` in the run `folder`, point `last` (and `best`) at it, drop
-    old ones.
-
-    Args:
-        folder: The run folder.
-        step: Optimiser steps done.
-        tensors: File stem to named tensors.
-        meta: What `meta.json` says beside step and format.
-        keep: Numbered checkpoints to keep; those behind `last` and `best` always stay.
-        best: Whether this is the best one so far.
-    """
-    from safetensors.torch import save_file
-
-    root = folder / "checkpoints"
-    root.mkdir(parents=True, exist_ok=True)
-    for stale in root.glob(".tmp-*"):
-        shutil.rmtree(stale, ignore_errors=True)
-    final = root / f"{PREFIX}{step:07d}"
-    draft = root / f".tmp-{final.name}"
-    draft.mkdir()
-    strings = {"format": str(FORMAT), "kind": str(meta["kind"]), "step": str(step)}
-    for part, named in tensors.items():
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
-        save_file(plain, draft / f"{part}.safetensors", metadata=strings)
-    text = json.dumps({"format": FORMAT, "step": step, **meta}, indent=1, ensure_ascii=False)
-    (draft / "meta.json").write_text(text, encoding="utf-8")
-    for file in draft.iterdir():
-        sync(file)
-    if final.exists():
-        shutil.rmtree(final)
-    publish(draft, final)
-    _point(root / "last", final)
-    if best:
-        _point(root / "best", final)
-    _prune(root, keep)
-    return final
-
-
 def restore_part(name: str, part: Part, checkpoint: Checkpoint) -> None:
     """Put back what a part kept in a checkpoint; parts that keep nothing have no file.
 
@@ -147,57 +107,141 @@ def restore_part(name: str, part: Part, checkpoint: Checkpoint) -> None:
         ) from error
 
 
-def find_checkpoint(path: Path, *, prefer: str = "last") -> Checkpoint:
+def find_checkpoint(
+    path: Path, *, prefer: str = "last", say: Callable[[str], None] = warn_once
+) -> Checkpoint:
     """Return the checkpoint that `path` means: a checkpoint folder, or a run's `prefer`, else its
     last.
 
+    Where the last one of a run is damaged, the newest intact one is returned, and `say` is told. A
+    checkpoint that `path` itself names, and a run's best, have no stand-in.
+
+    Args:
+        path: A run folder or a checkpoint.
+        prefer: Which one of a run, `last` or `best`.
+        say: Told what is damaged.
+
     Raises:
-        CheckpointError: If there is none, or it was written by a newer format.
+        CheckpointError: If there is none, it is damaged, or it was written by a newer format.
     """
-    for candidate in (path, path / "checkpoints" / prefer):
-        if (candidate / "meta.json").is_file():
-            meta = json.loads((candidate / "meta.json").read_text(encoding="utf-8"))
-            if meta.get("format") not in READABLE:
-                raise CheckpointError(
-                    f"`{candidate}` has checkpoint format `{meta.get('format')}`; "
-                    f"this version reads {' and '.join(map(str, READABLE))}",
-                    hint="install the version of tats that wrote it: see `run.json`",
-                )
-            return Checkpoint(candidate.resolve(), meta)
-    if not path.exists():
+    if _is_checkpoint(path):
+        named = pointed_at(path.parent, path.name) or path
+        found = _open(named)
+        if isinstance(found, Checkpoint):
+            return found
         raise CheckpointError(
-            f"`{path}` does not exist",
-            hint="give a run folder such as `runs/ucf101`, or one of its checkpoints",
+            f"the checkpoint `{path}` is damaged: {found}", hint=_others(path.parent)
         )
-    chosen = path / "checkpoints" / prefer
-    if chosen.is_symlink() and not (chosen / "meta.json").is_file():
-        lacking = "its `meta.json`" if chosen.exists() else f"`{os.readlink(chosen)}`"
+    root = path / "checkpoints"
+    if not root.is_dir():
+        if not path.exists():
+            raise CheckpointError(
+                f"`{path}` does not exist",
+                hint="give a run folder such as `runs/ucf101`, or one of its checkpoints",
+            )
         raise CheckpointError(
-            f"the `{prefer}` checkpoint of `{path}` is damaged: {lacking} is missing",
-            hint=f"other checkpoints lie in `{chosen.parent}`, and may be named themselves",
+            f"`{path}` holds no checkpoint",
+            hint="give a run folder (it has a `checkpoints` folder), one of its checkpoints, "
+            "or weights of others: a folder with `config.json` and its weights, a .pth or "
+            ".safetensors",
         )
-    if (path / "checkpoints" / "last").exists():
+    return _best_of(path) if prefer == "best" else _last_of(path, say)
+
+
+def _last_of(path: Path, say: Callable[[str], None]) -> Checkpoint:
+    root = path / "checkpoints"
+    chosen = pointed_at(root, "last")
+    numbered = kept_in(root)
+    # A link says which is the last. A folder in its place is a copy, perhaps an old one.
+    copies = [root / name for name in ("last", "best") if (root / name).is_dir()]
+    linked = [chosen] if chosen is not None and chosen not in copies else []
+    damaged: list[tuple[Path, str]] = []
+    seen = set[Path]()
+    intact: list[Checkpoint] = []
+    for folder in (*linked, *numbered, *copies):
+        if folder.resolve() in seen:
+            continue
+        seen.add(folder.resolve())
+        found = _open(folder)
+        if isinstance(found, str):
+            damaged.append((folder, found))
+            continue
+        if folder in linked:
+            return found
+        intact.append(found)
+    if not intact:
+        if damaged:
+            raise CheckpointError(
+                f"the `last` checkpoint of `{path}` is damaged: {_said(*damaged[0])}, "
+                "and there is no other",
+                hint="start it again with `--overwrite`",
+            )
         raise CheckpointError(
-            f"`{path}` has no `{prefer}` checkpoint: nothing was scored while it trained",
+            f"`{path}` holds no checkpoint: it stopped before its first",
+            hint="start it again with `--overwrite`; `run.save_every` sets how often it saves",
+        )
+    newest = max(intact, key=lambda one: one.step)
+    for folder, problem in damaged:
+        step = step_in(folder.name)
+        if folder in linked or step is None or step > newest.step:
+            say(
+                f"the checkpoint `{folder}` is damaged: {problem}; "
+                f"that of step {newest.step} is taken in its place"
+            )
+    return newest
+
+
+def _best_of(path: Path) -> Checkpoint:
+    root = path / "checkpoints"
+    chosen = pointed_at(root, "best")
+    if chosen is None:
+        if not has_checkpoints(path):
+            raise CheckpointError(f"`{path}` holds no checkpoint")
+        raise CheckpointError(
+            f"`{path}` has no `best` checkpoint: nothing was scored while it trained",
             hint="take the last one, or train with `finetune.val_split`",
         )
+    found = _open(chosen)
+    if isinstance(found, Checkpoint):
+        return found
     raise CheckpointError(
-        f"`{path}` holds no checkpoint",
-        hint="give a run folder (it has a `checkpoints` folder), one of its checkpoints, or "
-        "weights of others: a folder with `config.json` and its weights, a .pth or .safetensors",
+        f"the `best` checkpoint of `{path}` is damaged: {_said(chosen, found)}", hint=_others(root)
     )
 
 
-def _point(link: Path, target: Path) -> None:
-    draft = link.with_name(f".tmp-{link.name}")
-    draft.unlink(missing_ok=True)
-    draft.symlink_to(target.name)
-    os.replace(draft, link)
+def _open(folder: Path) -> Checkpoint | str:
+    """Open a checkpoint; a string says how it is damaged.
+
+    Raises:
+        CheckpointError: If it was written by a newer format.
+    """
+    meta = read_meta(folder)
+    if isinstance(meta, str):
+        return meta
+    if meta["format"] not in READABLE:
+        raise CheckpointError(
+            f"`{folder}` has checkpoint format `{meta['format']}`; "
+            f"this version reads {' and '.join(map(str, READABLE))}",
+            hint="install the version of tats that wrote it: see `run.json`",
+        )
+    run = meta.get("recipe", {}).get("run", {})
+    if run.get("keep") == 1:  # once allowed
+        run["keep"] = 2
+    problem = damage_of(folder, meta)
+    return Checkpoint(folder.resolve(), meta) if problem is None else problem
 
 
-def _prune(root: Path, keep: int) -> None:
-    linked = {(root / name).resolve() for name in ("last", "best") if (root / name).exists()}
-    numbered = sorted(path for path in root.glob(f"{PREFIX}*") if path.is_dir())
-    for old in numbered[:-keep]:
-        if old.resolve() not in linked:
-            shutil.rmtree(old)
+def _is_checkpoint(path: Path) -> bool:
+    """Whether a path names one checkpoint, intact or not, rather than a run."""
+    if (path / "meta.json").is_file():
+        return True
+    beside = path.parent.name == "checkpoints" and os.path.lexists(path)
+    return beside and (path.name in ("last", "best") or step_in(path.name) is not None)
+
+
+def _said(folder: Path, problem: str) -> str:
+    return problem.replace("it is missing", f"`{folder.name}` is missing")
+
+
+def _others(root: Path) -> str:
+    return f"other checkpoints lie in `{root}`, and may be named themselves"

@@ -234,6 +234,18 @@ def largest(value: float) -> float:
     return float(tensor)
 
 
+def agreed(values: Sequence[float]) -> list[float]:
+    """Return the largest of every process's values, one by one.
+
+    They travel from host to host (gloo), so that no device is waited for.
+    """
+    if alone():
+        return [float(value) for value in values]
+    tensor = torch.tensor([float(value) for value in values], dtype=torch.float64)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return list(tensor.tolist())
+
+
 def gathered(values: list[T]) -> list[T]:
     """Return every process's list joined in rank order."""
     if alone():

@@ -11,25 +11,25 @@ import gc
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tatscli.engine import distributed
 from tatscli.engine.bad_batch import refuse_bad_steps
 from tatscli.engine.device import autocast
 from tatscli.engine.feed import Feed
+from tatscli.engine.halfway import Halfway, State
+from tatscli.engine.leaving import Leaving
 from tatscli.engine.metrics import Averages, MetricsLog, metrics_log
 from tatscli.engine.parallel import gathered, without_averaging
 from tatscli.engine.part import Lesson
 from tatscli.engine.rng import draws_at, seed_torch
-from tatscli.engine.saving import save
-from tatscli.engine.signals import StopRequest, stop_requests
+from tatscli.engine.saving import Saver, saving
+from tatscli.engine.signals import StopNow, StopRequest, heeding, stop_requests
 from tatscli.engine.telling import estimate, nothing_left, stopped, write_line
 from tatscli.engine.training import Training
-from tatscli.errors import DataError
 
 
 def train(training: Training) -> dict[str, Any]:
@@ -40,7 +40,8 @@ def train(training: Training) -> dict[str, Any]:
         because their numbers were bad; and `best_score` where scores exist.
 
     Raises:
-        Stopped: After SIGINT or SIGTERM, with a checkpoint saved.
+        Stopped: After a signal, with a checkpoint saved.
+        CheckpointError: If one cannot be written.
         TatsError: If `run.max_bad_steps` steps in a row were bad.
     """
     schedule, run, last = training.schedule, training.run, training.last
@@ -51,49 +52,61 @@ def train(training: Training) -> dict[str, Any]:
     opened_log = metrics_log(folder, run, training.done, training.meta, training.reporter)
     averages, means = Averages(), dict[str, float]()
     started, first = time.perf_counter(), training.done
-    feed = Feed(training.batches(training.done), training.device)
     bar = training.reporter.progress(
         total=last, initial=training.done, description="steps", unit="step"
     )
     training.model.train()
+
+    def tell() -> None:
+        means.clear()
+        means.update(averages.read())
+        bar.set_postfix(loss=f"{means.get('loss', math.nan):.4f}", refresh=False)
+        if training.check is not None:
+            training.check(means)
+        write_line(training, log, means | saver.waited(), started)
+        refuse_bad_steps(training)
+
     # Trackers may wait for a server: until they are open, and as they close, Ctrl-C is Ctrl-C.
-    with opened_log as log, stop_requests() as request, bar, feed, _settled_garbage() as settle:
+    with (
+        opened_log as log,
+        stop_requests() as request,
+        bar,
+        _settled_garbage() as settle,
+        Feed(training.batches(training.done), training.device) as feed,
+        saving(training) as saver,
+    ):
+        halfway = Halfway(training.parts, schedule.accumulation)
+        leaving = Leaving(feed, request, halfway)
+        if training.unscored:
+            better = _finish_pass(training, log, means, request, saver)
+            if not training.unscored:
+                saver.save(best=better)
         while training.done < last:
-            try:
-                optimise(training, feed, averages)
-            except DataError:
-                # A signal to the whole job ends the loader's workers too: save what is done.
-                if not request.exit_code:
-                    raise
-                # Alone and at the start of a step everything belongs to the same step.
-                if training.world.size == training.schedule.accumulation == 1:
-                    save(training, best=False)
-                raise stopped(training, last, request.exit_code) from None
+            saver.check()
+            mark = averages.mark()
+            if not optimise(training, feed, averages, leaving.take):
+                averages.go_back(mark)
+                break
             training.done += 1
             bar.update()
             done = training.done
-            stop = _agreed_stop(training, request)
-            if done % run.log_every == 0 or done == last or stop:
-                means = averages.read()
-                bar.set_postfix(loss=f"{means.get('loss', math.nan):.4f}", refresh=False)
-                if training.check is not None:
-                    training.check(means)
-                write_line(training, log, means, started)
-                refuse_bad_steps(training)
+            if done % run.log_every == 0 or done == last:
+                tell()
             better = False
             if done % schedule.steps_per_epoch == 0:
-                with gathered(training.model, training.copies):
-                    better = _score(training, log, means)
-                    _draw(training, log)
-            if better or done % save_steps == 0 or done == last or stop:
+                better = _finish_pass(training, log, means, request, saver)
+            if better or done % save_steps == 0 or done == last:
                 refuse_bad_steps(training)
-                save(training, best=better)
+                saver.save(best=better)
             if done - first == 1:
                 settle()
             if done - first == 50:
                 estimate(training, last, (time.perf_counter() - started) / 50)
-            if stop:
-                raise stopped(training, last, stop)
+        if request.exit_code and (training.done < last or training.unscored):
+            if not averages.empty:
+                tell()
+            _leave(training, saver, halfway.state() if leaving.amid else None)
+            raise stopped(training, last, saver.saved, request.exit_code)
     result: dict[str, Any] = {
         "steps": training.done,
         "seconds": time.perf_counter() - started,
@@ -105,16 +118,30 @@ def train(training: Training) -> dict[str, Any]:
     return result
 
 
-def optimise(training: Training, feed: Feed, averages: Averages) -> None:
-    """Take one optimiser step, or skip it, and add up its metrics."""
+def optimise(
+    training: Training,
+    feed: Feed,
+    averages: Averages,
+    take: Callable[[int], Any | None] | None = None,
+) -> bool:
+    """Take one optimiser step, or skip it, and add up its metrics; return whether there was one.
+
+    Args:
+        training: What is trained.
+        feed: Gives the micro-batches.
+        averages: Take the metrics.
+        take: Asks the feed for a micro-batch, by its number; where that returns None, the step is
+            given up.
+    """
     losses = list[Tensor]()
     parts = training.schedule.accumulation
     rates = {name: learner.begin(training.done) for name, learner in training.learners.items()}
     began = time.perf_counter()
     feed.begin()
     for part in range(parts):
-        batch = feed.take(lambda: False)
-        assert batch is not None
+        batch = take(part) if take is not None else feed.take(lambda: False)
+        if batch is None:
+            return False
         averages.add({"replaced": float(batch.replaced)})
         # Gradients cross the network once a step, with the last micro-batch.
         with without_averaging(training.synced) if part < parts - 1 else nullcontext():
@@ -142,6 +169,7 @@ def optimise(training: Training, feed: Feed, averages: Averages) -> None:
     averages.add({f"{_prefix(training, name)}lr": rate for name, rate in rates.items()})
     worked = time.perf_counter() - began - feed.waited
     averages.add({"data_seconds": feed.waited, "step_seconds": worked})
+    return True
 
 
 def forward(training: Training, batch: Any, part: int) -> Lesson:
@@ -182,19 +210,54 @@ def _settled_garbage() -> Iterator[Callable[[], None]]:
         gc.unfreeze()
 
 
-def _agreed_stop(training: Training, request: StopRequest) -> int:
-    """Return the exit code if any rank was told to stop, so that all leave after the same step."""
-    return int(distributed.largest(request.exit_code))
+def _leave(training: Training, saver: Saver, state: State | None) -> None:
+    """Save where a training stands that was told to stop, if that is not on disk yet."""
+    if training.done and saver.saved != training.done and (state is None or state):
+        saver.save(best=False, state=state)
+    saver.finish()
 
 
-def _score(training: Training, log: MetricsLog | None, means: dict[str, float]) -> bool:
-    """Score the model at the end of a pass; return whether it is the best so far."""
+def _finish_pass(
+    training: Training,
+    log: MetricsLog | None,
+    means: dict[str, float],
+    request: StopRequest,
+    saver: Saver,
+) -> bool:
+    """Score the model after a pass, and draw; return whether it is the best so far.
+
+    A signal cuts scoring short; it is then done on resuming, so that the run becomes the same.
+    """
     epoch = training.done // training.schedule.steps_per_epoch
-    scored = training.score(epoch) if training.score else None
-    training.model.train()
-    if scored is None:
+    training.unscored, scored = True, None
+    try:
+        with request.insisting():
+            for _ in heeding([epoch]):
+                with gathered(training.model, training.copies):
+                    scored = training.score(epoch) if training.score else None
+    except StopNow as now:
+        request.tell(now.code)
+        if now.alone and training.world.size > 1:  # the others may be in the midst of it
+            raise stopped(training, training.last, saver.saved, now.code) from None
         return False
-    value, metrics = scored
+    finally:
+        training.model.train()
+    training.unscored = False
+    better = scored is not None and _note(training, log, means, epoch, *scored)
+    with suppress(StopNow), request.insisting(), gathered(training.model, training.copies):
+        _draw(training, log, epoch)
+    return better
+
+
+def _note(
+    training: Training,
+    log: MetricsLog | None,
+    means: dict[str, float],
+    epoch: int,
+    value: float | None,
+    metrics: dict[str, float],
+) -> bool:
+    """Write down the score of a pass; return whether it is the best so far."""
     if log is not None:
         log.write({"step": training.done, "epoch": epoch, **metrics})
     means.update(metrics)
@@ -207,10 +270,9 @@ def _score(training: Training, log: MetricsLog | None, means: dict[str, float]) 
     return better
 
 
-def _draw(training: Training, log: MetricsLog | None) -> None:
+def _draw(training: Training, log: MetricsLog | None, epoch: int) -> None:
     """Show the pictures of a pass to the trackers."""
     if log is None or training.pictures is None:
         return
-    epoch = training.done // training.schedule.steps_per_epoch
     for name, image_HWC in training.pictures(epoch).items():
         log.picture(training.done, name, image_HWC)

@@ -40,10 +40,18 @@ class MetricsLog:
         self._trackers = track([json.loads(line) for line in kept]) if track else None
 
     def write(self, line: Mapping[str, float]) -> None:
-        """Append one line; numbers that are not finite become null."""
+        """Append one line; numbers that are not finite become null.
+
+        Raises:
+            OSError: If it cannot be written; it names the file.
+        """
         written = without_nan(dict(line))
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(written) + "\n")
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(written) + "\n")
+        except OSError as error:  # writing, unlike opening, does not say where
+            error.filename = error.filename or str(self.path)
+            raise
         if self._trackers is not None:
             self._trackers.numbers(written)
 
@@ -97,6 +105,20 @@ class Averages:
         self._numbers: list[tuple[str, float]] = []
         self._names: list[str] = []
         self._tensors: list[Tensor] = []
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was added since the last reading."""
+        return not (self._names or self._numbers)
+
+    def mark(self) -> tuple[int, int, int]:
+        """Return how far they have come, for `go_back`."""
+        return len(self._numbers), len(self._names), len(self._tensors)
+
+    def go_back(self, mark: tuple[int, int, int]) -> None:
+        """Forget what was added since a mark."""
+        numbers, names, tensors = mark
+        del self._numbers[numbers:], self._names[names:], self._tensors[tensors:]
 
     def add(self, values: Mapping[str, Tensor | float]) -> None:
         """Take numbers, but for those that are not finite."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,36 @@ from typing import Any
 import torch
 
 from tatscli import __version__
-from tatscli.errors import CheckpointError, UsageError
-from tatscli.files import write_safely
+from tatscli.console import Reporter, warn_once
+from tatscli.engine.folders import has_checkpoints
+from tatscli.engine.history import read_object
+from tatscli.errors import CheckpointError, DataError, UsageError
+from tatscli.files import remove, write_safely
+from tatscli.lock import LOCK, locked
+
+
+@contextmanager
+def held_run(folder: Path, reporter: Reporter, *, main: bool) -> Iterator[None]:
+    """Keep a second training out of a run folder; the processes of one training share it.
+
+    Args:
+        folder: The run folder; it is made.
+        reporter: Warns where the file system knows no locks.
+        main: Whether this process is the one that writes.
+
+    Raises:
+        DataError: If another training is at work in it.
+    """
+    if not main or (folder.exists() and not folder.is_dir()):
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(folder / LOCK, folder, reporter):
+            yield
+    finally:
+        with suppress(OSError):
+            folder.rmdir()  # if it is still empty: nothing was begun
 
 
 def open_run(folder: Path, *, resume: bool, overwrite: bool) -> None:
@@ -35,27 +64,44 @@ def open_run(folder: Path, *, resume: bool, overwrite: bool) -> None:
         raise UsageError("`--resume` and `--overwrite` exclude each other")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"`{folder}` is a file, not a run folder", hint="choose another `--out`")
-    full = folder.is_dir() and any(folder.iterdir())
+    inside = _content(folder)
     if resume:
         if not (folder / "recipe.yaml").is_file():
             raise CheckpointError(
                 f"`{folder}` is no run that could be resumed",
-                hint="leave out `--resume` to start it",
+                hint="leave out `--resume`, or take `--resume auto`, to start it",
             )
-    elif full and not overwrite:
+    elif inside and not overwrite:
         raise UsageError(
             f"run folder `{folder}` is not empty",
             hint="continue it with `--resume`, replace it with `--overwrite`, "
             "or name another `--out`",
         )
-    elif full:
+    elif inside:
         if not (folder / "recipe.yaml").is_file():
             raise UsageError(
                 f"`{folder}` does not look like a run, so `--overwrite` leaves it alone",
                 hint="name another `--out`, or delete the folder yourself",
             )
-        shutil.rmtree(folder)
+        for one in inside:
+            remove(one)
     folder.mkdir(parents=True, exist_ok=True)
+
+
+def resume_or_start(folder: Path) -> tuple[bool, bool]:
+    """Work out what `--resume auto` means for a run folder.
+
+    Returns:
+        `resume`, where there are checkpoints, and `overwrite`, where a run was begun there and
+        stopped before its first one; neither where nothing is there yet.
+    """
+    if has_checkpoints(folder):
+        return True, False
+    return False, (folder / "recipe.yaml").is_file()
+
+
+def _content(folder: Path) -> list[Path]:
+    return [one for one in folder.iterdir() if one.name != LOCK] if folder.is_dir() else []
 
 
 def describe_run(**facts: Any) -> dict[str, Any]:
@@ -72,13 +118,23 @@ def describe_run(**facts: Any) -> dict[str, Any]:
     }
 
 
-def write_run_json(folder: Path, facts: dict[str, Any]) -> None:
-    """Write `run.json`; a resumed run keeps the descriptions of its earlier sessions."""
+def write_run_json(
+    folder: Path, facts: dict[str, Any], warn: Callable[[str], None] = warn_once
+) -> None:
+    """Write `run.json`; a resumed run keeps the descriptions of its earlier sessions.
+
+    One that cannot be read any more is put aside as `run.damaged.json`.
+    """
     path = folder / "run.json"
-    earlier: list[dict[str, Any]] = []
-    if path.exists():
-        previous = json.loads(path.read_text(encoding="utf-8"))
-        earlier = [*previous.pop("earlier", []), previous]
+    earlier: list[Any] = []
+    try:
+        previous = read_object(path) or {}
+    except DataError as error:
+        aside = path.replace(folder / "run.damaged.json")
+        warn(f"{error.message}; it is `{aside}` now, and the run is described anew")
+    else:
+        before = previous.pop("earlier", [])
+        earlier = [*(before if isinstance(before, list) else []), *([previous] if previous else [])]
     write_safely(path, json.dumps({**facts, "earlier": earlier}, indent=1) + "\n")
 
 

@@ -1,30 +1,183 @@
-"""Saving a training: what a checkpoint holds, and who writes it."""
+"""Saving a training: what a checkpoint holds, and a thread that writes it while steps go on."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Thread
+
+import torch
 from torch import Tensor
 
+from tatscli.data.memory import free_memory
 from tatscli.engine import distributed
-from tatscli.engine.checkpoint import save_checkpoint
+from tatscli.engine.halfway import State
+from tatscli.engine.keeping import save_checkpoint
 from tatscli.engine.parallel import full_tensors
 from tatscli.engine.training import Training
+from tatscli.files import in_bytes
+
+SHARE = 0.5
+"""Of the free memory that a copy of what is saved may take."""
 
 
-def save(training: Training, *, best: bool) -> None:
-    """Write a checkpoint of where a training stands; all processes call this together."""
-    tensors = dict[str, dict[str, Tensor]]()
-    for name, part in training.parts.items():
-        kept = tensors[name] = {}
-        for key, tensor in full_tensors(part.tensors()):  # all processes gather, one keeps
-            if training.world.main:
-                kept[key] = tensor.detach().cpu()
-    if training.world.main:
-        save_checkpoint(
-            training.folder,
-            step=training.done,
-            tensors={name: named for name, named in tensors.items() if named},
-            meta={**training.meta, "best_score": training.best},
-            keep=training.run.keep,
-            best=best,
+class Saver:
+    """Writes the checkpoints of a training: takes a copy, and lets a thread write it.
+
+    Where memory has no room for a copy, training waits for the writing.
+
+    Args:
+        training: What is saved.
+
+    Attributes:
+        saved: The step that was saved last, or resumed from.
+        seconds: How long training has waited: for an earlier write to end, and for the copy.
+    """
+
+    def __init__(self, training: Training) -> None:
+        self._training = training
+        self._thread: Thread | None = None
+        self._problem: BaseException | None = None
+        self._pinned: dict[tuple[str, str], Tensor] = {}
+        self.saved: int | None = training.done or None
+        self.seconds = 0.0
+
+    def save(self, *, best: bool, state: State | None = None) -> None:
+        """Save where the training stands; all processes call this together.
+
+        Args:
+            best: Whether this is the best so far.
+            state: Tensors to save in place of the current ones.
+
+        Raises:
+            CheckpointError: If the checkpoint before this one could not be written.
+        """
+        began = time.perf_counter()
+        training = self._training
+        tensors = state or {name: part.tensors() for name, part in training.parts.items()}
+        self.saved = training.done
+        if training.world.main:
+            self.wait()
+        beside = training.world.main and self._has_room(tensors)
+        kept = self._collected(tensors, copies=beside)
+        if training.world.main:
+            self._write(kept, best, beside=beside)
+        self.seconds += time.perf_counter() - began
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is on disk.
+
+        Raises:
+            CheckpointError: If it could not be written.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def check(self) -> None:
+        """Find out, without waiting, that a checkpoint could not be written.
+
+        Raises:
+            CheckpointError: If so.
+        """
+        problem, self._problem = self._problem, None
+        if problem is not None:
+            raise problem
+
+    def finish(self) -> None:
+        """Wait, on all processes, until the last checkpoint is on disk."""
+        self.wait()
+        distributed.wait()
+
+    def waited(self) -> dict[str, float]:
+        """Return `save_seconds`, where training has waited since the last call."""
+        seconds, self.seconds = self.seconds, 0.0
+        return {"save_seconds": seconds} if seconds else {}
+
+    def _has_room(self, tensors: State) -> bool:
+        """Whether a copy may be taken, and written beside the training; say so where it may not."""
+        size = sum(one.nbytes for named in tensors.values() for one in named.values())
+        free = free_memory()
+        if free is None or size <= SHARE * free:
+            return True
+        self._training.reporter.info(
+            f"training waits while a checkpoint is written: a copy of {in_bytes(size)} is more "
+            f"than {SHARE:.0%} of the {in_bytes(free)} of free memory"
         )
-    distributed.wait()
+        return False
+
+    def _collected(self, tensors: State, *, copies: bool) -> State:
+        """Return tensors whole, as the first process writes them; all others return none.
+
+        Args:
+            tensors: Of each part, perhaps shares.
+            copies: Take copies, so that training may change what is left; into pinned memory where
+                there is a GPU, which is kept for the next time.
+        """
+        kept: State = {}
+        for part, named in tensors.items():
+            for name, whole in full_tensors(named):  # all processes gather, the first keeps
+                if not self._training.world.main:
+                    continue
+                fresh = whole is not named[name]
+                if whole.is_cuda and (copies or fresh):
+                    whole = self._pinned_copy(part, name, whole)
+                elif copies and not fresh:
+                    whole = whole.detach().clone()
+                kept.setdefault(part, {})[name] = whole
+        if self._pinned:
+            torch.cuda.synchronize()
+        return kept
+
+    def _pinned_copy(self, part: str, name: str, tensor: Tensor) -> Tensor:
+        target = self._pinned.get((part, name))
+        if target is None or (target.shape, target.dtype) != (tensor.shape, tensor.dtype):
+            target = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._pinned[part, name] = target
+        return target.copy_(tensor.detach(), non_blocking=True)
+
+    def _write(self, tensors: State, best: bool, *, beside: bool) -> None:
+        training, step = self._training, self._training.done
+        meta = {**training.meta, "best_score": training.best}
+        if training.unscored:
+            meta["unscored"] = True
+
+        def write() -> None:
+            try:
+                save_checkpoint(
+                    training.folder,
+                    step=step,
+                    tensors=tensors,
+                    meta=meta,
+                    keep=training.run.keep,
+                    best=best,
+                )
+            except BaseException as error:  # for the loop, at its next step
+                self._problem = error
+
+        if beside:
+            self._thread = Thread(target=write, name="save", daemon=True)
+            self._thread.start()
+        else:
+            write()
+            self.check()
+
+
+@contextmanager
+def saving(training: Training) -> Iterator[Saver]:
+    """Give a `Saver`, whose last checkpoint is on disk at the end of the block, whatever ends it,
+    but for a second Ctrl-C."""
+    saver = Saver(training)
+    try:
+        yield saver
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        try:
+            saver.wait()
+        except Exception as error:  # the reason of the end is the one to be told
+            training.reporter.warn(f"{error}")
+        raise
+    saver.finish()

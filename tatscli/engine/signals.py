@@ -1,13 +1,51 @@
-"""Ctrl-C and SIGTERM during training: finish the step, save, leave with 130 or 143."""
+"""Signals during training: what a training was told, and how loops hear of it.
+
+SIGTERM, Ctrl-C, SIGHUP and SIGUSR1 ask it to save and leave; the exit code says which it was. A
+hang-up that whoever started it ignores, as `nohup` does, stays ignored.
+"""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TypeVar
 
+from tatscli.engine import distributed
 from tatscli.errors import Exit
+
+T = TypeVar("T")
+
+CODES = {
+    "SIGINT": Exit.INTERRUPTED,
+    "SIGTERM": Exit.TERMINATED,
+    "SIGHUP": Exit.HUNG_UP,
+    "SIGUSR1": Exit.WARNED,
+}
+"""Signals that end a training, and the exit codes that say so."""
+
+PATIENCE = 10.0
+"""Seconds after a signal that a step, or the scoring of a pass, may go on before it is given up."""
+
+_ONE_KEY = 0.5  # seconds in which a terminal and a launcher may both pass on the same Ctrl-C
+_active: list[StopRequest] = []
+
+
+class StopNow(BaseException):
+    """Ends what can be done again, such as scoring; no `except Exception` may swallow it.
+
+    Args:
+        code: The exit code.
+        alone: Other ranks may still be at work on it.
+    """
+
+    def __init__(self, code: int, *, alone: bool) -> None:
+        super().__init__(code)
+        self.code = code
+        self.alone = alone
 
 
 class StopRequest:
@@ -19,21 +57,91 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.exit_code = 0
+        self._heard = 0.0
+        self._insists = False
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        if self.exit_code and number == signal.SIGINT:
+    @property
+    def overdue(self) -> bool:
+        """Whether the signal came so long ago that nothing is waited for any more."""
+        return bool(self.exit_code) and time.monotonic() - self._heard > PATIENCE
+
+    def tell(self, code: int) -> None:
+        """Take note that a rank was told to stop."""
+        if code and not self.exit_code:
+            self.exit_code, self._heard = code, time.monotonic()
+
+    @contextmanager
+    def insisting(self) -> Iterator[None]:
+        """Raise `StopNow` wherever the block is, once a signal in it is overdue."""
+        over, here = threading.Event(), threading.get_ident()
+
+        def watch() -> None:
+            while not over.wait(0.25):
+                if self.overdue:
+                    self._insists = True
+                    signal.pthread_kill(here, signal.SIGTERM)
+                    return
+
+        watcher = threading.Thread(target=watch, name="stop-watch", daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watcher.join()
+            self._insists = False
+
+    def hear(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
+        if self._insists:
+            self._insists = False
+            raise StopNow(self.exit_code, alone=True)
+        again = self.exit_code and time.monotonic() - self._heard > _ONE_KEY
+        if again and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.exit_code = Exit.INTERRUPTED if number == signal.SIGINT else Exit.TERMINATED
+        self.tell(CODES[signal.Signals(number).name])
 
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Turn SIGINT and SIGTERM into a request for the duration of the block (main thread only)."""
+    """Turn these signals into a request for the duration of the block (main thread only)."""
     request = StopRequest()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    earlier = [signal.signal(number, request._hear) for number in numbers]
+    earlier = {}
+    for name in CODES:
+        number = getattr(signal, name, None)  # Windows has but two of them
+        if number is None:
+            continue
+        if name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN:
+            continue
+        earlier[number] = signal.signal(number, request.hear)
+    _active.append(request)
     try:
         yield request
     finally:
-        for number, handler in zip(numbers, earlier, strict=True):
+        _active.remove(request)
+        for number, handler in earlier.items():
             signal.signal(number, handler)
+
+
+def heeding(batches: Iterable[T]) -> Iterator[T]:
+    """Yield batches until a training of which this is a part is told to stop; elsewhere all.
+
+    All ranks must go through the loop, though they may have unlike numbers of batches: they agree
+    before each one, and leave together.
+
+    Raises:
+        StopNow: If any rank was told.
+    """
+    if not _active:
+        yield from batches
+        return
+    request, arriving = _active[-1], iter(batches)
+    while True:
+        batch = next(arriving, None)
+        code, more = distributed.agreed([request.exit_code, batch is not None])
+        if code:
+            raise StopNow(int(code), alone=False)
+        if batch is not None:
+            yield batch
+        elif not more:
+            return

@@ -21,13 +21,27 @@ def nothing_left(training: Training) -> str:
     )
 
 
-def stopped(training: Training, last: int, code: int) -> Stopped:
-    """Return what ends a training that was told to stop and has saved."""
-    return Stopped(
-        f"stopped after step {training.done} of {last}, checkpoints are in `{training.folder}`",
-        hint="continue with `--resume`",
-        exit_code=Exit(code),
-    )
+def stopped(training: Training, last: int, saved: int | None, code: int) -> Stopped:
+    """Return what ends a training that was told to stop.
+
+    Args:
+        training: The training.
+        last: The step it would have stopped after.
+        saved: The step of its last checkpoint, if there is one.
+        code: The exit code.
+    """
+    what, hint = f"stopped after step {training.done} of {last}", "continue with `--resume`"
+    if saved == training.done:
+        what += f", checkpoints are in `{training.folder}`"
+    elif saved is None:
+        what += ", before the first checkpoint"
+        hint = "start again with `--resume auto` or `--overwrite`"
+    else:
+        what += (
+            f", which could not be saved any more: the last checkpoint in `{training.folder}` is "
+            f"that of step {saved}"
+        )
+    return Stopped(what, hint, exit_code=Exit(code))
 
 
 def write_line(

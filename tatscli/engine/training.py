@@ -71,6 +71,7 @@ class Training:
             main process alone.
         done: Optimiser steps done.
         best: Best score so far.
+        unscored: Whether a signal cut short the scoring of the pass that `done` ends.
         loss_scale: What losses are multiplied with in fp16; None in other precisions.
         bad_steps: Decides which steps are skipped.
     """
@@ -95,6 +96,7 @@ class Training:
     pictures: Callable[[int], Mapping[str, np.ndarray]] | None = None
     done: int = 0
     best: float | None = None
+    unscored: bool = False
     loss_scale: LossScale | None = field(init=False, default=None)
     bad_steps: BadSteps = field(init=False)
 
@@ -115,6 +117,7 @@ class Training:
             restore_part(name, part, checkpoint)
         self.done = checkpoint.step
         self.best = checkpoint.meta.get("best_score")
+        self.unscored = checkpoint.meta.get("unscored", False)
 
     @property
     def last(self) -> int:

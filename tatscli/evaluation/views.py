@@ -17,6 +17,7 @@ from tatscli.data.views import EvalViews
 from tatscli.engine import distributed
 from tatscli.engine.device import autocast
 from tatscli.engine.session import Session
+from tatscli.engine.signals import heeding
 from tatscli.errors import CheckpointError, DataError
 from tatscli.evaluation.scores import ViewScores
 from tatscli.recipe.schema import Recipe
@@ -130,7 +131,7 @@ def run_views(
     )
     steps = -(-len(items) // size)
     for batch in here.reporter.progress(
-        batches, total=steps, description=description, unit="batch"
+        heeding(batches), total=steps, description=description, unit="batch"
     ):
         pixels_BCTHW = batch.video_BCTHW.to(here.device, non_blocking=True)
         video_BCTHW = standardized(pixels_BCTHW, recipe.data.mean, recipe.data.std)

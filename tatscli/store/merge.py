@@ -12,7 +12,7 @@ from pathlib import Path
 from tatscli.console import Reporter
 from tatscli.errors import DataError, UsageError
 from tatscli.files import publish, sync
-from tatscli.store.lock import locked
+from tatscli.lock import locked
 from tatscli.store.reader import Store
 from tatscli.store.schema import (
     MANIFEST,

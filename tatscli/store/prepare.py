@@ -20,8 +20,8 @@ from pathlib import Path
 
 from tatscli.console import Reporter
 from tatscli.errors import DataError
+from tatscli.lock import LOCK, locked
 from tatscli.store.convert import Converted, Job, convert
-from tatscli.store.lock import LOCK, locked
 from tatscli.store.pool import Crash, Runner, Timeout
 from tatscli.store.resume import Start, begin, claim, size_of
 from tatscli.store.schema import (

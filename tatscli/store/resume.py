@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from tatscli.errors import DataError, UsageError
-from tatscli.store.lock import LOCK
+from tatscli.lock import LOCK
 from tatscli.store.schema import (
     DATASET,
     FORMAT_VERSION,

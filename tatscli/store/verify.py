@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tatscli.console import Reporter
 from tatscli.errors import DataError, DecodeError
-from tatscli.store.lock import LOCK, locked
+from tatscli.lock import LOCK, locked
 from tatscli.store.reader import Store
 from tatscli.store.resume import clean
 from tatscli.store.schema import (

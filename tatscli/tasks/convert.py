@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from tatscli import __version__
 from tatscli.console import Reporter
-from tatscli.engine.checkpoint import save_checkpoint
+from tatscli.engine.keeping import save_checkpoint
 from tatscli.engine.run import describe_run, write_run_json
 from tatscli.errors import UsageError
 from tatscli.files import draft_of, refuse_existing, refuse_unwritable
@@ -155,7 +155,11 @@ def _publish_run(source: Source, target: Path, digest: str) -> list[str]:
     if checkpoint.has("targets"):
         parts["targets"] = checkpoint.tensors("targets")
     facts = {"source": str(checkpoint.path), "source_sha256": digest}
-    meta = {key: one for key, one in checkpoint.meta.items() if key not in ("format", "step")}
+    meta = {
+        key: one
+        for key, one in checkpoint.meta.items()
+        if key not in ("format", "step", "unscored")
+    }
     meta |= {"recipe": source.recipe.model_dump(mode="json"), "tats": __version__, **facts}
     if source.labels is not None:
         meta["class_names"] = source.labels

@@ -19,8 +19,8 @@ from tatscli.data.windows import Windows
 from tatscli.errors import UsageError
 from tatscli.evaluation.windows import show_progress
 from tatscli.files import refuse_unwritable
+from tatscli.lock import locked
 from tatscli.store.features import FeatureParts, Rows
-from tatscli.store.lock import locked
 from tatscli.store.reader import Store
 from tatscli.store.schema import DATASET
 from tatscli.tasks.embedding import Embedding, Per, Precision

@@ -24,6 +24,7 @@ from tatscli.data.view import spatial_crop
 from tatscli.data.vision import decode_jpegs
 from tatscli.engine.device import choose_device
 from tatscli.errors import UsageError
+from tatscli.lock import locked
 from tatscli.recipe.load import LoadedRecipe
 from tatscli.recipe.schema import Data, TrainedTokenizer
 from tatscli.store.codes import (
@@ -35,7 +36,6 @@ from tatscli.store.codes import (
     stamp_of,
     write_codes,
 )
-from tatscli.store.lock import locked
 from tatscli.store.reader import Store
 from tatscli.tokenizer.asked import ANY_CLIPS, by_clip
 from tatscli.tokenizer.base import Tokenizer, rescaled

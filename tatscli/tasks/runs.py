@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tatscli.console import Reporter
+from tatscli.engine.folders import kept_in, pointed_at
 from tatscli.engine.history import read_metrics, read_object
 from tatscli.errors import CheckpointError, DataError
+from tatscli.lock import LOCK, is_held
 from tatscli.recipe.keys import differences
 from tatscli.recipe.load import load_recipe
 from tatscli.tasks.results import results_in
@@ -23,11 +25,11 @@ from tatscli.tasks.results import results_in
 METRICS = {"top1": True, "top5": True, "mean_class": True, "ece": False, "nll": False, "val": True}
 """What runs are ranked by, and whether more is better; `val` is the best score of a fine-tuning."""
 
-ACTIVE = 600.0  # seconds since the last write in which an unfinished training may be running
+ACTIVE = 600.0  # seconds since the last write in which a training that holds no lock may be running
 DEPTH = 3  # folders below the one that is looked through
 TAIL = 1 << 16  # bytes at the end of the metrics that are read
 
-State = Literal["finished", "active", "stopped", "converted", "results", "damaged"]
+State = Literal["finished", "running", "active", "stopped", "converted", "results", "damaged"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +39,9 @@ class RunFacts:
     Attributes:
         name: Path below the folder that was looked through.
         path: Its folder.
-        state: `finished`, all steps are done; `active`, it is unfinished and was written to within
-            the last ten minutes; `stopped`; `converted`, `tats convert` wrote it, and there is
+        state: `finished`, all steps are done; `running`, a training is at work in it; `active`, one
+            may be: it is on a file system without locks, unfinished, and was written to within the
+            last ten minutes; `stopped`; `converted`, `tats convert` wrote it, and there is
             no training to finish; `results`, the folder has nothing but results; `damaged`.
         kind: `pretrained`, `finetuned` or `tokenizer`; None before its first checkpoint.
         recipe: Name of the recipe.
@@ -103,10 +106,12 @@ def describe(path: Path, base: Path) -> RunFacts:
     problems: list[str] = []
     name = path.resolve().name if path == base else str(path.relative_to(base))
     about = _object(path / "run.json", problems)
-    meta = _object(path / "checkpoints" / "last" / "meta.json", problems)
-    if (path / "checkpoints" / "last").is_symlink() and not meta and not problems:
+    root = path / "checkpoints"
+    last = pointed_at(root, "last") or next(iter(kept_in(root)), root / "last")
+    meta = _object(last / "meta.json", problems)
+    if (root / "last").is_symlink() and not meta and not problems:
         problems.append("`checkpoints/last` leads nowhere")
-    if meta and not (path / "checkpoints" / "last" / "model.safetensors").is_file():
+    if meta and not (last / "model.safetensors").is_file():
         problems.append("there is no `model.safetensors` in `checkpoints/last`")
     only_results = not about and not (path / "recipe.yaml").exists() and not meta
     if not only_results and not problems:
@@ -120,8 +125,11 @@ def describe(path: Path, base: Path) -> RunFacts:
     age = max(0.0, time.time() - max(times)) if times else None
     step, total = meta.get("step", 0), (about.get("derived") or {}).get("total_steps")
     earlier = about.get("earlier") or [about]
+    held = is_held(path / LOCK)
     state: State = "stopped"
-    if problems and not (only_results and (path / "results").is_dir()):
+    if held:
+        state = "running"
+    elif problems and not (only_results and (path / "results").is_dir()):
         state = "damaged"
     elif only_results:
         state = "results"
@@ -129,7 +137,7 @@ def describe(path: Path, base: Path) -> RunFacts:
         state = "converted"
     elif total is not None and step >= total:
         state = "finished"
-    elif age is not None and age < ACTIVE:
+    elif held is None and age is not None and age < ACTIVE:
         state = "active"
     return RunFacts(
         name=name,

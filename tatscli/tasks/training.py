@@ -5,8 +5,8 @@ A stage says what it trains; `run_training` does the rest.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,41 +26,24 @@ from tatscli.engine.learner import Learner
 from tatscli.engine.loop import train
 from tatscli.engine.parallel import Copies, choose_parallel, parallelize
 from tatscli.engine.part import Lesson, Part, Weights
-from tatscli.engine.run import describe_run, open_run, write_run_json
+from tatscli.engine.run import describe_run, held_run, open_run, write_run_json
 from tatscli.engine.session import Session, session
 from tatscli.engine.threads import use_threads
 from tatscli.engine.track import need_trackers
 from tatscli.engine.training import Training
-from tatscli.errors import CheckpointError, UsageError
 from tatscli.files import write_safely
 from tatscli.recipe.derive import Schedule, derive_schedule
-from tatscli.recipe.keys import differences
-from tatscli.recipe.load import LoadedRecipe, load_recipe
+from tatscli.recipe.load import LoadedRecipe
 from tatscli.recipe.schema import Optim, Recipe
 from tatscli.recipe.text import dump_recipe
 from tatscli.store.reader import Store
+from tatscli.tasks.resuming import (
+    checkpoint_to_resume,
+    refuse_other_recipe,
+    warn_of_other_draws,
+    warn_of_other_processes,
+)
 from tatscli.visualize.text import Picture
-
-FIXED = ("run.seed", "run.watch", "run.watch.share")
-"""Keys of `run` that say what is trained on, and how."""
-
-FREE_TO_CHANGE = (
-    "run.",
-    "evaluate.",
-    "data.workers",
-    "data.timeout",
-    "data.resize_on",
-    "data.decode",
-    "data.cache",
-    "data.max_bad_share",
-    "data.store",
-)
-"""Keys that may change on resuming. The store may move: its fingerprint is compared."""
-MOVABLE = re.compile(
-    r"targets\.\d+\.(run|transformers|weights)|(targets\.\d+|predict)\.tokenizer\.path"
-    r"|tokenizer\.perceptual\.weights"
-)
-"""Where frozen networks lie, which may move too: their digests are compared."""
 
 
 class Stage:
@@ -166,7 +149,7 @@ def run_training(
     """
     loaded, recipe, store = stage.loaded, stage.recipe, stage.store
     need_trackers(recipe.run.track)
-    with session(recipe.run, reporter) as here:
+    with session(recipe.run, reporter) as here, ExitStack() as stack:
         choose_parallel(recipe.run, here.world)
         schedule = derive_schedule(
             stage.optim, videos=len(stage.rows), repeats=stage.repeats, world=here.world.size
@@ -174,6 +157,7 @@ def run_training(
         stage.build(here, resume=resume)
         # Only now: what cannot be trained must not cost a run that `overwrite` replaces.
         about = stage.about()
+        stack.enter_context(held_run(folder, reporter, main=here.world.main))
         checkpoint = begin_run(
             here, folder, loaded, schedule, store, about=about, resume=resume, overwrite=overwrite
         )
@@ -195,7 +179,14 @@ def run_training(
             batches=data_stream(stage.clips, schedule, recipe, store, here),
             run=recipe.run,
             folder=folder,
-            meta=checkpoint_meta(stage.kind, loaded, store, **about, **stage.facts(checkpoint)),
+            meta=checkpoint_meta(
+                stage.kind,
+                loaded,
+                store,
+                processes=here.world.size,
+                **about,
+                **stage.facts(checkpoint),
+            ),
             world=here.world,
             device=here.device,
             dtype=here.dtype,
@@ -209,11 +200,8 @@ def run_training(
         if checkpoint is not None:
             training.restore(checkpoint)
             here.reporter.info(f"resuming after step {training.done} of {schedule.total_steps}")
-            if checkpoint.meta.get("draws") != Draws.version and here.world.main:
-                here.reporter.warn(
-                    "the checkpoint is of a version that draws masks from the seed in another way: "
-                    "the run goes on with other masks than it would have had"
-                )
+            warn_of_other_draws(checkpoint, here)
+            warn_of_other_processes(checkpoint, here)
         with use_threads(recipe.run.threads, views * stage.work(), here.device) as reason:
             here.reporter.detail(f"threads: {reason}")
             result = train(training)
@@ -243,8 +231,8 @@ def begin_run(
         open_run(folder, resume=resume, overwrite=overwrite)
     distributed.wait()
     if resume:
-        _refuse_other_recipe(folder, loaded)
-        checkpoint = _checkpoint_to_resume(folder, store)
+        refuse_other_recipe(folder, loaded)
+        checkpoint = checkpoint_to_resume(folder, store, here)
     if here.world.main:
         write_safely(folder / "recipe.yaml", dump_recipe(loaded.recipe))
         facts = describe_run(
@@ -259,7 +247,7 @@ def begin_run(
             resumed_at=checkpoint.step if checkpoint else None,
             **about,
         )
-        write_run_json(folder, facts)
+        write_run_json(folder, facts, here.reporter.warn)
     distributed.wait()
     return checkpoint
 
@@ -328,40 +316,3 @@ def schedule_rows(schedule: Schedule) -> list[tuple[str, str]]:
         ("peak lr", f"{s.peak_lr:.3g} = base lr x {s.total_batch} / 256"),
         ("views of each video", f"{s.passes:.4g}"),
     ]
-
-
-def _checkpoint_to_resume(folder: Path, store: Store) -> Checkpoint:
-    """Return the last checkpoint of a run, if it was trained on this very store."""
-    try:
-        checkpoint = find_checkpoint(folder)
-    except CheckpointError:
-        raise CheckpointError(
-            f"`{folder}` stopped before its first checkpoint: there is nothing to resume",
-            hint="start it again with `--overwrite`; `run.save_every` sets how often it saves",
-        ) from None
-    if checkpoint.meta["store_fingerprint"] != store.fingerprint():
-        raise UsageError(
-            f"the store `{store.path}` is not the one that `{folder}` was trained on: "
-            "videos or settings have changed",
-            hint="start anew from these weights with `--init` and another `--out`",
-        )
-    return checkpoint
-
-
-def _refuse_other_recipe(folder: Path, loaded: LoadedRecipe) -> None:
-    """Resuming continues the same training: only what does not change its numbers may differ."""
-    before = load_recipe(folder / "recipe.yaml").recipe.model_dump(mode="json")
-    now = loaded.recipe.model_dump(mode="json")
-    differing = [
-        f"`{key}: {new}` (the run has `{old}`)"
-        for key, old, new in differences(before, now)
-        if key in FIXED or not (key.startswith(FREE_TO_CHANGE) or MOVABLE.fullmatch(key))
-    ]
-    if differing:
-        raise UsageError(
-            f"the recipe differs from the run in `{folder}`: " + ", ".join(differing),
-            hint="`run.*` (but `run.seed` and `run.watch.share`), `evaluate.*`, `data.workers`, "
-            "`data.timeout`, `data.cache*`, `data.resize_on`, `data.decode`, `data.max_bad_share` "
-            "and the places of the store and of frozen networks may change on `--resume`; "
-            "to start anew from these weights, use `--init` and another `--out`",
-        )

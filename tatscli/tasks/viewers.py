@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tatscli.engine.checkpoint import PREFIX, Checkpoint, find_checkpoint
+from tatscli.engine.checkpoint import Checkpoint, find_checkpoint
 from tatscli.engine.device import choose_device
+from tatscli.engine.folders import kept_in
 from tatscli.engine.rng import seed_torch
 from tatscli.errors import DataError, RecipeError, UsageError
 from tatscli.masking import MASKERS, build_masker
@@ -241,8 +242,7 @@ def kept_checkpoints(run: Path, every: int) -> list[Checkpoint]:
             f"`--every` needs a whole run: `{run}` is one checkpoint",
             hint="give the run folder that holds its `checkpoints`",
         )
-    paths = (run / "checkpoints").glob(f"{PREFIX}*")
-    kept = sorted((find_checkpoint(path) for path in paths), key=lambda one: one.step)
+    kept = [find_checkpoint(path) for path in reversed(kept_in(run / "checkpoints"))]
     return kept[(len(kept) - 1) % every :: every]
 
 

@@ -19,6 +19,7 @@ from tatscli.draws import Draws
 from tatscli.engine import distributed
 from tatscli.engine.device import autocast
 from tatscli.engine.session import Session
+from tatscli.engine.signals import heeding
 from tatscli.errors import DataError
 from tatscli.evaluation.features import PooledFeatures
 from tatscli.evaluation.knn import knn_scores
@@ -149,7 +150,7 @@ class Watcher:
                 once=True,
             ),
         )
-        for number, batch in batches:
+        for number, batch in heeding(batches):
             there = batch.to(here.device)
             draws = Draws(seed, first=number * self.recipe.evaluate.batch_per_device)
             with torch.inference_mode(), autocast(here.device, here.dtype):

@@ -63,7 +63,7 @@ def save(store: Path, out: Path, size: str, view: tuple[int, int]) -> tuple[Path
     import torch
     import transformers
 
-    from tatscli.engine.checkpoint import save_checkpoint
+    from tatscli.engine.keeping import save_checkpoint
     from tatscli.recipe.schema import Recipe
     from tatscli.store.reader import Store
     from tests.nn.videomae_weights import blocks, both, moved, randomize

@@ -1,15 +1,23 @@
+import errno
 import json
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from tatscli.console import Reporter
 from tatscli.engine import distributed
-from tatscli.engine.checkpoint import find_checkpoint, save_checkpoint
+from tatscli.engine.checkpoint import find_checkpoint
+from tatscli.engine.keeping import save_checkpoint
 from tatscli.engine.metrics import Averages, MetricsLog
 from tatscli.engine.rng import seed_torch
-from tatscli.engine.run import open_run
-from tatscli.errors import CheckpointError, UsageError
+from tatscli.engine.run import held_run, open_run, resume_or_start, write_run_json
+from tatscli.errors import CheckpointError, DataError, UsageError
+from tatscli.lock import LOCK, is_held
+from tatscli.recipe.schema import Run
 from tatscli.seeding import seed_of
 
 
@@ -60,9 +68,12 @@ def test_what_is_not_there_or_damaged_is_said(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         find_checkpoint(tmp_path)
     path = save(tmp_path, 1)
+    whole = (path / "model.safetensors").read_bytes()
+    found = find_checkpoint(tmp_path)
     (path / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(CheckpointError, match="cannot read"):
-        find_checkpoint(tmp_path).tensors("model")
+        found.tensors("model")
+    (path / "model.safetensors").write_bytes(whole)
     meta = json.loads((path / "meta.json").read_text())
     assert meta["format"] == 2
     for other in (0, 3, 99, None):
@@ -189,3 +200,216 @@ def test_random_numbers_follow_from_the_position_alone() -> None:
     )
     assert seed_of(1, 23) != seed_of(12, 3)
     assert 0 <= seed_of(5) < 2**63
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-4])
+
+
+def lengthen(file: Path) -> None:
+    file.write_bytes(file.read_bytes() + b"\0")
+
+
+def scribble(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:8] + b"#" * (file.stat().st_size - 8))
+
+
+DAMAGE = {
+    "cut": lambda path: cut(path / "model.safetensors"),
+    "longer": lambda path: lengthen(path / "model.safetensors"),
+    "header": lambda path: scribble(path / "model.safetensors"),
+    "empty": lambda path: (path / "model.safetensors").write_bytes(b""),
+    "no model": lambda path: (path / "model.safetensors").unlink(),
+    "no meta": lambda path: (path / "meta.json").unlink(),
+    "half a meta": lambda path: cut(path / "meta.json"),
+    "other meta": lambda path: (path / "meta.json").write_text("[1]"),
+    "meta in bytes": lambda path: (path / "meta.json").write_bytes(b"\xff\xfe\0"),
+    "gone": shutil.rmtree,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+@pytest.mark.parametrize("named", [True, False], ids=["new", "old"])
+def test_a_damaged_last_checkpoint_has_a_stand_in_loudly(
+    tmp_path: Path, damage: Callable[[Path], object], named: bool
+) -> None:
+    """With the names of files in `meta.json` or, as earlier versions wrote it, without."""
+    save(tmp_path, 10, best=True)
+    path = save(tmp_path, 20)
+    if not named:
+        meta = json.loads((path / "meta.json").read_text())
+        del meta["files"]
+        (path / "meta.json").write_text(json.dumps(meta))
+    damage(path)
+    said = list[str]()
+    assert find_checkpoint(tmp_path, say=said.append).step == 10
+    (warning,) = said
+    assert f"`{path}` is damaged: " in warning and "that of step 10 is taken" in warning
+    for one in (path, tmp_path / "checkpoints" / "last"):
+        if one.exists() or one.is_symlink():  # never for one that is named itself
+            with pytest.raises(CheckpointError, match=r"is damaged|does not exist"):
+                find_checkpoint(one, say=said.append)
+    assert find_checkpoint(tmp_path, prefer="best").step == 10
+    assert len(said) == 1
+    damage(tmp_path / "checkpoints" / "step-0000010")
+    with pytest.raises(CheckpointError, match=r"the `best` checkpoint of .* is damaged"):
+        find_checkpoint(tmp_path, prefer="best")
+    with pytest.raises(CheckpointError, match=r"the `last` checkpoint of .* and there is no other"):
+        find_checkpoint(tmp_path, say=said.append)
+
+
+def text(link: Path) -> None:
+    target = os.readlink(link)
+    link.unlink()
+    link.write_text(target)
+
+
+def copied(link: Path) -> None:
+    target = link.resolve()
+    link.unlink()
+    shutil.copytree(target, link)
+
+
+def dangling(link: Path) -> None:
+    link.unlink()
+    link.symlink_to("/elsewhere/step-0000020" if link.name == "last" else "step-0000010")
+
+
+def lost(link: Path) -> None:
+    if link.name == "last":
+        link.unlink()
+
+
+@pytest.mark.parametrize("change", [text, copied, dangling, lost])
+def test_checkpoints_are_found_whatever_became_of_the_links(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    save(tmp_path, 10, best=True)
+    save(tmp_path, 20)
+    for name in ("last", "best"):
+        change(tmp_path / "checkpoints" / name)
+    moved = tmp_path / "moved"
+    shutil.copytree(tmp_path / "checkpoints", moved / "checkpoints", symlinks=True)
+    said = list[str]()
+    assert find_checkpoint(moved, say=said.append).step == 20
+    assert find_checkpoint(moved, prefer="best", say=said.append).step == 10
+    assert not said
+    if change is not lost:
+        assert find_checkpoint(moved / "checkpoints" / "last").step == 20
+    save(moved, 30)  # training goes on, and links are links again
+    assert (moved / "checkpoints" / "last").is_symlink()
+    assert find_checkpoint(moved).step == 30
+    assert find_checkpoint(moved, prefer="best").step == 10
+    kept = {one.name for one in (moved / "checkpoints").glob("step-*")}
+    assert kept | {"step-0000010"} == {"step-0000010", "step-0000020", "step-0000030"}
+    assert change is copied or len(kept) == 3
+
+
+def test_a_copy_in_the_place_of_the_link_may_be_all_there_is(tmp_path: Path) -> None:
+    save(tmp_path, 10)
+    copied(tmp_path / "checkpoints" / "last")
+    shutil.rmtree(tmp_path / "checkpoints" / "step-0000010")
+    assert find_checkpoint(tmp_path).step == 10
+    save(tmp_path, 20)
+    assert find_checkpoint(tmp_path).step == 20
+    assert find_checkpoint(tmp_path / "checkpoints" / "step-0000010").step == 10
+    copied(tmp_path / "checkpoints" / "last")  # and may be older than what is beside it
+    shutil.copytree(tmp_path / "checkpoints" / "last", tmp_path / "kept")
+    save(tmp_path, 30)
+    (tmp_path / "checkpoints" / "last").unlink()
+    (tmp_path / "kept").rename(tmp_path / "checkpoints" / "last")
+    assert find_checkpoint(tmp_path).step == 30
+
+
+def test_where_links_cannot_be_made_a_file_says_which_is_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, target: str) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    save(tmp_path, 10, best=True)
+    save(tmp_path, 20)
+    assert (tmp_path / "checkpoints" / "last").read_text() == "step-0000020\n"
+    assert find_checkpoint(tmp_path).step == 20
+    assert find_checkpoint(tmp_path, prefer="best").step == 10
+
+
+def test_a_newer_format_is_no_damage(tmp_path: Path) -> None:
+    """It was continued by a newer version: an older checkpoint would throw that away."""
+    save(tmp_path, 10)
+    path = save(tmp_path, 20)
+    meta = json.loads((path / "meta.json").read_text())
+    (path / "meta.json").write_text(json.dumps({**meta, "format": 99}))
+    with pytest.raises(CheckpointError, match="format `99`"):
+        find_checkpoint(tmp_path)
+
+
+def test_going_back_keeps_what_training_will_replace(tmp_path: Path) -> None:
+    for step in (10, 20, 30):
+        save(tmp_path, step)
+    cut(tmp_path / "checkpoints" / "step-0000030" / "model.safetensors")
+    save(tmp_path, 25)
+    kept = sorted(one.name for one in (tmp_path / "checkpoints").glob("step-*"))
+    assert kept == ["step-0000020", "step-0000025", "step-0000030"]
+    assert find_checkpoint(tmp_path).step == 25
+    save(tmp_path, 30)
+    assert find_checkpoint(tmp_path).step == 30
+
+
+def test_an_old_run_that_kept_one_checkpoint_is_read(tmp_path: Path) -> None:
+    meta = {"kind": "pretrained", "recipe": {"run": {"keep": 1}}}
+    weight = {"model": {"weight": torch.zeros(1)}}
+    save_checkpoint(tmp_path, step=1, tensors=weight, meta=meta, keep=1, best=False)
+    assert find_checkpoint(tmp_path).meta["recipe"]["run"]["keep"] == 2
+
+
+def test_a_damaged_description_of_a_run_is_put_aside(tmp_path: Path) -> None:
+    said = list[str]()
+    write_run_json(tmp_path, {"first": 1})
+    write_run_json(tmp_path, {"second": 2})
+    assert json.loads((tmp_path / "run.json").read_text())["earlier"] == [{"first": 1}]
+    cut(tmp_path / "run.json")
+    cut(tmp_path / "run.json")
+    write_run_json(tmp_path, {"third": 3}, said.append)
+    assert json.loads((tmp_path / "run.json").read_text()) == {"third": 3, "earlier": []}
+    assert "first" in (tmp_path / "run.damaged.json").read_text()
+    assert "`run.json` cannot be read" in said[0]
+
+
+@pytest.mark.parametrize("kept", [1, 0])
+def test_a_single_checkpoint_is_too_few(kept: int) -> None:
+    with pytest.raises(ValueError, match="at least 2: should the newest"):
+        Run(keep=kept)
+
+
+def test_what_resume_auto_means(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert resume_or_start(run) == (False, False)
+    run.mkdir()
+    assert resume_or_start(run) == (False, False)
+    (run / "recipe.yaml").write_text("data: {}")
+    assert resume_or_start(run) == (False, True)  # it died before its first checkpoint
+    path = save(run, 1)
+    assert resume_or_start(run) == (True, False)
+    cut(path / "model.safetensors")
+    assert resume_or_start(run) == (True, False)  # which then says what is wrong
+
+
+def test_a_lock_is_no_content_of_a_run(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with held_run(run, Reporter(quiet=True), main=True):
+        open_run(run, resume=False, overwrite=False)
+        (run / "recipe.yaml").write_text("data: {}")
+        open_run(run, resume=False, overwrite=True)
+        assert [one.name for one in run.iterdir()] == [LOCK]
+        with (
+            pytest.raises(DataError, match=rf"in use by process {os.getpid()} on `.*`, since 20"),
+            held_run(run, Reporter(quiet=True), main=True),
+        ):
+            pass
+        with held_run(run, Reporter(quiet=True), main=False):  # the other ranks
+            pass
+        assert is_held(run / LOCK)
+    assert not run.exists()  # nothing was begun
+    assert is_held(run / LOCK) is False

@@ -128,7 +128,7 @@ def test_a_signal_saves_before_it_stops(tmp_path: Path, number: signal.Signals, 
 
 
 def test_best_follows_the_score_and_survives_pruning(tmp_path: Path) -> None:
-    training = toy_training(tmp_path, save_every=1, keep=1)
+    training = toy_training(tmp_path, save_every=1, keep=2)
     scores = {1: 0.2, 2: 0.9, 3: 0.5, 4: 0.6, 5: 0.4}
     training.score = lambda epoch: (scores[epoch], {"val_top1": scores[epoch]})
     result = train(training)
@@ -137,7 +137,7 @@ def test_best_follows_the_score_and_survives_pruning(tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path, prefer="best").step == 4
     assert find_checkpoint(tmp_path).step == 10
     kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert kept == ["best", "last", "step-0000004", "step-0000010"]
+    assert kept == ["best", "last", "step-0000004", "step-0000008", "step-0000010"]
 
 
 def test_gradients_are_clipped_where_asked(tmp_path: Path) -> None:

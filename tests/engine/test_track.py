@@ -30,14 +30,19 @@ from tests.engine.toy import ToyBatch, resumed, said, toy_training
 PICTURE = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
 
 KILLED = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 import numpy as np
 from tatscli.engine.loop import train
 from tests.engine.toy import toy_training
 training = toy_training(Path(sys.argv[1]), track=sys.argv[2:], save_every=1.5)
 training.pictures = lambda epoch: {"pictures/toy": np.full((4, 5, 3), epoch, np.uint8)}
-training.check = lambda means: means["seen"] == 4 and os.kill(os.getpid(), signal.SIGKILL)
+def kill(means):
+    while means["seen"] == 4:
+        if (training.folder / "checkpoints" / "last").exists():  # on disk, in the background
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.01)
+training.check = kill
 train(training)
 """
 """Ten steps, killed in the fifth, which it has taken and not yet told; the checkpoint is of the

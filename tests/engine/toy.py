@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from tatscli.console import Reporter
 from tatscli.draws import Draws
@@ -53,9 +54,10 @@ class ToyModel(nn.Module):
 
 
 def toy_batch(number: int, size: int) -> ToyBatch:
-    generator = torch.Generator().manual_seed(seed_of(7, number))
-    inputs = torch.randn(size, 6, generator=generator)
+    """Every row has inputs of its own, whatever batch it comes in."""
     rows = torch.arange(number * size, (number + 1) * size)
+    generators = [torch.Generator().manual_seed(seed_of(7, row)) for row in rows.tolist()]
+    inputs = torch.stack([torch.randn(6, generator=one) for one in generators])
     return ToyBatch(inputs, inputs[:, :2] - inputs[:, 2:4], rows)
 
 
@@ -66,9 +68,11 @@ def toy_training(
     total_batch: int = 8,
     batch_per_device: int = 8,
     clip_grad: float | None = None,
+    world: World | None = None,
     **run: object,
 ) -> Training:
-    """Five passes of two steps each, by default."""
+    """Five passes of two steps each, by default; `world` is one of several processes."""
+    world = world or World()
     folder.mkdir(parents=True, exist_ok=True)
     optim = Optim(
         epochs=epochs,
@@ -78,9 +82,10 @@ def toy_training(
         warmup_epochs=1,
         clip_grad=clip_grad,
     )
-    schedule = derive_schedule(optim, videos=VIDEOS, repeats=1, world=1)
+    schedule = derive_schedule(optim, videos=VIDEOS, repeats=1, world=world.size)
     torch.manual_seed(3)
     model = ToyModel()
+    synced = DistributedDataParallel(model) if world.size > 1 else None
     learner = Learner(
         model,
         build_optimizer(model, optim),
@@ -90,14 +95,14 @@ def toy_training(
 
     def step(batch: ToyBatch, draws: Draws) -> Lesson:
         noise = 0.1 * draws.uniform(tuple(batch.wanted.shape), batch.wanted.device)
-        loss = (model(batch.inputs) - batch.wanted - noise).square().mean()
+        loss = ((synced or model)(batch.inputs) - batch.wanted - noise).square().mean()
         return Lesson({"seen": float(learner.step)}, loss=loss)
 
     def batches(start: int) -> Iterator[ToyBatch]:
-        number = start * schedule.accumulation
+        number = start * schedule.accumulation * world.size + world.rank
         while True:
             yield toy_batch(number, schedule.batch_per_device)
-            number += 1
+            number += world.size
 
     return Training(
         model=model,
@@ -109,10 +114,11 @@ def toy_training(
         run=Run.model_validate({"log_every": 1, "save_every": 0.5, **run}),
         folder=folder,
         meta={"kind": "pretrained"},
-        world=World(),
+        world=world,
         device=torch.device("cpu"),
         dtype=torch.float32,
         reporter=Reporter(stdout=io.StringIO(), stderr=io.StringIO()),
+        synced=synced,
     )
 
 

@@ -12,9 +12,9 @@ import pytest
 
 from tatscli.console import Reporter
 from tatscli.errors import DataError, UsageError
+from tatscli.lock import LOCK, locked
 from tatscli.store import prepare as pipeline
 from tatscli.store.convert import Converted
-from tatscli.store.lock import LOCK, locked
 from tatscli.store.pool import Crash, Timeout, run_in_order
 from tatscli.store.reader import Store
 from tatscli.store.schema import Settings, read_rows, write_rows

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from tatscli.errors import DataError
+from tatscli.lock import LOCK
 from tatscli.store import convert as converting
 from tatscli.store import prepare as pipeline
 from tatscli.store import resume
 from tatscli.store.convert import Converted
-from tatscli.store.lock import LOCK
 from tatscli.store.reader import Store
 from tatscli.store.shards import Spool, checksum
 from tatscli.store.sources import find_sources

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tatscli.errors import DataError, DecodeError
-from tatscli.store.lock import LOCK, locked
+from tatscli.lock import LOCK, locked
 from tatscli.store.reader import Store
 from tatscli.store.schema import Counts, read_rows, write_rows
 from tatscli.store.shards import Shard, Spool, checksum, write_shard

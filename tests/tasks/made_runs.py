@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tatscli.engine.checkpoint import save_checkpoint
+from tatscli.engine.keeping import save_checkpoint
 from tatscli.nn.classifier import build_classifier
 from tatscli.recipe.schema import Recipe
 from tatscli.recipe.text import dump_recipe

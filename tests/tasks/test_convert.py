@@ -13,7 +13,8 @@ import torch
 import yaml
 
 from tatscli.console import Reporter
-from tatscli.engine.checkpoint import find_checkpoint, save_checkpoint
+from tatscli.engine.checkpoint import find_checkpoint
+from tatscli.engine.keeping import save_checkpoint
 from tatscli.errors import CheckpointError
 from tatscli.nn.load import open_checkpoint
 from tatscli.nn.trained import load_classifier

@@ -22,10 +22,10 @@ from tatscli.data.dataset import PretrainClips
 from tatscli.data.views import EvalViews
 from tatscli.engine.checkpoint import find_checkpoint
 from tatscli.errors import DataError, RecipeError, UsageError
+from tatscli.lock import locked
 from tatscli.recipe.load import LoadedRecipe
 from tatscli.recipe.schema import AdaptiveTokenizer, RunTokenizer
 from tatscli.store.codes import Codes, scores_key
-from tatscli.store.lock import locked
 from tatscli.store.reader import Store
 from tatscli.system.system import build_system
 from tatscli.tasks import encode as encoding

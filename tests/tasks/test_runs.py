@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 
 from tatscli.console import Reporter
+from tatscli.lock import LOCK, locked
 from tatscli.tasks.convert import convert
 from tatscli.tasks.results import write_result
 from tatscli.tasks.runs import list_runs
@@ -66,10 +69,23 @@ def test_a_run_says_how_far_it_came(runs: Path) -> None:
     assert one.bytes == pytest.approx(sum(path.stat().st_size for path in real), abs=100)
 
 
-def test_states_are_told_by_steps_and_the_last_write(runs: Path) -> None:
+def no_locks(descriptor: int, operation: int) -> None:
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+
+def test_states_are_told_by_steps_locks_and_the_last_write(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     about = json.loads((runs / "a" / "run.json").read_text())
     (runs / "a" / "run.json").write_text(json.dumps(about | {"derived": {"total_steps": 9}}))
-    assert by_name(runs)["a"].state == "active"
+    assert by_name(runs)["a"].state == "stopped"
+    with locked(runs / "a" / LOCK, runs / "a", Reporter(quiet=True)):
+        assert by_name(runs)["a"].state == "running"
+        with monkeypatch.context() as patch:  # where the file system knows no locks
+            patch.setattr(fcntl, "flock", no_locks)
+            assert by_name(runs)["a"].state == "active"
+            older(runs / "a", 3600)
+            assert by_name(runs)["a"].state == "stopped"
     older(runs / "a", 3600)
     one = by_name(runs)["a"]
     assert (one.state, one.step, one.total) == ("stopped", 4, 9)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from tatscli.engine.checkpoint import save_checkpoint
+from tatscli.engine.keeping import save_checkpoint
 from tatscli.recipe.schema import Data, Recipe, Tokenizer
 from tatscli.tokenizer.build import build_tokenizer
 

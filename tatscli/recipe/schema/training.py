@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from tatscli.recipe.schema.section import (
     Count,
@@ -17,6 +17,17 @@ from tatscli.recipe.schema.section import (
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda", "mps"] | Annotated[str, Field(pattern=r"^cuda:[0-9]+$")]
+
+
+def _two(count: int) -> int:
+    if count < 2:
+        raise ValueError(
+            "at least 2: should the newest checkpoint be damaged, the one before it must be there"
+        )
+    return count
+
+
+Keep = Annotated[int, AfterValidator(_two), Field(json_schema_extra={"minimum": 2})]
 
 
 class Optim(Section):
@@ -92,8 +103,8 @@ class Run(Section):
     """Passes over the data between two checkpoints."""
     peers_timeout: Positive = 600
     """Seconds that a process waits, at the start, for the others of a training to come."""
-    keep: Count = 2
-    """Numbered checkpoints kept; `last` and `best` come on top."""
+    keep: Keep = 2
+    """Numbered checkpoints kept, at least 2; `last` and `best` come on top."""
     watch: Watch | None = None
     """Hold videos out of a pretraining and look at them now and then; null trains on all."""
     track: list[Literal["tensorboard", "wandb"]] = []

@@ -1,4 +1,4 @@
-"""One run at a time on a store: a lock of the kernel's, which a killed run cannot leave behind."""
+"""One run at a time on a folder: a lock of the kernel's, which a killed run cannot leave behind."""
 
 from __future__ import annotations
 
@@ -68,6 +68,30 @@ def locked(file: Path, what: Path, reporter: Reporter) -> Iterator[None]:
             # While it is held: whoever waits for this file finds out that it has lost its name.
             file.unlink()
         lock.release()
+
+
+def is_held(file: Path) -> bool | None:
+    """Whether some process holds the lock `file` now; None where that cannot be found out.
+
+    It looks by locking the file itself for an instant, shared.
+    """
+    try:
+        import fcntl
+
+        descriptor = os.open(file, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _sign(descriptor: int) -> None:

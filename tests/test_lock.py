@@ -1,4 +1,4 @@
-"""One run at a time: the lock of a store."""
+"""One run at a time: the lock of a store or a run folder."""
 
 import errno
 import fcntl
@@ -13,14 +13,14 @@ import pytest
 
 from tatscli.console import Reporter
 from tatscli.errors import DataError, Exit
-from tatscli.store.lock import LOCK, locked
+from tatscli.lock import LOCK, locked
 from tests.store.stores import QUIET
 
 HOLDER = """
 import sys, time
 from pathlib import Path
 from tatscli.console import Reporter
-from tatscli.store.lock import locked
+from tatscli.lock import locked
 
 with locked(Path(sys.argv[1]) / ".lock", Path(sys.argv[1]), Reporter(quiet=True)):
     print("held", flush=True)
@@ -31,7 +31,7 @@ with locked(Path(sys.argv[1]) / ".lock", Path(sys.argv[1]), Reporter(quiet=True)
 @pytest.fixture
 def holder(tmp_path):
     """A process that holds the lock of `tmp_path`."""
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     command = [sys.executable, "-c", HOLDER, str(tmp_path)]
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"held\n"

@@ -1,0 +1,103 @@
+"""The checkpoint folders of a run, read without torch: which there are, what became of the links,
+and what is damaged.
+
+Checked for damage are `meta.json`, the files it names, and of every safetensors file the header,
+which says how long the file must be. Bytes that rotted inside the data are not found.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+PREFIX = "step-"
+LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
+
+
+def kept_in(root: Path) -> list[Path]:
+    """Return the numbered checkpoints in a folder, the newest first, intact or not."""
+    numbered = [one for one in root.glob(f"{PREFIX}*") if step_in(one.name) is not None]
+    numbered = [one for one in numbered if one.is_dir()]
+    return sorted(numbered, key=lambda one: step_in(one.name) or 0, reverse=True)
+
+
+def has_checkpoints(folder: Path) -> bool:
+    """Whether a run folder has any checkpoint, intact or not."""
+    root = folder / "checkpoints"
+    return bool(kept_in(root)) or pointed_at(root, "last") is not None
+
+
+def pointed_at(root: Path, name: str) -> Path | None:
+    """Return the folder that a link, or what became of it, means; None where there is none.
+
+    It may be missing.
+    """
+    link = root / name
+    if link.is_symlink():
+        target = root / os.readlink(link)
+        return target if target.exists() else root / target.name  # the run may have moved
+    if link.is_dir():
+        return link
+    try:
+        with link.open("rb") as file:
+            text = file.read(64).decode().strip()
+    except (OSError, ValueError):
+        return None
+    return root / text if step_in(text) is not None else None
+
+
+def step_in(name: str) -> int | None:
+    """Return the step in the name of a checkpoint; None of other names."""
+    number = name.removeprefix(PREFIX)
+    return int(number) if name.startswith(PREFIX) and number.isdecimal() else None
+
+
+def read_meta(folder: Path) -> dict[str, Any] | str:
+    """Read `meta.json` of a checkpoint; a string says why it cannot be used."""
+    try:
+        meta = json.loads((folder / "meta.json").read_bytes())
+    except FileNotFoundError:
+        return "its `meta.json` is missing" if folder.is_dir() else "it is missing"
+    except (OSError, ValueError) as error:
+        return f"its `meta.json` cannot be read: {error}"
+    if not isinstance(meta, dict) or "format" not in meta:
+        return "its `meta.json` is not that of a checkpoint"
+    return meta
+
+
+def damage_of(folder: Path, meta: dict[str, Any]) -> str | None:
+    """Return what is wrong with the files of a checkpoint, if anything.
+
+    Args:
+        folder: The checkpoint.
+        meta: Its `meta.json`; those of earlier versions name no files.
+    """
+    missing = [key for key in ("kind", "step") if key not in meta]
+    if missing:
+        return f"its `meta.json` has no `{missing[0]}`"
+    for name in meta.get("files", ["model.safetensors"]):
+        if not (folder / name).is_file():
+            return f"`{name}` is missing"
+    for file in sorted(folder.glob("*.safetensors")):
+        problem = _wrong_length(file)
+        if problem is not None:
+            return f"`{file.name}` {problem}"
+    return None
+
+
+def _wrong_length(file: Path) -> str | None:
+    """Compare the length of a safetensors file with what its header says."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            if size < 8 or not 2 <= length <= min(size - 8, LARGEST_HEADER):
+                return "is cut short, or no safetensors file"
+            header = json.loads(opened.read(length))
+        ends = [one["data_offsets"][1] for key, one in header.items() if key != "__metadata__"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"cannot be read: {error}"
+    wanted = 8 + length + max(ends, default=0)
+    return None if size == wanted else f"has {size} bytes, and its header asks for {wanted}"

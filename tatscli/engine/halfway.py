@@ -1,0 +1,70 @@
+"""Where a training stood at the end of its last step, while the next one is under way.
+
+Weights and moments do not change before a step's end. Buffers do, such as the running numbers of a
+BatchNorm or what a sampler remembers: of these a copy is taken as the step begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from tatscli.engine.part import Part
+
+State = dict[str, dict[str, Tensor]]
+
+
+class Halfway:
+    """Keeps the state as of a step's beginning, where a step has several micro-batches.
+
+    Which tensors change within a step is seen from torch's counters of changes in place; the first
+    step of a session finds them out, and has nothing to lose that is not on disk already.
+
+    Args:
+        parts: What a checkpoint keeps.
+        accumulation: Micro-batches in a step.
+    """
+
+    def __init__(self, parts: Mapping[str, Part], accumulation: int) -> None:
+        self._parts = parts
+        self._used = accumulation > 1
+        self._moving: set[tuple[str, str]] = set()
+        self._live: State = {}
+        self._kept: State = {}
+        self._versions: dict[tuple[str, str], int] = {}
+
+    def begin(self) -> None:
+        """Remember where the training stands."""
+        if not self._used:
+            return
+        self._live = {part: one.tensors() for part, one in self._parts.items()}
+        self._versions = self._count()
+        self._kept = {
+            part: {
+                name: one.clone() if (part, name) in self._moving else one
+                for name, one in named.items()
+            }
+            for part, named in self._live.items()
+        }
+
+    def look(self) -> None:
+        """Notice what the micro-batches of the step have changed so far."""
+        now = self._count()
+        self._moving |= {key for key in now if now[key] != self._versions[key]}
+
+    def state(self) -> State:
+        """Return the tensors as they were; none at all if some have changed that were not kept."""
+        now = self._count()
+        for part, name in (key for key in now if now[key] != self._versions[key]):
+            if self._kept[part][name] is self._live[part][name]:
+                return {}
+        return self._kept
+
+    def _count(self) -> dict[tuple[str, str], int]:
+        return {
+            (part, name): one._version
+            for part, named in self._live.items()
+            for name, one in named.items()
+            if not one.is_inference()  # which torch counts no changes of, and we make none to
+        }

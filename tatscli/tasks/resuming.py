@@ -1,0 +1,107 @@
+"""What `--resume` continues, and what may differ from the session before."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tatscli.draws import Draws
+from tatscli.engine import distributed
+from tatscli.engine.checkpoint import Checkpoint, find_checkpoint
+from tatscli.engine.folders import has_checkpoints
+from tatscli.engine.session import Session
+from tatscli.errors import CheckpointError, UsageError
+from tatscli.recipe.keys import differences
+from tatscli.recipe.load import LoadedRecipe, load_recipe
+from tatscli.store.reader import Store
+
+FIXED = ("run.seed", "run.watch", "run.watch.share")
+"""Keys of `run` that say what is trained on, and how."""
+
+FREE_TO_CHANGE = (
+    "run.",
+    "evaluate.",
+    "data.workers",
+    "data.timeout",
+    "data.resize_on",
+    "data.decode",
+    "data.cache",
+    "data.max_bad_share",
+    "data.store",
+)
+"""Keys that may change on resuming. The store may move: its fingerprint is compared."""
+MOVABLE = re.compile(
+    r"targets\.\d+\.(run|transformers|weights)|(targets\.\d+|predict)\.tokenizer\.path"
+    r"|tokenizer\.perceptual\.weights"
+)
+"""Where frozen networks lie, which may move too: their digests are compared."""
+
+
+def checkpoint_to_resume(folder: Path, store: Store, here: Session) -> Checkpoint:
+    """Return the last intact checkpoint of a run, if it was trained on this very store.
+
+    The first process finds it for all: what a shared disk shows may lag behind elsewhere.
+
+    Raises:
+        CheckpointError: If there is none that is intact.
+        UsageError: If the store is another.
+    """
+    if here.world.main and not has_checkpoints(folder):
+        raise CheckpointError(
+            f"`{folder}` stopped before its first checkpoint: there is nothing to resume",
+            hint="start it again with `--resume auto` or `--overwrite`; `run.save_every` sets how "
+            "often it saves",
+        )
+    found = [find_checkpoint(folder, say=here.reporter.warn)] if here.world.main else []
+    checkpoint = distributed.gathered(found)[0]
+    if checkpoint.meta["store_fingerprint"] != store.fingerprint():
+        raise UsageError(
+            f"the store `{store.path}` is not the one that `{folder}` was trained on: "
+            "videos or settings have changed",
+            hint="start anew from these weights with `--init` and another `--out`",
+        )
+    return checkpoint
+
+
+def refuse_other_recipe(folder: Path, loaded: LoadedRecipe) -> None:
+    """Find out that a recipe differs from the run's in what changes the numbers of a training.
+
+    Raises:
+        UsageError: If so.
+    """
+    # Runs of earlier versions may have kept a single checkpoint, which is refused now.
+    before = load_recipe(folder / "recipe.yaml", ["run.keep=2"]).recipe.model_dump(mode="json")
+    now = loaded.recipe.model_dump(mode="json")
+    differing = [
+        f"`{key}: {new}` (the run has `{old}`)"
+        for key, old, new in differences(before, now)
+        if key in FIXED or not (key.startswith(FREE_TO_CHANGE) or MOVABLE.fullmatch(key))
+    ]
+    if differing:
+        raise UsageError(
+            f"the recipe differs from the run in `{folder}`: " + ", ".join(differing),
+            hint="`run.*` (but `run.seed` and `run.watch.share`), `evaluate.*`, `data.workers`, "
+            "`data.timeout`, `data.cache*`, `data.resize_on`, `data.decode`, `data.max_bad_share` "
+            "and the places of the store and of frozen networks may change on `--resume`; "
+            "to start anew from these weights, use `--init` and another `--out`",
+        )
+
+
+def warn_of_other_processes(checkpoint: Checkpoint, here: Session) -> None:
+    """Say what changes where a run goes on with another number of processes."""
+    before = checkpoint.meta.get("processes", here.world.size)
+    if before != here.world.size:
+        here.reporter.warn(
+            f"the run was trained by {before} processes, and goes on with {here.world.size}: "
+            "every step sees the same videos, but dropout and drop path are drawn anew, and sums "
+            "are rounded in another order"
+        )
+
+
+def warn_of_other_draws(checkpoint: Checkpoint, here: Session) -> None:
+    """Say that a run of an earlier version goes on with other masks."""
+    if checkpoint.meta.get("draws") != Draws.version and here.world.main:
+        here.reporter.warn(
+            "the checkpoint is of a version that draws masks from the seed in another way: "
+            "the run goes on with other masks than it would have had"
+        )
