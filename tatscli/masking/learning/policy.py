@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tatscli.engine.device import full_precision
+from tatscli.nn.recompute import GROUP_VALUES, recomputed_by_clip
 from tatscli.nn.sampler import SamplerBlock
 from tatscli.nn.trajectory import TrajectoryBlock
 from tatscli.nn.vit import NORM_EPS
@@ -69,7 +70,7 @@ class Policy(nn.Module):
 
         def make_trunk() -> TrajectoryBlock | SamplerBlock:
             if trunk == "trajectory":
-                return TrajectoryBlock(width, heads, grid[0])
+                return TrajectoryBlock(width, heads, grid[0], kept=GROUP_VALUES)
             return SamplerBlock(width, heads, dropout=dropout)
 
         self.input = nn.Identity() if inputs == width else nn.Linear(inputs, width)
@@ -78,6 +79,9 @@ class Policy(nn.Module):
         self.norm = nn.LayerNorm(width, eps=NORM_EPS) if final_norm else nn.Identity()
         self.actor = nn.Linear(width, 1, bias=False)
         self.critic_trunk = make_trunk() if critic == "separate" else None
+        trunks = 1 if self.critic_trunk is None else 2
+        self.graph_values = self.tokens * width * self.trunk.graph_widths * trunks
+        self.draws = dropout > 0
         level = nn.Linear(width, 1)
         layers = [nn.Linear(width, width), nn.GELU(), level]
         self.critic = nn.Sequential(*layers) if critic != "none" else None
@@ -88,11 +92,27 @@ class Policy(nn.Module):
         nn.init.zeros_(self.actor.weight)
         nn.init.zeros_(level.weight)
 
-    def forward(self, tokens_BND: Tensor, temperature: float = 1.0) -> PolicyOutput:
-        """Score the patch embeddings of all tokens; a low temperature sharpens the policy."""
-        entry_BND = self.input(tokens_BND) + self.position
-        trunk_BND = self.trunk(entry_BND)
-        other_BND = trunk_BND if self.critic_trunk is None else self.critic_trunk(entry_BND)
+    def forward(
+        self, tokens_BND: Tensor, temperature: float = 1.0, *, later: bool = False
+    ) -> PolicyOutput:
+        """Score the patch embeddings of all tokens.
+
+        Args:
+            tokens_BND: The embeddings.
+            temperature: A low one sharpens the policy.
+            later: Other networks run before the backward pass, and need the memory: the trunks are
+                computed again when it comes.
+        """
+        if later:
+            trunks = recomputed_by_clip(
+                self._trunks,
+                tokens_BND,
+                kept=self.graph_values,
+                random=self.draws and self.training,
+            )
+        else:
+            trunks = self._trunks(tokens_BND)
+        trunk_BND, other_BND = trunks[0], trunks[-1]
         # Half precision rounds logits too coarsely and lets small probabilities vanish.
         with full_precision(tokens_BND.device):
             latents_BND = self.norm(trunk_BND.float())
@@ -104,6 +124,13 @@ class Policy(nn.Module):
                 )
                 value_B = self.critic(seen_BND.mean(dim=1)).squeeze(-1)
             return PolicyOutput(self._log_p_BN(logits_BN), value_B)
+
+    def _trunks(self, tokens_BND: Tensor) -> tuple[Tensor, ...]:
+        """Return what the actor's trunk makes of tokens, and what the critic's own does."""
+        entry_BND = self.input(tokens_BND) + self.position
+        if self.critic_trunk is None:
+            return (self.trunk(entry_BND),)
+        return self.trunk(entry_BND), self.critic_trunk(entry_BND)
 
     def _log_p_BN(self, logits_BN: Tensor) -> Tensor:
         groups = self.slices if self.by_slice else 1
