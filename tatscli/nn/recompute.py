@@ -47,26 +47,26 @@ def recomputed_by_clip(
     stage: Callable[[Tensor], tuple[Tensor, ...]],
     tokens_BND: Tensor,
     *,
-    kept: int,
+    values: int,
+    small: bool = False,
     random: bool = False,
 ) -> tuple[Tensor, ...]:
-    """Run a stage that treats every clip alone, and keep no more than what goes in and comes out.
+    """Run a stage that treats every clip alone, as `recomputed` does, for some clips at a time.
 
-    The backward pass computes it again for some clips at a time, so that the graphs of all never
-    exist together, and uses no memory that networks whose turn came before it still need. A group
-    has as many clips as fit in `GROUP_VALUES`, at least one.
+    So the graphs of all clips never exist together. A group has as many clips as `GROUP_VALUES`
+    allows, at least one.
 
     Args:
         stage: A function from (B, N, D) to results of as many clips.
         tokens_BND: What it is given.
-        kept: Numbers of a clip's graph.
+        values: Numbers in a clip's graph.
+        small: As in `recomputed`: all clips at once, and everything is kept.
         random: As in `recomputed`.
     """
-    clips = len(tokens_BND)
-    if not torch.is_grad_enabled() or clips * kept < KEPT_VALUES:
+    if not torch.is_grad_enabled() or small:
         return stage(tokens_BND)
     at_once = GROUP_VALUES if tokens_BND.device.type == "cpu" else BUSY_VALUES
-    groups = tokens_BND.split(max(1, at_once // kept))
+    groups = tokens_BND.split(max(1, at_once // values))
     results = [recomputed(stage, group, random=random) for group in groups]
     if len(results) == 1:
         return results[0]

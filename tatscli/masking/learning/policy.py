@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tatscli.engine.device import full_precision
-from tatscli.nn.recompute import GROUP_VALUES, recomputed_by_clip
+from tatscli.nn.recompute import GROUP_VALUES, KEPT_VALUES, recomputed, recomputed_by_clip
 from tatscli.nn.sampler import SamplerBlock
 from tatscli.nn.trajectory import TrajectoryBlock
 from tatscli.nn.vit import NORM_EPS
@@ -100,30 +100,22 @@ class Policy(nn.Module):
         Args:
             tokens_BND: The embeddings.
             temperature: A low one sharpens the policy.
-            later: Other networks run before the backward pass, and need the memory: the trunks are
-                computed again when it comes.
+            later: Other networks run before the backward pass, and need the memory: what is kept of
+                this one is what goes into the trunks and what comes out; the backward pass computes
+                the rest again. A network of few values keeps them.
         """
-        if later:
-            trunks = recomputed_by_clip(
-                self._trunks,
-                tokens_BND,
-                kept=self.graph_values,
-                random=self.draws and self.training,
-            )
-        else:
-            trunks = self._trunks(tokens_BND)
-        trunk_BND, other_BND = trunks[0], trunks[-1]
+        small = not later or len(tokens_BND) * self.graph_values < KEPT_VALUES
+        trunks = recomputed_by_clip(
+            self._trunks,
+            tokens_BND,
+            values=self.graph_values,
+            small=small,
+            random=self.draws and self.training,
+        )
         # Half precision rounds logits too coarsely and lets small probabilities vanish.
         with full_precision(tokens_BND.device):
-            latents_BND = self.norm(trunk_BND.float())
-            logits_BN = self.actor(latents_BND).squeeze(-1) / temperature
-            value_B = None
-            if self.critic is not None:
-                seen_BND = (
-                    latents_BND if self.critic_trunk is None else self.norm(other_BND.float())
-                )
-                value_B = self.critic(seen_BND.mean(dim=1)).squeeze(-1)
-            return PolicyOutput(self._log_p_BN(logits_BN), value_B)
+            logits_BN, value_B = recomputed(self._heads, *trunks, small=small)
+            return PolicyOutput(self._log_p_BN(logits_BN / temperature), value_B)
 
     def _trunks(self, tokens_BND: Tensor) -> tuple[Tensor, ...]:
         """Return what the actor's trunk makes of tokens, and what the critic's own does."""
@@ -131,6 +123,15 @@ class Policy(nn.Module):
         if self.critic_trunk is None:
             return (self.trunk(entry_BND),)
         return self.trunk(entry_BND), self.critic_trunk(entry_BND)
+
+    def _heads(self, *trunks: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the actor's logits (B, N), and what the critic says (B,) of its own trunk."""
+        latents_BND = self.norm(trunks[0].float())
+        logits_BN = self.actor(latents_BND).squeeze(-1)
+        if self.critic is None:
+            return logits_BN, None
+        seen_BND = latents_BND if len(trunks) == 1 else self.norm(trunks[1].float())
+        return logits_BN, self.critic(seen_BND.mean(dim=1)).squeeze(-1)
 
     def _log_p_BN(self, logits_BN: Tensor) -> Tensor:
         groups = self.slices if self.by_slice else 1
