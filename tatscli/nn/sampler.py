@@ -22,7 +22,12 @@ class SamplerBlock(nn.Module):
         heads: Attention heads.
         dropout: After the projection and after the MLP. AdaMAE uses 0.1; with PPO it must be 0, or
             a policy would score its own draws differently twice.
+
+    Attributes:
+        graph_widths: Numbers a token that a backward pass needs, by the width.
     """
+
+    graph_widths = 18
 
     def __init__(self, width: int, heads: int, *, dropout: float = 0.0) -> None:
         super().__init__()

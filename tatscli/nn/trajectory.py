@@ -18,21 +18,18 @@ slices, D width, H heads, d = D / H.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from tatscli.engine.device import at_least_float32
+from tatscli.nn.recompute import KEPT_VALUES, recomputed
 from tatscli.nn.vit import NORM_EPS, Mlp
 
 KEPT_SLICES = 16
 """Longest clip whose trajectory tokens are kept for the backward pass by default."""
-
-KEPT_VALUES = 2**22
-"""So few numbers, 16 MiB, are kept rather than computed again: the insides of a small sampler."""
 
 CHUNK = 2
 """Slices of queries at a time by default."""
@@ -52,13 +49,20 @@ class TrajectoryAttention(nn.Module):
             them again, for a fifth to a third more time, so that memory grows with N alone. None,
             the default, works so on clips of more than 16 slices, two slices at a time. Up to
             there it keeps all N x T x D of them, which adds little to the rest.
+        kept: Folded queries, pooled tokens and the like are kept where they are fewer numbers.
 
     Raises:
         ValueError: If the width is not a multiple of the heads, or a chunk holds no slice.
     """
 
     def __init__(
-        self, width: int, num_heads: int, slices: int, *, chunk: int | None = None
+        self,
+        width: int,
+        num_heads: int,
+        slices: int,
+        *,
+        chunk: int | None = None,
+        kept: int = KEPT_VALUES,
     ) -> None:
         super().__init__()
         if width % num_heads:
@@ -69,6 +73,7 @@ class TrajectoryAttention(nn.Module):
         self.slices = slices
         self.chunk = CHUNK if chunk is None else chunk
         self.keeps = chunk is None and slices <= KEPT_SLICES
+        self.kept = kept
         self.scale = (width // num_heads) ** -0.5
         self.qkv = nn.Linear(width, 3 * width)
         self.proj_q = nn.Linear(width, width)
@@ -96,7 +101,7 @@ class TrajectoryAttention(nn.Module):
         sites = tokens_BND.shape[1] // self.slices
         queries = query_BHNd.split(self.chunk * sites, dim=2)
         values_kept = tokens_BND.numel() * (self.slices + 2 * self.num_heads)
-        small = values_kept < KEPT_VALUES
+        small = values_kept < self.kept
         for first, query_BHXd in zip(range(0, self.slices, self.chunk), queries, strict=True):
             if self.keeps:
                 found = find(query_BHXd, keys, values)
@@ -156,31 +161,28 @@ def find(query_BHXd: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -
     ]
 
 
-def recomputed(
-    stage: Callable[..., tuple[Tensor, Tensor]], *inputs: object, small: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Run a stage whose insides are not kept for the backward pass but computed again.
-
-    What is small anyway is kept: computing it again would take longer than it saves memory.
-    """
-    if not torch.is_grad_enabled() or small:
-        return stage(*inputs)
-    result: tuple[Tensor, Tensor] = checkpoint(
-        stage, *inputs, use_reentrant=False, preserve_rng_state=False
-    )
-    return result
-
-
 class TrajectoryBlock(nn.Module):
     """Pre-norm block: trajectory attention, then an MLP.
 
-    There is no dropout: a policy must score its own draws alike twice. `chunk` as there.
+    There is no dropout: a policy must score its own draws alike twice. `chunk` and `kept` as there.
+
+    Attributes:
+        graph_widths: Numbers a token that a backward pass needs, by the width.
     """
 
-    def __init__(self, width: int, heads: int, slices: int, *, chunk: int | None = None) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        slices: int,
+        *,
+        chunk: int | None = None,
+        kept: int = KEPT_VALUES,
+    ) -> None:
         super().__init__()
+        self.graph_widths = 18 + 2 * slices + 2 * heads
         self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.attn = TrajectoryAttention(width, heads, slices, chunk=chunk)
+        self.attn = TrajectoryAttention(width, heads, slices, chunk=chunk, kept=kept)
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width)
         for part in self.modules():

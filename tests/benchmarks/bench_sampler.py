@@ -12,6 +12,11 @@ Prints one JSON object: the floor, which is multiply-accumulates counted by torc
 `tube`; then medians over rounds in which the sides take turns, each in a process of its own, and
 peak memory above what the process takes before it builds the system. On the CPU seconds are
 processor time: other programs hardly lengthen that.
+
+    python tests/benchmarks/bench_sampler.py --batch 4 --live --sides tube tats_384_kept tats_384
+
+The sides that end in `_kept` keep the sampler's graph until the backward pass. `--live` counts the
+bytes that torch holds, at rest and at the peak, in further processes.
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +37,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.benchmarks.steps import Steps, counted, noise
 
-SIDES: dict[str, dict[str, Any]] = {
-    "tube": {"kind": "tube"},
-    "embed_all": {"kind": "tube"},
+SAMPLERS: dict[str, dict[str, Any]] = {
     "adamae": {"kind": "adamae"},
     "tats_384": {"kind": "tats", "width": 384, "epochs": 1},
     "tats_768": {"kind": "tats", "width": 768, "epochs": 1},
 }
+SIDES = {"tube": {"kind": "tube"}, "embed_all": {"kind": "tube"}, **SAMPLERS}
+KEPT = {f"{side}_kept": mask for side, mask in SAMPLERS.items()}
+"""The same with the sampler's graph kept until the backward pass, not computed again."""
 
 
 def build(side: str, ratio: float, options: dict[str, Any]) -> tuple[Any, Any]:
@@ -49,7 +56,7 @@ def build(side: str, ratio: float, options: dict[str, Any]) -> tuple[Any, Any]:
         {
             "data": {"store": "unused", "frames": options["frames"], "size": options["size"]},
             "model": {"size": options["model"]},
-            "mask": SIDES[side] | {"ratio": ratio},
+            "mask": (SIDES | KEPT)[side] | {"ratio": ratio},
             "run": {"compile": options.get("compile", False)},
         }
     )
@@ -62,7 +69,20 @@ def build(side: str, ratio: float, options: dict[str, Any]) -> tuple[Any, Any]:
             return plan(clip, draws)
 
         system.masker.plan = after_embedding
+    if side in KEPT:
+        keep(system.masker.policy)
     return recipe, system
+
+
+def keep(policy: Any) -> None:
+    """Let a policy keep its graph for the backward pass, all clips at once."""
+    from tatscli.nn.recompute import KEPT_VALUES
+
+    forward = policy.forward
+    policy.forward = lambda tokens, temperature=1.0, later=False: forward(tokens, temperature)
+    for part in policy.modules():
+        if hasattr(part, "kept"):
+            part.kept = KEPT_VALUES
 
 
 def floor(side: str, ratio: float, options: dict[str, Any]) -> dict[str, float]:
@@ -119,11 +139,27 @@ def peak_mib(task: tuple[str, float, tuple[tuple[str, Any], ...]]) -> float:
     return (resident_kib("VmHWM") - before) / 1024
 
 
+def live_mib(task: tuple[str, float, tuple[tuple[str, Any], ...]]) -> dict[str, int]:
+    """Take two steps and return what torch holds on the CPU at rest and at the peak, to the byte.
+
+    Counted are its allocations as its profiler notes them: no library, no block given back late.
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        for _ in range(2):
+            prepared(*task)()
+    results = profiler.profiler.kineto_results  # type: ignore[union-attr]
+    notes = sorted((e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]")
+    held = list(accumulate(size for _, size in notes))
+    return {"rest": round(held[-1] / 2**20), "peak": round(max(held) / 2**20)}
+
+
 def measure(ratio: float, options: dict[str, Any]) -> dict[str, Any]:
     """Compare the sides at one ratio."""
     from tatscli.masking import MASKERS
 
-    sides = [side for side in options["sides"] if SIDES[side]["kind"] in MASKERS]
+    sides = [side for side in options["sides"] if (SIDES | KEPT)[side]["kind"] in MASKERS]
     missing = {side: "skipped: no such mask" for side in options["sides"] if side not in sides}
     least = {side: floor(side, ratio, options) for side in sides}
     total = {side: one["autoencoder"] + one["sampler"] for side, one in least.items()}
@@ -140,6 +176,7 @@ def measure(ratio: float, options: dict[str, Any]) -> dict[str, Any]:
             taken[side].append(pool.apply(timed, (tasks[side],)))
     for pool in pools.values():
         pool.terminate()
+    live = {side: fresh(live_mib, tasks[side]) for side in sides if options["live"]}
     seconds = {side: statistics.median(values) for side, values in taken.items()}
     first = sides[0]
     return missing | {
@@ -148,27 +185,36 @@ def measure(ratio: float, options: dict[str, Any]) -> dict[str, Any]:
             "gmac": {key: round(least[side][key], 1) for key in ("autoencoder", "sampler")},
             "seconds": round(seconds[side], 3),
             "peak_mib": round(peak[side]),
+            **({"live_mib": live[side]} if live else {}),
             "ratio": {
                 "predicted": round(total[side] / total[first], 3),
                 "seconds": round(seconds[side] / seconds[first], 3),
                 "peak_mib": round(peak[side] / peak[first], 3),
+                **({"live": round(live[side]["peak"] / live[first]["peak"], 3)} if live else {}),
             },
         }
         for side in sides
     }
 
 
+def fresh(work: Callable[[Any], Any], task: Any) -> Any:
+    """Run a function in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(work, (task,))
+
+
 def main() -> None:
     """Measure every ratio and print the comparison."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.9, 0.95])
-    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES))
+    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=[*SIDES, *KEPT])
     parser.add_argument("--model", default="base")
     for name, default in {"frames": 16, "size": 224, "batch": 1, "rounds": 5, "threads": 1}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--live", action="store_true", help="also count torch's own allocations")
     options = vars(parser.parse_args())
     ratios, settings = options.pop("ratios"), dict(options)
     options["sides"] = tuple(options["sides"])

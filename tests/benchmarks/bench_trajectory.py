@@ -118,7 +118,8 @@ def floor(options: dict[str, Any]) -> dict[str, dict[str, float]]:
     of a chunk, with its folded queries and pooled tokens. Every form has queries, keys and values
     besides, and gradients of all of these.
     """
-    from tatscli.nn.trajectory import CHUNK, KEPT_VALUES
+    from tatscli.nn.recompute import KEPT_VALUES
+    from tatscli.nn.trajectory import CHUNK
 
     width, heads, slices = (options[key] for key in ("width", "heads", "slices"))
     tokens = slices * options["sites"]

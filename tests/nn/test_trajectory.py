@@ -9,12 +9,8 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tatscli.nn.trajectory import (
-    KEPT_SLICES,
-    KEPT_VALUES,
-    TrajectoryAttention,
-    TrajectoryBlock,
-)
+from tatscli.nn.recompute import KEPT_VALUES
+from tatscli.nn.trajectory import KEPT_SLICES, TrajectoryAttention, TrajectoryBlock
 from tests.nn.counting import counted_macs, recomputed_trajectory_macs, trajectory_macs
 from tests.nn.trajectory_reference import looped, textbook
 
@@ -147,15 +143,12 @@ def test_trajectories_are_kept_on_short_clips_unless_a_chunk_is_asked_for() -> N
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_keeping_and_finding_again_differ_in_no_bit(
-    precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_keeping_and_finding_again_differ_in_no_bit(precision: torch.dtype) -> None:
     """Everything kept, as in a small sampler; the trajectories alone; or none of them."""
     results = []
     for small, chunk in ((KEPT_VALUES, None), (0, None), (0, 2)):
-        monkeypatch.setattr("tatscli.nn.trajectory.KEPT_VALUES", small)
         torch.manual_seed(0)
-        block = TrajectoryBlock(32, 4, 5, chunk=chunk)
+        block = TrajectoryBlock(32, 4, 5, chunk=chunk, kept=small)
         tokens = torch.randn(2, 45, 32, requires_grad=True)
         with torch.autocast("cpu", precision, enabled=precision != torch.float32):
             out = block(tokens)
@@ -235,12 +228,11 @@ def test_a_block_costs_what_the_formula_says(
 @pytest.mark.parametrize("small", [True, False])
 @pytest.mark.parametrize("chunk", [None, 2])
 def test_a_training_step_costs_three_passes_and_what_is_found_again(
-    chunk: int | None, small: bool, monkeypatch: pytest.MonkeyPatch
+    chunk: int | None, small: bool
 ) -> None:
     width, heads, slices, tokens = 32, 4, 4, 36
     values = tokens * width * (slices + 2 * heads)
-    monkeypatch.setattr("tatscli.nn.trajectory.KEPT_VALUES", values + small)
-    block = TrajectoryBlock(width, heads, slices, chunk=chunk)
+    block = TrajectoryBlock(width, heads, slices, chunk=chunk, kept=values + small)
     given_in = torch.randn(1, tokens, width, requires_grad=True)
     counted = counted_macs(lambda: block(given_in).sum().backward(), gradients=True)
     again = recomputed_trajectory_macs(tokens, width, heads, slices, kept=chunk is None)

@@ -48,6 +48,8 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # Without a real one, torch would leave autocast off.
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *_: True)
+    # Without the number of a backward pass a checkpoint computes all again for each of its tensors.
+    monkeypatch.setattr(torch._C, "_current_graph_task_id", lambda: 1)
     with FakeTensorMode():
         yield
 

@@ -133,7 +133,7 @@ class LearnedMasker(Masker):
             seen_BND = tokens_BND.view_as(tokens_BND)
             seen_BND.register_hook(lambda grad: torch.where(grad.isfinite().all(), grad, 0.0))
         with torch.set_grad_enabled(graph):
-            output = self.policy(seen_BND, self.temperature)
+            output = self.policy(seen_BND, self.temperature, later=graph)
         log_p_BN = self._drawable(output.log_p_BN.detach())
         order_BK = self._draw(log_p_BN, draws)
         if self.training:

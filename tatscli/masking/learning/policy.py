@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tatscli.engine.device import full_precision
+from tatscli.nn.recompute import GROUP_VALUES, KEPT_VALUES, recomputed, recomputed_by_clip
 from tatscli.nn.sampler import SamplerBlock
 from tatscli.nn.trajectory import TrajectoryBlock
 from tatscli.nn.vit import NORM_EPS
@@ -69,7 +70,7 @@ class Policy(nn.Module):
 
         def make_trunk() -> TrajectoryBlock | SamplerBlock:
             if trunk == "trajectory":
-                return TrajectoryBlock(width, heads, grid[0])
+                return TrajectoryBlock(width, heads, grid[0], kept=GROUP_VALUES)
             return SamplerBlock(width, heads, dropout=dropout)
 
         self.input = nn.Identity() if inputs == width else nn.Linear(inputs, width)
@@ -78,6 +79,9 @@ class Policy(nn.Module):
         self.norm = nn.LayerNorm(width, eps=NORM_EPS) if final_norm else nn.Identity()
         self.actor = nn.Linear(width, 1, bias=False)
         self.critic_trunk = make_trunk() if critic == "separate" else None
+        trunks = 1 if self.critic_trunk is None else 2
+        self.graph_values = self.tokens * width * self.trunk.graph_widths * trunks
+        self.draws = dropout > 0
         level = nn.Linear(width, 1)
         layers = [nn.Linear(width, width), nn.GELU(), level]
         self.critic = nn.Sequential(*layers) if critic != "none" else None
@@ -88,22 +92,46 @@ class Policy(nn.Module):
         nn.init.zeros_(self.actor.weight)
         nn.init.zeros_(level.weight)
 
-    def forward(self, tokens_BND: Tensor, temperature: float = 1.0) -> PolicyOutput:
-        """Score the patch embeddings of all tokens; a low temperature sharpens the policy."""
-        entry_BND = self.input(tokens_BND) + self.position
-        trunk_BND = self.trunk(entry_BND)
-        other_BND = trunk_BND if self.critic_trunk is None else self.critic_trunk(entry_BND)
+    def forward(
+        self, tokens_BND: Tensor, temperature: float = 1.0, *, later: bool = False
+    ) -> PolicyOutput:
+        """Score the patch embeddings of all tokens.
+
+        Args:
+            tokens_BND: The embeddings.
+            temperature: A low one sharpens the policy.
+            later: Other networks run before the backward pass, and need the memory: what is kept of
+                this one is what goes into the trunks and what comes out; the backward pass computes
+                the rest again. A network of few values keeps them.
+        """
+        small = not later or len(tokens_BND) * self.graph_values < KEPT_VALUES
+        trunks = recomputed_by_clip(
+            self._trunks,
+            tokens_BND,
+            values=self.graph_values,
+            small=small,
+            random=self.draws and self.training,
+        )
         # Half precision rounds logits too coarsely and lets small probabilities vanish.
         with full_precision(tokens_BND.device):
-            latents_BND = self.norm(trunk_BND.float())
-            logits_BN = self.actor(latents_BND).squeeze(-1) / temperature
-            value_B = None
-            if self.critic is not None:
-                seen_BND = (
-                    latents_BND if self.critic_trunk is None else self.norm(other_BND.float())
-                )
-                value_B = self.critic(seen_BND.mean(dim=1)).squeeze(-1)
-            return PolicyOutput(self._log_p_BN(logits_BN), value_B)
+            logits_BN, value_B = recomputed(self._heads, *trunks, small=small)
+            return PolicyOutput(self._log_p_BN(logits_BN / temperature), value_B)
+
+    def _trunks(self, tokens_BND: Tensor) -> tuple[Tensor, ...]:
+        """Return what the actor's trunk makes of tokens, and what the critic's own does."""
+        entry_BND = self.input(tokens_BND) + self.position
+        if self.critic_trunk is None:
+            return (self.trunk(entry_BND),)
+        return self.trunk(entry_BND), self.critic_trunk(entry_BND)
+
+    def _heads(self, *trunks: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the actor's logits (B, N), and what the critic says (B,) of its own trunk."""
+        latents_BND = self.norm(trunks[0].float())
+        logits_BN = self.actor(latents_BND).squeeze(-1)
+        if self.critic is None:
+            return logits_BN, None
+        seen_BND = latents_BND if len(trunks) == 1 else self.norm(trunks[1].float())
+        return logits_BN, self.critic(seen_BND.mean(dim=1)).squeeze(-1)
 
     def _log_p_BN(self, logits_BN: Tensor) -> Tensor:
         groups = self.slices if self.by_slice else 1

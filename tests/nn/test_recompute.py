@@ -1,0 +1,87 @@
+"""What is computed again equals what was not kept: values, gradients, random numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tatscli.masking.learning.policy import Policy
+from tatscli.nn import recompute
+from tatscli.nn.recompute import recomputed_by_clip
+
+VALUES = 10
+
+
+def sized(monkeypatch: pytest.MonkeyPatch, clips: int) -> list[int]:
+    """Let a group be of so many clips, and return a list for the groups that there will be."""
+    monkeypatch.setattr(recompute, "GROUP_VALUES", clips * VALUES + VALUES // 2)
+    return []
+
+
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+@pytest.mark.parametrize("trunk", ["trajectory", "mha"])
+@pytest.mark.parametrize("group", [0, 1, 2, 5])
+def test_clip_by_clip_the_gradient_is_that_of_all_at_once(
+    trunk: str, critic: str, group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sized(monkeypatch, group)
+    torch.manual_seed(0)
+    policy = Policy(grid=(3, 2, 2), inputs=6, width=16, heads=2, trunk=trunk, critic=critic)
+    policy.double()
+    tokens = torch.randn(5, 12, 6, dtype=torch.float64, requires_grad=True)
+    inputs = [tokens, *(one for name, one in policy.named_parameters() if "trunk" in name)]
+
+    def results(small: bool) -> tuple[Tensor, ...]:
+        out = torch.stack(recomputed_by_clip(policy._trunks, tokens, values=VALUES, small=small))
+        return out, *torch.autograd.grad(out.square().sum(), inputs)
+
+    for ours, plain in zip(results(False), results(True), strict=True):
+        torch.testing.assert_close(ours, plain, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize(("clips", "sizes"), [(1, [1] * 5), (2, [2, 2, 1]), (9, [5])])
+def test_a_group_has_as_many_clips_as_there_is_room_for(
+    clips: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = sized(monkeypatch, clips)
+
+    def stage(tokens: Tensor) -> tuple[Tensor]:
+        seen.append(len(tokens))
+        return (tokens.square(),)
+
+    tokens = torch.randn(5, 3, 2, requires_grad=True)
+    (out,) = recomputed_by_clip(stage, tokens, values=VALUES)
+    assert seen == sizes
+    out.sum().backward()
+    assert seen == sizes + sizes[::-1]  # each once more, one after the other
+    assert torch.equal(tokens.grad, 2 * tokens)
+
+
+def test_without_a_graph_or_where_it_is_small_everything_runs_once_and_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = sized(monkeypatch, 1)
+
+    def stage(tokens: Tensor) -> tuple[Tensor]:
+        seen.append(len(tokens))
+        return (tokens.exp(),)
+
+    tokens = torch.randn(5, 3, 2, requires_grad=True)
+    with torch.no_grad():
+        recomputed_by_clip(stage, tokens, values=VALUES)
+    recomputed_by_clip(stage, tokens, values=VALUES, small=True)[0].sum().backward()
+    assert seen == [5, 5]
+
+
+def test_dropout_drops_the_same_the_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    sized(monkeypatch, 2)
+    dropout, ones = nn.Dropout(0.5), torch.ones(5, 3, 40, requires_grad=True)
+    (out,) = recomputed_by_clip(
+        lambda x: (dropout(x * 1.0) ** 2,), ones, values=VALUES, random=True
+    )
+    state = torch.get_rng_state()
+    out.sum().backward()
+    assert torch.equal(ones.grad, 2 * out.detach())  # 8 where it is kept, 0 where it is dropped
+    assert 0 < (out == 0).float().mean() < 1
+    assert torch.equal(torch.get_rng_state(), state)  # which the backward pass leaves alone
