@@ -22,6 +22,7 @@ COMMANDS = {
     "finetune": "tatscli.commands.finetune:finetune",
     "evaluate": "tatscli.commands.evaluate:evaluate",
     "compare": "tatscli.commands.compare:compare",
+    "bench": "tatscli.commands.bench:bench",
     "runs": "tatscli.commands.runs:runs",
     "report": "tatscli.commands.report:report",
     "predict": "tatscli.commands.predict:predict",

@@ -19,6 +19,7 @@ from tatscli.engine.bad_steps import BadSteps
 from tatscli.engine.device import autocast
 from tatscli.engine.feed import Feed
 from tatscli.engine.metrics import Averages, MetricsLog, metrics_log
+from tatscli.engine.pace import Pace
 from tatscli.engine.part import Lesson
 from tatscli.engine.rng import random_at
 from tatscli.engine.saving import save
@@ -53,6 +54,7 @@ def train(training: Training) -> dict[str, Any]:
         total=last, initial=training.done, description="steps", unit="step"
     )
     training.model.train()
+    pace = Pace(training)
     # Trackers may wait for a server: until they are open, and as they close, Ctrl-C is Ctrl-C.
     with opened_log as log, stop_requests() as request, bar, _settled_garbage() as settle:
         while training.done < last:
@@ -71,7 +73,7 @@ def train(training: Training) -> dict[str, Any]:
             done = training.done
             stop = _agreed_stop(training, request)
             if done % run.log_every == 0 or done == last or stop:
-                means = averages.read()
+                means = averages.read() | pace.read()
                 bar.set_postfix(loss=f"{means.get('loss', math.nan):.4f}", refresh=False)
                 if training.check is not None:
                     training.check(means)
@@ -79,8 +81,9 @@ def train(training: Training) -> dict[str, Any]:
                 bad_steps.check(done, training.reporter)
             better = False
             if done % schedule.steps_per_epoch == 0:
-                better = _score(training, log, means)
-                _draw(training, log)
+                with pace.aside():
+                    better = _score(training, log, means)
+                    _draw(training, log)
             if better or done % save_steps == 0 or done == last or stop:
                 save(training, best=better)
             if done - first == 1:

@@ -10,6 +10,7 @@ import torch
 
 from tatscli.console import Reporter
 from tatscli.engine import distributed
+from tatscli.engine.allocator import kept_memory
 from tatscli.engine.device import choose_device, choose_precision
 from tatscli.engine.rng import random_at
 from tatscli.recipe.schema import Run
@@ -38,7 +39,7 @@ class Session:
 def session(run: Run, reporter: Reporter) -> Iterator[Session]:
     """Join the peers, choose device and precision, seed the weights."""
     device, device_reason = choose_device(run.device)
-    with distributed.joined(device.type) as world:
+    with distributed.joined(device.type) as world, kept_memory(device):
         if device.type == "cuda":
             device = torch.device("cuda", world.local_rank)
             torch.cuda.set_device(device)
