@@ -1,9 +1,7 @@
 """What a device can do: its maker's figure, the speed of a large product, the memory in use.
 
-The figures are those of the data sheets, in operations a second, dense (without sparsity), at the
-boost clock: NVIDIA's "H100", "H200", "A100", "A10", "A30", "A40", "L4", "L40S", "V100", "T4" and the
-Ada, Ampere and Blackwell architecture papers for the RTX cards, where tensor cores add up in
-float32.
+The figures are those of NVIDIA's data sheets, in operations a second, dense (without sparsity), at
+the boost clock; of RTX cards those of the architecture papers, with sums in float32.
 """
 
 from __future__ import annotations

@@ -17,6 +17,8 @@ from torch import Tensor
 
 T = TypeVar("T")
 
+_apart = False
+
 
 @dataclass(frozen=True, slots=True)
 class World:
@@ -65,8 +67,19 @@ def joined(device_type: str) -> Iterator[World]:
 
 
 def alone() -> bool:
-    """Whether there is no process group."""
-    return not (dist.is_available() and dist.is_initialized())
+    """Whether there is no process group, or this process works for itself (`apart`)."""
+    return _apart or not (dist.is_available() and dist.is_initialized())
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Work as if alone, on what the other processes need not hear of."""
+    global _apart
+    before, _apart = _apart, True
+    try:
+        yield
+    finally:
+        _apart = before
 
 
 def size() -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from tatscli.data.batch import blank_batch
+from tatscli.engine import distributed
 from tatscli.engine.ceiling import known_peak
 from tatscli.engine.session import Session
 from tatscli.store.codes import scores_key
@@ -48,7 +49,8 @@ def step_flops(stage: Stage) -> float:
         assert lesson.loss is not None
         lesson.loss.backward()
 
-    return count_flops(work, gradients=True) / VIEWS
+    with distributed.apart():
+        return count_flops(work, gradients=True) / VIEWS
 
 
 def flops_for_mfu(stage: Stage, here: Session) -> float | None:

@@ -27,10 +27,8 @@ Probe = Callable[[int], float | None]
 """Maps a batch to the bytes at its peak, None where it does not fit."""
 
 _LOOK_EVERY = 0.01  # seconds between two looks at a process's memory
-_GUESSES, _LEAP = (
-    6,
-    16,
-)  # batches chosen by a line, and by how much at most one is larger than before
+_GUESSES = 6  # batches that a line may choose
+_LEAP = 16  # times as large as before, at most
 
 
 def largest_batch(
@@ -102,7 +100,7 @@ def probe_cpu(loaded: LoadedRecipe, name: StageName, limit: float) -> Probe:
     def probe(batch: int) -> float | None:
         context = multiprocessing.get_context("spawn")  # a fork would begin with our own memory
         answers, theirs = context.Pipe(duplex=False)
-        child = context.Process(target=_child, args=(theirs, loaded, name, batch, limit))
+        child = context.Process(target=_child, args=(theirs, loaded, name, batch))
         child.start()
         theirs.close()
         try:
@@ -130,9 +128,7 @@ def _wait_for(pid: int | None, answers: Connection, limit: float) -> float | Non
     return float(answer) if answer <= limit else None
 
 
-def _child(
-    pipe: Connection, loaded: LoadedRecipe, name: StageName, batch: int, limit: float
-) -> None:
+def _child(pipe: Connection, loaded: LoadedRecipe, name: StageName, batch: int) -> None:
     """Take steps, and send the peak of this process's memory, or the error."""
     with suppress(OSError):  # whoever runs out of memory here shall be this process
         Path("/proc/self/oom_score_adj").write_text("1000")
