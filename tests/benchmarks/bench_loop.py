@@ -5,8 +5,8 @@
 
 `loop`: `train` of `engine/loop.py` with a run folder, on one batch that is always there: learning
 rates, gradient norms, averages, a line of metrics every `run.log_every` steps, signals, progress;
-and one checkpoint at its end, whose time is left out. `bare`: forward pass, loss, backward pass and the
-fused optimisers of the same system, nothing else: no norm, no metrics. `norm` is bare with the
+and one checkpoint at its end, whose time is left out. `bare`: forward pass, loss, backward pass and
+the fused optimisers of the same system, nothing else: no norm, no metrics. `norm` is bare with the
 gradient norm, which every training measures.
 
 The sides take turns in one process, some steps in each round. Prints one JSON object: medians,
