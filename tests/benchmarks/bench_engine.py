@@ -147,7 +147,7 @@ def prepare(side: str, options: dict[str, Any]) -> dict[str, Any]:
             dtype=name,
         )
     began = time.perf_counter()
-    for _ in range(3):
+    for _ in range(2):
         _HERE["step"]()
     first = time.perf_counter() - began
     if side == "ours" and options["products"]:
