@@ -23,6 +23,7 @@ COMMANDS = {
     "finetune": "tatscli.commands.finetune:finetune",
     "evaluate": "tatscli.commands.evaluate:evaluate",
     "compare": "tatscli.commands.compare:compare",
+    "bench": "tatscli.commands.bench:bench",
     "runs": "tatscli.commands.runs:runs",
     "report": "tatscli.commands.report:report",
     "replay": "tatscli.commands.replay:replay",

@@ -60,6 +60,10 @@ class Reporter:
         self.stderr = stderr or sys.stderr
         self._said: set[str] = set()
 
+    def silenced(self) -> Reporter:
+        """Return one that says nothing but warnings, on the same streams."""
+        return Reporter(quiet=True, stdout=self.stdout, stderr=self.stderr)
+
     def info(self, message: str) -> None:
         """Say what happens, on stderr."""
         if not self.quiet:

@@ -131,3 +131,40 @@ def collate(samples: Sequence[Sample], bad: Sequence[tuple[int, str]] = ()) -> B
         crops=crops,
         files=files,
     )
+
+
+def blank_batch(
+    views: int,
+    *,
+    frames: int,
+    size: tuple[int, int],
+    sites: tuple[int, int],
+    patch: int,
+    classes: int = 0,
+) -> Batch:
+    """Make clips of random pixels that stand still, for measuring and counting.
+
+    Args:
+        views: How many.
+        frames: Of each.
+        size: Height and width in pixels.
+        sites: Token rows and columns, for the motion.
+        patch: Height and width of a token in pixels.
+        classes: The labels are drawn from so many; without any they are -1.
+    """
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(
+        0, 256, (views, 3, frames, *size), dtype=torch.uint8, generator=generator
+    )
+    unknown_B = torch.zeros(views, dtype=torch.bool)
+    motion = MotionField(
+        torch.zeros(views, frames, *sites, 2),
+        torch.zeros(views, frames, *sites),
+        torch.ones(views, frames, dtype=torch.bool),
+        unknown_B,
+        unknown_B,
+        patch,
+    )
+    number_B = torch.arange(views)
+    label_B = number_B % classes if classes else torch.full((views,), -1)
+    return Batch(pixels, motion, label_B, number_B, torch.zeros_like(number_B))

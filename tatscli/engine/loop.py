@@ -23,6 +23,7 @@ from tatscli.engine.feed import Feed
 from tatscli.engine.halfway import Halfway, State
 from tatscli.engine.leaving import Leaving
 from tatscli.engine.metrics import Averages, MetricsLog, metrics_log
+from tatscli.engine.pace import Pace
 from tatscli.engine.parallel import gathered, without_averaging
 from tatscli.engine.part import Lesson
 from tatscli.engine.rng import draws_at, seed_torch
@@ -56,10 +57,11 @@ def train(training: Training) -> dict[str, Any]:
         total=last, initial=training.done, description="steps", unit="step"
     )
     training.model.train()
+    pace = Pace(training)
 
     def tell() -> None:
         means.clear()
-        means.update(averages.read())
+        means.update(averages.read() | pace.read())
         bar.set_postfix(loss=f"{means.get('loss', math.nan):.4f}", refresh=False)
         if training.check is not None:
             training.check(means)
@@ -94,7 +96,8 @@ def train(training: Training) -> dict[str, Any]:
                 tell()
             better = False
             if done % schedule.steps_per_epoch == 0:
-                better = _finish_pass(training, log, means, request, saver)
+                with pace.aside():
+                    better = _finish_pass(training, log, means, request, saver)
             if better or done % save_steps == 0 or done == last:
                 refuse_bad_steps(training)
                 saver.save(best=better)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from tatscli.console import Reporter
-from tatscli.engine import distributed
+from tatscli.engine import distributed, joining
+from tatscli.engine.allocator import kept_memory
 from tatscli.engine.device import choose_device, choose_precision, set_tf32, slow_precision
 from tatscli.engine.rng import seed_torch
 from tatscli.errors import UsageError
@@ -44,11 +45,11 @@ def session(run: Run, reporter: Reporter, *, joins: bool = True) -> Iterator[Ses
     """
     device, device_reason = choose_device(run.device)
     peers = (
-        distributed.joined(device.type, patience=run.peers_timeout, say=reporter.info)
+        joining.joined(device.type, patience=run.peers_timeout, say=reporter.info)
         if joins
         else nullcontext(distributed.World())
     )
-    with peers as world:
+    with peers as world, kept_memory(device):
         if device.index is not None and world.size > 1:
             raise UsageError(
                 f"`run.device: {run.device}` names one GPU for {world.size} processes",

@@ -54,7 +54,8 @@ def write_line(
     wall = time.perf_counter() - started
     line = {"step": training.done, "epoch": round(epoch, 4), "wall": round(wall, 3), **means}
     log.write(line)
-    numbers = "  ".join(f"{key} {value:.4g}" for key, value in means.items())
+    known = {key: value for key, value in means.items() if not math.isnan(value)}
+    numbers = "  ".join(f"{key} {value:.4g}" for key, value in known.items())
     training.reporter.detail(f"step {training.done}  {numbers}")
     waited, worked = means["data_seconds"], means["step_seconds"]
     if training.done > 20 and waited > 0.3 * (waited + worked):

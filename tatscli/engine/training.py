@@ -69,6 +69,8 @@ class Training:
         check: Looks at the averages of every log line, and raises if they show a fault.
         pictures: Draws what trackers are shown after a pass, by name, uint8 (H, W, 3); asked of the
             main process alone.
+        flops: Floating-point operations that a clip takes, forward and backward; None where they
+            are not known.
         done: Optimiser steps done.
         best: Best score so far.
         unscored: Whether a signal cut short the scoring of the pass that `done` ends.
@@ -94,6 +96,7 @@ class Training:
     score: Callable[[int], tuple[float | None, dict[str, float]] | None] | None = None
     check: Callable[[dict[str, float]], None] | None = None
     pictures: Callable[[int], Mapping[str, np.ndarray]] | None = None
+    flops: float | None = None
     done: int = 0
     best: float | None = None
     unscored: bool = False

@@ -79,7 +79,10 @@ class Attention(nn.Module):
         # A key bias would shift all scores of a query alike, and the softmax would drop it again.
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(tokens_BKD, self.qkv.weight, bias)
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        # Apart from each other, so that the backward pass joins their gradients in one copy.
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1)
+        )
         mixed_BHKd = F.scaled_dot_product_attention(q, k, v)
         return self.proj(mixed_BHKd.transpose(1, 2).flatten(2))
 

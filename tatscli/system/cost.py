@@ -21,9 +21,16 @@ def count_parameters(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def count_flops(work: Callable[[], object]) -> int:
-    """Count the floating-point operations of products in `work`, two for a multiply-accumulate."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+def count_flops(work: Callable[[], object], *, gradients: bool = False) -> int:
+    """Count the floating-point operations of products in `work`, two for a multiply-accumulate.
+
+    Args:
+        work: Perhaps on tensors without memory.
+        gradients: Whether it may make a graph, for a backward pass that it takes.
+    """
+    counter = FlopCounterMode(display=False)
+    # Plain attention, which every version of torch counts.
+    with sdpa_kernel(SDPBackend.MATH), counter, torch.set_grad_enabled(gradients):
         work()
     return int(counter.get_total_flops())
 

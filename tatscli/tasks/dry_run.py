@@ -14,7 +14,7 @@ import torch
 from tatscli.console import Reporter
 from tatscli.data.cache import plan_cache
 from tatscli.data.provide import MotionSource
-from tatscli.engine.distributed import world_size
+from tatscli.engine.joining import world_size
 from tatscli.errors import DataError
 from tatscli.nn.classifier import build_classifier
 from tatscli.recipe.derive import Schedule, derive_batch, derive_schedule

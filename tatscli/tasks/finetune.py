@@ -84,6 +84,7 @@ class Finetuning(Stage):
     """
 
     kind = "finetuned"
+    networks = ("model", "classifier", "auxiliary", "drop", "loss")
     model: Classifier | Joint
     classifier: Classifier
     auxiliary: MaskedHalf | None = None

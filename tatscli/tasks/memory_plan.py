@@ -18,6 +18,7 @@ from tatscli.data.batch import Batch
 from tatscli.data.motion import MotionField
 from tatscli.data.normalize import standardized
 from tatscli.draws import Draws
+from tatscli.engine.parallel import blocks_of, train_blocks
 from tatscli.nn.classifier import Classifier
 from tatscli.recipe.derive import derive_batch, derive_schedule
 from tatscli.recipe.schema import Recipe, Run
@@ -113,16 +114,6 @@ def finetuning_memory(
     )
 
 
-def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """Return the blocks of a model's stacks, which are compiled, recomputed and collected alone."""
-    return [
-        block
-        for name, stack in model.named_modules()
-        if isinstance(stack, nn.ModuleList) and name.rsplit(".", 1)[-1] == "blocks"
-        for block in stack
-    ]
-
-
 def _weights(model: nn.Module, *, own: int, frozen: int) -> Weights:
     blocks = blocks_of(model)
     whole = count_parameters(model)
@@ -153,10 +144,11 @@ def _count(
         try:
             prepare()
             for checkpointing in (chosen, not chosen) if devices.asked else (chosen,):
-                for module in (module for part in parts for module in part.modules()):
-                    if hasattr(module, "checkpointing"):
-                        module.checkpointing = checkpointing  # type: ignore[assignment]
+                for part in parts:
+                    train_blocks(part, checkpointing=checkpointing)
                 found[checkpointing] = step_memory(work, parts, half=_half(recipe.run))
+                for block in (block for part in parts for block in blocks_of(part)):
+                    vars(block).pop("forward", None)
         except _UNCOUNTED as error:
             return f"not counted: {str(error).partition(chr(10))[0]}"
     return found

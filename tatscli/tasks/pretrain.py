@@ -86,6 +86,7 @@ class Pretraining(Stage):
     """
 
     kind = "pretrained"
+    networks = ("model", "system")
 
     def __init__(
         self, loaded: LoadedRecipe, store: Store, init: Path | str | None, folder: Path

@@ -82,7 +82,9 @@ class TokenizerTraining(Stage):
     """
 
     kind = "tokenizer"
+    networks = ("model", "adversary", "perceptual")
     model: TrainedTokenizer
+    _main: Learner | None = None
 
     def __init__(
         self, loaded: LoadedRecipe, store: Store, init: Path | str | None, folder: Path
@@ -222,8 +224,9 @@ class TokenizerTraining(Stage):
             distance = self.perceptual(pictures_of(video_BCTHW), pictures_of(true_BCTHW))
             terms["perceptual"] = weight * distance
         own = {}
-        if self.adversary is not None and self._main.step >= self.adversary.config.start:
-            judge, settings = self.adversary, self.adversary.config
+        judge = self.adversary
+        if judge is not None and (self._main is None or self._main.step >= judge.config.start):
+            settings = judge.config
             made, true = (
                 one if self.model.whole else pictures_of(one) for one in (video_BCTHW, true_BCTHW)
             )

@@ -37,6 +37,7 @@ from tatscli.recipe.load import LoadedRecipe
 from tatscli.recipe.schema import Optim, Recipe
 from tatscli.recipe.text import dump_recipe
 from tatscli.store.reader import Store
+from tatscli.tasks.flops import flops_for_mfu
 from tatscli.tasks.resuming import (
     checkpoint_to_resume,
     refuse_other_recipe,
@@ -61,9 +62,11 @@ class Stage:
         model: What is trained; `build` sets it.
         clips: What it is trained on; `build` sets it.
         network: What `step` calls: the model, or what averages it over processes.
+        networks: Names of the attributes with tensors that `step` reads.
     """
 
     kind: ClassVar[str]
+    networks: ClassVar[tuple[str, ...]] = ("model",)
     model: nn.Module
     clips: Clips
     network: nn.Module
@@ -164,6 +167,7 @@ def run_training(
         for name, value in schedule_rows(schedule):
             here.reporter.detail(f"{name}: {value}")
         here.reporter.detail(f"frames in memory: {stage.clips.cache_plan}")
+        flops = flops_for_mfu(stage, here)
         stage.to(here.device)
         copies = stage.copies()
         synced = parallelize(stage.model, recipe, here, copies)
@@ -196,6 +200,7 @@ def run_training(
             score=lambda epoch: stage.score(epoch, here),
             check=stage.check,
             pictures=lambda epoch: stage.pictures(epoch, here),
+            flops=flops,
         )
         if checkpoint is not None:
             training.restore(checkpoint)

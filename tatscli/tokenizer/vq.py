@@ -116,6 +116,8 @@ class Codebook(Quantizer):
     @torch.no_grad()
     def _begin(self, flat_NC: Tensor) -> None:
         """Make the first codebook of the first batch: clusters of its vectors."""
+        if flat_NC.is_meta:  # a step is counted, which has shapes but no numbers
+            return
         if self._begun is None:
             self._begun = bool(self.begun)
         # A batch gone wrong, which no optimiser learns from, would stay in the codebook for good.

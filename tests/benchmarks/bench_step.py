@@ -1,17 +1,12 @@
-"""A training step against its floor, and with `--peer` against transformers' VideoMAE.
+"""A small training step against its floor.
 
     python tests/benchmarks/bench_step.py
-    python tests/benchmarks/bench_step.py --batches --peer
 
 The recipe `demo` (nano, `tats`) takes optimiser steps as `tats pretrain` does, from clips of random
 uint8 pixels and motion in memory to the updated weights: forward pass, sampler, backward pass, both
 optimisers, metrics. `floor` is the operations of its products, which torch counts, at the speed
 that a large float32 product reaches in the same rounds; `products` runs the very products of a step
 once more and nothing else, so it says what shapes so small can reach.
-
-`--peer`: ViT-B, 16 frames of 224 x 224, tube 0.9, against `VideoMAEForPreTraining` with the same
-sizes, the same standardised pixels as targets and fused AdamW. Its masks are drawn in every step,
-too; it measures no gradient norm and no metrics.
 
 Prints one JSON object: medians over rounds in which all sides take turns in one process,
 milliseconds of a step by the clock and in processor time. `percent_of_ceiling` is the floor by the
@@ -24,7 +19,6 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -141,82 +135,12 @@ def nano(batches: list[int], rounds: int, steps: int) -> dict[str, Any]:
     return found
 
 
-def theirs(batch: int) -> tuple[Callable[[], None], int]:
-    """Make a step of transformers' model; also return its parameters."""
-    import torch
-    from transformers import VideoMAEConfig, VideoMAEForPreTraining
-
-    from tatscli.recipe.load import load_recipe
-    from tatscli.system.cost import count_parameters
-
-    recipe = load_recipe("ssv2").recipe
-    data, (slices, rows, columns) = recipe.data, recipe.grid
-    torch.manual_seed(0)
-    # Its defaults are ViT-B, and the decoder of 4 blocks, 384 wide, 6 heads.
-    config = VideoMAEConfig(image_size=224, num_frames=data.frames, norm_pix_loss=True)
-    model = VideoMAEForPreTraining(config).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    video = noise(recipe, batch).video_BCTHW
-    mean, std = (torch.tensor(one)[:, None, None] for one in (data.mean, data.std))
-    sites = rows * columns
-    shown = sites // 10 + 1  # 20 of 196, as ours
-
-    def step() -> None:
-        pixels = (video.transpose(1, 2).float() / 255 - mean) / std
-        hidden = torch.ones(batch, sites, dtype=torch.bool)
-        hidden.scatter_(1, torch.rand(batch, sites).argsort(1)[:, :shown], False)
-        model(pixels, bool_masked_pos=hidden.repeat(1, slices)).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step, count_parameters(model)
-
-
-def peer(batch: int, rounds: int) -> dict[str, Any]:
-    """Measure ViT-B with tubes: ours and that of transformers."""
-    import torch
-    import transformers
-
-    from tatscli.recipe.load import load_recipe
-    from tatscli.system.cost import count_parameters
-    from tatscli.system.system import build_system
-    from tests.nn.counting import counted_macs
-
-    recipe = load_recipe("ssv2", ["mask={kind: tube, ratio: 0.9}"]).recipe
-    torch.manual_seed(0)
-    system = build_system(recipe)
-    their_step, their_size = theirs(batch)
-    steps = {"ours": Steps(recipe, system, noise(recipe, batch)), "transformers": their_step}
-    sizes = {"ours": count_parameters(system.autoencoder), "transformers": their_size}
-    counts = {name: 2 * counted_macs(step, gradients=True) for name, step in steps.items()}
-    taken = milliseconds({PRODUCT: large_product(), **steps}, rounds=rounds, calls=1, device="cpu")
-    ceiling = speed(taken[PRODUCT])
-    ours, other = taken["ours"], taken["transformers"]
-    return {
-        "transformers": transformers.__version__,
-        "gflops": round(ceiling, 1),
-        "visible": system.masker.visible,
-        **{
-            name: {
-                "parameters": sizes[name],
-                "step": rounded(taken[name]),
-                **held_against(taken[name], counts[name] / 1e9, ceiling),
-            }
-            for name in steps
-        },
-        "transformers_by_ours": {clock: round(other[clock] / ours[clock], 2) for clock in ours},
-    }
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--batches", type=int, nargs="*", default=[8, 64], help="of the demo")
     for name, default in {"rounds": 9, "steps": 10, "threads": 1}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--peer", action="store_true", help="ViT-B against transformers")
-    parser.add_argument("--peer-batch", type=int, default=1)
-    parser.add_argument("--peer-rounds", type=int, default=5)
     options = parser.parse_args()
     import torch
 
@@ -228,10 +152,6 @@ def main() -> None:
     }
     if options.batches:
         result["demo"] = nano(options.batches, options.rounds, options.steps)
-    if options.peer and find_spec("transformers") is None:
-        result["peer"] = "skipped: not installed; `pip install -e '.[hf]'`"
-    elif options.peer:
-        result["peer"] = peer(options.peer_batch, options.peer_rounds)
     result["load_after"] = load()
     print(json.dumps(result, indent=2))
 

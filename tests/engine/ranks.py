@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tatscli.engine.distributed import World, joined
+from tatscli.engine.distributed import World
+from tatscli.engine.joining import joined
 from tatscli.errors import TatsError
 
 Work = Callable[[World], Any]
@@ -44,7 +45,7 @@ def start(work: Work, size: int, folder: Path) -> list[int]:
                 MASTER_ADDR="127.0.0.1",
                 MASTER_PORT=port,
             )
-            with joined("cpu") as world:
+            with joined("cpu", patience=60, say=print) as world:
                 work(world)
             code = 0
         except TatsError as error:

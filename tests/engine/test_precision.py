@@ -100,7 +100,7 @@ def test_a_numbered_gpu_is_for_one_process(
     device: str, world: World, place: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Joined:
-        def __init__(self, kind: str) -> None:
+        def __init__(self, kind: str, **_: object) -> None:
             assert kind == "cuda"
 
         def __enter__(self) -> World:
@@ -108,8 +108,8 @@ def test_a_numbered_gpu_is_for_one_process(
 
         def __exit__(self, *_: object) -> None: ...
 
-    monkeypatch.setattr(sessions.distributed, "joined", Joined)
-    monkeypatch.setattr(sessions, "random_at", lambda seed: None)
+    monkeypatch.setattr(sessions.joining, "joined", Joined)
+    monkeypatch.setattr(sessions, "seed_torch", lambda seed: None)
     quiet = Reporter(stdout=io.StringIO(), stderr=io.StringIO())
     if place is None:
         refused = pytest.raises(UsageError, match="cuda:1` names one GPU for 2 processes")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tatscli.console import Reporter
-from tatscli.engine import distributed
+from tatscli.engine import distributed, joining
 from tatscli.recipe.load import load_recipe
 from tatscli.tasks.finetune import finetune
 from tatscli.tasks.pretrain import pretrain
@@ -52,13 +52,13 @@ def cut_back(run: Path, out: Path, step: int) -> None:
 
 def main() -> None:
     jobs = json.loads(Path(sys.argv[1]).read_text())
-    with distributed.joined("cpu") as world:
+    with joining.joined("cpu", patience=60, say=print) as world:
 
         @contextmanager
-        def joined(device_type: str) -> Iterator[distributed.World]:
+        def joined(device_type: str, **_: object) -> Iterator[distributed.World]:
             yield world
 
-        distributed.joined = joined
+        joining.joined = joined
         for job in jobs:
             take(job, world)
 
