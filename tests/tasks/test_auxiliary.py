@@ -115,7 +115,9 @@ def test_a_joint_run_resumes_bit_equal_and_is_evaluated(load: Load, reporter: Re
     finetune(load(*words), reporter=reporter, init=None, out="runs/halves", resume=True)
     first, second = tensors("runs/straight"), tensors("runs/halves")
     assert first.keys() == second.keys()
-    assert {name.split("/")[0] for name in first} == {"model", "head", "masker", "optimizer"}
+    assert {name.split("/")[0] for name in first} == {
+        *("model", "head", "masker", "optimizer", "bad_steps")
+    }
     assert all(torch.equal(first[name], second[name]) for name in first)
     # The model's file is that of any fine-tuning, so whatever reads one reads this.
     plain = build_classifier(load(*words).recipe, classes=3).state_dict()

@@ -71,6 +71,7 @@ def test_a_checkpoint_names_the_network_and_has_no_copy(teach: Load, reporter: R
     assert {path.stem for path in (run / "checkpoints/last").glob("*.safetensors")} == {
         "model",
         "optimizer",
+        "bad_steps",
     }
     names = load_file(run / "checkpoints/last/model.safetensors")
     assert not [name for name in names if "teacher" in name]

@@ -45,7 +45,7 @@ def test_a_run_teaches_another_which_names_it(load: Load, reporter: Reporter, fi
     digest = hashlib.sha256((last / "model.safetensors").read_bytes()).hexdigest()
     assert meta_of("runs/second")["frozen"] == [{"path": str(last), "sha256": digest}]
     files = {path.stem for path in Path("runs/second/checkpoints/last").glob("*.safetensors")}
-    assert files == {"model", "optimizer"}
+    assert files == {"model", "optimizer", "bad_steps"}
     assert [one.digest for one in load_system("runs/second")[1].frozen()] == [digest]
 
 
