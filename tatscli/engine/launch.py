@@ -1,9 +1,9 @@
 """`--nproc N`: starts N processes of the same command on this machine and answers for them.
 
 They find each other by torchrun's variables, as if it had started them. Torchrun's own agent is
-not used, because it ends a training worse than it must: it passes signals on to the loaders'
-workers as well, which tears the data away from the step that is to be saved; it knows nothing of
-exit codes other than failed; and it tells a failed process with a traceback of its own.
+not used: it ends with 1 whatever its processes end with, so that a job that saved and stopped looks
+like one that failed, it does not pass SIGUSR1 on unless told to, and it tells a failed process
+with a traceback of its own.
 
 Rank 0 speaks. What the others say on stderr is kept, but for warnings, and told if they fail first.
 """
