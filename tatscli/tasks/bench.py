@@ -15,7 +15,13 @@ from tqdm import tqdm
 from tatscli.console import Reporter
 from tatscli.data.loader import training_batches, worker_count
 from tatscli.data.memory import free_memory
-from tatscli.engine.ceiling import device_name, known_peak, peak_memory, product_speed
+from tatscli.engine.ceiling import (
+    device_name,
+    faster_in_bf16,
+    known_peak,
+    peak_memory,
+    product_speed,
+)
 from tatscli.engine.session import Session, session
 from tatscli.engine.threads import use_threads
 from tatscli.errors import UsageError
@@ -282,7 +288,6 @@ def _step(
 
 def _facts(stage: Stage, here: Session, found: dict[str, Any], flops: float) -> Facts:
     recipe, step, batch = stage.recipe, found["step"], found["batch"]
-    cuda = here.device.type == "cuda"
     return Facts(
         device=here.device.type,
         step=step["clips_per_second"] or 0.0,
@@ -297,7 +302,7 @@ def _facts(stage: Stage, here: Session, found: dict[str, Any], flops: float) -> 
         short_side=stage.store.settings.short_side,
         view=max(recipe.data.view_size),
         dtype=found["precision"],
-        has_bf16=cuda and torch.cuda.is_bf16_supported(including_emulation=False),
+        has_bf16=faster_in_bf16(here.device),
         threads=found["threads"],
         compiled=recipe.run.compile,
         checkpointing=recipe.model.checkpointing,
