@@ -15,10 +15,16 @@ from tqdm import tqdm
 from tatscli.console import Reporter
 from tatscli.data.loader import training_batches, worker_count
 from tatscli.data.memory import free_memory
-from tatscli.engine.ceiling import device_name, known_peak, peak_memory, product_speed
+from tatscli.engine.ceiling import (
+    device_name,
+    faster_in_bf16,
+    known_peak,
+    peak_memory,
+    product_speed,
+)
 from tatscli.engine.session import Session, session
 from tatscli.engine.threads import use_threads
-from tatscli.errors import UsageError
+from tatscli.errors import TatsError, UsageError
 from tatscli.recipe.derive import derive_batch, derive_schedule
 from tatscli.recipe.load import LoadedRecipe
 from tatscli.tasks.bottleneck import Facts, bottleneck
@@ -71,7 +77,7 @@ def bench(
     bar = reporter.progress(total=5, description="setting up", unit="part")
     with session(loaded.recipe.run, reporter) as here, closing(bar):
         built = rehearsed(loaded, stage, here, store)
-        flops = step_flops(built)
+        flops = _flops(built, here)
         wanted = derive_batch(built.optim, world=1)[0]
         with use_threads(loaded.recipe.run.threads, wanted * flops, here.device):
             bar.set_description("matrix product")
@@ -88,15 +94,15 @@ def bench(
                 if batch is not None
                 else _search(loaded, stage, rehearsal, limit, bar, most=built.optim.total_batch)
             )
-            largest = search["largest"] if search is not None else None
-            used = batch or min(wanted, largest or wanted)
-            if largest == 0:
+            usable = search["usable"] if search is not None else None
+            used = batch or min(wanted, usable or wanted)
+            if usable == 0:
                 timing, peak, at_largest = None, None, None
             else:
                 _next(bar, f"step of {used}")
                 timing, peak = _time(rehearsal, used, seconds)
-                _next(bar, f"step of {largest or used}")
-                at_largest = _at_largest(rehearsal, used, largest, timing, seconds)
+                _next(bar, f"step of {usable or used}")
+                at_largest = _at_largest(rehearsal, used, usable, timing, seconds)
             _next(bar, "done")
             found = {
                 "recipe": loaded.name,
@@ -141,7 +147,7 @@ def show_bench(found: dict[str, Any], reporter: Reporter) -> None:
         ]
         if step["clips_per_second_at_largest"] is not None:
             faster = f"{step['clips_per_second_at_largest']:.4g} clips/s"
-            rows.append(("step with the largest batch", faster))
+            rows.append((f"step with {search['usable']} videos", faster))
     rows.append(("speed of a large product", f"{step['ceiling_tflops']:.4g} TFLOP/s"))
     if step["of_ceiling"] is not None:
         mfu = "unknown: this device is not in the table"
@@ -157,6 +163,20 @@ def show_bench(found: dict[str, Any], reporter: Reporter) -> None:
 def _next(bar: tqdm, description: str) -> None:
     bar.update()
     bar.set_description(description)
+
+
+def _flops(stage: Stage, here: Session) -> float:
+    """Count the operations of a step for a clip; where a part of the user's own looks at numbers,
+    which are not there when counting, estimate them and say so."""
+    try:
+        return step_flops(stage)
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        here.reporter.warn(
+            f"the step's operations cannot be counted ({reason}); they are estimated: six a weight "
+            "and token"
+        )
+        return stage.work()
 
 
 def _free_memory() -> float:
@@ -189,6 +209,7 @@ def _search(
     largest, tried = largest_batch(_told(probe, bar), most, first=2 if lonely else 1, limit=limit)
     return {
         "largest": largest,
+        "usable": max((one for one in range(1, largest + 1) if most % one == 0), default=0),
         "most": most,
         "limit_gb": None if limit is None else limit / GB,
         "tried": [
@@ -236,20 +257,33 @@ def _loader(
 
 
 def _time(rehearsal: Rehearsal, videos: int, seconds: float) -> tuple[Timing, float]:
-    """Time steps after one that warms up; also return the peak of memory."""
-    rehearsal.run(videos)
-    timing = rehearsal.run(videos, seconds=seconds)
+    """Time steps after one that warms up; also return the peak of memory.
+
+    Raises:
+        TatsError: If a GPU has not enough memory.
+    """
+    try:
+        rehearsal.run(videos)
+        timing = rehearsal.run(videos, seconds=seconds)
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        raise TatsError(
+            f"{videos} videos do not fit into the memory of {rehearsal.here.device}",
+            hint="without `--batch` the largest number that fits is looked for",
+        ) from None
     return timing, peak_memory(rehearsal.here.device)
 
 
 def _at_largest(
-    rehearsal: Rehearsal, used: int, largest: int | None, timing: Timing, seconds: float
+    rehearsal: Rehearsal, used: int, usable: int | None, timing: Timing, seconds: float
 ) -> float | None:
-    """Time the largest batch as well, where that is another and takes no longer than asked for."""
-    if largest is None or largest <= used:
+    """Time the largest batch that divides the total batch as well, where that is another and takes
+    no longer than asked for."""
+    if usable is None or usable <= used:
         return None
-    expected = 2 * largest * rehearsal.stage.repeats / timing.clips_per_second
-    return _time(rehearsal, largest, 0.0)[0].clips_per_second if expected <= seconds else None
+    expected = 2 * usable * rehearsal.stage.repeats / timing.clips_per_second
+    return _time(rehearsal, usable, 0.0)[0].clips_per_second if expected <= seconds else None
 
 
 def _step(
@@ -282,12 +316,11 @@ def _step(
 
 def _facts(stage: Stage, here: Session, found: dict[str, Any], flops: float) -> Facts:
     recipe, step, batch = stage.recipe, found["step"], found["batch"]
-    cuda = here.device.type == "cuda"
     return Facts(
         device=here.device.type,
         step=step["clips_per_second"] or 0.0,
         batch=batch["used"],
-        largest=None if batch["search"] is None else batch["search"]["largest"],
+        largest=None if batch["search"] is None else batch["search"]["usable"],
         wanted=batch["wanted"],
         step_at_largest=step["clips_per_second_at_largest"],
         loader=found["loader"]["clips_per_second"],
@@ -297,7 +330,7 @@ def _facts(stage: Stage, here: Session, found: dict[str, Any], flops: float) -> 
         short_side=stage.store.settings.short_side,
         view=max(recipe.data.view_size),
         dtype=found["precision"],
-        has_bf16=cuda and torch.cuda.is_bf16_supported(including_emulation=False),
+        has_bf16=faster_in_bf16(here.device),
         threads=found["threads"],
         compiled=recipe.run.compile,
         checkpointing=recipe.model.checkpointing,

@@ -29,7 +29,7 @@ class Facts:
         device: Its type.
         step: Clips a second of the step alone, at `batch` videos.
         batch: Videos in a forward pass.
-        largest: The most that fit; None where that was not looked for.
+        largest: The most that fit and divide the total batch; None where that was not looked for.
         wanted: What the recipe asks for.
         step_at_largest: Clips a second with so many; None where not measured.
         loader: Clips a second of the loader alone; None where not measured.

@@ -36,11 +36,11 @@ def rendered_store(folder: Path, videos: int) -> Path:
     from tests.clips import pan, render
 
     for number in range(videos):
-        render(folder / "videos" / f"{number}.mp4", pan(frames=32, seed=number))
+        render(folder / "videos" / f"{number}.mp4", pan(frames=40, seed=number))
     subprocess.run(
         [sys.executable, "-m", "tatscli", "prepare", str(folder / "videos"),
          "--out", str(folder / "store"), "--quiet"],
-        check=True, cwd=ROOT,
+        check=True, cwd=ROOT, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     return folder / "store"
 
@@ -51,6 +51,7 @@ def train(ranks: int, store: Path, folder: Path, options: dict[str, Any]) -> lis
     epochs = 10_000
     overrides = [
         f"data.store={store}", "data.size=112", "data.sampling.stride=2", "data.workers=1",
+        "data.split=null",
         "data.cache=ram", f"model.size={options['model']}", "mask={kind: tube, ratio: 0.9}",
         f"optim.total_batch={batch}", f"optim.batch_per_device={batch // ranks}",
         f"optim.epochs={epochs}", "run.device=cpu", f"run.max_steps={steps}", "run.log_every=2",

@@ -55,6 +55,7 @@ SLOW: dict[str, Any] = {"loader": 100.0}
         ({"of_ceiling": 0.3}, "products", "run.compile=true"),
         (CPU, "products", None),
         (CPU | {"threads": 1}, "threads", "run.threads=8"),
+        (CPU | {"has_bf16": True}, "precision", "run.precision=bf16"),
         (CPU | {"threads": 1, "gflops": 2.0}, "products", None),
         ({"largest": 8}, "memory", "model.checkpointing=true"),
         ({"largest": 0}, "memory", "model.checkpointing=true"),
