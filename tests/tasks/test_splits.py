@@ -72,7 +72,8 @@ BY_MICRO_BATCH = ("fsq-entropy", "vq")
 """Here a micro-batch of all processes is looked at as a whole, so accumulation changes it."""
 SPLITS: dict[str, tuple[int, tuple[str, ...]]] = {
     "accumulated": (1, ("optim.batch_per_device=4",)),
-    "ddp": (2, ("optim.batch_per_device=4",)),
+    "ddp": (2, ("optim.batch_per_device=4", "run.parallel=ddp")),
+    "fsdp": (2, ("optim.batch_per_device=4", "run.parallel=fsdp")),
 }
 """How a batch of eight is dealt out: processes, and what the recipe says for it."""
 
@@ -114,7 +115,7 @@ def launch(jobs: list[Job], processes: int, listed: Path) -> None:
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=240,
+        timeout=400,
     )
     assert done.returncode == 0, done.stderr
 
