@@ -17,8 +17,8 @@ Result = TypeVar("Result")
 KEPT_VALUES = 2**22
 """So few numbers, 16 MiB, are kept rather than computed again: the insides of a small sampler."""
 
-GROUP_VALUES = 2**26
-"""Numbers of a graph, 256 MiB, that may exist at a time while it is computed again."""
+GROUP_VALUES = 2**25
+"""Numbers of a graph, 128 MiB, that may exist at a time while it is computed again."""
 
 BUSY_VALUES = 2**30
 """The same on a GPU, which is idle between the kernels of small groups."""
@@ -65,7 +65,8 @@ def recomputed_by_clip(
     """
     if not torch.is_grad_enabled() or small:
         return stage(tokens_BND)
-    at_once = GROUP_VALUES if tokens_BND.device.type == "cpu" else BUSY_VALUES
+    on_gpu = tokens_BND.device.type in ("cuda", "mps")
+    at_once = BUSY_VALUES if on_gpu else GROUP_VALUES
     groups = tokens_BND.split(max(1, at_once // values))
     results = [recomputed(stage, group, random=random) for group in groups]
     if len(results) == 1:

@@ -10,8 +10,9 @@ possible.
 
 Prints one JSON object: the floor, which is multiply-accumulates counted by torch and their ratio to
 `tube`; then medians over rounds in which the sides take turns, each in a process of its own, and
-peak memory above what the process takes before it builds the system. On the CPU seconds are
-processor time: other programs hardly lengthen that.
+peak memory above what the process takes before it builds the system, in processes where freed
+memory goes back at once. On the CPU seconds are processor time: other programs hardly lengthen
+that.
 
     python tests/benchmarks/bench_sampler.py --batch 4 --live --sides tube tats_384_kept tats_384
 
@@ -24,6 +25,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import statistics
 import sys
 import time
@@ -91,7 +93,7 @@ def floor(side: str, ratio: float, options: dict[str, Any]) -> dict[str, float]:
 
     with torch.device("meta"):
         recipe, system = build(side, ratio, options)
-    counts = counted(recipe, system)
+    counts = counted(recipe, system, clips=options["batch"])
     return {
         "visible": system.masker.visible,
         "autoencoder": counts["autoencoder"] / 2e9,
@@ -165,30 +167,33 @@ def measure(ratio: float, options: dict[str, Any]) -> dict[str, Any]:
     total = {side: one["autoencoder"] + one["sampler"] for side, one in least.items()}
     flags = tuple(options.items())
     tasks = {side: (side, ratio, flags) for side in sides}
+    # Freed memory goes back at once, so that the peak is of what is needed together.
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
+    peak = {side: fresh(peak_mib, tasks[side]) for side in sides}
+    del os.environ["MALLOC_MMAP_THRESHOLD_"]  # it would slow down what is timed
     spawn = multiprocessing.get_context("spawn")
     pools = {side: spawn.Pool(1) for side in sides}
-    peak: dict[str, float] = {}
     taken: dict[str, list[float]] = {side: [] for side in sides}
-    for side, pool in pools.items():
-        peak[side] = pool.apply(peak_mib, (tasks[side],))  # its steps warm up, too
-    for _ in range(options["rounds"]):
+    for number in range(options["rounds"] + 1):
         for side, pool in pools.items():
-            taken[side].append(pool.apply(timed, (tasks[side],)))
+            seconds = pool.apply(timed, (tasks[side],))
+            if number:  # the first round builds and warms up
+                taken[side].append(seconds)
     for pool in pools.values():
         pool.terminate()
     live = {side: fresh(live_mib, tasks[side]) for side in sides if options["live"]}
-    seconds = {side: statistics.median(values) for side, values in taken.items()}
+    middle = {side: statistics.median(values) for side, values in taken.items()}
     first = sides[0]
     return missing | {
         side: {
             "visible": least[side]["visible"],
             "gmac": {key: round(least[side][key], 1) for key in ("autoencoder", "sampler")},
-            "seconds": round(seconds[side], 3),
+            "seconds": round(middle[side], 3),
             "peak_mib": round(peak[side]),
             **({"live_mib": live[side]} if live else {}),
             "ratio": {
                 "predicted": round(total[side] / total[first], 3),
-                "seconds": round(seconds[side] / seconds[first], 3),
+                "seconds": round(middle[side] / middle[first], 3),
                 "peak_mib": round(peak[side] / peak[first], 3),
                 **({"live": round(live[side]["peak"] / live[first]["peak"], 3)} if live else {}),
             },

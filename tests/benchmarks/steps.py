@@ -166,7 +166,7 @@ class Steps:
         return self.means
 
 
-def counted(recipe: Recipe, system: System | None = None) -> dict[str, int]:
+def counted(recipe: Recipe, system: System | None = None, *, clips: int = 1) -> dict[str, int]:
     """Count the floating-point operations of a clip's step: `autoencoder`, and `whole` with masker.
 
     Products alone are counted, forward and backward, and no number is computed. Missing are norms,
@@ -175,6 +175,7 @@ def counted(recipe: Recipe, system: System | None = None) -> dict[str, int]:
     Args:
         recipe: What is trained.
         system: What it describes, on torch's meta device; built there by default.
+        clips: Of a batch, where more is computed again than with one clip.
     """
     import torch
 
@@ -184,16 +185,16 @@ def counted(recipe: Recipe, system: System | None = None) -> dict[str, int]:
     from tatscli.tasks import pretrain
     from tests.nn.counting import counted_macs
 
-    batch = noise(recipe, 1).to("meta")
+    batch = noise(recipe, clips).to("meta")
     with torch.device("meta"):
         system = (system or build_system(recipe)).to("meta").train()
         tokens, visible = system.form.tokens, system.masker.visible
-        shape = (1, recipe.data.frames, *recipe.grid[1:])
+        shape = (clips, recipe.data.frames, *recipe.grid[1:])
         known = {name: torch.zeros(shape, dtype=torch.int64) for name in system.cached_codes}
         batch = replace(batch, codes=known)
         plan = MaskPlan(
-            torch.arange(visible)[None],
-            torch.arange(tokens - system.selection.budget, tokens)[None],
+            torch.arange(visible).expand(clips, -1),
+            torch.arange(tokens - system.selection.budget, tokens).expand(clips, -1),
         )
 
     def autoencoder() -> None:
@@ -207,7 +208,7 @@ def counted(recipe: Recipe, system: System | None = None) -> dict[str, int]:
         lesson.loss.backward()
 
     return {
-        work.__name__: round(2 * counted_macs(work, gradients=True))
+        work.__name__: round(2 * counted_macs(work, gradients=True) / clips)
         for work in (autoencoder, whole)
     }
 

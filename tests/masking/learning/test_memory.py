@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from tests.masking.learning.test_isolation import BF16, begin, collected, system_of
 from tests.masking.learning.toy import TOKENS, learner_of, make, noise, same, teach
 
-KEPT, GROUP = "tatscli.masking.learning.policy.KEPT_VALUES", "tatscli.nn.recompute.GROUP_VALUES"
+KEPT, GROUP = "tatscli.masking.learning.policy.WAITING_VALUES", "tatscli.nn.recompute.GROUP_VALUES"
 
 
 def learnt(kind: str, precision: torch.autocast | None, **mask: Any) -> dict[str, Tensor]:
