@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from tatscli.data.batch import blank_batch
+from tatscli.draws import Draws
 from tatscli.engine import distributed
 from tatscli.engine.ceiling import known_peak
 from tatscli.engine.session import Session
@@ -42,7 +43,7 @@ def step_flops(stage: Stage) -> float:
     batch = stage_batch(stage, VIEWS).to("meta")
 
     def work() -> None:
-        lesson = twin.step(batch, None)  # type: ignore[arg-type]
+        lesson = twin.step(batch, Draws(0))
         assert lesson.loss is not None
         lesson.loss.backward()
 

@@ -43,6 +43,7 @@ def sides(model: str, options: dict[str, Any]) -> dict[str, Callable[[], float]]
     import torch
 
     from tatscli.console import Reporter
+    from tatscli.draws import Draws
     from tatscli.engine import loop
     from tatscli.recipe.load import load_recipe
     from tatscli.system.system import build_system
@@ -57,7 +58,7 @@ def sides(model: str, options: dict[str, Any]) -> dict[str, Callable[[], float]]
     held = Steps(recipe, system, batch)
     held()
     training, steps = held.training, options["steps"]
-    generator = torch.Generator().manual_seed(0)
+    draws = Draws(0)
     learners = list(training.learners.values())
     saving: list[float] = []
 
@@ -65,7 +66,7 @@ def sides(model: str, options: dict[str, Any]) -> dict[str, Callable[[], float]]
         def run() -> float:
             began = time.process_time()
             for _ in range(steps):
-                lesson = pretrain.step(system, batch, generator)
+                lesson = pretrain.step(system, batch, draws)
                 assert lesson.loss is not None
                 lesson.loss.backward()
                 for learner in learners:
