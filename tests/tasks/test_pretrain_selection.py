@@ -78,7 +78,7 @@ def test_any_mask_trains_with_any_selection(
     loaded = load(mask, predict, "run.max_steps=2")
     plan = plan_pretraining(loaded, Path("runs/tiny"))
     assert plan["predicted"] == tokens
-    assert predicted == [tokens]  # what is counted is what is done
+    assert set(predicted) == {tokens}  # what is counted is what is done, for cost and memory
     predicted.clear()
     result = pretrain(loaded, reporter=reporter)
     assert predicted == [tokens, tokens]
