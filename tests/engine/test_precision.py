@@ -92,7 +92,7 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     [
         ("cuda:1", World(), "cuda:1"),
         ("cuda", World(), "cuda:0"),
-        ("cuda", World(rank=1, size=2, local_rank=1, local_size=2), "cuda:1"),
+        ("cuda", World(rank=1, size=2, local_rank=1, local_size=2, gpu=1), "cuda:1"),
         ("cuda:1", World(rank=1, size=2, local_rank=1, local_size=2), None),
     ],
 )

@@ -14,8 +14,8 @@ from tatscli.masking.plan import MaskPlan
 from tests.masking.kinds import clip_of, motion_on, selection_of
 from tests.masking.learning.toy import (
     GRID,
+    bad_updates,
     copied,
-    learner_of,
     make,
     noise,
     same,
@@ -96,7 +96,7 @@ def test_every_way_of_learning_takes_a_selected_plan(changes: dict[str, Any]) ->
         )
         assert taught.plan.predict_BM.shape == (3, 9)
         assert taught.metrics["restored"] == 0
-    bad = learner_of(masker).bad_updates()
+    bad = bad_updates(masker)
     assert bad and not any(bad)
     assert not same(masker.policy.state_dict(), before)
 
@@ -111,5 +111,5 @@ def test_one_predicted_token_is_enough_to_learn_from(mask: str) -> None:
         moving(),
         change=lambda plan: MaskPlan(plan.visible_BK, plan.predict_BM[:, :1].contiguous()),
     )
-    assert learner_of(masker).bad_updates() == [False]
+    assert bad_updates(masker) == [False]
     assert not same(masker.policy.state_dict(), before)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from tatscli.data.augment import Mix
+from tatscli.draws import Draws
 from tatscli.nn.class_loss import ClassLoss
 from tatscli.nn.classifier import ONE_HEAD
 from tatscli.recipe.schema import Augment
@@ -24,8 +25,7 @@ def mixed(kind: str, label_B: torch.Tensor, smoothing: float) -> torch.Tensor:
     """Soft labels of a batch of small videos, mixed as training mixes them."""
     shares = {"mixup": 0.0, "cutmix": 0.0} | ({kind: 0.8} if kind != "none" else {})
     mix = Mix(Augment(label_smoothing=smoothing, **shares), CLASSES)
-    generator = torch.Generator().manual_seed(3)
-    return mix(torch.rand(len(label_B), 3, 2, 8, 8), label_B, generator=generator)[1]
+    return mix(torch.rand(len(label_B), 3, 2, 8, 8), label_B, draws=Draws(3))[1]
 
 
 @pytest.mark.parametrize("kind", ["none", "mixup", "cutmix"])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tatscli.draws import Draws
 from tatscli.engine.device import autocast
 from tatscli.nn.class_loss import ClassLoss
 from tatscli.nn.classifier import build_classifier
@@ -88,7 +89,7 @@ def test_softmax_norms_losses_and_ppo_of_a_step_are_full(
     watched.register_forward_hook(lambda module, given, made: halves.append(made.dtype))
     with Exact():
         with autocast(CPU, dtype):
-            lesson = step(system, host_batch(recipe), torch.Generator().manual_seed(0))
+            lesson = step(system, host_batch(recipe), Draws(0))
         assert lesson.loss is not None and lesson.loss.dtype == torch.float32
         lesson.loss.backward()
         assert_full(lesson.metrics | system.masker.after_step(1, 10).metrics)

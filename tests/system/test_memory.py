@@ -10,9 +10,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from tatscli.draws import Draws
+from tatscli.engine.parallel import train_blocks
 from tatscli.recipe.schema import Recipe
 from tatscli.system.memory import StepMemory, pretended, step_memory
-from tatscli.system.system import build_system
+from tatscli.system.system import System, build_system
 from tatscli.tasks.memory_plan import _batch
 from tatscli.tasks.pretrain import step
 
@@ -32,9 +33,16 @@ def recipe_of(*, checkpointing: bool = False, depth: int = 4, **sections: Any) -
     )
 
 
+def built(recipe: Recipe) -> System:
+    """Build a system whose blocks recompute as in a training."""
+    system = build_system(recipe).train()
+    train_blocks(system.autoencoder, checkpointing=recipe.model.checkpointing)
+    return system
+
+
 def counted(recipe: Recipe, *, half: bool, views: int = VIEWS) -> StepMemory:
     with torch.device("meta"):
-        system = build_system(recipe).to("meta").train()
+        system = built(recipe).to("meta")
     with pretended(*system.parts):
         return step_memory(
             lambda: step(system, _batch(recipe, views), Draws(0)).loss, system.parts, half=half
@@ -44,7 +52,7 @@ def counted(recipe: Recipe, *, half: bool, views: int = VIEWS) -> StepMemory:
 def measured(recipe: Recipe, *, half: bool) -> int:
     """The most bytes that torch's own allocator had given out, beside weights: from the profiler's
     list of allocations. Gradients are handed over as soon as they are there."""
-    system = build_system(recipe).train()
+    system = built(recipe)
     for parameter in system.autoencoder.parameters():
         parameter.register_post_accumulate_grad_hook(lambda one: setattr(one, "grad", None))
     cast = torch.autocast("cpu", torch.bfloat16, cache_enabled=False) if half else nullcontext()

@@ -13,6 +13,7 @@ from tatscli.masking.learning.guard import INTERVAL, Guard
 from tatscli.masking.learning.learned import LearnedMasker
 from tests.masking.learning.toy import (
     TOKENS,
+    bad_updates,
     batch,
     copied,
     learner_of,
@@ -117,7 +118,7 @@ def test_a_policy_that_is_not_finite_is_set_back(kind: str) -> None:
     assert "not finite" in taught.after.notices[0]
     assert same(masker.policy.state_dict(), good)
     taught = teach(masker, LOOK + 1, noise())
-    assert learner_of(masker).bad_updates()[-2:] == [True, False]
+    assert bad_updates(masker)[-2:] == [True, False]
     assert not same(masker.policy.state_dict(), good)  # it learns again
 
 

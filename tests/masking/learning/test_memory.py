@@ -13,8 +13,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tatscli.draws import Draws
 from tests.masking.learning.test_isolation import BF16, begin, collected, system_of
-from tests.masking.learning.toy import TOKENS, learner_of, make, noise, same, teach
+from tests.masking.learning.toy import TOKENS, bad_updates, make, noise, same, teach
 
 KEPT, GROUP = "tatscli.masking.learning.policy.WAITING_VALUES", "tatscli.nn.recompute.GROUP_VALUES"
 
@@ -127,7 +128,7 @@ def test_what_waits_for_the_backward_pass_is_what_the_trunk_makes_of_the_tokens(
         masker, clip = make(kind, width=64), noise(4)
         assert clip.tokens_BND is not None
         with Alive(masker.parameters()) as alive:
-            plan = masker.plan(clip)
+            plan = masker.plan(clip, Draws(0))
             widths.append(alive.bytes / (4 * TOKENS * 64 * 4))
         assert plan is not None
     again, everything = widths
@@ -158,5 +159,5 @@ def test_several_micro_batches_and_updates_end_where_kept_graphs_do(
             torch.manual_seed(step)
             teach(masker, step, noise(seed=step), noise(seed=10 + step))
         states.append(masker.tensors())
-        assert learner_of(masker).bad_updates() == [False] * 9
+        assert bad_updates(masker) == [False] * 9
     assert same(*states)

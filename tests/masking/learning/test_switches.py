@@ -14,6 +14,7 @@ from tatscli.recipe import schema
 from tests.masking.learning.toy import (
     GRID,
     TOKENS,
+    bad_updates,
     batch,
     learner_of,
     make,
@@ -50,7 +51,7 @@ def test_hard_tokens_gain_visibility_whatever_the_switches(switch):
     steps = 600 if switch.get("credit") == "visible" else 150
     restored = train(masker, steps)["restored"]
     assert share(masker) > 0.13
-    assert not any(learner_of(masker).bad_updates())
+    assert not any(bad_updates(masker))
     assert restored == 0
 
 

@@ -19,6 +19,7 @@ from tests.masking.learning.toy import (
     GRID,
     TOKENS,
     WIDTH,
+    bad_updates,
     copied,
     differing,
     learner_of,
@@ -253,7 +254,7 @@ def test_half_precision_survives_a_thousand_steps_at_95_percent() -> None:
             learning=BF16,
         )
         assert taught.plan.visible_BK.shape == (2, 2)
-    assert not any(learner_of(masker).bad_updates())
+    assert not any(bad_updates(masker))
     assert taught.metrics["entropy"] < 0.98  # it did learn
     assert all(p.isfinite().all() for p in masker.parameters())
 
@@ -267,8 +268,7 @@ def test_what_is_not_finite_is_left_out_reported_and_forgotten(
 ) -> None:
     masker = make(**switch)
     train(masker, 3)
-    learner = learner_of(masker)
-    assert not any(learner.bad_updates())
+    assert not any(bad_updates(masker))
     before = copied(masker.tensors())
     if broken == "tokens":  # errors that are finite still count towards the level of rewards
         before = {name: value for name, value in before.items() if "reward" not in name}
@@ -280,12 +280,12 @@ def test_what_is_not_finite_is_left_out_reported_and_forgotten(
         error[0, 0] = math.nan if broken == "error" else math.inf
     taught = teach(masker, 3, clip_of(GRID, tokens=tokens), errors=lambda _: error)
     assert not taught.plan.faulty_B(TOKENS).any()  # drawn uniformly meanwhile
-    assert learner.bad_updates() == [True] * masker.config.epochs
+    assert bad_updates(masker) == [True] * masker.config.epochs
     assert taught.metrics.get("updates", 0) == taught.metrics["restored"] == 0
     after = masker.tensors()
     assert differing({name: after[name] for name in before}, before) == []
     taught = teach(masker, 4, noise(3))
-    assert learner.bad_updates() == [False] * masker.config.epochs
+    assert bad_updates(masker) == [False] * masker.config.epochs
     assert taught.metrics.get("updates", 1) == 1
     assert not same({name: masker.tensors()[name] for name in before}, before)
 

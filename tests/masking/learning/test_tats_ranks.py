@@ -14,7 +14,15 @@ import torch.multiprocessing as mp
 from tatscli.masking.learning.guard import INTERVAL, Guard
 from tatscli.masking.plan import MaskPlan
 from tests.masking.kinds import clip_of, seeded
-from tests.masking.learning.toy import GRID, TOKENS, WIDTH, learner_of, make, noise, teach
+from tests.masking.learning.toy import (
+    GRID,
+    TOKENS,
+    WIDTH,
+    bad_updates,
+    make,
+    noise,
+    teach,
+)
 
 BROKEN = 3
 """The step in which one rank has an error that is not finite."""
@@ -51,7 +59,7 @@ def _work(rank: int, folder: str, name: str) -> None:
         )
         updates.append(taught.metrics.get("updates", 0.0))
         norms.append(taught.metrics.get("sampler_grad_norm", 0.0))
-        bad.append(learner_of(masker).bad_updates())
+        bad.append(bad_updates(masker))
         visible.append(taught.plan.visible_BK)
     result = {"updates": updates, "bad": bad, "norms": norms, "visible": torch.stack(visible)}
     shared = {key: one for key, one in masker.tensors().items() if "waiting" not in key}

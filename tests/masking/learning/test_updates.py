@@ -13,6 +13,7 @@ from torch import Tensor
 from tatscli.masking.learning.learned import LearnedMasker
 from tests.masking.learning.toy import (
     Taught,
+    bad_updates,
     copied,
     learner_of,
     make,
@@ -154,7 +155,7 @@ def test_a_batch_that_is_not_finite_ends_the_round_it_is_in() -> None:
     errors[1, 0, 0] = math.nan
     masker, _, taught = taught_by(errors)
     assert taught.metrics["updates"] == 1
-    assert learner_of(masker).bad_updates() == [False, True, False, False, True, False]
+    assert bad_updates(masker) == [False, True, False, False, True, False]
     assert same(learnt_from(masker), states[0])
     miss = 0.9 - taught.metrics["entropy"]  # before the one update
     torch.testing.assert_close(masker.log_entropy, torch.tensor(0.3 * miss))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,8 +39,30 @@ def make(kind: str = "tats", *, steps: int | None = LONG, **changes: Any) -> Lea
     masker = build_masker(config, grid=GRID, width=WIDTH)
     assert isinstance(masker, LearnedMasker)
     if steps is not None:
-        assert list(masker.learners(schedule_of(steps))) == ["sampler"]
+        learners = masker.learners(schedule_of(steps))
+        assert list(learners) == ["sampler"]
+        _note_updates(learners["sampler"])
     return masker.train()
+
+
+def _note_updates(learner: Learner) -> None:
+    """Note of each update whether its gradients were not finite; copies of the learner do too."""
+    learner.noted = []  # type: ignore[attr-defined]
+    learner.update = partial(_noted, learner)  # type: ignore[method-assign]
+
+
+def _noted(learner: Any, *, skip: Tensor | None = None) -> Tensor | None:
+    norm = Learner.update(learner, skip=skip)
+    if norm is not None:
+        learner.noted.append(not bool(norm.isfinite()))
+    return norm
+
+
+def bad_updates(masker: LearnedMasker) -> list[bool]:
+    """Return of each update since the last call whether its gradients were not finite."""
+    learner: Any = learner_of(masker)
+    found, learner.noted = learner.noted, []
+    return list(found)
 
 
 def learner_of(masker: LearnedMasker) -> Learner:
