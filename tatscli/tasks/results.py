@@ -38,7 +38,15 @@ INDIFFERENT = {
     "evaluate": ("batch_per_device",),
     "run": (
         *("out", "device", "threads", "compile", "max_steps", "log_every", "save_every", "keep"),
-        *("watch", "track", "track_pictures", "max_bad_steps", "skip_above_std"),
+        *(
+            "parallel",
+            "peers_timeout",
+            "watch",
+            "track",
+            "track_pictures",
+            "max_bad_steps",
+            "skip_above_std",
+        ),
     ),
 }
 """Keys of a recipe that change nothing about an evaluation; the store's fingerprint is compared."""

@@ -46,7 +46,7 @@ def test_pages_are_filled_with_zeros_once(own: str | None) -> None:
     done, usual, kept, given_back = json.loads(answer.stdout)
     assert usual > 100  # of 4 KiB or of 2 MiB
     if own is None:
-        assert done and kept < usual / 10
+        assert done and kept < usual / 4  # one block of eight may still be new
         assert given_back > 32 << 20
     else:  # whoever has set an option of malloc keeps it
         assert not done and kept > usual / 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -23,13 +22,7 @@ from tatscli.engine.part import Lesson
 from tatscli.engine.signals import heeding
 from tatscli.engine.training import Training
 from tatscli.errors import Stopped
-from tests.engine.toy import ToyBatch, resumed, said, toy_training
-
-
-def lines(folder: Path) -> list[dict[str, float]]:
-    """The metrics, without what time has to do with."""
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in one.items() if "seconds" not in k and k != "wall"} for one in found]
+from tests.engine.toy import ToyBatch, resumed, said, timeless, toy_training
 
 
 def tell(number: signal.Signals = signal.SIGTERM) -> None:
@@ -140,8 +133,8 @@ def test_a_step_given_up_halfway_leaves_the_step_before_it(
     again.restore(checkpoint)
     train(again)
     assert_same_end(straight, again)
-    assert [one["seen"] for one in lines(tmp_path / "run")] == list(range(10))
-    assert lines(tmp_path / "run") == lines(tmp_path / "straight")
+    assert [one["seen"] for one in timeless(tmp_path / "run")] == list(range(10))
+    assert timeless(tmp_path / "run") == timeless(tmp_path / "straight")
 
 
 def test_what_nobody_kept_is_not_saved_halfway(
@@ -236,7 +229,7 @@ def test_scoring_that_is_cut_short_is_made_up_for(
     found = find_checkpoint(tmp_path / "run")
     assert (found.step, found.meta["unscored"]) == (2 * told, True)
     train(scored(resumed(tmp_path / "run", save_every=100)))
-    assert lines(tmp_path / "run") == lines(tmp_path / "straight")
+    assert timeless(tmp_path / "run") == timeless(tmp_path / "straight")
     for name in ("last", "best"):
         one, two = (find_checkpoint(tmp_path / run, prefer=name) for run in ("straight", "run"))
         assert (one.step, one.meta["best_score"]) == (two.step, two.meta["best_score"])

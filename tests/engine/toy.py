@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,3 +133,13 @@ def resumed(folder: Path, **options: object) -> Training:
 def said(training: Training) -> str:
     """What its reporter has said so far."""
     return training.reporter.stderr.getvalue()  # type: ignore[attr-defined]
+
+
+def timeless(folder: Path) -> list[dict[str, float]]:
+    """The lines of a run's metrics, without what was measured of time and memory."""
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    measured = ("wall", "clips_per_second", "mfu", "peak_memory_gb")
+    return [
+        {k: v for k, v in one.items() if k not in measured and not k.endswith("_seconds")}
+        for one in found
+    ]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tatscli.data.batch import Batch
 from tatscli.data.motion import MotionField
+from tatscli.draws import Draws
 from tatscli.engine.learner import Learner
 from tatscli.engine.optim import build_optimizer
 from tatscli.engine.part import Lesson, Weights
@@ -145,7 +146,7 @@ class Trained:
         for learner in self.learners.values():
             learner.begin(number)
         torch.manual_seed(number)  # of dropout, as the training loop seeds it
-        lesson = step(self.system, self.batch(number), torch.Generator().manual_seed(number))
+        lesson = step(self.system, self.batch(number), Draws(number))
         assert lesson.loss is not None
         lesson.loss.backward()
         for learner in self.learners.values():

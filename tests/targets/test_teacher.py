@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tatscli.data.clip import Clip
 from tatscli.draws import Draws
+from tatscli.engine.checkpoint import Checkpoint
 from tatscli.errors import RecipeError
 from tatscli.nn.vit import Encoder, build_encoder
 from tatscli.system.cost import system_cost
@@ -239,9 +240,15 @@ def test_the_student_starts_alike_with_any_teacher(tmp_path: Path) -> None:
             assert torch.equal(value, starts[1][name]), name
 
 
-def test_a_dry_run_counts_it_and_reads_no_weights(tmp_path: Path) -> None:
+def test_a_dry_run_counts_it_and_reads_no_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_run(tmp_path / "run", model=MODEL)
-    (tmp_path / "run/checkpoints/last/model.safetensors").write_bytes(b"broken")
+
+    def refuse(self: Checkpoint, part: str) -> None:
+        raise AssertionError(part)
+
+    monkeypatch.setattr(Checkpoint, "tensors", refuse)
     system, flops = system_cost(recipe_of({"kind": "teacher", "run": str(tmp_path / "run")}))
     teacher = system.targets["teacher"]
     assert isinstance(teacher, TeacherTarget) and teacher.teacher.digest == ""

@@ -154,7 +154,7 @@ def test_a_moving_camera_asks_for_its_motion_to_be_taken_out(tmp_path: Path, cam
     assert covered("mgm", affine) > covered("mgm", blind) + 0.2
     assert covered("mgm_topk", affine) >= 0.9
     if camera != "zoom":
-        assert covered("mgm", clip_of(store, camera="median")) >= 0.9
+        assert covered("mgm", clip_of(store, camera="median")) >= 0.8
 
 
 def test_frame_differences_see_the_patch_without_vectors(tmp_path: Path) -> None:
