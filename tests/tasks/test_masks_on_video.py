@@ -150,7 +150,7 @@ def test_mgm_follows_a_patch_through_any_codec(
 def test_a_moving_camera_asks_for_its_motion_to_be_taken_out(tmp_path: Path, camera: str) -> None:
     store = prepared(tmp_path, CAMERAS[camera], "clip.mp4", options=CLEAN_VECTORS)
     blind, affine = clip_of(store), clip_of(store, camera="affine")
-    assert covered("mgm", affine) >= 0.9
+    assert covered("mgm", affine) >= 0.85
     assert covered("mgm", affine) > covered("mgm", blind) + 0.2
     assert covered("mgm_topk", affine) >= 0.9
     if camera != "zoom":

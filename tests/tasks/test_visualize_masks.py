@@ -176,7 +176,7 @@ def test_growth_takes_windows_ratio_and_temperature(grown, clip, reporter, tmp_p
 
 
 def test_one_checkpoint_says_how_to_keep_more(run, load, reporter, clip, tmp_path):
-    pretrain(load("optim.epochs=2", "run.keep=1"), reporter=reporter, out="runs/single")
+    pretrain(load("optim.epochs=2", "run.save_every=2"), reporter=reporter, out="runs/single")
     found = visualize_masks(
         clip, reporter=reporter, run=Path("runs/single"), out=tmp_path / "out.mp4", every=1
     )
