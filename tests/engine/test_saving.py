@@ -19,6 +19,7 @@ from tatscli.engine.checkpoint import find_checkpoint
 from tatscli.engine.loop import train
 from tatscli.engine.metrics import MetricsLog
 from tatscli.engine.part import Lesson
+from tatscli.engine.saving import Saver
 from tatscli.errors import CheckpointError, Stopped
 from tests.engine.toy import ToyBatch, resumed, said, toy_training
 
@@ -162,6 +163,17 @@ def test_where_memory_is_short_training_waits_and_says_so(
     train(straight)
     for name, value in find_checkpoint(tmp_path).tensors("model").items():
         assert torch.equal(value, straight.model.state_dict()[name])
+
+
+def test_memory_that_is_pinned_for_copies_already_needs_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver = Saver(toy_training(tmp_path))
+    state = {"model": {"weight": torch.zeros(100)}}
+    monkeypatch.setattr(saving, "free_memory", lambda: 500)
+    assert not saver._has_room(state)
+    saver._pinned["model", "weight"] = torch.zeros(100)
+    assert saver._has_room(state)
 
 
 def test_metrics_that_cannot_be_written_name_their_file(tmp_path: Path) -> None:
