@@ -80,7 +80,8 @@ def train(training: Training) -> dict[str, Any]:
         halfway = Halfway(training.parts, schedule.accumulation)
         leaving = Leaving(feed, request, halfway)
         if training.unscored:
-            better = _finish_pass(training, log, means, request, saver)
+            with pace.aside():
+                better = _finish_pass(training, log, means, request, saver)
             if not training.unscored:
                 saver.save(best=better)
         while training.done < last:
