@@ -101,7 +101,7 @@ def test_a_full_disk_ends_the_training_with_one_line_and_what_was_saved(
         train(toy_training(tmp_path, save_every=1))
     message = raised.value.message
     assert message.startswith("the disk is full: the checkpoint `")
-    assert "step-0000006` takes 1.1 MB, and " in message and "are free" in message
+    assert "step-0000006` takes 1.05 MB, and " in message and "are free" in message
     assert "--resume" in str(raised.value.hint)
     names = sorted(one.name for one in (tmp_path / "checkpoints").iterdir())
     assert names == ["last", "step-0000002", "step-0000004"]  # no draft
