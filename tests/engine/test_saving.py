@@ -115,7 +115,7 @@ def test_room_is_looked_for_before_anything_is_written(
     monkeypatch.setattr("safetensors.torch.save_file", lambda *_, **__: pytest.fail("written"))
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(keeping.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(CheckpointError, match=r"takes 1\.1 MB, and 1\.0 kB are free$"):
+    with pytest.raises(CheckpointError, match=r"takes 1\.05 MB, and 0\.001 MB are free$"):
         train(toy_training(tmp_path, save_every=1))
     assert not list((tmp_path / "checkpoints").iterdir())
 
