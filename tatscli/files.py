@@ -108,11 +108,9 @@ def remove(path: Path) -> None:
 
 
 def in_bytes(count: int) -> str:
-    """Return a number of bytes for people: `512 bytes`, `1.2 MB`, `3.4 GB`."""
-    for name, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= size:
-            return f"{count / size:.1f} {name}"
-    return f"{count} bytes"
+    """Write a number of bytes with three digits: `1.25 MB`, `0.512 GB`, `340 GB`."""
+    value, unit = (count / 1e9, "GB") if count >= 1e8 else (count / 1e6, "MB")
+    return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
 
 
 def system_error(error: BaseException) -> int | None:

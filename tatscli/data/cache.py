@@ -32,8 +32,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tatscli.data.memory import GB, free_memory, size_of, unnamed_file
+from tatscli.data.memory import GB, free_memory, unnamed_file
 from tatscli.errors import RecipeError, TatsError
+from tatscli.files import in_bytes
 from tatscli.recipe.schema import Data
 from tatscli.store.reader import Store
 
@@ -73,7 +74,7 @@ class CachePlan:
         if self.reason:
             return f"none, decoded in every pass: {self.reason}"
         each = f"{self.ranks} ranks x " if self.ranks > 1 else ""
-        return f"{each}{size_of(self.bytes)} of at most {size_of(self.limit)}, decoded once"
+        return f"{each}{in_bytes(self.bytes)} of at most {in_bytes(self.limit)}, decoded once"
 
 
 def plan_cache(store: Store, rows: Iterable[int], data: Data, *, beside: int = 0) -> CachePlan:
@@ -106,13 +107,13 @@ def plan_cache(store: Store, rows: Iterable[int], data: Data, *, beside: int = 0
         reason = f"the manifest does not say how large the pictures of `{unsized[0]}` are"
         return _not_kept(plan, data, reason)
     need = plan.ranks * (plan.bytes + beside)
-    taken = f"{size_of(need)} of decoded frames" + (f" on {plan.ranks} ranks" * (plan.ranks > 1))
+    taken = f"{in_bytes(need)} of decoded frames" + (f" on {plan.ranks} ranks" * (plan.ranks > 1))
     if need > plan.limit:
         reason = f"{taken} are more than `data.cache_gb: {data.cache_gb:g}`"
         return _not_kept(plan, data, reason, enough=-(-100 * need // GB) / 100)
     free, share = free_memory(), _SHARES[data.cache]
     if free is not None and need > share * free:
-        reason = f"{taken} are more than {share:.0%} of the memory that is free, {size_of(free)}"
+        reason = f"{taken} are more than {share:.0%} of the memory that is free, {in_bytes(free)}"
         return _not_kept(plan, data, reason)
     return plan
 

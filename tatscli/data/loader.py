@@ -16,12 +16,13 @@ import torch
 
 from tatscli.data.batch import Batch
 from tatscli.data.dataset import Clips
-from tatscli.data.memory import free_memory, size_of
+from tatscli.data.memory import free_memory
 from tatscli.data.order import training_order
 from tatscli.data.reading import AHEAD, Batches, BatchReader
 from tatscli.data.views import EvalViews
 from tatscli.data.workers import Workers
 from tatscli.errors import DataError
+from tatscli.files import in_bytes
 from tatscli.recipe.derive import Schedule
 
 TIMEOUT = 600.0
@@ -237,7 +238,7 @@ def _affordable(workers: int, batch_bytes: int, warn: Callable[[str], object] | 
     if fewer < workers:
         warn(
             f"{fewer} instead of {workers} loader workers: {AHEAD} batches of each would take"
-            f" {size_of(workers * each)}, and {size_of(free)} of memory are free"
+            f" {in_bytes(workers * each)}, and {in_bytes(free)} of memory are free"
         )
     return min(workers, fewer)
 

@@ -59,12 +59,6 @@ def unnamed_file(purpose: str, size: int) -> int:
     return descriptor
 
 
-def size_of(count: int) -> str:
-    """Write a number of bytes with three digits."""
-    value, unit = (count / GB, "GB") if count >= GB / 10 else (1000 * count / GB, "MB")
-    return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
-
-
 def _of_machine(root: Path) -> Iterator[int]:
     kilobytes = _numbers(root / "proc/meminfo").get("MemAvailable:")
     if kilobytes is not None:

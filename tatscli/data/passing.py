@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from tatscli.data.batch import Batch
-from tatscli.data.memory import size_of, unnamed_file
+from tatscli.data.memory import unnamed_file
 from tatscli.errors import TatsError
+from tatscli.files import in_bytes
 
 _STEP = 64  # tensors begin at multiples of so many bytes
 
@@ -74,7 +75,7 @@ def send(connection: Connection, answer: Any) -> None:
     except OSError as error:
         connection.send(
             TatsError(
-                f"there is no memory for a batch of {size_of(size)}: {error}",
+                f"there is no memory for a batch of {in_bytes(size)}: {error}",
                 "fewer `data.workers` or a smaller `optim.batch_per_device` need less",
             )
         )

@@ -9,6 +9,7 @@ moved since, and in `meta.json` who was in the batch. Pixels and masks are funct
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from tatscli.engine.learner import Learner
 from tatscli.engine.parallel import full_tensors
 from tatscli.engine.training import Training
 from tatscli.errors import TatsError, UsageError
-from tatscli.files import draft_of
+from tatscli.files import draft_of, system_error
 
 FOLDER = "bad-step"
 
@@ -42,8 +43,11 @@ def refuse_bad_steps(training: Training) -> None:
         save_bad_step(training, fault, where)
         saved = f"the batch is saved in `{where}`"
         hint = f"`tats replay {training.folder}` names module and videos; {fault.remedy}"
-    except OSError as error:
-        saved, hint = f"the batch cannot be saved: {error.strerror}", fault.remedy
+    except Exception as error:
+        number = system_error(error)
+        if number is None:
+            raise
+        saved, hint = f"the batch cannot be saved: {os.strerror(number)}", fault.remedy
     raise TatsError(
         f"{fault.in_a_row} bad steps in a row, the last at step {fault.step}: "
         f"{fault.facts['reason']}; {saved}",
@@ -55,7 +59,7 @@ def save_bad_step(training: Training, fault: Fault, where: Path) -> None:
     """Write a bad step; all processes call this together.
 
     Raises:
-        OSError: If it cannot be written.
+        OSError, SafetensorError: If it cannot be written.
     """
     from safetensors.torch import save_file
 

@@ -117,16 +117,6 @@ def product_speed(device: torch.device, dtype: torch.dtype, *, seconds: float = 
     return 2 * side**3 / best
 
 
-def faster_in_bf16(device: torch.device) -> bool:
-    """Whether a device has units for products in bf16."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu":
-        return False
-    units = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, one, lambda: False)() for one in units)
-
-
 def settle(device: torch.device) -> None:
     """Wait until a device has done what it was given."""
     if device.type == "cuda":

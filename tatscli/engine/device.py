@@ -62,11 +62,11 @@ def choose_precision(choice: str, device: torch.device) -> tuple[torch.dtype, st
     if choice != "auto":
         return named[choice], "the recipe names it"
     if device.type == "cuda":
-        if _computes_bf16(device):
+        if computes_bf16(device):
             return torch.bfloat16, "the GPU computes bf16"
         return torch.float32, "the GPU does not compute bf16; `run.precision=fp16` may be faster"
     reason = f"the default on {device.type}"
-    if device.type == "cpu" and _computes_bf16(device):
+    if device.type == "cpu" and computes_bf16(device):
         reason += ", which computes bf16 too: that is faster for models from ViT-tiny on"
     return torch.float32, reason
 
@@ -75,7 +75,7 @@ def slow_precision(dtype: torch.dtype, device: torch.device) -> str | None:
     """Say that a precision is slower on a device than fp32, if it is."""
     if dtype == torch.float16 and device.type == "cpu":
         return "`run.precision: fp16` is many times slower than fp32 on a CPU, and of use for tests"
-    if dtype == torch.bfloat16 and device.type in ("cpu", "cuda") and not _computes_bf16(device):
+    if dtype == torch.bfloat16 and device.type in ("cpu", "cuda") and not computes_bf16(device):
         what = "CPU" if device.type == "cpu" else "GPU"
         return f"`run.precision: bf16` is slower than fp32 here: this {what} does not compute bf16"
     return None
@@ -87,11 +87,11 @@ def set_tf32(allowed: bool) -> None:
     torch.backends.cudnn.allow_tf32 = allowed
 
 
-def _computes_bf16(device: torch.device) -> bool:
+def computes_bf16(device: torch.device) -> bool:
     """Whether a GPU or CPU has instructions for bf16; torch emulates it elsewhere."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return any(one in cpu_features() for one in CPU_BF16)
+    return device.type == "cpu" and any(one in cpu_features() for one in CPU_BF16)
 
 
 @lru_cache(maxsize=1)

@@ -67,16 +67,7 @@ def size() -> int:
 
 def wait() -> None:
     """Wait until every process is here; the devices go on computing."""
-    largest(0.0)
-
-
-def largest(value: float) -> float:
-    """Return the largest of every process's `value`."""
-    if alone():
-        return value
-    tensor = torch.tensor(value, dtype=torch.float64)
-    dist.all_reduce(tensor, dist.ReduceOp.MAX)
-    return float(tensor)
+    agreed([0.0])
 
 
 def agreed(values: Sequence[float]) -> list[float]:

@@ -14,6 +14,9 @@ from tatscli.engine.part import Part
 
 State = dict[str, dict[str, Tensor]]
 
+_UNCOUNTED = ("running_mean", "running_var")
+"""Buffers of torch's own BatchNorm, whose kernels change them without counting."""
+
 
 class Halfway:
     """Keeps the state as of a step's beginning, where a step has several micro-batches.
@@ -42,8 +45,7 @@ class Halfway:
         self._versions = self._count()
         self._kept = {
             part: {
-                name: one.clone() if (part, name) in self._moving else one
-                for name, one in named.items()
+                name: one.clone() if self._moves(part, name) else one for name, one in named.items()
             }
             for part, named in self._live.items()
         }
@@ -60,6 +62,9 @@ class Halfway:
             if self._kept[part][name] is self._live[part][name]:
                 return {}
         return self._kept
+
+    def _moves(self, part: str, name: str) -> bool:
+        return (part, name) in self._moving or name.endswith(_UNCOUNTED)
 
     def _count(self) -> dict[tuple[str, str], int]:
         return {

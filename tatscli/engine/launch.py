@@ -239,11 +239,17 @@ class Group:
         def hear(number: int, frame: object) -> None:
             self._ask(signal.Signals(number))
 
-        earlier = [signal.signal(number, hear) for number in FORWARDED]
+        # A hang-up that is ignored, as under `nohup`, stays so; the ranks inherit that.
+        heard = [
+            number
+            for number in FORWARDED
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
+        ]
+        earlier = {number: signal.signal(number, hear) for number in heard}
         try:
             yield
         finally:
-            for number, handler in zip(FORWARDED, earlier, strict=True):
+            for number, handler in earlier.items():
                 signal.signal(number, handler)
 
 

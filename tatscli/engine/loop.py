@@ -24,7 +24,7 @@ from tatscli.engine.halfway import Halfway, State
 from tatscli.engine.leaving import Leaving
 from tatscli.engine.metrics import Averages, MetricsLog, metrics_log
 from tatscli.engine.pace import Pace
-from tatscli.engine.parallel import gathered, without_averaging
+from tatscli.engine.parallel import gathered, shards_of, without_averaging
 from tatscli.engine.part import Lesson
 from tatscli.engine.rng import draws_at, seed_torch
 from tatscli.engine.saving import Saver, saving
@@ -80,7 +80,8 @@ def train(training: Training) -> dict[str, Any]:
         halfway = Halfway(training.parts, schedule.accumulation)
         leaving = Leaving(feed, request, halfway)
         if training.unscored:
-            better = _finish_pass(training, log, means, request, saver)
+            with pace.aside():
+                better = _finish_pass(training, log, means, request, saver)
             if not training.unscored:
                 saver.save(best=better)
         while training.done < last:
@@ -241,6 +242,8 @@ def _finish_pass(
     except StopNow as now:
         request.tell(now.code)
         if now.alone and training.world.size > 1:  # the others may be in the midst of it
+            if not shards_of(training.model) and saver.saved != training.done:
+                saver.save(best=False)  # which takes no other process, where each has all weights
             raise stopped(training, training.last, saver.saved, now.code) from None
         return False
     finally:

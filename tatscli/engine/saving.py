@@ -99,6 +99,8 @@ class Saver:
     def _has_room(self, tensors: State) -> bool:
         """Whether a copy may be taken, and written beside the training; say so where it may not."""
         size = sum(one.nbytes for named in tensors.values() for one in named.values())
+        # What is pinned since an earlier save counts as taken already.
+        size = max(0, size - sum(one.nbytes for one in self._pinned.values()))
         free = free_memory()
         if free is None or size <= SHARE * free:
             return True

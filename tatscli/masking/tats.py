@@ -276,5 +276,5 @@ class TatsMasker(LearnedMasker):
         batches: dict[int, dict[str, Tensor]] = {}
         for key, value in under("waiting/", tensors).items():
             number, name = key.split("/")
-            batches.setdefault(int(number), {})[name] = value.to(device)
+            batches.setdefault(int(number), {})[name] = value.to(device, copy=True)
         self._waiting = [Experience(**batches[number]) for number in sorted(batches)]

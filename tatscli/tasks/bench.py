@@ -17,11 +17,11 @@ from tatscli.data.loader import training_batches, worker_count
 from tatscli.data.memory import free_memory
 from tatscli.engine.ceiling import (
     device_name,
-    faster_in_bf16,
     known_peak,
     peak_memory,
     product_speed,
 )
+from tatscli.engine.device import computes_bf16
 from tatscli.engine.session import Session, session
 from tatscli.engine.threads import use_threads
 from tatscli.errors import TatsError, UsageError
@@ -75,7 +75,7 @@ def bench(
         raise UsageError("`--stage finetune` has no meaning for a recipe that trains a tokenizer")
     store, no_store = open_store(loaded)
     bar = reporter.progress(total=5, description="setting up", unit="part")
-    with session(loaded.recipe.run, reporter) as here, closing(bar):
+    with session(loaded.recipe.run, reporter, joins=False) as here, closing(bar):
         built = rehearsed(loaded, stage, here, store)
         flops = _flops(built, here)
         wanted = derive_batch(built.optim, world=1)[0]
@@ -330,7 +330,7 @@ def _facts(stage: Stage, here: Session, found: dict[str, Any], flops: float) -> 
         short_side=stage.store.settings.short_side,
         view=max(recipe.data.view_size),
         dtype=found["precision"],
-        has_bf16=faster_in_bf16(here.device),
+        has_bf16=computes_bf16(here.device),
         threads=found["threads"],
         compiled=recipe.run.compile,
         checkpointing=recipe.model.checkpointing,

@@ -133,7 +133,7 @@ def _child(pipe: Connection, loaded: LoadedRecipe, name: StageName, batch: int) 
     with suppress(OSError):  # whoever runs out of memory here shall be this process
         Path("/proc/self/oom_score_adj").write_text("1000")
     try:
-        with session(loaded.recipe.run, Reporter(quiet=True)) as here:
+        with session(loaded.recipe.run, Reporter(quiet=True), joins=False) as here:
             store, _ = open_store(loaded)
             rehearsal = Rehearsal(rehearsed(loaded, name, here, store), here)
             # A small one first, so that the moments of the optimiser are there.

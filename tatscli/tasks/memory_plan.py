@@ -14,8 +14,7 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 
-from tatscli.data.batch import Batch
-from tatscli.data.motion import MotionField
+from tatscli.data.batch import Batch, blank_batch
 from tatscli.data.normalize import standardized
 from tatscli.draws import Draws
 from tatscli.engine.parallel import blocks_of, train_blocks
@@ -155,19 +154,14 @@ def _count(
 
 
 def _batch(recipe: Recipe, views: int) -> Batch:
-    _, h, w = recipe.grid
-    frames = recipe.data.frames
-    none_B, unknown_B = torch.zeros(views, dtype=torch.int64), torch.zeros(views, dtype=torch.bool)
-    motion = MotionField(
-        torch.zeros(views, frames, h, w, 2),
-        torch.zeros(views, frames, h, w),
-        torch.ones(views, frames, dtype=torch.bool),
-        unknown_B,
-        unknown_B,
-        recipe.model.patch,
+    data = recipe.data
+    return blank_batch(
+        views,
+        frames=data.frames,
+        size=data.view_size,
+        sites=recipe.grid[1:],
+        patch=recipe.model.patch,
     )
-    video = torch.zeros(views, 3, frames, *recipe.data.view_size, dtype=torch.uint8)
-    return Batch(video, motion, none_B, none_B, none_B)
 
 
 def _half(run: Run) -> bool:

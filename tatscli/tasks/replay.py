@@ -81,7 +81,7 @@ def replay(
             f"the batches of {processes} processes, one after the other; what a step averages over "
             "processes, as a BatchNorm does, is that of one at a time"
         )
-    with session(recipe.run, reporter) as here:
+    with session(recipe.run, reporter, joins=False) as here:
         training, schedule = _prepared(stage, kept, here)
         views = schedule.batch_per_device * schedule.repeats
         with use_threads(recipe.run.threads, views * stage.work(), here.device):

@@ -90,7 +90,7 @@ def refuse_other_recipe(folder: Path, loaded: LoadedRecipe) -> None:
 def warn_of_other_processes(checkpoint: Checkpoint, here: Session) -> None:
     """Say what changes where a run goes on with another number of processes."""
     before = checkpoint.meta.get("processes", here.world.size)
-    if before != here.world.size:
+    if before != here.world.size and here.world.main:
         here.reporter.warn(
             f"the run was trained by {before} processes, and goes on with {here.world.size}: "
             "every step sees the same videos, but dropout and drop path are drawn anew, and sums "

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from safetensors import SafetensorError
 from torch import Tensor
 
 from tatscli.draws import Draws
@@ -272,11 +273,19 @@ def test_a_training_skips_a_loss_that_is_too_high(
     assert 0 < meta["limit"] < 1e3
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+    ],
+    ids=["ours", "of safetensors"],
+)
 def test_a_full_disk_does_not_hide_why_the_run_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
-        raise OSError(28, "No space left on device")
+        raise error
 
     training = toy_training(tmp_path, max_bad_steps=1)
     spoil(training, [0])

@@ -137,6 +137,25 @@ def test_signals_reach_every_rank_and_its_code_comes_back(
     assert "error" not in stderr
 
 
+def test_a_hang_up_that_nohup_ignores_reaches_nobody(tmp_path: Path) -> None:
+    body = """
+    open(f"ready{rank}", "w").close()
+    while not os.path.exists("go"):
+        time.sleep(0.02)
+    sys.exit(0 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else 3)
+    """
+    earlier = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = start(tmp_path, body)
+    finally:
+        signal.signal(signal.SIGHUP, earlier)
+    wait_for(tmp_path / "ready0", tmp_path / "ready1")
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.2)
+    (tmp_path / "go").touch()
+    assert end(process) == (0, "", "")
+
+
 def test_who_does_not_stop_is_killed_with_its_workers(tmp_path: Path) -> None:
     body = """
     import subprocess

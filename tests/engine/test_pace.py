@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from tatscli.engine import ceiling, pace
 from tatscli.engine.ceiling import PEAKS, peak_of
 from tatscli.engine.loop import train
 from tatscli.engine.pace import Pace
+from tatscli.engine.part import Lesson
 from tatscli.engine.training import Training
 from tests.engine.toy import toy_training
 
@@ -62,6 +64,25 @@ def test_scoring_is_left_out(
         clock.now += 50.0
     clock.now += 1.0
     assert speed.read()["clips_per_second"] == pytest.approx(8 / 2.0)
+
+
+def test_scoring_that_a_signal_had_cut_short_is_left_out(
+    tmp_path: Path, clock: SimpleNamespace
+) -> None:
+    """It is done as the training is resumed, before the first step."""
+    training = toy_training(tmp_path, max_steps=1)
+    plain = training.step
+
+    def step(*given: Any) -> Lesson:
+        clock.now += 2.0
+        return plain(*given)
+
+    def score(epoch: int) -> tuple[float, dict[str, float]]:
+        clock.now += 50.0
+        return 0.5, {}
+
+    training.step, training.score, training.unscored = step, score, True
+    assert train(training)["clips_per_second"] == pytest.approx(8 / 2.0)
 
 
 @pytest.mark.parametrize(("flops", "peak"), [(None, 1e12), (1e9, None), (None, None)])

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tatscli.engine import signals
 from tatscli.engine.checkpoint import find_checkpoint
 from tatscli.engine.distributed import World
 from tatscli.engine.folders import kept_in
@@ -77,6 +78,32 @@ def test_one_rank_is_told_and_one_loader_hangs(tmp_path: Path, told: int, held: 
     assert find_checkpoint(tmp_path).step == 3
     for rank in range(2):
         assert "stopped after step 3 of 10" in (tmp_path / f"rank{rank}.txt").read_text()
+
+
+def test_scoring_that_hangs_on_every_rank_costs_no_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They cannot agree any more, and the first saves by itself."""
+    monkeypatch.setattr(signals, "PATIENCE", 0.2)
+
+    def work(world: World) -> None:
+        training = two(tmp_path, world, save_every=100)
+
+        def score(epoch: int) -> None:
+            (tmp_path / f"held{world.rank}").touch()
+            time.sleep(60)
+
+        training.score = score
+        train(training)
+
+    pids = start(work, 2, tmp_path)
+    for rank in range(2):
+        wait_for(tmp_path / f"held{rank}")
+    for pid in pids:
+        os.kill(pid, signal.SIGTERM)
+    assert finish(pids) == [143, 143]
+    found = find_checkpoint(tmp_path)
+    assert (found.step, found.meta["unscored"]) == (2, True)
 
 
 def heavy(folder: Path, world: World) -> Training:

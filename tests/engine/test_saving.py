@@ -19,6 +19,7 @@ from tatscli.engine.checkpoint import find_checkpoint
 from tatscli.engine.loop import train
 from tatscli.engine.metrics import MetricsLog
 from tatscli.engine.part import Lesson
+from tatscli.engine.saving import Saver
 from tatscli.errors import CheckpointError, Stopped
 from tests.engine.toy import ToyBatch, resumed, said, toy_training
 
@@ -100,7 +101,7 @@ def test_a_full_disk_ends_the_training_with_one_line_and_what_was_saved(
         train(toy_training(tmp_path, save_every=1))
     message = raised.value.message
     assert message.startswith("the disk is full: the checkpoint `")
-    assert "step-0000006` takes 1.1 MB, and " in message and "are free" in message
+    assert "step-0000006` takes 1.05 MB, and " in message and "are free" in message
     assert "--resume" in str(raised.value.hint)
     names = sorted(one.name for one in (tmp_path / "checkpoints").iterdir())
     assert names == ["last", "step-0000002", "step-0000004"]  # no draft
@@ -114,7 +115,7 @@ def test_room_is_looked_for_before_anything_is_written(
     monkeypatch.setattr("safetensors.torch.save_file", lambda *_, **__: pytest.fail("written"))
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(keeping.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(CheckpointError, match=r"takes 1\.1 MB, and 1\.0 kB are free$"):
+    with pytest.raises(CheckpointError, match=r"takes 1\.05 MB, and 0\.001 MB are free$"):
         train(toy_training(tmp_path, save_every=1))
     assert not list((tmp_path / "checkpoints").iterdir())
 
@@ -162,6 +163,17 @@ def test_where_memory_is_short_training_waits_and_says_so(
     train(straight)
     for name, value in find_checkpoint(tmp_path).tensors("model").items():
         assert torch.equal(value, straight.model.state_dict()[name])
+
+
+def test_memory_that_is_pinned_for_copies_already_needs_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver = Saver(toy_training(tmp_path))
+    state = {"model": {"weight": torch.zeros(100)}}
+    monkeypatch.setattr(saving, "free_memory", lambda: 500)
+    assert not saver._has_room(state)
+    saver._pinned["model", "weight"] = torch.zeros(100)
+    assert saver._has_room(state)
 
 
 def test_metrics_that_cannot_be_written_name_their_file(tmp_path: Path) -> None:

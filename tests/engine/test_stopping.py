@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tatscli.engine import signals
 from tatscli.engine.checkpoint import find_checkpoint
+from tatscli.engine.halfway import Halfway
 from tatscli.engine.loop import train
-from tatscli.engine.part import Lesson
+from tatscli.engine.part import Lesson, Weights
 from tatscli.engine.signals import heeding
 from tatscli.engine.training import Training
 from tatscli.errors import Stopped
@@ -156,6 +157,21 @@ def test_what_nobody_kept_is_not_saved_halfway(
         train(training)
     assert "--resume auto" in str(stopped.value.hint)
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_running_numbers_of_torchs_batch_norm_are_kept() -> None:
+    """Its kernels change them without torch's counters noticing."""
+    norm = nn.BatchNorm1d(4)
+    halfway = Halfway({"model": Weights(norm)}, accumulation=2)
+    for _ in range(2):
+        before = {name: one.clone() for name, one in norm.state_dict().items()}
+        halfway.begin()
+        norm(torch.randn(8, 4))
+        halfway.look()
+    assert not torch.equal(norm.running_mean, before["running_mean"])  # type: ignore[arg-type]
+    kept = halfway.state()["model"]
+    for name, value in before.items():
+        assert torch.equal(kept[name], value), name
 
 
 def test_a_signal_before_the_first_step_saves_nothing(tmp_path: Path) -> None:

@@ -155,6 +155,21 @@ def test_every_kind_of_training_is_counted_and_stepped(
     assert sum(changed) > len(changed) / 2
 
 
+def test_it_waits_for_no_other_process(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process that a launcher starts measures on its own."""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+
+    def built(*given: Any) -> None:
+        raise TatsError(f"a world of {given[2].world.size}")
+
+    monkeypatch.setattr(module, "rehearsed", built)
+    loaded = load_recipe(tiny, ["run.peers_timeout=1"])
+    with pytest.raises(TatsError, match="a world of 1"):
+        module.bench(loaded, reporter=Reporter(quiet=True))
+
+
 def test_the_loader_is_measured_from_the_store(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
