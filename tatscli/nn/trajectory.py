@@ -157,14 +157,15 @@ class TrajectoryBlock(nn.Module):
     There is no dropout: a policy must score its own draws alike twice. `chunk` as there.
 
     Attributes:
-        graph_widths: Numbers a token that a backward pass needs, by the width.
+        graph_widths: Numbers a token that a backward pass needs, by the width; 0 on long clips,
+            where attention is found again anyway, and not a third time.
     """
 
     def __init__(self, width: int, heads: int, slices: int, *, chunk: int | None = None) -> None:
         super().__init__()
-        self.graph_widths = 18 + 2 * slices + 2 * heads
         self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
         self.attn = TrajectoryAttention(width, heads, slices, chunk=chunk)
+        self.graph_widths = 18 + 2 * slices + 2 * heads if self.attn.keeps else 0
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width)
         for part in self.modules():

@@ -13,6 +13,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tatscli.masking.learning.policy import Policy
 from tests.masking.learning.test_isolation import BF16, begin, collected, system_of
 from tests.masking.learning.toy import TOKENS, learner_of, make, noise, same, teach
 
@@ -164,3 +165,15 @@ def test_several_micro_batches_and_updates_end_where_kept_graphs_do(
         states.append(masker.tensors())
         assert learner_of(masker).bad_updates() == [False] * 9
     assert same(*states)
+
+
+@pytest.mark.parametrize(("slices", "again"), [(16, True), (17, False)])
+def test_trajectories_of_long_clips_are_not_found_a_third_time(
+    slices: int, again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tatscli.nn.recompute.GROUP_VALUES", 1)
+    policy = Policy(grid=(slices, 2, 2), inputs=6, width=16, heads=2)
+    calls: list[int] = []
+    policy.trunk.register_forward_pre_hook(lambda *_: calls.append(1))
+    policy(torch.randn(4, 4 * slices, 6), later=True).log_p_BN.sum().backward()
+    assert len(calls) == (8 if again else 1)
