@@ -35,6 +35,10 @@ class SideStream:
         self._device, self._cuda = device, cuda
         self._stream = cuda.Stream(device)
 
+    def enter_thread(self) -> None:
+        """Make the device the current one of a thread."""
+        self._cuda.set_device(self._device)
+
     def send(self, batch: MicroBatch) -> tuple[MicroBatch, Any]:
         """Begin to copy a batch; return it with the event that says when it is there."""
         with self._cuda.stream(self._stream):
@@ -172,6 +176,8 @@ class _Reading:
 
     def _work(self) -> None:
         try:
+            if self._side is not None:
+                self._side.enter_thread()  # memory is pinned for the device that is current
             while self._until(lambda: self._wanted and (self._side or self._found is None)):
                 batch = next(self._batches)
                 rows, event = batch.row_B.tolist(), None

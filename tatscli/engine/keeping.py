@@ -46,13 +46,13 @@ def save_checkpoint(
         CheckpointError: If it cannot be written; nothing of it is left, and others are as before.
     """
     root = folder / "checkpoints"
-    root.mkdir(parents=True, exist_ok=True)
-    for stale in root.glob(".tmp-*"):
-        remove(stale)
     final = root / f"{PREFIX}{step:07d}"
     draft, old = root / f".tmp-{final.name}", root / f".tmp-old-{final.name}"
     needed = _HEADERS + sum(one.nbytes for named in tensors.values() for one in named.values())
     try:
+        root.mkdir(parents=True, exist_ok=True)
+        for stale in root.glob(".tmp-*"):
+            remove(stale)
         _fill(draft, step, tensors, meta, needed)
         if final.exists():  # a rename replaces no folder that holds something
             final.replace(old)

@@ -27,7 +27,7 @@ from tatscli.engine.schedulers import LAUNCHED, LOCALHOST, LOST, Place, find_pla
 from tatscli.errors import Told, UsageError
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-GRACE = 60.0  # seconds: twice what saving may take
+GRACE = 300.0  # seconds: a checkpoint of many gigabytes on a slow disk must not be lost
 NOTICE = 10.0
 
 _HEARD = {-number: 128 + number for number in (int(one) for one in FORWARDED)}

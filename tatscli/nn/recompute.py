@@ -6,6 +6,7 @@ Shapes: B batch, N tokens, D width.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import TypeVar
 
 import torch
@@ -22,6 +23,25 @@ GROUP_VALUES = 2**25
 
 BUSY_VALUES = 2**30
 """The same on a GPU, which is idle between the kernels of small groups."""
+
+INSIDE_VALUES = 2**26
+"""Numbers that are kept within a group, which is there but for a moment."""
+
+FEWEST = 4
+"""Clips of a batch from which it pays to compute again. When that begins, other networks' gradients
+are there and their activations gone: those of fewer clips are no larger than the gradients."""
+
+_in_group: ContextVar[bool] = ContextVar("_in_group", default=False)
+
+
+def pays(clips: int, values: int) -> bool:
+    """Return whether computing again saves memory: `values` are numbers of a clip's graph."""
+    return clips >= FEWEST and clips * values >= GROUP_VALUES
+
+
+def kept_values() -> int:
+    """Return so many numbers that fewer are kept rather than computed again, at this place."""
+    return INSIDE_VALUES if _in_group.get() else KEPT_VALUES
 
 
 def recomputed(
@@ -54,7 +74,7 @@ def recomputed_by_clip(
     """Run a stage that treats every clip alone, as `recomputed` does, for some clips at a time.
 
     So the graphs of all clips never exist together. A group has as many clips as `GROUP_VALUES`
-    allows, at least one.
+    allows, and at most a quarter of the batch; at least one.
 
     Args:
         stage: A function from (B, N, D) to results of as many clips.
@@ -65,10 +85,16 @@ def recomputed_by_clip(
     """
     if not torch.is_grad_enabled() or small:
         return stage(tokens_BND)
+
+    def in_group(group_BND: Tensor) -> tuple[Tensor, ...]:
+        token = _in_group.set(True)
+        try:
+            return stage(group_BND)
+        finally:
+            _in_group.reset(token)
+
     on_gpu = tokens_BND.device.type in ("cuda", "mps")
-    at_once = BUSY_VALUES if on_gpu else GROUP_VALUES
-    groups = tokens_BND.split(max(1, at_once // values))
-    results = [recomputed(stage, group, random=random) for group in groups]
-    if len(results) == 1:
-        return results[0]
+    fitting = (BUSY_VALUES if on_gpu else GROUP_VALUES) // values
+    clips = max(1, min(fitting, len(tokens_BND) // FEWEST))
+    results = [recomputed(in_group, group, random=random) for group in tokens_BND.split(clips)]
     return tuple(torch.cat(parts) for parts in zip(*results, strict=True))

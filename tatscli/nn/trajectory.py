@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tatscli.engine.device import at_least_float32
-from tatscli.nn.recompute import KEPT_VALUES, recomputed
+from tatscli.nn.recompute import kept_values, recomputed
 from tatscli.nn.vit import NORM_EPS, Mlp
 
 KEPT_SLICES = 16
@@ -49,20 +49,13 @@ class TrajectoryAttention(nn.Module):
             them again, for a fifth to a third more time, so that memory grows with N alone. None,
             the default, works so on clips of more than 16 slices, two slices at a time. Up to
             there it keeps all N x T x D of them, which adds little to the rest.
-        kept: Folded queries, pooled tokens and the like are kept where they are fewer numbers.
 
     Raises:
         ValueError: If the width is not a multiple of the heads, or a chunk holds no slice.
     """
 
     def __init__(
-        self,
-        width: int,
-        num_heads: int,
-        slices: int,
-        *,
-        chunk: int | None = None,
-        kept: int = KEPT_VALUES,
+        self, width: int, num_heads: int, slices: int, *, chunk: int | None = None
     ) -> None:
         super().__init__()
         if width % num_heads:
@@ -73,7 +66,6 @@ class TrajectoryAttention(nn.Module):
         self.slices = slices
         self.chunk = CHUNK if chunk is None else chunk
         self.keeps = chunk is None and slices <= KEPT_SLICES
-        self.kept = kept
         self.scale = (width // num_heads) ** -0.5
         self.qkv = nn.Linear(width, 3 * width)
         self.proj_q = nn.Linear(width, width)
@@ -100,8 +92,7 @@ class TrajectoryAttention(nn.Module):
         query_BHNd, keys, values = self._qkv(tokens_BND)
         sites = tokens_BND.shape[1] // self.slices
         queries = query_BHNd.split(self.chunk * sites, dim=2)
-        values_kept = tokens_BND.numel() * (self.slices + 2 * self.num_heads)
-        small = values_kept < self.kept
+        small = tokens_BND.numel() * (self.slices + 2 * self.num_heads) < kept_values()
         for first, query_BHXd in zip(range(0, self.slices, self.chunk), queries, strict=True):
             if self.keeps:
                 found = find(query_BHXd, keys, values)
@@ -164,25 +155,18 @@ def find(query_BHXd: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -
 class TrajectoryBlock(nn.Module):
     """Pre-norm block: trajectory attention, then an MLP.
 
-    There is no dropout: a policy must score its own draws alike twice. `chunk` and `kept` as there.
+    There is no dropout: a policy must score its own draws alike twice. `chunk` as there.
 
     Attributes:
-        graph_widths: Numbers a token that a backward pass needs, by the width.
+        graph_widths: Numbers a token that a backward pass needs, by the width; 0 on long clips,
+            where attention is found again anyway, and not a third time.
     """
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        slices: int,
-        *,
-        chunk: int | None = None,
-        kept: int = KEPT_VALUES,
-    ) -> None:
+    def __init__(self, width: int, heads: int, slices: int, *, chunk: int | None = None) -> None:
         super().__init__()
-        self.graph_widths = 18 + 2 * slices + 2 * heads
         self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.attn = TrajectoryAttention(width, heads, slices, chunk=chunk, kept=kept)
+        self.attn = TrajectoryAttention(width, heads, slices, chunk=chunk)
+        self.graph_widths = 18 + 2 * slices + 2 * heads if self.attn.keeps else 0
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width)
         for part in self.modules():

@@ -72,19 +72,9 @@ def build(side: str, ratio: float, options: dict[str, Any]) -> tuple[Any, Any]:
 
         system.masker.plan = after_embedding
     if side in KEPT:
-        keep(system.masker.policy)
+        forward = system.masker.policy.forward
+        system.masker.policy.forward = lambda *given, later=False: forward(*given)
     return recipe, system
-
-
-def keep(policy: Any) -> None:
-    """Let a policy keep its graph for the backward pass, all clips at once."""
-    from tatscli.nn.recompute import KEPT_VALUES
-
-    forward = policy.forward
-    policy.forward = lambda tokens, temperature=1.0, later=False: forward(tokens, temperature)
-    for part in policy.modules():
-        if hasattr(part, "kept"):
-            part.kept = KEPT_VALUES
 
 
 def floor(side: str, ratio: float, options: dict[str, Any]) -> dict[str, float]:

@@ -187,6 +187,9 @@ class PretendCuda:
         def wait_event(self, event: str) -> None:
             self.cuda.log.append((self.name, "waits for", event))
 
+    def set_device(self, device: torch.device) -> None:
+        assert device.type == "cuda"
+
     def Stream(self, device: torch.device) -> Any:
         return self._Stream(self, "side")
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from tatscli.masking.learning.policy import Policy
 from tatscli.nn import recompute
-from tatscli.nn.recompute import recomputed_by_clip
+from tatscli.nn.recompute import pays, recomputed_by_clip
+from tatscli.nn.trajectory import TrajectoryBlock
 
 VALUES = 10
 
@@ -16,6 +17,7 @@ VALUES = 10
 def sized(monkeypatch: pytest.MonkeyPatch, clips: int) -> list[int]:
     """Let a group be of so many clips, and return a list for the groups that there will be."""
     monkeypatch.setattr(recompute, "GROUP_VALUES", clips * VALUES + VALUES // 2)
+    monkeypatch.setattr(recompute, "FEWEST", 1)
     return []
 
 
@@ -56,6 +58,50 @@ def test_a_group_has_as_many_clips_as_there_is_room_for(
     out.sum().backward()
     assert seen == sizes + sizes[::-1]  # each once more, one after the other
     assert torch.equal(tokens.grad, 2 * tokens)
+
+
+def test_a_group_is_at_most_a_quarter_of_the_batch() -> None:
+    seen: list[int] = []
+
+    def stage(tokens: Tensor) -> tuple[Tensor]:
+        seen.append(len(tokens))
+        return (tokens.square(),)
+
+    recomputed_by_clip(stage, torch.randn(9, 3, 2, requires_grad=True), values=VALUES)
+    assert seen == [2, 2, 2, 2, 1]
+
+
+def test_it_pays_for_batches_of_four_clips_and_more_than_one_group() -> None:
+    clip = recompute.GROUP_VALUES // 4
+    assert pays(4, clip) and pays(400, clip)
+    assert not pays(4, clip - 1) and not pays(3, 100 * clip)
+
+
+def test_stages_within_a_group_keep_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The temporal stage of trajectory attention is not computed a third time."""
+    sized(monkeypatch, 1)
+    block = TrajectoryBlock(16, 2, 3)
+    calls: list[int] = []
+    follow = block.attn._follow
+
+    def counted(found: object, first: int) -> tuple[Tensor, Tensor]:
+        calls.append(first)
+        return follow(found, first)  # type: ignore[arg-type]
+
+    block.attn._follow = counted  # type: ignore[method-assign, assignment]
+    monkeypatch.setattr(recompute, "KEPT_VALUES", 0)
+    tokens = torch.randn(2, 12, 16, requires_grad=True)
+    block(tokens).sum().backward()
+    assert calls == [0, 2, 2, 0]
+    calls.clear()
+    (out,) = recomputed_by_clip(lambda x: (block(x),), tokens, values=VALUES)
+    out.sum().backward()
+    assert calls == [0, 2] * 4  # two clips, forward and again
+    monkeypatch.setattr(recompute, "INSIDE_VALUES", 0)
+    calls.clear()
+    (out,) = recomputed_by_clip(lambda x: (block(x),), tokens, values=VALUES)
+    out.sum().backward()
+    assert len(calls) == 12
 
 
 def test_without_a_graph_or_where_it_is_small_everything_runs_once_and_at_once(

@@ -143,12 +143,15 @@ def test_trajectories_are_kept_on_short_clips_unless_a_chunk_is_asked_for() -> N
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_keeping_and_finding_again_differ_in_no_bit(precision: torch.dtype) -> None:
+def test_keeping_and_finding_again_differ_in_no_bit(
+    precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Everything kept, as in a small sampler; the trajectories alone; or none of them."""
     results = []
     for small, chunk in ((KEPT_VALUES, None), (0, None), (0, 2)):
+        monkeypatch.setattr("tatscli.nn.recompute.KEPT_VALUES", small)
         torch.manual_seed(0)
-        block = TrajectoryBlock(32, 4, 5, chunk=chunk, kept=small)
+        block = TrajectoryBlock(32, 4, 5, chunk=chunk)
         tokens = torch.randn(2, 45, 32, requires_grad=True)
         with torch.autocast("cpu", precision, enabled=precision != torch.float32):
             out = block(tokens)
@@ -228,11 +231,12 @@ def test_a_block_costs_what_the_formula_says(
 @pytest.mark.parametrize("small", [True, False])
 @pytest.mark.parametrize("chunk", [None, 2])
 def test_a_training_step_costs_three_passes_and_what_is_found_again(
-    chunk: int | None, small: bool
+    chunk: int | None, small: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     width, heads, slices, tokens = 32, 4, 4, 36
     values = tokens * width * (slices + 2 * heads)
-    block = TrajectoryBlock(width, heads, slices, chunk=chunk, kept=values + small)
+    monkeypatch.setattr("tatscli.nn.recompute.KEPT_VALUES", values + small)
+    block = TrajectoryBlock(width, heads, slices, chunk=chunk)
     given_in = torch.randn(1, tokens, width, requires_grad=True)
     counted = counted_macs(lambda: block(given_in).sum().backward(), gradients=True)
     again = recomputed_trajectory_macs(tokens, width, heads, slices, kept=chunk is None)

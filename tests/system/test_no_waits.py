@@ -328,8 +328,7 @@ def test_nor_does_computing_it_again(
     mask: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Real samplers are; those of the other tests are so small that their graphs are kept."""
-    monkeypatch.setattr("tatscli.masking.learning.policy.WAITING_VALUES", 0)
-    monkeypatch.setattr("tatscli.nn.recompute.BUSY_VALUES", 1)
+    monkeypatch.setattr("tatscli.masking.learning.policy.pays", lambda *_: True)
     recipe = recipe_of(mask | LEARNED, "decoder", TARGETS[0], "all")
     train_steps(recipe, tmp_path, monkeypatch)
 

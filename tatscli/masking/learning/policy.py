@@ -12,16 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from tatscli.engine.device import full_precision
-from tatscli.nn.recompute import GROUP_VALUES, recomputed, recomputed_by_clip
+from tatscli.nn.recompute import pays, recomputed, recomputed_by_clip
 from tatscli.nn.sampler import SamplerBlock
 from tatscli.nn.trajectory import TrajectoryBlock
 from tatscli.nn.vit import NORM_EPS
-
-WAITING_VALUES = GROUP_VALUES
-"""A graph of fewer numbers is kept until the backward pass."""
-
-KEPT_VALUES = 2**26
-"""Insides of trajectory attention that are kept: those of a clip at the width of ViT-B."""
 
 
 class PolicyOutput(NamedTuple):
@@ -76,7 +70,7 @@ class Policy(nn.Module):
 
         def make_trunk() -> TrajectoryBlock | SamplerBlock:
             if trunk == "trajectory":
-                return TrajectoryBlock(width, heads, grid[0], kept=KEPT_VALUES)
+                return TrajectoryBlock(width, heads, grid[0])
             return SamplerBlock(width, heads, dropout=dropout)
 
         self.input = nn.Identity() if inputs == width else nn.Linear(inputs, width)
@@ -108,9 +102,9 @@ class Policy(nn.Module):
             temperature: A low one sharpens the policy.
             later: Other networks run before the backward pass, and need the memory: what is kept of
                 this one is what goes into the trunks and what comes out; the backward pass computes
-                the rest again. A graph below `WAITING_VALUES` is kept.
+                the rest again. Graphs of few clips or few numbers are kept.
         """
-        small = not later or len(tokens_BND) * self.graph_values < WAITING_VALUES
+        small = not (later and pays(len(tokens_BND), self.graph_values))
         trunks = recomputed_by_clip(
             self._trunks,
             tokens_BND,

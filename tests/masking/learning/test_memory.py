@@ -14,10 +14,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tatscli.draws import Draws
+from tatscli.masking.learning.policy import Policy
 from tests.masking.learning.test_isolation import BF16, begin, collected, system_of
 from tests.masking.learning.toy import TOKENS, bad_updates, make, noise, same, teach
 
-KEPT, GROUP = "tatscli.masking.learning.policy.WAITING_VALUES", "tatscli.nn.recompute.GROUP_VALUES"
+ALL = 2**62
+
+
+def compute_again(monkeypatch: pytest.MonkeyPatch, group: int = ALL, pays: bool = True) -> None:
+    """Let samplers compute their trunks again, so many numbers of a graph at a time, or never."""
+    monkeypatch.setattr("tatscli.masking.learning.policy.pays", lambda *_: pays)
+    monkeypatch.setattr("tatscli.nn.recompute.GROUP_VALUES", group)
+    monkeypatch.setattr("tatscli.nn.recompute.FEWEST", 1)
 
 
 def learnt(kind: str, precision: torch.autocast | None, **mask: Any) -> dict[str, Tensor]:
@@ -54,7 +62,7 @@ def test_computing_again_changes_no_bit_of_a_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     kept = learnt(kind, precision, **mask)
-    monkeypatch.setattr(KEPT, 0)
+    compute_again(monkeypatch)
     assert same(learnt(kind, precision, **mask), kept)
 
 
@@ -63,19 +71,17 @@ def test_nor_does_clip_by_clip_but_for_rounding(
     kind: str, mask: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = learnt(kind, None, **mask)
-    monkeypatch.setattr(KEPT, 0)
-    monkeypatch.setattr(GROUP, 1)
+    compute_again(monkeypatch, group=1)
     torch.testing.assert_close(learnt(kind, None, **mask), kept, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("group", "clips"), [(1, 3), (2**62, 1)])
+@pytest.mark.parametrize(("group", "clips"), [(1, 3), (ALL, 1)])
 @pytest.mark.parametrize("detach", [True, False])
 @pytest.mark.parametrize("kind", ["tats", "adamae"])
 def test_the_autoencoder_is_done_with_its_graph_before_the_sampler_needs_its_own(
     kind: str, detach: bool, group: int, clips: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(KEPT, 0)
-    monkeypatch.setattr(GROUP, group)
+    compute_again(monkeypatch, group)
     system, masker = system_of(kind, detach=detach)
     inner = [
         one for name, one in system.autoencoder.named_parameters() if "patch_embed" not in name
@@ -116,15 +122,14 @@ class Alive(TorchDispatchMode):
         return sum(size for reference, size in self.made.values() if not reference.expired())
 
 
-@pytest.mark.parametrize("group", [1, 2**62])
+@pytest.mark.parametrize("group", [1, ALL])
 @pytest.mark.parametrize("kind", ["tats", "adamae"])
 def test_what_waits_for_the_backward_pass_is_what_the_trunk_makes_of_the_tokens(
     kind: str, group: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(GROUP, group)
     widths = []
-    for kept in (0, 2**62):
-        monkeypatch.setattr(KEPT, kept)
+    for pays in (True, False):
+        compute_again(monkeypatch, group, pays)
         masker, clip = make(kind, width=64), noise(4)
         assert clip.tokens_BND is not None
         with Alive(masker.parameters()) as alive:
@@ -139,7 +144,7 @@ def test_what_waits_for_the_backward_pass_is_what_the_trunk_makes_of_the_tokens(
 def test_later_passes_follow_at_once_and_keep_their_graphs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(KEPT, 0)
+    compute_again(monkeypatch)
     masker = make(epochs=3, max_kl=100.0)
     calls: list[int] = []
     masker.policy.trunk.register_forward_pre_hook(lambda *_: calls.append(1))
@@ -152,8 +157,8 @@ def test_several_micro_batches_and_updates_end_where_kept_graphs_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     states = []
-    for kept in (0, 2**62):
-        monkeypatch.setattr(KEPT, kept)
+    for pays in (True, False):
+        compute_again(monkeypatch, pays=pays)
         masker = make(epochs=2, max_kl=100.0, entropy_target=0.9)
         for step in range(3):
             torch.manual_seed(step)
@@ -161,3 +166,15 @@ def test_several_micro_batches_and_updates_end_where_kept_graphs_do(
         states.append(masker.tensors())
         assert bad_updates(masker) == [False] * 9
     assert same(*states)
+
+
+@pytest.mark.parametrize(("slices", "again"), [(16, True), (17, False)])
+def test_trajectories_of_long_clips_are_not_found_a_third_time(
+    slices: int, again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tatscli.nn.recompute.GROUP_VALUES", 1)
+    policy = Policy(grid=(slices, 2, 2), inputs=6, width=16, heads=2)
+    calls: list[int] = []
+    policy.trunk.register_forward_pre_hook(lambda *_: calls.append(1))
+    policy(torch.randn(4, 4 * slices, 6), later=True).log_p_BN.sum().backward()
+    assert len(calls) == (8 if again else 1)
