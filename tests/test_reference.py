@@ -10,8 +10,9 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from docs import command_pages, recipe_keys
+from docs import command_pages, picture, recipe_keys
 from tatscli.cli import COMMANDS
 from tatscli.recipe.shipped import schema_text
 from tests.test_cli import surface
@@ -75,3 +76,12 @@ def test_links_within_recipe_keys_lead_to_headings() -> None:
     page = recipe_keys.page()
     headings = {recipe_keys.anchor(one) for one in re.findall(r"^#+ (.+)$", page, re.M)}
     assert set(re.findall(r"\]\(#([^)]+)\)", page)) <= headings
+
+
+@pytest.mark.slow
+def test_the_picture_of_the_readme_is_made_by_its_script(tmp_path: Path) -> None:
+    """Not byte for byte: fonts and encoders of other machines differ."""
+    picture.draw(tmp_path / "masks.png")
+    shown, drawn = (Image.open(path) for path in (picture.PICTURE, tmp_path / "masks.png"))
+    assert shown.size == drawn.size
+    assert picture.PICTURE.stat().st_size < 200_000
