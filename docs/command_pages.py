@@ -103,7 +103,8 @@ def _page(name: str, command: Any) -> str:
 def _describe(path: str, command: Any, level: str) -> list[str]:
     """The body of a command's section: what it does, how it is called, options, epilog."""
     context = typer.Context(command, info_name=path)
-    usage = re.sub(r"[{}]|(?<=\.\.\.)\.\.\.", "", " ".join([path, *command.collect_usage_pieces(context)]))
+    pieces = " ".join([path, *command.collect_usage_pieces(context)])
+    usage = re.sub("[{}]", "", pieces).replace("......", "...")  # a metavar with its own dots
     lines = [*_paragraphs(command.help), "", "```text", usage, "```", ""]
     for kind in ("argument", "option"):
         rows = [_row(one, context) for one in command.params if one.param_type_name == kind]

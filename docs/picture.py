@@ -21,7 +21,7 @@ COLOURS = 128
 
 
 def draw(out: Path) -> None:
-    """Render the clip, compare the masks on it, and save the sheet with few colours: it is small."""
+    """Render the clip, compare the masks on it, and save the sheet with few colours."""
     generator = np.random.default_rng(SEED)
     pictures = render(MOVEMENTS["clockwise"], frames=32, side=224, generator=generator)
     with tempfile.TemporaryDirectory() as folder:
