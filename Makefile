@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.stamp
 
-.PHONY: setup demo test test-all bench lint format schema
+.PHONY: setup demo test test-all bench lint format schema docs
 
 setup: $(STAMP)
 
@@ -44,3 +44,10 @@ format: $(STAMP)
 # The schema by which editors check recipes; a test fails where it is out of date.
 schema: $(STAMP)
 	$(BIN)/tats recipes schema > recipes/schema.json
+
+# The pages that are written from help texts and schema, and the recorded list of options; tests
+# fail where they are out of date.
+docs: schema
+	PYTHONPATH=. $(BIN)/python docs/command_pages.py
+	PYTHONPATH=. $(BIN)/python docs/recipe_keys.py
+	PYTHONPATH=. $(BIN)/python tests/test_cli.py

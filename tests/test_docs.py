@@ -18,6 +18,7 @@ import pytest
 
 from tatscli.cli import COMMANDS
 from tests.clips import pan, render
+from tests.test_cli import surface
 from tests.weights.models import official, save_official
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,6 +42,9 @@ SMALL = [
 ]
 MASKED = [*SMALL, "mask.ratio=0.75"]
 
+OTHERS_FILES = ("--tokenizer vqvae", "encode prepared/videos --recipe my.yaml")
+"""Examples about files of the reader's own; `tests/tokenizer` and `tests/store` have such files."""
+
 
 def commands_of_page(page: Path) -> list[str]:
     """Lines of fenced blocks that begin with `tats`, `$ tats` or `torchrun`, without comments."""
@@ -54,9 +58,13 @@ def commands_of_page(page: Path) -> list[str]:
 
 
 def commands_of_help(name: str, cli: Callable[..., Any]) -> list[str]:
-    text = cli(name, "--help").stdout
-    examples = text[text.index("Examples:") :]
-    return [line.strip() for line in examples.splitlines() if re.match(r" +(tats|torchrun) ", line)]
+    """The examples of a command, and of the commands below it, each once."""
+    found: dict[str, None] = {}
+    for words in (one.split()[1:] for one in surface() if one.split()[1:2] == [name]):
+        text = cli(*words, "--help").stdout
+        examples = text[text.index("Examples:") :].splitlines()
+        found |= {line.strip(): None for line in examples if re.match(r" +(tats|torchrun) ", line)}
+    return list(found)
 
 
 def words_of(line: str) -> list[str]:
@@ -86,7 +94,7 @@ class Workshop:
         if line in self.looked:
             return None
         shown = ("visualize-masks", "motion", "predict", "export")
-        if line.startswith(tuple(f"tats {name} " for name in shown)):
+        if line.startswith(tuple(f"tats {name} " for name in shown)) or "--dry-run" in line:
             self.looked.add(line)
         words = words_of(line.replace(" --engine ray --address auto", ""))  # tested with a cluster
         command = words[0]
@@ -313,7 +321,7 @@ def workshop(
     yield Workshop(tmp_path, base, cli)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_commands_of_a_page_work(page: Path, workshop: Workshop) -> None:
     for line in commands_of_page(page):
         if words_of(line)[0] == "demo":
@@ -322,7 +330,7 @@ def test_the_commands_of_a_page_work(page: Path, workshop: Workshop) -> None:
             assert workshop.cli(*words_of(line)).code == 2
             continue
         workshop.run(line)
-    if page.name == "README.md":  # everything is where it says
+    if page == PAGES[0]:  # everything is where it says
         assert Path("prepared/videos/dataset.json").exists()
         assert Path("runs/small/recipe.yaml").exists()
         assert Path("runs/small-finetune/results/finetuned-val-2x1.json").exists()
@@ -336,6 +344,8 @@ def test_the_examples_of_a_help_page_work(
     lines = commands_of_help(name, cli)
     assert lines
     for line in lines:
+        if any(one in line for one in OTHERS_FILES):
+            continue
         for made in ("runs", "prepared"):
             shutil.rmtree(made, ignore_errors=True)
         workshop.run(line)
@@ -345,7 +355,7 @@ def test_the_examples_of_a_help_page_work(
 SCRIPTED = [page for page in PAGES if page.name != "extend.md"]
 
 
-@pytest.mark.parametrize("page", SCRIPTED, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", SCRIPTED, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_python_of_a_page_runs(
     page: Path, workshop: Workshop, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -356,7 +366,7 @@ def test_the_python_of_a_page_runs(
             workshop.run("tats embed prepared/videos --run runs/small --out val.safetensors")
         names: dict[str, Any] = {}
         exec(code, names)
-        if page.name == "README.md":
+        if page == PAGES[0]:
             assert names["features"].shape == (1, 128)
         for row in capsys.readouterr().out.splitlines() if page.name == "scale.md" else []:
             assert row in page.read_text(), "a number has changed"
@@ -372,8 +382,28 @@ def test_every_make_target_that_is_shown_exists() -> None:
     assert shown and shown <= targets
 
 
-def test_links_between_pages_lead_somewhere() -> None:
-    for page in PAGES:
-        for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
-            if not link.startswith("http"):
-                assert (page.parent / link).exists(), f"{page.name}: {link}"
+def headings_of(page: Path) -> set[str]:
+    """The anchors that a page's headings get, as GitHub makes them."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+    plain = [re.sub(r"[`*]", "", one).lower() for one in re.findall(r"^#+ (.+)$", text, re.M)]
+    return {re.sub(r"[^\w\- ]", "", one).strip().replace(" ", "-") for one in plain}
+
+
+LINKED = [*PAGES, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs" / "commands").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: f"{page.parent.name}-{page.name}")
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for path, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", page.read_text("utf-8")):
+        if path.startswith("http"):
+            continue
+        target = page.parent / path if path else page
+        assert target.exists(), path
+        if anchor and target.suffix == ".md":
+            assert anchor in headings_of(target), f"{path}#{anchor}"
+
+
+def test_the_index_names_every_page() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    linked = set(re.findall(r"\]\(([\w-]+\.md)\)", index))
+    assert linked == {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
