@@ -13,7 +13,7 @@ from typing import Literal
 
 from av.video.stream import VideoStream
 
-from tatscli.video.h264 import reference_frames
+from tatscli.video.h264 import References
 
 Wanted = Literal["auto", "native", "reencode", "none"]
 
@@ -27,8 +27,13 @@ EXPORTING = ANCHORED | {"h264"}
 ZERO_B_FRAMES = frozenset({"mpeg4"})
 """Codecs for whose B-frames FFmpeg exports blocks, but all their vectors are zero."""
 
+FIELDS = "interlaced: vectors of fields"
+ONLY_ZEROS = "FFmpeg exports only zeros for B-frames of {}"
+
 _KEY_FRAMES = "key frames only"
-_FIELDS = "interlaced: vectors of fields"
+
+_SELF_FLAGGED = frozenset("mpeg2video mpeg4 h264 hevc vc1 wmv3 prores dvvideo dnxhd cavs".split())
+"""Codecs whose pictures say themselves whether they are two fields, whatever their container says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +53,13 @@ class Origin:
     b_frames: bool = True
 
 
+def many_references(count: int) -> str:
+    """Return why the vectors of a stream with several reference frames cannot be used."""
+    return f"{count} reference frames: vectors may span several frames"
+
+
 def choose_origin(stream: VideoStream, wanted: Wanted) -> Origin:
-    """Choose for an opened stream; what it says of itself decides, not its pictures."""
+    """Choose by the header of an opened stream; `VectorCheck` judges the pictures that follow."""
     context = stream.codec_context
     codec = context.codec.canonical_name
     anchored = codec in ANCHORED
@@ -63,19 +73,19 @@ def choose_origin(stream: VideoStream, wanted: Wanted) -> Origin:
         return Origin("reencode", "asked for")
     if codec not in EXPORTING:
         return Origin("reencode", f"{codec} exports no motion vectors")
-    if is_interlaced(stream):
-        return Origin("reencode", _FIELDS)
+    if container_interlaced(stream):
+        return Origin("reencode", FIELDS)
     if codec in ZERO_B_FRAMES and context.has_b_frames:
-        return Origin("reencode", f"FFmpeg exports only zeros for B-frames of {codec}")
+        return Origin("reencode", ONLY_ZEROS.format(codec))
     if anchored:
         return Origin("native", f"{codec} refers to the nearest pictures", True)
-    references = reference_frames(context.extradata or b"")
+    references = References(context.extradata or b"").most
     if references == 1 and not context.has_b_frames:
         return Origin("native", "one reference frame")
     if not references:
         why = "vectors may span several frames" if references is None else _KEY_FRAMES
         return Origin("reencode", why)
-    return Origin("reencode", f"{references} reference frames: vectors may span several frames")
+    return Origin("reencode", many_references(references))
 
 
 def settled(origin: Origin, *, frames: int, moving: int) -> Origin:
@@ -85,22 +95,13 @@ def settled(origin: Origin, *, frames: int, moving: int) -> Origin:
     return Origin("none", "a single frame" if frames == 1 else _KEY_FRAMES)
 
 
-def why_anew(origin: Origin, frames: int, interlaced: bool) -> str | None:
-    """Return why `auto` has to encode a file after all, now that its pictures are known; or None.
+def container_interlaced(stream: VideoStream) -> bool:
+    """Whether every picture is made of two fields because the container says so.
 
-    Args:
-        origin: What the first choice has come to.
-        frames: Of the file.
-        interlaced: Whether its pictures are; not every header says so.
+    Only where pictures cannot say it themselves.
     """
-    if origin.kind == "none" and frames > 1:
-        return _KEY_FRAMES
-    return _FIELDS if origin.kind == "native" and interlaced else None
-
-
-def is_interlaced(stream: VideoStream) -> bool:
-    """Whether the header says that pictures are made of two fields."""
-    return getattr(stream.codec_context, "field_order", 0) > 1  # 0 is unknown, 1 progressive
+    order: int = getattr(stream.codec_context, "field_order", 0)  # 0 is unknown, 1 progressive
+    return order > 1 and stream.codec_context.codec.canonical_name not in _SELF_FLAGGED
 
 
 def is_disposable(picture: bytes) -> bool:

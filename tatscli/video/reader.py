@@ -24,8 +24,17 @@ from tatscli.video.decode import (
     pixel_aspect,
     said,
 )
+from tatscli.video.h264 import References
 from tatscli.video.orientation import UPRIGHT, Orientation
-from tatscli.video.origin import Origin, Wanted, choose_origin, is_disposable, is_interlaced
+from tatscli.video.origin import (
+    FIELDS,
+    Origin,
+    Wanted,
+    choose_origin,
+    container_interlaced,
+    is_disposable,
+)
+from tatscli.video.vector_check import VectorCheck
 
 _LEAD = 1.0  # seconds before a segment to jump to: key frames are found by decoding time
 _LONGEST_B_RUN = 64  # frames held until the anchor after them; no encoder makes as many
@@ -39,12 +48,15 @@ class Decoded(NamedTuple):
         frame: The picture, with the codec's vectors as side data where they are wanted.
         past: Frames since the picture its past vectors refer to; 1 where that is not known.
         future: Frames to the picture its future vectors refer to; 1 where that is not known.
+        unusable: Why the codec's vectors cannot be used from here on, though its header looked as
+            if they could.
     """
 
     time: float
     frame: VideoFrame
     past: int = 1
     future: int = 1
+    unusable: str | None = None
 
 
 class VideoReader:
@@ -56,8 +68,8 @@ class VideoReader:
     Args:
         path: A file FFmpeg can read.
         motion: Whose vectors are wanted; the codec's own then come with the frames.
-        pictures: Whether the pictures matter. Without them native vectors come faster and the
-            pictures are spoilt.
+        pictures: Whether the pictures matter. Without them native vectors come faster, and the
+            pictures are `spoilt`.
         segment: The part of the video that is wanted; None is all of it.
         limits: What is refused.
 
@@ -68,9 +80,15 @@ class VideoReader:
         size: Width and height of the first frame as decoded.
         pixel_format: FFmpeg's name of its pixel format.
         aspect: Width of a decoded pixel by its height.
-        interlaced: Whether pictures are woven from two fields.
+        interlaced: Whether any picture so far is woven from two fields.
+        all_interlaced: Whether all are, by the container's word; the codec cannot say it.
+        maybe_interlaced: Whether some may be though their flags deny it: H.264 whose header allows
+            fields flags those frames alone that are coded as fields.
         orientation: How frames have to be turned.
-        origin: Whose vectors the file gets.
+        origin: Whose vectors frames get; `auto` changes from the codec's own to an encoding at the
+            first frame that rules the codec's own out.
+        pictures: As given.
+        spoilt: Whether pictures are decoded only as far as the vectors need.
         step: Seconds between two frames by the header, where time stamps are missing.
         seconds: Length of the file by the header; None where it tells none.
         problem: What went wrong on the way, once the iteration has ended; None if nothing did.
@@ -92,18 +110,20 @@ class VideoReader:
         self.size = (0, 0)
         self.pixel_format: str | None = None
         self.aspect = 1.0
-        self.interlaced = False
+        self.interlaced = self.all_interlaced = self.maybe_interlaced = False
         self.orientation: Orientation = UPRIGHT
         self.origin = Origin("none", "not opened yet")
+        self.pictures = pictures
+        self.spoilt = False
         self.step = 0.0
         self.seconds: float | None = None
         self.problem: str | None = None
         self._motion = motion
-        self._pictures = pictures
         self._segment = segment
         self._limits = limits or Limits()
         self._errors: Counter[str] = Counter()
         self._encrypted = False
+        self._check: VectorCheck | None = None
         self._disposable = False  # whether no picture is predicted from the last decoded one
         self._outside = False  # whether a frame was decoded that the segment does not hold
 
@@ -119,6 +139,11 @@ class VideoReader:
             if not count:
                 self._describe(item.frame)
                 first = item.time
+            if item.unusable and self.origin.kind == "native":
+                self.origin = Origin("reencode", item.unusable)
+            woven = bool(item.frame.interlaced_frame)
+            if count or self.codec != "h264":
+                self.interlaced |= woven
             count += 1
             self._limits.check_picture(item.frame.width, item.frame.height)
             self._limits.check_length(count, item.time - first)
@@ -131,14 +156,21 @@ class VideoReader:
             nothing = "the segment lies outside" if self._outside else "there is no picture data"
             locked = "it is encrypted" if self._encrypted else None
             raise DecodeError(f"no frame can be decoded: {locked or reasons or nothing}")
+        if count == 1:  # the first H.264 frame is only a guess of FFmpeg's, but there is no other
+            self.interlaced |= woven
         if reasons:
             self.problem = f"damaged, some frames are missing: {reasons}"
+
+    def found_fields(self) -> None:
+        """Take note that the picture of the last frame turned out to be woven from two fields."""
+        self.interlaced = True
+        if self._motion == "auto" and self.origin.kind == "native":
+            self.origin = Origin("reencode", FIELDS)
 
     def _describe(self, frame: VideoFrame) -> None:
         self.size = (frame.width, frame.height)
         self.pixel_format = frame.format.name
         self.orientation = frame_orientation(frame)
-        self.interlaced |= bool(frame.interlaced_frame)
 
     def _chosen(self) -> Iterator[Decoded]:
         """Yield the frames of the segment."""
@@ -186,16 +218,17 @@ class VideoReader:
             frames = self._timed(self._decode(container, stream), jump)
             if not self.origin.anchored:
                 for time, frame in frames:
-                    yield Decoded(time, frame)
+                    yield Decoded(time, frame, unusable=self._unusable(frame))
                 return
-            waiting: list[tuple[float, VideoFrame]] = []
+            waiting: list[Decoded] = []
             for time, frame in frames:
+                item = Decoded(time, frame, unusable=self._unusable(frame))
                 between = frame.pict_type == PictureType.B or self._disposable
                 if between and len(waiting) < _LONGEST_B_RUN:
-                    waiting.append((time, frame))
+                    waiting.append(item)
                     continue
                 yield from _between(waiting)
-                yield Decoded(time, frame, past=len(waiting) + 1)
+                yield item._replace(past=len(waiting) + 1)
                 waiting.clear()
             yield from _between(waiting)
 
@@ -209,7 +242,9 @@ class VideoReader:
         self.step = 1 / nominal_fps(stream)
         self.seconds = container.duration / 1e6 if container.duration else None
         self.aspect = pixel_aspect(stream)
-        self.interlaced = is_interlaced(stream)
+        self.interlaced = self.all_interlaced = container_interlaced(stream)
+        header = context.extradata or b""
+        self.maybe_interlaced = self.codec == "h264" and References(header).fields
         self._encrypted = "enc_key_id" in stream.metadata  # FFmpeg says so of WebM alone
         self._limits.check_picture(context.width, context.height)
         if self._segment is None:
@@ -218,10 +253,14 @@ class VideoReader:
         self.origin = choose_origin(stream, self._motion)
         # FFmpeg counts generous margins as well; this keeps a header that lies from all memory.
         options = {"max_pixels": str(4 * self._limits.pixels + (1 << 20))}
-        if self.origin.kind == "native":
+        native = self.origin.kind == "native"
+        self.spoilt = native and not (self.pictures or self.maybe_interlaced)
+        if native:
             options["flags2"] = "+export_mvs"
-            if not self._pictures:
-                options |= {"skip_loop_filter": "all", "skip_idct": "all"}
+        if self.spoilt:
+            options |= {"skip_loop_filter": "all", "skip_idct": "all"}
+        judged = native and self._motion == "auto"
+        self._check = VectorCheck(self.codec, header) if judged else None
         context.options = options
 
     def _timed(
@@ -242,6 +281,7 @@ class VideoReader:
 
     def _decode(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
         packets = container.demux(stream)
+        last: VideoFrame | None = None
         while True:
             try:
                 packet = next(packets, None)
@@ -250,8 +290,13 @@ class VideoReader:
                 packet = None  # the file breaks off: take what the decoder still holds
             if packet is not None and self.codec == "flv1":  # its decoder holds nothing back
                 self._disposable = is_disposable(bytes(memoryview(packet)[:9]))
+            if packet is not None and self._check is not None:
+                self._check.read_packet(packet)
             try:
-                yield from stream.decode(packet)
+                for frame in stream.decode(packet):
+                    if last is None or not _same(frame, last):
+                        yield frame
+                    last = frame
             except EOFError:
                 return
             except av.FFmpegError as error:
@@ -260,13 +305,31 @@ class VideoReader:
                 return
 
 
+    def _unusable(self, frame: VideoFrame) -> str | None:
+        """Return why the codec's vectors cannot be used from a frame on, if that is so."""
+        if self._check is None:
+            return None
+        self._check.read_frame(frame)
+        return self._check.reason
+
+
 def frame_orientation(frame: VideoFrame) -> Orientation:
     """Return how a decoded frame has to be turned to be upright."""
     matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     return UPRIGHT if matrix is None else Orientation.from_matrix(bytes(matrix))
 
 
-def _between(frames: list[tuple[float, VideoFrame]]) -> Iterator[Decoded]:
+def _same(frame: VideoFrame, last: VideoFrame) -> bool:
+    """Whether a frame is the one before again, not only a picture like it.
+
+    FFmpeg gives an MPEG-4 frame twice where B-frames begin that the header did not tell of.
+    """
+    if frame.pts is None or frame.pts != last.pts:
+        return False
+    return frame.planes[0].buffer_ptr == last.planes[0].buffer_ptr
+
+
+def _between(frames: list[Decoded]) -> Iterator[Decoded]:
     """Yield the B-frames, or disposable P-frames, between two anchors."""
-    for index, (time, frame) in enumerate(frames):
-        yield Decoded(time, frame, past=index + 1, future=len(frames) - index)
+    for index, item in enumerate(frames):
+        yield item._replace(past=index + 1, future=len(frames) - index)
