@@ -84,7 +84,7 @@ def join(path: Path, raw_format: str, parts: Sequence[Encoded]) -> Path:
 
 
 def layered(pictures: Sequence[np.ndarray], period: int) -> Encoded:
-    """Encode H.264 whose pictures refer to the last one in `period` alone; nothing to the others."""
+    """Encode H.264 whose pictures refer to every `period`-th picture alone: temporal layers."""
     options = {**X264_ONE_REFERENCE, "profile": "baseline", "x264-params": "keyint=infinite"}
     base: list[np.ndarray] = []
     packets = []

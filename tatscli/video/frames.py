@@ -18,7 +18,7 @@ from tatscli.video.field import grid_size, rasterise
 from tatscli.video.interlace import deinterlaced
 from tatscli.video.motion import exported, picture_type
 from tatscli.video.orientation import UPRIGHT
-from tatscli.video.origin import Origin, Wanted, settled
+from tatscli.video.origin import SEPARATE_FIELDS, Origin, Wanted, settled
 from tatscli.video.picture import Scaler, stored_size, to_rgb
 from tatscli.video.reader import Decoded, VideoReader
 from tatscli.video.reencode import MotionEstimator
@@ -97,7 +97,7 @@ def stored_frames(
     are those of an encoding; where the reader's pictures are spoilt, that frame ends the iteration.
     """
     scale: Scaler | None = None
-    before: VideoFrame | None = None  # the picture before, where the codec's own vectors are used
+    before: VideoFrame | None = None  # the frame before, while the codec's own vectors are used
     estimate = MotionEstimator()
     for item, source in _sources(reader, pictures):
         if scale is None:
@@ -118,9 +118,9 @@ def stored_frames(
         elif origin == "reencode":
             assert picture is not None
             if before is not None and picture_type(item.frame) != "I":
-                estimate(before)
+                estimate(scale(before))
             vectors, coded, orientation = estimate(picture), size, UPRIGHT
-        before = picture if origin == "native" else None
+        before = source if origin == "native" else None
         if origin != "none" and len(vectors) > 0:
             field, covered = rasterise(
                 vectors,
@@ -253,7 +253,8 @@ def _sources(reader: VideoReader, pictures: bool) -> Iterator[tuple[Decoded, Vid
     items = iter(reader)
     first = next(items, None)  # only now does the reader know what the header says
     everything = chain([] if first is None else [first], items)
-    if pictures or reader.origin.kind == "reencode" or reader.maybe_interlaced:
+    wanted = pictures or reader.origin.kind == "reencode" or reader.maybe_interlaced
+    if wanted and reader.codec not in SEPARATE_FIELDS:
         for item, picture in deinterlaced(
             everything,
             every=reader.all_interlaced,

@@ -115,8 +115,8 @@ class _Joiner:
 
 def is_combed(frame: VideoFrame) -> bool:
     """Whether lines alternate, as they do where things move between the two fields of a picture."""
-    gray = frame.reformat(format="gray", **ONE_THREAD).to_ndarray()[:, ::_COMB_COLUMNS]
-    gray = gray.astype(np.int16)
+    whole = frame.reformat(format="gray", **ONE_THREAD).to_ndarray()
+    gray = whole[:, ::_COMB_COLUMNS].astype(np.int16)
     up, down = gray[1:-1] - gray[:-2], gray[1:-1] - gray[2:]
     # A line that is brighter than both neighbours, or darker, where these two are alike.
     apart = ((up > _COMB_STEP) & (down > _COMB_STEP)) | ((up < -_COMB_STEP) & (down < -_COMB_STEP))

@@ -27,12 +27,18 @@ EXPORTING = ANCHORED | {"h264"}
 ZERO_B_FRAMES = frozenset({"mpeg4"})
 """Codecs for whose B-frames FFmpeg exports blocks, but all their vectors are zero."""
 
+B_FRAMES = "B-frames: vectors may span several frames"
 FIELDS = "interlaced: vectors of fields"
 ONLY_ZEROS = "FFmpeg exports only zeros for B-frames of {}"
 
 _KEY_FRAMES = "key frames only"
 
-_SELF_FLAGGED = frozenset("mpeg2video mpeg4 h264 hevc vc1 wmv3 prores dvvideo dnxhd cavs".split())
+SEPARATE_FIELDS = frozenset({"hevc"})
+"""Codecs whose interlaced frames are single fields, of half the height, not woven pairs."""
+
+_SELF_FLAGGED = frozenset(
+    ["mpeg2video", "mpeg4", "h264", "hevc", "vc1", "wmv3", "prores", "dvvideo", "dnxhd", "cavs"]
+)
 """Codecs whose pictures say themselves whether they are two fields, whatever their container says."""
 
 
@@ -80,7 +86,9 @@ def choose_origin(stream: VideoStream, wanted: Wanted) -> Origin:
     if anchored:
         return Origin("native", f"{codec} refers to the nearest pictures", True)
     references = References(context.extradata or b"").most
-    if references == 1 and not context.has_b_frames:
+    if references == 1:
+        if context.has_b_frames:
+            return Origin("reencode", B_FRAMES)
         return Origin("native", "one reference frame")
     if not references:
         why = "vectors may span several frames" if references is None else _KEY_FRAMES

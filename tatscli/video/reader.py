@@ -24,10 +24,12 @@ from tatscli.video.decode import (
     pixel_aspect,
     said,
 )
+from tatscli.video.descriptions import unread_formats
 from tatscli.video.h264 import References
 from tatscli.video.orientation import UPRIGHT, Orientation
 from tatscli.video.origin import (
     FIELDS,
+    SEPARATE_FIELDS,
     Origin,
     Wanted,
     choose_origin,
@@ -123,6 +125,7 @@ class VideoReader:
         self._limits = limits or Limits()
         self._errors: Counter[str] = Counter()
         self._encrypted = False
+        self._unread: list[str] = []  # formats of frames that FFmpeg passes over
         self._check: VectorCheck | None = None
         self._disposable = False  # whether no picture is predicted from the last decoded one
         self._outside = False  # whether a frame was decoded that the segment does not hold
@@ -136,16 +139,16 @@ class VideoReader:
         """
         count, first = 0, 0.0
         for item in self._chosen():
+            frame = item.frame
             if not count:
-                self._describe(item.frame)
+                self._describe(frame)
                 first = item.time
             if item.unusable and self.origin.kind == "native":
                 self.origin = Origin("reencode", item.unusable)
-            woven = bool(item.frame.interlaced_frame)
-            if count or self.codec != "h264":
-                self.interlaced |= woven
+            if frame.interlaced_frame and (count or self.codec != "h264"):
+                self.interlaced = True
             count += 1
-            self._limits.check_picture(item.frame.width, item.frame.height)
+            self._limits.check_picture(frame.width, frame.height)
             self._limits.check_length(count, item.time - first)
             yield item
         reasons = "; ".join(
@@ -157,9 +160,14 @@ class VideoReader:
             locked = "it is encrypted" if self._encrypted else None
             raise DecodeError(f"no frame can be decoded: {locked or reasons or nothing}")
         if count == 1:  # the first H.264 frame is only a guess of FFmpeg's, but there is no other
-            self.interlaced |= woven
+            self.interlaced |= bool(frame.interlaced_frame)
         if reasons:
             self.problem = f"damaged, some frames are missing: {reasons}"
+        elif self._unread:
+            names = " and ".join(f"`{name}`" for name in self._unread)
+            self.problem = (
+                f"incomplete: FFmpeg does not read its frames in {names} ({self.codec} only)"
+            )
 
     def found_fields(self) -> None:
         """Take note that the picture of the last frame turned out to be woven from two fields."""
@@ -171,6 +179,8 @@ class VideoReader:
         self.size = (frame.width, frame.height)
         self.pixel_format = frame.format.name
         self.orientation = frame_orientation(frame)
+        if frame.interlaced_frame and self.codec in SEPARATE_FIELDS:
+            self.aspect /= 2  # each line stands for two
 
     def _chosen(self) -> Iterator[Decoded]:
         """Yield the frames of the segment."""
@@ -215,20 +225,24 @@ class VideoReader:
                     container.seek(int(time / (stream.time_base or 1)), stream=stream)
                 except av.FFmpegError:
                     return
-            frames = self._timed(self._decode(container, stream), jump)
+            decoded = self._decode(container, stream)
+            if self.codec == "mpeg4":
+                decoded = _distinct(decoded)
+            frames = self._timed(decoded, jump)
             if not self.origin.anchored:
                 for time, frame in frames:
-                    yield Decoded(time, frame, unusable=self._unusable(frame))
+                    why = self._unusable(frame) if self._check else None
+                    yield Decoded(time, frame, unusable=why)
                 return
-            waiting: list[Decoded] = []
+            waiting: list[tuple[float, VideoFrame, str | None]] = []
             for time, frame in frames:
-                item = Decoded(time, frame, unusable=self._unusable(frame))
+                why = self._unusable(frame) if self._check else None
                 between = frame.pict_type == PictureType.B or self._disposable
                 if between and len(waiting) < _LONGEST_B_RUN:
-                    waiting.append(item)
+                    waiting.append((time, frame, why))
                     continue
                 yield from _between(waiting)
-                yield item._replace(past=len(waiting) + 1)
+                yield Decoded(time, frame, len(waiting) + 1, unusable=why)
                 waiting.clear()
             yield from _between(waiting)
 
@@ -246,6 +260,8 @@ class VideoReader:
         header = context.extradata or b""
         self.maybe_interlaced = self.codec == "h264" and References(header).fields
         self._encrypted = "enc_key_id" in stream.metadata  # FFmpeg says so of WebM alone
+        if container.format.name.startswith("mov,") and self._segment is None:
+            self._unread = unread_formats(self.path, stream.id)
         self._limits.check_picture(context.width, context.height)
         if self._segment is None:
             length = container.duration or 0  # in FFmpeg's clock of containers: microseconds
@@ -281,7 +297,6 @@ class VideoReader:
 
     def _decode(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
         packets = container.demux(stream)
-        last: VideoFrame | None = None
         while True:
             try:
                 packet = next(packets, None)
@@ -293,17 +308,13 @@ class VideoReader:
             if packet is not None and self._check is not None:
                 self._check.read_packet(packet)
             try:
-                for frame in stream.decode(packet):
-                    if last is None or not _same(frame, last):
-                        yield frame
-                    last = frame
+                yield from stream.decode(packet)
             except EOFError:
                 return
             except av.FFmpegError as error:
                 self._errors[said(error)] += 1
             if packet is None:
                 return
-
 
     def _unusable(self, frame: VideoFrame) -> str | None:
         """Return why the codec's vectors cannot be used from a frame on, if that is so."""
@@ -319,17 +330,24 @@ def frame_orientation(frame: VideoFrame) -> Orientation:
     return UPRIGHT if matrix is None else Orientation.from_matrix(bytes(matrix))
 
 
-def _same(frame: VideoFrame, last: VideoFrame) -> bool:
-    """Whether a frame is the one before again, not only a picture like it.
+def _distinct(frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
+    """Leave out a frame that is the one before again: the same memory, not only a picture like it.
 
     FFmpeg gives an MPEG-4 frame twice where B-frames begin that the header did not tell of.
     """
-    if frame.pts is None or frame.pts != last.pts:
-        return False
-    return frame.planes[0].buffer_ptr == last.planes[0].buffer_ptr
+    last: VideoFrame | None = None
+    for frame in frames:
+        if (
+            last is None
+            or frame.pts is None
+            or frame.pts != last.pts
+            or frame.planes[0].buffer_ptr != last.planes[0].buffer_ptr
+        ):
+            yield frame
+        last = frame
 
 
-def _between(frames: list[Decoded]) -> Iterator[Decoded]:
+def _between(frames: list[tuple[float, VideoFrame, str | None]]) -> Iterator[Decoded]:
     """Yield the B-frames, or disposable P-frames, between two anchors."""
-    for index, item in enumerate(frames):
-        yield item._replace(past=index + 1, future=len(frames) - index)
+    for index, (time, frame, why) in enumerate(frames):
+        yield Decoded(time, frame, index + 1, len(frames) - index, why)

@@ -1,7 +1,7 @@
 """`VectorCheck`: whether a codec's own vectors can be used, judged by every packet and frame.
 
-A header describes the pictures that follow it, not the whole stream: recordings are joined, encoders
-change their minds, and what pictures refer to is up to each of them.
+A header describes the pictures after it, not the whole stream: recordings are joined, encoders
+change their settings, and each picture chooses its own references.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from av.packet import Packet
 from av.video.frame import PictureType, VideoFrame
 
 from tatscli.video.h264 import References
-from tatscli.video.origin import FIELDS, ONLY_ZEROS, ZERO_B_FRAMES, many_references
+from tatscli.video.origin import B_FRAMES, FIELDS, ONLY_ZEROS, ZERO_B_FRAMES, many_references
 
 
 class VectorCheck:
@@ -49,7 +49,7 @@ class VectorCheck:
         if frame.pict_type == PictureType.B and self._codec in ZERO_B_FRAMES:
             self.reason = ONLY_ZEROS.format(self._codec)
         elif frame.pict_type == PictureType.B and self._references is not None:
-            self.reason = "B-frames: vectors may span several frames"
+            self.reason = B_FRAMES
         # Of the first H.264 frame FFmpeg can only guess, and takes film with repeated fields for
         # interlaced. It is a key frame.
         elif frame.interlaced_frame and (self._references is None or self._frames > 1):
