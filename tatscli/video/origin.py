@@ -39,7 +39,7 @@ SEPARATE_FIELDS = frozenset({"hevc"})
 _SELF_FLAGGED = frozenset(
     ["mpeg2video", "mpeg4", "h264", "hevc", "vc1", "wmv3", "prores", "dvvideo", "dnxhd", "cavs"]
 )
-"""Codecs whose pictures say themselves whether they are two fields, whatever their container says."""
+"""Codecs whose pictures say themselves whether they are two fields, whatever containers say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ ENOUGH = 20_000_000
 
 
 def panned(frames, step=(-3, 0)):
-    return list(pan(step, frames=frames, **SIZE))
+    return [picture.copy() for picture in pan(step, frames=frames, **SIZE)]
 
 
 def woven(count, step=(4, 0)):
