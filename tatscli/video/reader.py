@@ -144,7 +144,8 @@ class VideoReader:
                 self._describe(frame)
                 first = item.time
             if item.unusable and self.origin.kind == "native":
-                self.origin = Origin("reencode", item.unusable)
+                later = ", from a later frame on" if count else ""
+                self.origin = Origin("reencode", item.unusable + later)
             if frame.interlaced_frame and (count or self.codec != "h264"):
                 self.interlaced = True
             count += 1

@@ -88,7 +88,7 @@ def test_a_later_header_of_more_references(tmp_path, suffix, b_frames):
     parts.append(encode(pictures[8:], "libx264", several))
     facts, x, valid = field(tmp_path, join(tmp_path / f"a{suffix}", "h264", parts))
     assert facts["motion"] == "reencode"
-    assert facts["motion_why"].endswith(": vectors may span several frames")
+    assert ": vectors may span several frames" in facts["motion_why"]
     assert facts["frames"] == 20 and set(np.flatnonzero(~valid)) <= {0, 8}
     if b_frames:
         np.testing.assert_allclose(x[valid], -3, atol=0.25)
@@ -128,7 +128,8 @@ def test_b_frames_that_begin_midway(tmp_path, suffix):
     ]
     path = join(tmp_path / f"a{suffix}", "m4v", parts)
     facts = assert_pan(tmp_path, path, frames=20, keys=(0, 8))
-    assert facts["motion_why"] == "FFmpeg exports only zeros for B-frames of mpeg4"
+    why = "FFmpeg exports only zeros for B-frames of mpeg4, from a later frame on"
+    assert facts["motion_why"] == why
 
 
 @pytest.mark.parametrize("codec", ["mpeg2video", "mpeg4", "libx264"])
@@ -144,7 +145,8 @@ def test_fields_that_begin_midway(tmp_path, codec):
     path = join(tmp_path / "a.ts", raw, parts)
     facts, x, valid = field(tmp_path, path)
     assert (facts["frames"], facts["interlaced"]) == (16, True)
-    assert (facts["motion"], facts["motion_why"]) == ("reencode", "interlaced: vectors of fields")
+    why = "interlaced: vectors of fields, from a later frame on"
+    assert (facts["motion"], facts["motion_why"]) == ("reencode", why)
     assert list(np.flatnonzero(~valid)) == [0, 8]
     np.testing.assert_allclose(x[1:8], -3, atol=0.25)
     np.testing.assert_allclose(x[9:], 8, atol=0.3)
