@@ -13,6 +13,7 @@ from av.video.frame import VideoFrame
 
 from tatscli.video.camera import Camera, remove_camera
 from tatscli.video.decode import StrPath
+from tatscli.video.decoded import Decoded
 from tatscli.video.encode import JpegEncoder
 from tatscli.video.field import grid_size, rasterise
 from tatscli.video.interlace import deinterlaced
@@ -20,7 +21,7 @@ from tatscli.video.motion import exported, picture_type
 from tatscli.video.orientation import UPRIGHT
 from tatscli.video.origin import SEPARATE_FIELDS, Origin, Wanted, settled
 from tatscli.video.picture import Scaler, stored_size, to_rgb
-from tatscli.video.reader import Decoded, VideoReader
+from tatscli.video.reader import VideoReader
 from tatscli.video.reencode import MotionEstimator
 
 

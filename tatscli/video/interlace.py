@@ -10,8 +10,8 @@ import numpy as np
 from av.filter import Graph
 from av.video.frame import VideoFrame
 
+from tatscli.video.decoded import Decoded
 from tatscli.video.picture import ONE_THREAD
-from tatscli.video.reader import Decoded
 
 _SMALLEST = 4  # pixels; `bwdif` takes no less
 _COMB_STEP = 8  # grey levels between neighbouring lines, at least

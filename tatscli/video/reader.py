@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import av
 from av.container import InputContainer
@@ -24,6 +24,7 @@ from tatscli.video.decode import (
     pixel_aspect,
     said,
 )
+from tatscli.video.decoded import Decoded, distinct, with_distances
 from tatscli.video.descriptions import unread_formats
 from tatscli.video.h264 import References
 from tatscli.video.orientation import UPRIGHT, Orientation
@@ -39,26 +40,6 @@ from tatscli.video.origin import (
 from tatscli.video.vector_check import VectorCheck
 
 _LEAD = 1.0  # seconds before a segment to jump to: key frames are found by decoding time
-_LONGEST_B_RUN = 64  # frames held until the anchor after them; no encoder makes as many
-
-
-class Decoded(NamedTuple):
-    """A decoded frame.
-
-    Attributes:
-        time: Presentation time in seconds, rising.
-        frame: The picture, with the codec's vectors as side data where they are wanted.
-        past: Frames since the picture its past vectors refer to; 1 where that is not known.
-        future: Frames to the picture its future vectors refer to; 1 where that is not known.
-        unusable: Why the codec's vectors cannot be used from here on, though its header looked as
-            if they could.
-    """
-
-    time: float
-    frame: VideoFrame
-    past: int = 1
-    future: int = 1
-    unusable: str | None = None
 
 
 class VideoReader:
@@ -228,24 +209,16 @@ class VideoReader:
                     return
             decoded = self._decode(container, stream)
             if self.codec == "mpeg4":
-                decoded = _distinct(decoded)
-            frames = self._timed(decoded, jump)
-            if not self.origin.anchored:
-                for time, frame in frames:
-                    why = self._unusable(frame) if self._check else None
-                    yield Decoded(time, frame, unusable=why)
-                return
-            waiting: list[tuple[float, VideoFrame, str | None]] = []
-            for time, frame in frames:
-                why = self._unusable(frame) if self._check else None
-                between = frame.pict_type == PictureType.B or self._disposable
-                if between and len(waiting) < _LONGEST_B_RUN:
-                    waiting.append((time, frame, why))
-                    continue
-                yield from _between(waiting)
-                yield Decoded(time, frame, len(waiting) + 1, unusable=why)
-                waiting.clear()
-            yield from _between(waiting)
+                decoded = distinct(decoded)
+            items = (
+                Decoded(time, frame, unusable=self._unusable(frame))
+                for time, frame in self._timed(decoded, jump)
+            )
+            yield from with_distances(items, self._is_between) if self.origin.anchored else items
+
+    def _is_between(self, frame: VideoFrame) -> bool:
+        """Whether the last decoded frame lies between two anchors."""
+        return self._disposable or frame.pict_type == PictureType.B
 
     def _set_up(self, container: InputContainer, stream: VideoStream) -> None:
         """Learn what the header says, refuse what is too large, set the decoder's options."""
@@ -329,26 +302,3 @@ def frame_orientation(frame: VideoFrame) -> Orientation:
     """Return how a decoded frame has to be turned to be upright."""
     matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     return UPRIGHT if matrix is None else Orientation.from_matrix(bytes(matrix))
-
-
-def _distinct(frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
-    """Leave out a frame that is the one before again: the same memory, not only a picture like it.
-
-    FFmpeg gives an MPEG-4 frame twice where B-frames begin that the header did not tell of.
-    """
-    last: VideoFrame | None = None
-    for frame in frames:
-        if (
-            last is None
-            or frame.pts is None
-            or frame.pts != last.pts
-            or frame.planes[0].buffer_ptr != last.planes[0].buffer_ptr
-        ):
-            yield frame
-        last = frame
-
-
-def _between(frames: list[tuple[float, VideoFrame, str | None]]) -> Iterator[Decoded]:
-    """Yield the B-frames, or disposable P-frames, between two anchors."""
-    for index, (time, frame, why) in enumerate(frames):
-        yield Decoded(time, frame, index + 1, len(frames) - index, why)

@@ -10,8 +10,8 @@ from PIL import Image
 from tatscli.store.convert import Job, convert
 from tatscli.store.schema import Settings
 from tatscli.video.decode import Limits, Segment
+from tatscli.video.decoded import Decoded
 from tatscli.video.interlace import deinterlaced
-from tatscli.video.reader import Decoded
 from tests.clips import CLEAN_VECTORS, moving_patch, pan, render, static
 
 SMALL = {"frames": 50, "height": 64, "width": 96}
