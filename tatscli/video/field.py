@@ -55,8 +55,8 @@ def rasterise(
         ahead = vectors["source"] > 0
     # The motion of content, in coded pixels per frame. A source of -2 is the reference before the
     # last, and so on; only Snow has some.
-    distance = vectors["source"] * np.where(ahead, future, past)
-    factor = 1 / (distance * np.maximum(vectors["motion_scale"], 1))
+    factor = np.where(ahead, 1 / future, 1 / past) / vectors["source"]
+    factor /= np.maximum(vectors["motion_scale"], 1)
     steps = [vectors["motion_x"] * factor, vectors["motion_y"] * factor]
     # First and last edge of each block along each axis, inside the picture.
     ends = []

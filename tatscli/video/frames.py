@@ -121,7 +121,7 @@ def stored_frames(
             if before is not None and picture_type(item.frame) != "I":
                 estimate(scale(before))
             vectors, coded, orientation = estimate(picture), size, UPRIGHT
-        before = source if origin == "native" else None
+        before = source if origin == "native" and not reader.spoilt else None
         if origin != "none" and len(vectors) > 0:
             field, covered = rasterise(
                 vectors,

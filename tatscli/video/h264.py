@@ -16,6 +16,7 @@ _MOST_REFERENCES = 16  # of the standard (A.3.1); more is a damaged header
 
 _SLICES = range(1, 6)  # NAL types of coded pictures
 _IDR, _SPS = 5, 7
+_PLAIN = (0x21, 0x41, 0x61)  # first bytes of slices that other pictures may refer to
 
 
 class References:
@@ -55,8 +56,16 @@ class References:
                 self._add_sps(extradata[start + 2 : start + 2 + size])
                 start += 2 + size
 
-    def read(self, packet: bytes) -> None:
-        """Read the headers of one picture, up to its first slice."""
+    def read(self, packet: bytes) -> bool:
+        """Read the headers of one picture, up to its first slice.
+
+        Returns:
+            Whether they said something new: anything but a picture that others may refer to, and
+            that follows one.
+        """
+        size = self._length_size
+        if size and len(packet) > size and packet[size] in _PLAIN and not self._unreferred:
+            return False
         for start in self._units(packet):
             kind = packet[start] & 31
             if kind == _SPS:
@@ -64,7 +73,8 @@ class References:
             elif kind in _SLICES:
                 self.skips |= self._unreferred and kind != _IDR
                 self._unreferred = not packet[start] >> 5 & 3
-                return
+                break
+        return True
 
     def _units(self, packet: bytes) -> Iterator[int]:
         """Yield where each NAL unit begins."""

@@ -106,7 +106,8 @@ class VideoReader:
         self._limits = limits or Limits()
         self._errors: Counter[str] = Counter()
         self._encrypted = False
-        self._unread: list[str] = []  # formats of frames that FFmpeg passes over
+        self._track = 0  # number of the track in an MP4 file
+        self._promised = 0  # frames that its header counts
         self._check: VectorCheck | None = None
         self._disposable = False  # whether no picture is predicted from the last decoded one
         self._outside = False  # whether a frame was decoded that the segment does not hold
@@ -145,11 +146,17 @@ class VideoReader:
             self.interlaced |= bool(frame.interlaced_frame)
         if reasons:
             self.problem = f"damaged, some frames are missing: {reasons}"
-        elif self._unread:
-            names = " and ".join(f"`{name}`" for name in self._unread)
-            self.problem = (
-                f"incomplete: FFmpeg does not read its frames in {names} ({self.codec} only)"
-            )
+        elif self._segment is None and count < self._promised:
+            self.problem = self._left_out()
+
+    def _left_out(self) -> str | None:
+        """Return which frames of an MP4 track FFmpeg leaves out without a word, if it does."""
+        names = " and ".join(f"`{name}`" for name in unread_formats(self.path, self._track))
+        return (
+            f"incomplete: FFmpeg reads only its frames in {self.codec}, not those in {names}"
+            if names
+            else None
+        )
 
     def found_fields(self) -> None:
         """Take note that the picture of the last frame turned out to be woven from two fields."""
@@ -210,10 +217,13 @@ class VideoReader:
             decoded = self._decode(container, stream)
             if self.codec == "mpeg4":
                 decoded = distinct(decoded)
-            items = (
-                Decoded(time, frame, unusable=self._unusable(frame))
-                for time, frame in self._timed(decoded, jump)
-            )
+            frames, check = self._timed(decoded, jump), self._check
+            if check is None:
+                items = (Decoded(time, frame) for time, frame in frames)
+            else:
+                items = (
+                    Decoded(time, frame, 1, 1, check.read_frame(frame)) for time, frame in frames
+                )
             yield from with_distances(items, self._is_between) if self.origin.anchored else items
 
     def _is_between(self, frame: VideoFrame) -> bool:
@@ -234,8 +244,8 @@ class VideoReader:
         header = context.extradata or b""
         self.maybe_interlaced = self.codec == "h264" and References(header).fields
         self._encrypted = "enc_key_id" in stream.metadata  # FFmpeg says so of WebM alone
-        if container.format.name.startswith("mov,") and self._segment is None:
-            self._unread = unread_formats(self.path, stream.id)
+        if container.format.name.startswith("mov,"):
+            self._track, self._promised = stream.id, stream.frames
         self._limits.check_picture(context.width, context.height)
         if self._segment is None:
             length = container.duration or 0  # in FFmpeg's clock of containers: microseconds
@@ -279,7 +289,7 @@ class VideoReader:
                 packet = None  # the file breaks off: take what the decoder still holds
             if packet is not None and self.codec == "flv1":  # its decoder holds nothing back
                 self._disposable = is_disposable(bytes(memoryview(packet)[:9]))
-            if packet is not None and self._check is not None:
+            if self._check is not None and packet is not None:
                 self._check.read_packet(packet)
             try:
                 yield from stream.decode(packet)
@@ -289,13 +299,6 @@ class VideoReader:
                 self._errors[said(error)] += 1
             if packet is None:
                 return
-
-    def _unusable(self, frame: VideoFrame) -> str | None:
-        """Return why the codec's vectors cannot be used from a frame on, if that is so."""
-        if self._check is None:
-            return None
-        self._check.read_frame(frame)
-        return self._check.reason
 
 
 def frame_orientation(frame: VideoFrame) -> Orientation:

@@ -26,34 +26,43 @@ class VectorCheck:
 
     def __init__(self, codec: str, extradata: bytes) -> None:
         self.reason: str | None = None
-        self._codec = codec
         self._references = References(extradata) if codec == "h264" else None
-        self._frames = 0
+        self._b_frames: str | None = None  # why there must be none
+        if codec in ZERO_B_FRAMES:
+            self._b_frames = ONLY_ZEROS.format(codec)
+        elif codec == "h264":
+            self._b_frames = B_FRAMES
+        self._first = True
 
     def read_packet(self, packet: Packet) -> None:
-        """Read the headers of a packet, before it is decoded."""
+        """Read the headers of a packet, before it is decoded.
+
+        Cheaply, since most say nothing new: decoding a small picture takes no longer than a few
+        dozen lines of Python.
+        """
         references = self._references
-        if references is None or not packet.size:
+        if references is None:
             return
-        if _has_description(packet):
+        if packet.is_keyframe and _has_description(packet):
             references.describe(bytes(packet.get_sidedata("new_extradata")))
-        references.read(bytes(packet))
+        if not references.read(bytes(packet)):
+            return
         if references.skips:
             self.reason = "some frames are never referred to: vectors may span several frames"
         elif references.most is not None and references.most > 1:
             self.reason = many_references(references.most)
 
-    def read_frame(self, frame: VideoFrame) -> None:
-        """Read the flags of a decoded frame."""
-        self._frames += 1
-        if frame.pict_type == PictureType.B and self._codec in ZERO_B_FRAMES:
-            self.reason = ONLY_ZEROS.format(self._codec)
-        elif frame.pict_type == PictureType.B and self._references is not None:
-            self.reason = B_FRAMES
-        # Of the first H.264 frame FFmpeg can only guess, and takes film with repeated fields for
-        # interlaced. It is a key frame.
-        elif frame.interlaced_frame and (self._references is None or self._frames > 1):
-            self.reason = FIELDS
+    def read_frame(self, frame: VideoFrame) -> str | None:
+        """Read the flags of a decoded frame; return the reason, if there is one by now."""
+        if frame.interlaced_frame:
+            # Of the first H.264 frame FFmpeg can only guess, and takes film with repeated fields
+            # for interlaced. It is a key frame.
+            if self._references is None or not self._first:
+                self.reason = FIELDS
+        elif frame.pict_type == PictureType.B and self._b_frames is not None:
+            self.reason = self._b_frames
+        self._first = False
+        return self.reason
 
 
 def _has_description(packet: Packet) -> bool:

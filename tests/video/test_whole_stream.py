@@ -111,7 +111,8 @@ def test_a_description_of_another_format_is_missed(tmp_path):
     path = with_descriptions(tmp_path / "both.mp4", [one, two])
     facts, _, _ = field(tmp_path, path)
     assert facts["frames"] == 8
-    assert facts["warning"] == "incomplete: FFmpeg does not read its frames in `mp4v` (h264 only)"
+    why = "incomplete: FFmpeg reads only its frames in h264, not those in `mp4v`"
+    assert facts["warning"] == why
     assert unread_formats(path, 2) == unread_formats(one, 1) == []
     data = path.read_bytes()
     path.write_bytes(data[: data.rindex(b"stsd") + 6])
