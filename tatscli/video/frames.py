@@ -19,7 +19,7 @@ from tatscli.video.field import grid_size, rasterise
 from tatscli.video.interlace import deinterlaced
 from tatscli.video.motion import exported, picture_type
 from tatscli.video.orientation import UPRIGHT
-from tatscli.video.origin import SEPARATE_FIELDS, Origin, Wanted, settled
+from tatscli.video.origin import SEPARATE_FIELDS, Origin, Wanted, final_origin
 from tatscli.video.picture import Scaler, stored_size, to_rgb
 from tatscli.video.reader import VideoReader
 from tatscli.video.reencode import MotionEstimator
@@ -237,7 +237,7 @@ def read_whole(
                 size = (frame.width, frame.height)
         if reader.spoilt and reader.origin.kind == "reencode":
             return None
-        origin = settled(reader.origin, frames=len(times), moving=sum(valid))
+        origin = final_origin(reader.origin, frames=len(times), moving=sum(valid))
         return Reading(reader, origin, times, valid, *size)
 
     reading = read(motion, whole=pictures) or read(motion, whole=True)

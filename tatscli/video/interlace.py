@@ -1,4 +1,4 @@
-"""Joining the two fields of interlaced pictures with FFmpeg's `bwdif`, frame by frame."""
+"""Deinterlacing with FFmpeg's `bwdif`: only the frames that need it."""
 
 from __future__ import annotations
 
@@ -14,48 +14,48 @@ from tatscli.video.decoded import Decoded
 from tatscli.video.picture import ONE_THREAD
 
 _SMALLEST = 4  # pixels; `bwdif` takes no less
-_COMB_STEP = 8  # grey levels between neighbouring lines, at least
-_COMB_ROWS = 3  # lines in a row that differ from both neighbours
-_COMB_COLUMNS = 4  # every which column is looked at
-_COMB_SHARE = 3e-4  # of the pixels
+_COMB_STEP = 8  # grey levels between neighbouring lines
+_COMB_ROWS = 3  # consecutive lines that alternate
+_COMB_COLUMNS = 4  # only every fourth column is checked
+_COMB_SHARE = 3e-4  # of the pixels checked
 
 
 def deinterlaced(
     items: Iterable[Decoded], *, every: bool = False, guessed: bool = False, suspected: bool = False
 ) -> Iterator[tuple[Decoded, VideoFrame]]:
-    """Yield each frame with its picture; progressive ones are those of the frames themselves.
+    """Yield each frame with its deinterlaced picture; a progressive frame with itself.
 
     Nothing is filtered before the first interlaced frame.
 
     Args:
-        items: The frames, each flagged by its decoder.
-        every: Whether all are interlaced, flagged or not.
-        guessed: Whether flags are partly guesses, as FFmpeg's are for H.264. Of the first frame it
-            can know nothing: film with repeated fields looks interlaced. And frames that are coded
-            whole have no flag in a stream that also codes fields (PAFF). Such frames are measured.
-        suspected: Whether frames without a flag are measured before the first one with a flag.
+        items: The frames, with the decoder's interlacing flags.
+        every: Whether all frames are interlaced, whatever their flags.
+        guessed: Whether some flags are guesses, as FFmpeg's are for H.264: it flags the first frame
+            of soft telecine, and does not flag interlaced frames that are coded whole in a stream
+            that also codes single fields (PAFF). Such frames are checked for combing.
+        suspected: Whether unflagged frames are checked even before the first flagged one.
     """
     fields = _Fields(every=every, guessed=guessed, suspected=suspected)
     last: VideoFrame | None = None
-    joiner: _Joiner | None = None
+    filter_: _Deinterlacer | None = None
     kind = None
     for item in items:
         frame = item.frame
         woven = fields.woven(frame)
         if kind != (frame.width, frame.height, frame.format.name):
-            if joiner is not None:
-                yield from joiner.finish()
+            if filter_ is not None:
+                yield from filter_.finish()
             kind = (frame.width, frame.height, frame.format.name)
-            last = joiner = None
-        if joiner is None and woven:
-            joiner = _Joiner(frame, last, every=every or guessed)
-        if joiner is None:
+            last = filter_ = None
+        if filter_ is None and woven:
+            filter_ = _Deinterlacer(frame, last, every=every or guessed)
+        if filter_ is None:
             yield item, frame
         else:
-            yield from joiner.take(item, woven=woven)
+            yield from filter_.take(item, woven=woven)
         last = frame
-    if joiner is not None:
-        yield from joiner.finish()
+    if filter_ is not None:
+        yield from filter_.finish()
 
 
 class _Fields:
@@ -76,13 +76,13 @@ class _Fields:
         return woven
 
 
-class _Joiner:
-    """Frames on their way through `bwdif`, which gives each one back when the next has come.
+class _Deinterlacer:
+    """Frames inside `bwdif`, which returns each one once it has the next.
 
     Args:
-        first: The first of them, for its size and format.
+        first: The first frame, for its size and format.
         before: The frame before it, if there is one: `bwdif` compares neighbours.
-        every: Whether all frames are filtered, flagged or not.
+        every: Whether to filter all frames or only the flagged ones.
     """
 
     def __init__(self, first: VideoFrame, before: VideoFrame | None, *, every: bool) -> None:
@@ -114,11 +114,11 @@ class _Joiner:
 
 
 def is_combed(frame: VideoFrame) -> bool:
-    """Whether lines alternate, as they do where things move between the two fields of a picture."""
+    """Whether lines alternate, as where things move between the two fields of a frame."""
     whole = frame.reformat(format="gray", **ONE_THREAD).to_ndarray()
     gray = whole[:, ::_COMB_COLUMNS].astype(np.int16)
     up, down = gray[1:-1] - gray[:-2], gray[1:-1] - gray[2:]
-    # A line that is brighter than both neighbours, or darker, where these two are alike.
+    # Lines brighter than both neighbours, or darker than both, where the two are alike.
     apart = ((up > _COMB_STEP) & (down > _COMB_STEP)) | ((up < -_COMB_STEP) & (down < -_COMB_STEP))
     apart &= np.abs(up - down) < np.abs(up + down) // 4
     rows = len(apart) - _COMB_ROWS + 1
