@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from tatscli.errors import RecipeError
 from tatscli.recipe.keys import Keys, dotted, kind_at, kind_name, listed
+from tatscli.recipe.nulls import read_nulls
 from tatscli.recipe.overrides import OverrideError, apply_override
 from tatscli.recipe.problems import explain
 from tatscli.recipe.published import bring_published
@@ -108,6 +109,7 @@ def _merge(
             continue
         overridden.add(keys)
         notes += [note] if note else []
+    notes += read_nulls(merged)
     if published and not problems:
         notes += bring_published(merged, before, overridden)
     return _validate(merged, document, overridden, problems, path), merged, tuple(notes)
