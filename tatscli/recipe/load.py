@@ -69,6 +69,22 @@ def override_recipe(recipe: Recipe, overrides: Sequence[str], *, origin: Path) -
     return _merge(dump_recipe(recipe), origin, overrides)[0] if overrides else recipe
 
 
+def with_store_found(recipe: Recipe, recorded: object) -> Recipe:
+    """Return a run's recipe with its store where the run found it, if the path is relative and
+    leads nowhere from here.
+
+    Args:
+        recipe: The recipe of a run.
+        recorded: What the run wrote down as the absolute path of its store, if it did.
+    """
+    here = Path(recipe.data.store)
+    if here.is_absolute() or here.exists() or not isinstance(recorded, str):
+        return recipe
+    if not Path(recorded).is_absolute() or not Path(recorded).is_dir():
+        return recipe
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"store": recorded})})
+
+
 def with_protocol(recipe: Recipe, source: str | Path) -> Recipe:
     """Take store, sampling, views and probes from another recipe, for weights that have none.
 

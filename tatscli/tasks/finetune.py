@@ -38,7 +38,8 @@ from tatscli.system.drop import TokenDrop
 from tatscli.system.joint import Joint
 from tatscli.tasks.auxiliary import MaskedHalf
 from tatscli.tasks.dropping import evaluate_drop, finetune_drop, motion_to_drop_by
-from tatscli.tasks.labels import build_loss, labelled, training_rows, untrained_classes
+from tatscli.tasks.labels import build_loss, training_rows, untrained_classes, validation_rows
+from tatscli.tasks.lengths import refuse_short
 from tatscli.tasks.pretrain import pretrain_folder, refuse_faulty_plans, warn_of_unknown_motion
 from tatscli.tasks.training import Stage, run_training
 
@@ -95,7 +96,9 @@ class Finetuning(Stage):
         self.settings = settings = loaded.recipe.finetune
         rows = training_rows(loaded.recipe, store)
         super().__init__(loaded, store, rows, settings.optim, repeats=settings.repeats)
-        self.val_rows = labelled(store, settings.val_split) if settings.val_split else []
+        self.val_rows = validation_rows(loaded.recipe, store)
+        sampling = settings.sampling or loaded.recipe.data.sampling
+        refuse_short(store, [*rows, *self.val_rows], sampling, loaded.recipe.data.frames)
         self.init = init
         self.origin: str | None = None
 

@@ -80,6 +80,16 @@ def training_rows(recipe: Recipe, store: Store) -> list[int]:
     )
 
 
+def validation_rows(recipe: Recipe, store: Store) -> list[int]:
+    """Return the rows that a fine-tuning is scored on: none where it has no `val_split`.
+
+    Raises:
+        DataError: If the store has no such split, or labels are missing.
+    """
+    split = recipe.finetune.val_split
+    return [] if split is None else labelled(store, split)
+
+
 def labels_of(store: Store, rows: Sequence[int]) -> list[int]:
     """Return the classes of labelled rows."""
     return [label for row in rows if (label := store.rows[row].label) is not None]

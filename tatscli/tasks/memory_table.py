@@ -19,8 +19,6 @@ CONTEXT = 1.5 * GB
 SLACK = 0.05
 """Share of the device kept free, as memory is given in pieces: an estimate."""
 
-PARALLEL = ("none", "ddp", "fsdp")
-
 
 @dataclass(frozen=True, slots=True)
 class Devices:
@@ -35,6 +33,11 @@ class Devices:
     count: int
     memory: float | None = None
     asked: bool = False
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The values of `run.parallel` that so many devices can train with."""
+        return ("ddp", "fsdp") if self.count > 1 else ("none",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +105,7 @@ def plan_memory(
     chosen = next(iter(counted))
     shares = {
         (kind, again): _share(kind, weights, memory, devices.count, half=half)
-        for kind in PARALLEL
+        for kind in devices.kinds
         for again, memory in counted.items()
     }
     room = None if devices.memory is None else _room(devices.memory)
@@ -175,23 +178,33 @@ def _advice(plans: Sequence[dict[str, Any]], batch: int, devices: Devices, chose
         again: [one["parallel"] for one in plans if one["checkpointing"] == again and one["fits"]]
         for again in (chosen, True)
     }
-    if kinds[chosen]:
-        return f"fits with `run.parallel` {', '.join(kinds[chosen])}"
-    if kinds[True]:
-        return f"fits with `model.checkpointing=true` and `run.parallel` {', '.join(kinds[True])}"
+    recompute = ["`model.checkpointing=true`"]
+    for again in (chosen, True):
+        if kinds[again]:
+            changes = [] if again == chosen else recompute
+            return "fits" + _with([*changes, *_parallel(kinds[again])])
     best = max(plans, key=lambda one: (one["largest_batch"], not one["checkpointing"]))
     divisors = [n for n in range(1, best["largest_batch"] + 1) if batch % n == 0]
     if divisors:
-        also = " and `model.checkpointing=true`" if best["checkpointing"] and not chosen else ""
-        return (
-            f"does not fit; `batch_per_device={divisors[-1]}`{also} with `run.parallel`"
-            f" {best['parallel']} does"
-        )
+        changes = recompute if best["checkpointing"] and not chosen else []
+        changes = [f"`batch_per_device={divisors[-1]}`", *changes, *_parallel([best["parallel"]])]
+        return f"does not fit, but would{_with(changes)}"
     return "does not fit at any batch: " + (
         "take more or larger devices, or a smaller model"
         if devices.count > 1
         else "FSDP divides weights and moments among several devices (`--gpus`)"
     )
+
+
+def _parallel(kinds: Sequence[str]) -> list[str]:
+    """Name the values of `run.parallel`, where there is a choice."""
+    named = [f"`{kind}`" if place else f"`run.parallel={kind}`" for place, kind in enumerate(kinds)]
+    return [] if kinds[0] == "none" else [" or ".join(named)]
+
+
+def _with(changes: Sequence[str]) -> str:
+    *most, last = changes or [""]
+    return f" with {', '.join(most)} and {last}" if most else f" with {last}" if last else ""
 
 
 def memory_line(memory: dict[str, Any]) -> str:
@@ -200,9 +213,9 @@ def memory_line(memory: dict[str, Any]) -> str:
         return str(memory["problem"])
     words = []
     for one in memory["plans"]:
-        shown = one["parallel"] != "none" if memory["devices"] > 1 else one["parallel"] == "none"
-        if shown and one["checkpointing"] == memory["checkpointing"]:
-            words.append(f"{one['total_gb']:.2f} GB ({one['parallel']})")
+        if one["checkpointing"] == memory["checkpointing"]:
+            kind = "" if one["parallel"] == "none" else f" with {one['parallel']}"
+            words.append(f"{one['total_gb']:.2f} GB{kind}")
     advice = "" if memory["advice"] is None else f": {memory['advice']}"
     return f"{', '.join(words)} for {memory['views']} clips at once{advice}"
 
@@ -211,7 +224,7 @@ def show_memory(memory: dict[str, Any], reporter: Reporter) -> None:
     """Print a memory plan as a table; JSON has it inside the plan."""
     if "problem" in memory:
         return
-    kinds = PARALLEL if memory["devices"] > 1 else PARALLEL[:1]
+    kinds = list(dict.fromkeys(one["parallel"] for one in memory["plans"]))
     by = {(one["parallel"], one["checkpointing"]): one for one in memory["plans"]}
     chosen = memory["checkpointing"]
 
@@ -236,6 +249,6 @@ def show_memory(memory: dict[str, Any], reporter: Reporter) -> None:
     devices = f"{memory['devices']} devices" if memory["devices"] > 1 else "1 device"
     reporter.table(
         f"GB on each of {devices}{size}, {memory['precision']}, {memory['views']} clips at once",
-        ["what", *kinds],
+        ["what", *("GB" if kind == "none" else kind for kind in kinds)],
         rows,
     )

@@ -34,6 +34,7 @@ from tatscli.system.cost import count_parameters
 from tatscli.system.load import frozen_facts
 from tatscli.system.system import System, build_system
 from tatscli.targets import AllTargets
+from tatscli.tasks.lengths import refuse_short
 from tatscli.tasks.tokenizer import train_tokenizer
 from tatscli.tasks.training import Stage, run_training
 from tatscli.tasks.training_pictures import MaskPictures
@@ -92,7 +93,9 @@ class Pretraining(Stage):
         self, loaded: LoadedRecipe, store: Store, init: Path | str | None, folder: Path
     ) -> None:
         data = loaded.recipe.data
-        rows, self.held = part_watched(store, store.part(data.split), loaded.recipe.run.watch)
+        every = store.part(data.split)
+        refuse_short(store, every, data.sampling, data.frames)
+        rows, self.held = part_watched(store, every, loaded.recipe.run.watch)
         super().__init__(loaded, store, rows, loaded.recipe.optim, repeats=data.repeats)
         self.init = init
         self.folder = folder

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from tatscli.errors import UsageError
-from tatscli.recipe.load import LoadedRecipe, load_recipe
+from tatscli.engine.history import read_object
+from tatscli.errors import DataError, UsageError
+from tatscli.recipe.load import LoadedRecipe, load_recipe, with_store_found
 from tatscli.recipe.text import dump_value
 from tatscli.weights.paths import is_foreign
 
@@ -51,7 +54,20 @@ def open_recipe(
     said = [f"`run.{key}`" for key in dropped if getattr(loaded.recipe.run, key) is None]
     if said:
         notes = (f"not taken over from `{folder}`: {', '.join(said)}", *notes)
-    return replace(loaded, name=folder.resolve().name, notes=notes), folder
+    about = _described(folder)
+    recipe = with_store_found(loaded.recipe, about.get("store"))
+    if recipe is not loaded.recipe:
+        notes = (f"`{loaded.recipe.data.store}` is `{recipe.data.store}` for this run", *notes)
+    name = about.get("recipe")
+    name = name if isinstance(name, str) and name else folder.resolve().name
+    return replace(loaded, recipe=recipe, name=name, notes=notes), folder
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    """Return what `run.json` says; nothing where it is missing or damaged."""
+    with suppress(DataError):
+        return read_object(folder / "run.json") or {}
+    return {}
 
 
 def resumes_itself(source: str, kind: str) -> bool:

@@ -11,8 +11,10 @@ from tatscli.engine.checkpoint import Checkpoint, find_checkpoint
 from tatscli.engine.folders import has_checkpoints
 from tatscli.engine.session import Session
 from tatscli.errors import CheckpointError, UsageError
+from tatscli.recipe.derive import Schedule
 from tatscli.recipe.keys import differences
 from tatscli.recipe.load import LoadedRecipe, load_recipe
+from tatscli.recipe.schema import Run
 from tatscli.store.reader import Store
 
 FIXED = ("run.seed", "run.watch", "run.watch.share")
@@ -61,6 +63,16 @@ def checkpoint_to_resume(folder: Path, store: Store, here: Session) -> Checkpoin
             hint="start anew from these weights with `--init` and another `--out`",
         )
     return checkpoint
+
+
+def is_over(checkpoint: Checkpoint | None, schedule: Schedule, run: Run) -> bool:
+    """Whether a run that is to be resumed has no step left, nor a pass to score."""
+    last = min(schedule.total_steps, run.max_steps or schedule.total_steps)
+    return (
+        checkpoint is not None
+        and checkpoint.step >= last
+        and not checkpoint.meta.get("unscored", False)
+    )
 
 
 def refuse_other_recipe(folder: Path, loaded: LoadedRecipe) -> None:

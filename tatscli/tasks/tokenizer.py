@@ -33,6 +33,7 @@ from tatscli.recipe.load import LoadedRecipe
 from tatscli.recipe.schema import AdaptiveTokenizer, Recipe
 from tatscli.store.reader import Store
 from tatscli.system.cost import count_flops
+from tatscli.tasks.lengths import refuse_short
 from tatscli.tasks.training import Stage, run_training
 from tatscli.tasks.training_pictures import TokenizerPictures
 from tatscli.tokenizer.adversary import Adversary
@@ -91,6 +92,7 @@ class TokenizerTraining(Stage):
     ) -> None:
         data = loaded.recipe.data
         rows = store.part(data.split)
+        refuse_short(store, rows, data.sampling, data.frames)
         super().__init__(loaded, store, rows, loaded.recipe.optim, repeats=data.repeats)
         assert loaded.recipe.tokenizer is not None
         self.config = loaded.recipe.tokenizer

@@ -26,6 +26,7 @@ from tatscli.engine.learner import Learner
 from tatscli.engine.loop import train
 from tatscli.engine.parallel import Copies, choose_parallel, parallelize
 from tatscli.engine.part import Lesson, Part, Weights
+from tatscli.engine.replaced import put_back_on_failure
 from tatscli.engine.run import describe_run, held_run, open_run, write_run_json
 from tatscli.engine.session import Session, session
 from tatscli.engine.threads import use_threads
@@ -40,10 +41,12 @@ from tatscli.store.reader import Store
 from tatscli.tasks.flops import flops_for_mfu
 from tatscli.tasks.resuming import (
     checkpoint_to_resume,
+    is_over,
     refuse_other_recipe,
     warn_of_other_draws,
     warn_of_other_processes,
 )
+from tatscli.tasks.schedule import check_schedule, schedule_line
 from tatscli.visualize.text import Picture
 
 
@@ -157,15 +160,19 @@ def run_training(
         schedule = derive_schedule(
             stage.optim, videos=len(stage.rows), repeats=stage.repeats, world=here.world.size
         )
+        check_schedule(recipe, stage.optim, schedule, here, resume=resume)
         stage.build(here, resume=resume)
         # Only now: what cannot be trained must not cost a run that `overwrite` replaces.
         about = stage.about()
-        stack.enter_context(held_run(folder, reporter, main=here.world.main))
+        main = here.world.main
+        stack.enter_context(held_run(folder, reporter, main=main))
+        stack.enter_context(put_back_on_failure(folder, here.reporter, main=main))
         checkpoint = begin_run(
             here, folder, loaded, schedule, store, about=about, resume=resume, overwrite=overwrite
         )
-        for name, value in schedule_rows(schedule):
-            here.reporter.detail(f"{name}: {value}")
+        over = is_over(checkpoint, schedule, recipe.run)
+        if not over:
+            here.reporter.info(schedule_line(schedule, stage.optim, recipe.run))
         here.reporter.detail(f"frames in memory: {stage.clips.cache_plan}")
         flops = flops_for_mfu(stage, here)
         stage.to(here.device)
@@ -187,6 +194,7 @@ def run_training(
                 stage.kind,
                 loaded,
                 store,
+                name=recipe_name(loaded, checkpoint),
                 processes=here.world.size,
                 **about,
                 **stage.facts(checkpoint),
@@ -204,7 +212,9 @@ def run_training(
         )
         if checkpoint is not None:
             training.restore(checkpoint)
-            here.reporter.info(f"resuming after step {training.done} of {schedule.total_steps}")
+            if not over:
+                done, total = training.done, schedule.total_steps
+                here.reporter.info(f"resuming after step {done} of {total}")
             warn_of_other_draws(checkpoint, here)
             warn_of_other_processes(checkpoint, here)
         with use_threads(recipe.run.threads, views * stage.work(), here.device) as reason:
@@ -233,21 +243,21 @@ def begin_run(
     """
     checkpoint = None
     if here.world.main:
-        open_run(folder, resume=resume, overwrite=overwrite)
+        open_run(folder, here.reporter, resume=resume, overwrite=overwrite)
     distributed.wait()
     if resume:
         refuse_other_recipe(folder, loaded)
         checkpoint = checkpoint_to_resume(folder, store, here)
-    if here.world.main:
+    if here.world.main and not is_over(checkpoint, schedule, loaded.recipe.run):
         write_safely(folder / "recipe.yaml", dump_recipe(loaded.recipe))
         facts = describe_run(
-            recipe=loaded.name,
+            recipe=recipe_name(loaded, checkpoint),
             device=here.reasons["device"],
             precision=here.reasons["precision"],
             processes=here.world.size,
             parallel=choose_parallel(loaded.recipe.run, here.world),
             derived=asdict(schedule),
-            store=str(store.path),
+            store=str(store.path.resolve()),
             store_fingerprint=store.fingerprint(),
             resumed_at=checkpoint.step if checkpoint else None,
             **about,
@@ -257,13 +267,20 @@ def begin_run(
     return checkpoint
 
 
-def checkpoint_meta(kind: str, loaded: LoadedRecipe, store: Store, **facts: Any) -> dict[str, Any]:
+def recipe_name(loaded: LoadedRecipe, resumed: Checkpoint | None) -> str:
+    """Return what the recipe of a run is called: as at its start, whatever it is resumed by."""
+    return str(loaded.name if resumed is None else resumed.meta.get("name", loaded.name))
+
+
+def checkpoint_meta(
+    kind: str, loaded: LoadedRecipe, store: Store, *, name: str, **facts: Any
+) -> dict[str, Any]:
     """Return what every checkpoint of a training says of itself."""
     return {
         "kind": kind,
-        "name": loaded.name,
+        "name": name,
         "recipe": loaded.recipe.model_dump(mode="json"),
-        "store": str(store.path),
+        "store": str(store.path.resolve()),
         "store_fingerprint": store.fingerprint(),
         "tats": __version__,
         "torch": torch.__version__,
@@ -300,24 +317,3 @@ def data_stream(
         )
 
     return batches
-
-
-def batch_rows(
-    total: int, per_device: int, accumulation: int, *, world: int
-) -> list[tuple[str, str]]:
-    """Return how the total batch comes about, for people."""
-    parts = f"{per_device} videos x {world} devices x {accumulation} accumulated"
-    return [("total batch", f"{total} = {parts}")]
-
-
-def schedule_rows(schedule: Schedule) -> list[tuple[str, str]]:
-    """Return the derived numbers and their reasons, for people."""
-    s = schedule
-    return [
-        *batch_rows(s.total_batch, s.batch_per_device, s.accumulation, world=s.world),
-        ("views per step", f"{s.total_batch * s.repeats} ({s.repeats} of each video)"),
-        ("steps", f"{s.total_steps} = {s.epochs} passes x {s.steps_per_epoch}"),
-        ("warm-up steps", str(s.warmup_steps)),
-        ("peak lr", f"{s.peak_lr:.3g} = base lr x {s.total_batch} / 256"),
-        ("views of each video", f"{s.passes:.4g}"),
-    ]

@@ -72,7 +72,8 @@ def test_resuming_keeps_the_limit_until_another_is_given(
     assert again.code == 0, again.stderr
     said = " ".join(again.stderr.split())
     assert "the run has reached `run.max_steps: 1`, and 4 of 5 steps are left" in said
-    assert "`run.max_steps=null` goes on" in said and "not taken over" not in said
+    assert "`--resume run.max_steps=null` continues it" in said
+    assert "not taken over" not in said
     assert recipe_of(trial).run.watch is not None
     further = cli("pretrain", trial, "--resume", "--max-steps", "3", "--json")
     assert (further.code, further.json()["steps"]) == (0, 3)
