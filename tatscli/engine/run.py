@@ -67,10 +67,10 @@ def open_run(folder: Path, reporter: Reporter, *, resume: bool, overwrite: bool)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"`{folder}` is a file, not a run folder", hint="choose another `--out`")
     recover(folder)
+    said = None if overwrite else put_back(folder)
+    if said is not None:
+        reporter.warn(said)
     if resume:
-        said = put_back(folder)
-        if said is not None:
-            reporter.warn(said)
         if not (folder / "recipe.yaml").is_file():
             raise CheckpointError(
                 f"`{folder}` is not a resumable run",

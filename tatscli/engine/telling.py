@@ -38,7 +38,8 @@ def ended(training: Training, started: int, seconds: float, per_step: float) -> 
         per_step: Seconds a step.
     """
     done, total = training.done, training.schedule.total_steps
-    took = f"{done - started} steps in {duration(seconds)}, {per_step:.3g} s a step"
+    steps = "1 step" if done - started == 1 else f"{done - started} steps"
+    took = f"{steps} in {duration(seconds)}, {per_step:.3g} s a step"
     if done >= total:
         return f"finished after step {done} of {total}: {took}"
     return (

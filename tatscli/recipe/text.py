@@ -40,7 +40,7 @@ base 60, `on` and `no` as truth values, `2024-1-1` as a date, and `1e-4` as text
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader with the values of `_PLAIN`, and no other tags."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_implicit_resolvers = {}  # noqa: RUF012 (as PyYAML types it)
     yaml_constructors: ClassVar[dict[str | None, Any]] = {
         tag: make
         for tag, make in yaml.SafeLoader.yaml_constructors.items()
