@@ -45,19 +45,19 @@ def open_recipe(
     path = folder / "recipe.yaml"
     if not path.is_file():
         return load_recipe(source, overrides), None
-    dropped: list[str] = []
-    if not resumes:
-        own = load_recipe(path).recipe.run
-        dropped = [key for key in OWN if getattr(own, key) is not None]
+    own = load_recipe(path).recipe
+    dropped = [] if resumes else [key for key in OWN if getattr(own.run, key) is not None]
     loaded = load_recipe(path, [*(f"run.{key}=null" for key in dropped), *overrides])
     notes = loaded.notes
     said = [f"`run.{key}`" for key in dropped if getattr(loaded.recipe.run, key) is None]
     if said:
         notes = (f"not taken over from `{folder}`: {', '.join(said)}", *notes)
     about = _described(folder)
-    recipe = with_store_found(loaded.recipe, about.get("store"))
+    recipe = loaded.recipe
+    if recipe.data.store == own.data.store:  # else it was named on the command line
+        recipe = with_store_found(recipe, about.get("store"))
     if recipe is not loaded.recipe:
-        notes = (f"`{loaded.recipe.data.store}` is `{recipe.data.store}` for this run", *notes)
+        notes = (f"`data.store: {own.data.store}` of this run is `{recipe.data.store}`", *notes)
     name = about.get("recipe")
     name = name if isinstance(name, str) and name else folder.resolve().name
     return replace(loaded, recipe=recipe, name=name, notes=notes), folder

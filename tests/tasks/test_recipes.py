@@ -143,6 +143,7 @@ def test_a_run_knows_its_store_from_everywhere(
     outcome = cli("finetune", "run", "--dry-run", "--json")
     assert outcome.code == 0, outcome.stderr
     assert outcome.json()["videos"] == 12
-    assert f"`{store.name}` is `{store.resolve()}` for this run" in " ".join(outcome.stderr.split())
+    said = f"`data.store: {store.name}` of this run is `{store.resolve()}`"
+    assert said in " ".join(outcome.stderr.split())
     away = cli("finetune", "run", "data.store=nowhere")
     assert "no store at `nowhere`" in away.stderr and "`--store`" in away.stderr

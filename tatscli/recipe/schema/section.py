@@ -1,4 +1,4 @@
-"""The base of every recipe section, and the kinds of numbers in them."""
+"""The base class of every recipe section, and the number types they use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 
 
 class Section(BaseModel):
-    """Base of every recipe section: frozen, strict about keys, described for editors."""
+    """Base of every recipe section: frozen, unknown keys forbidden, described for editors."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
