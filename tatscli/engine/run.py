@@ -63,7 +63,7 @@ def open_run(folder: Path, reporter: Reporter, *, resume: bool, overwrite: bool)
         CheckpointError: If there is nothing to resume.
     """
     if resume and overwrite:
-        raise UsageError("`--resume` and `--overwrite` exclude each other")
+        raise UsageError("`--resume` and `--overwrite` cannot be combined")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"`{folder}` is a file, not a run folder", hint="choose another `--out`")
     recover(folder)

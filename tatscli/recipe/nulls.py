@@ -1,4 +1,4 @@
-"""`none` and `None` in a recipe: text to YAML, and what people write for null."""
+"""`none` and `None` in a recipe, which YAML reads as text and people write for null."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _WORDS = ("none", "None", "NONE")
 
 
 def read_nulls(recipe: dict[str, Any]) -> list[str]:
-    """Put null for `none` in every key that may be null and has no choice `none`, in place.
+    """Replace `none` by null, in place, in every key that may be null and has no option `none`.
 
-    Else `finetune.val_split=none` would ask for a split of that name.
+    Otherwise `finetune.val_split=none` would ask for a split called `none`.
 
     Args:
-        recipe: Its plain values.
+        recipe: The recipe as plain values.
 
     Returns:
-        What was changed, in sentences.
+        Sentences about what was changed.
     """
     return list(_below(recipe, Recipe, ()))
 
@@ -48,7 +48,7 @@ def _may_be_null(section: type[Section], key: str) -> bool:
 
 
 def _allowed(annotation: Any) -> Iterator[Any]:
-    """Yield the types of a union, and the words out of which a key may choose."""
+    """Yield the types of a union, and the options of a literal."""
     inside = get_args(annotation)
     if not inside or get_origin(annotation) in (list, tuple, dict):
         yield get_origin(annotation) or annotation

@@ -1,4 +1,4 @@
-"""Recipes as YAML text: read with line numbers, written so that reading gives the same again."""
+"""Recipes as YAML text: read with line numbers, written so that they read back unchanged."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tatscli.recipe.schema import Recipe
 
 _TAG = "tag:yaml.org,2002:"
-_DEPTH, _NODES = 40, 100_000  # far above any recipe's; an alias in an alias doubles what it holds
+_DEPTH, _NODES = 40, 100_000  # far above any recipe's; nested aliases grow exponentially
 _SIGN, _DIGITS = r"[-+]?", r"[0-9]+(?:_[0-9]+)*"
 _PLAIN = [
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -30,15 +30,15 @@ _PLAIN = [
     ),
     ("merge", r"<<", ["<"]),
 ]
-"""What a value without quotes may be, besides text, with its first letters.
+"""Types of unquoted values besides text: tag, pattern, first characters.
 
-That is YAML 1.2 in decimal. YAML 1.1, which PyYAML reads, takes `0100` as octal, `1:30` as 90 in
-base 60, `on` and `no` as truth values, `2024-1-1` as a date, and `1e-4` as text.
+These are YAML 1.2's, with decimal numbers only. YAML 1.1, PyYAML's default, reads `0100` as octal,
+`1:30` as 90 (base 60), `on` and `no` as booleans, `2024-1-1` as a date, and `1e-4` as text.
 """
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with the values of `_PLAIN`, and no other tags."""
+    """PyYAML's safe loader with the types of `_PLAIN`, and no other tags."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012 (as PyYAML types it)
     yaml_constructors: ClassVar[dict[str | None, Any]] = {
@@ -49,11 +49,12 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML's safe dumper that quotes what either loader would not read as text."""
+    """PyYAML's safe dumper that quotes text which PyYAML or `_Loader` would read as another
+    type."""
 
 
 def _read_plain(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> bool | int | float:
-    """Read a truth value or a number; its tag may also be written out, as in `!!int 3`."""
+    """Read a boolean or a number; the tag may be explicit, as in `!!int 3`."""
     text = str(loader.construct_scalar(node))
     word = text.lower().lstrip("+")
     if node.tag == f"{_TAG}bool" and word in ("true", "false"):
@@ -82,7 +83,7 @@ def _represent_list(dumper: yaml.SafeDumper, items: list[Any]) -> yaml.Node:
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    # Only double quotes keep Unicode's own line breaks, which PyYAML would fold into blanks.
+    # Only double quotes keep Unicode line breaks, which PyYAML would fold into spaces.
     style = '"' if any(mark in text for mark in "\x85\u2028\u2029") else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
@@ -142,8 +143,8 @@ def parse_value(text: str) -> Any:
 
 
 def dump_value(value: Any) -> str:
-    """Write a plain value on one line, so that `parse_value` gives it back; text in quotes, which
-    nothing in it can close."""
+    """Write a plain value on one line, so that `parse_value` reads it back; text is quoted and
+    escaped."""
     style = '"' if isinstance(value, str) else None
     text = yaml.dump(
         value,
@@ -173,7 +174,7 @@ def _survey(node: yaml.Node, keys: Keys, document: Document, open_nodes: set[int
     if len(keys) > _DEPTH:
         raise RecursionError
     if len(document.lines) > _NODES:
-        raise ValueError(f"its aliases stand for more than {_NODES:,} values")
+        raise ValueError(f"its aliases expand to more than {_NODES:,} values")
     below = open_nodes | {id(node)}
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):

@@ -1,6 +1,6 @@
-"""`--dry-run`: the numbers that follow from a recipe, without training.
+"""`--dry-run`: the numbers derived from a recipe, without training.
 
-Models are built on torch's meta device, so a huge one costs nothing.
+Models are built on torch's meta device, so even huge ones take no memory.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from tatscli.tasks.watch import part_watched
 from tatscli.tokenizer.build import build_tokenizer
 
 ADAM_BYTES = 16  # float32 weight, gradient and two moments
-WEIGHT_BYTES = 4  # float32 weight that is not trained
+WEIGHT_BYTES = 4  # float32 weight that is frozen
 
 
 def plan_pretraining(
@@ -53,9 +53,9 @@ def plan_pretraining(
 
     Args:
         loaded: The merged recipe.
-        run: Where it would go.
-        gpus: Devices to plan for; None is as many as processes were started.
-        gpu_memory: GB of each; None is not known, unless there is a GPU here.
+        run: The run folder it would write.
+        gpus: Devices to plan for; None: one per process that was started.
+        gpu_memory: GB of each; None: those of this machine's GPU, if there is one.
 
     Raises:
         RecipeError: If the total batch cannot be divided.
@@ -76,7 +76,7 @@ def plan_pretraining(
     store, rows, store_note = _open(recipe.data.store, recipe.data.split)
     if store is not None and recipe.run.watch is not None:
         rows, held = part_watched(store, rows, recipe.run.watch)
-        store_note += f"; {len(held)} of them are watched, not trained on"
+        store_note += f"; {len(held)} of them held out (`run.watch`)"
     videos = len(rows) if store else None
     without_motion = None
     if store is not None and system.follows_motion:
@@ -131,7 +131,7 @@ def plan_finetuning(
         weights = build_loss(recipe, store, rows)[2]
         untrained = untrained_classes(recipe, store, rows, val_rows)
         store_note = f"{len(rows)} of {store_note}" if recipe.data.shots else store_note
-    elif settings.heads is not None:  # how large these are, the store would have to say
+    elif settings.heads is not None:  # their sizes are only known from the store
         plain = settings.model_copy(update={"heads": None})
         recipe = recipe.model_copy(update={"finetune": plain})
     with torch.device("meta"):
@@ -220,7 +220,7 @@ def show_plan(plan: dict[str, Any], reporter: Reporter) -> None:
     grid = " x ".join(str(side) for side in plan["grid"])
     rows.append(("tokens", f"{plan['tokens']} = {grid} (time, height, width)"))
     if "codebook_size" in plan:
-        rows.append(("codes to choose from", str(plan["codebook_size"])))
+        rows.append(("codebook size", str(plan["codebook_size"])))
     if plan.get("tokens_kept", plan["tokens"]) < plan["tokens"]:
         rows.append(("tokens kept", str(plan["tokens_kept"])))
     if "visible" in plan:
@@ -231,21 +231,21 @@ def show_plan(plan: dict[str, Any], reporter: Reporter) -> None:
         if value
     ]
     if plan.get("frozen_parameters"):
-        rows.append(("of the encoder, frozen", f"{plan['frozen_parameters'] / 1e6:.2f} M"))
+        rows.append(("parameters, frozen", f"{plan['frozen_parameters'] / 1e6:.2f} M"))
     if plan.get("heads"):
         heads = ", ".join(f"{name} {size}" for name, size in plan["heads"].items())
-        rows.append(("classes of the heads", heads))
+        rows.append(("classes per head", heads))
     for name, weights in (plan.get("class_weights") or {}).items():
-        rows.append((f"weights, {name}", f"{min(weights):.3g} to {max(weights):.3g}"))
+        rows.append((f"class weights, {name}", f"{min(weights):.3g} to {max(weights):.3g}"))
     rows += [
         (f"forward GFLOPs per clip, {name}", f"{value:.2f}")
         for name, value in plan["gflops_per_clip"].items()
     ]
-    rows.append(("weights, gradients, AdamW", f"{plan['optimizer_gb']:.2f} GB on each device"))
+    rows.append(("weights, gradients, AdamW", f"{plan['optimizer_gb']:.2f} GB per device"))
     if plan.get("ema_gb"):
-        rows.append(("moving average", f"{plan['ema_gb']:.2f} GB on each device"))
+        rows.append(("EMA weights", f"{plan['ema_gb']:.2f} GB per device"))
     if plan.get("memory"):
-        rows.append(("memory on each device", memory_line(plan["memory"])))
+        rows.append(("memory per device", memory_line(plan["memory"])))
     rows.append(("videos", plan["store_note"]))
     if plan["frames_in_memory"]:
         rows.append(("frames in memory", plan["frames_in_memory"]))
@@ -257,7 +257,7 @@ def show_plan(plan: dict[str, Any], reporter: Reporter) -> None:
                 "total batch",
                 batch_words(plan["total_batch"], *plan["batch"], world=plan["devices"]),
             ),
-            ("steps", f"{plan['epochs']} passes x videos / {plan['total_batch']}"),
+            ("steps", f"{plan['epochs']} epochs x videos / {plan['total_batch']}"),
             ("peak lr", f"{plan['peak_lr']:.3g} = base lr x {plan['total_batch']} / 256"),
             ("views of each video", f"{plan['passes']:.4g}"),
         ]
@@ -267,7 +267,7 @@ def show_plan(plan: dict[str, Any], reporter: Reporter) -> None:
         rows.append(("stops after", f"step {plan['max_steps']} (`run.max_steps`)"))
     for warning in plan["warnings"]:
         reporter.warn(warning)
-    reporter.table(f"{plan['stage']} {plan['recipe']}", ["what", "value"], rows)
+    reporter.table(f"{plan['stage']} {plan['recipe']}", ["quantity", "value"], rows)
     if plan.get("memory"):
         show_memory(plan["memory"], reporter)
     reporter.result(plan)
@@ -296,7 +296,7 @@ def _optimisation(
     *,
     warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return the schedule, or without a store what is known of it.
+    """Return the schedule, or what is known of it without a store.
 
     Raises:
         RecipeError: If the total batch cannot be divided, or learning rates contradict each other.

@@ -1,4 +1,4 @@
-"""From what stands on the command line to a recipe: a file, a shipped name, or a run folder."""
+"""Find the recipe that a command line names: a file, a shipped name, or a run folder."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from tatscli.recipe.text import dump_value
 from tatscli.weights.paths import is_foreign
 
 OWN = ("out", "max_steps", "watch")
-"""Keys of `run` that belong to the run they were given for: where it went, how far a trial went,
-what was held out to look at."""
+"""Keys of `run` that new runs do not inherit: run folder, limit of a trial, held-out videos."""
 
 
 def open_recipe(
@@ -24,22 +23,21 @@ def open_recipe(
 ) -> tuple[LoadedRecipe, Path | None]:
     """Load the recipe that `source` means, and say which run folder it is, if it is one.
 
-    A new run does not inherit what a run folder's recipe says of that run alone; a note of the
-    loaded recipe says what was dropped.
+    A new run does not inherit `OWN` from the recipe of a run folder; a note says what was dropped.
 
     Args:
         source: A run folder, a file, or the name of a shipped recipe.
         overrides: Changes of the form `key.sub=value`.
-        resumes: The run folder is to be continued, so that all of its recipe stays.
+        resumes: The run folder is continued, so its recipe is used as it is.
 
     Raises:
         RecipeError: With every problem found.
-        UsageError: If it is weights of others, which have no recipe to train by.
+        UsageError: If these are weights of another program, which have no recipe.
     """
     folder = Path(source)
     if is_foreign(folder):
         raise UsageError(
-            f"`{source}` holds weights that another program wrote, and no recipe to train by",
+            f"`{source}` holds weights from another program, without a recipe",
             hint=f"name a recipe and start from them: `tats finetune RECIPE --init {source}`",
         )
     path = folder / "recipe.yaml"
@@ -51,7 +49,7 @@ def open_recipe(
     notes = loaded.notes
     said = [f"`run.{key}`" for key in dropped if getattr(loaded.recipe.run, key) is None]
     if said:
-        notes = (f"not taken over from `{folder}`: {', '.join(said)}", *notes)
+        notes = (f"not inherited from `{folder}`: {', '.join(said)}", *notes)
     about = _described(folder)
     recipe = loaded.recipe
     if recipe.data.store == own.data.store:  # else it was named on the command line

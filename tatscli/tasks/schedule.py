@@ -1,4 +1,4 @@
-"""The numbers that a training follows: checked before it starts, and said in words."""
+"""The schedule of a training: checked before it starts, and described for the user."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ RATES = "`min_lr` and `warmup_lr` may be `base_lr` at most"
 def check_schedule(
     recipe: Recipe, optim: Optim, schedule: Schedule, here: Session, *, resume: bool
 ) -> None:
-    """Refuse learning rates that contradict each other, and warn of what is seldom meant.
+    """Refuse contradictory learning rates, and warn of settings that are rarely intended.
 
     Raises:
-        RecipeError: If they do, and the run is a new one; an old one goes on as it began.
+        RecipeError: If a new run has contradictory learning rates; a resumed one only warns.
     """
     problem = contradiction(optim)
     if problem is not None and not resume:
@@ -28,7 +28,7 @@ def check_schedule(
 
 
 def schedule_line(schedule: Schedule, optim: Optim, run: Run) -> str:
-    """Return the derived numbers of a training in a line."""
+    """Describe the schedule of a training in one line."""
     s = schedule
     views = f", {s.repeats} views of each" if s.repeats > 1 else ""
     batch = batch_words(s.total_batch, s.batch_per_device, s.accumulation, world=s.world)
@@ -42,19 +42,19 @@ def schedule_line(schedule: Schedule, optim: Optim, run: Run) -> str:
 
 
 def batch_words(total: int, per_device: int, accumulation: int, *, world: int) -> str:
-    """Say how the total batch comes about."""
+    """Describe how the total batch is made up."""
     devices = "1 device" if world == 1 else f"{world} devices"
     return f"{total} = {per_device} videos x {devices} x {accumulation} accumulated"
 
 
 def schedule_rows(schedule: Schedule) -> list[tuple[str, str]]:
-    """Return the derived numbers and their reasons, for people."""
+    """Return the rows of a dry run's table about the schedule."""
     s = schedule
     batch = batch_words(s.total_batch, s.batch_per_device, s.accumulation, world=s.world)
     return [
         ("total batch", batch),
         ("views per step", f"{s.total_batch * s.repeats} ({s.repeats} of each video)"),
-        ("steps", f"{s.total_steps} = {s.epochs} passes x {s.steps_per_epoch}"),
+        ("steps", f"{s.total_steps} = {s.epochs} epochs x {s.steps_per_epoch}"),
         ("warm-up steps", str(s.warmup_steps)),
         ("peak lr", f"{s.peak_lr:.3g} = base lr x {s.total_batch} / 256"),
         ("views of each video", f"{s.passes:.4g}"),

@@ -73,7 +73,7 @@ NO_FOLDER = "notes.txt`: it is not a folder"
         ("prepare nowhere", 2, "there is no folder `nowhere`"),
         ("finetune runs/mine", 1, "the store `prepared/videos` has no split `train`"),
         ("finetune runs/mine finetune.split=null", 2, "`finetune.split: null` must be text"),
-        ("finetune mine.yaml --init runs/mine --scratch", 2, "exclude each other"),
+        ("finetune mine.yaml --init runs/mine --scratch", 2, "cannot be combined"),
         ("evaluate runs/mine", 1, "it has no classifier to evaluate"),
         ("evaluate empty", 1, "`empty` holds no checkpoint"),
         ("evaluate runs/mine --protocol nearest", 2, "nearest"),

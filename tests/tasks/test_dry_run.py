@@ -260,4 +260,4 @@ def test_a_dry_run_honours_the_limit_and_warns(
     plan = cli("finetune", recipe_file, f"data.store={bare}", "--dry-run", "--json").json()
     (said,) = plan["warnings"]
     assert said.startswith("1 of 3 classes have no training video: `left`")
-    assert "2 of 6 videos of split `val` are of these classes" in said
+    assert "2 of 6 videos of split `val` belong to them" in said

@@ -65,9 +65,9 @@ def test_the_table_says_the_same(cli: Cli) -> None:
     words = ("pretrain", "small", *NANO, "--dry-run")
     alone = cli(*words).stdout
     assert "none" not in alone  # one device has no choice, and is told no word for it
-    assert "memory on each device" in alone and "checkpointing on" not in alone
+    assert "memory per device" in alone and "checkpointing on" not in alone
     shown = cli(*words, "--gpus", "4", "--gpu-memory", "24").stdout
-    assert "GB on each of 4 devices of 24 GB" in shown
+    assert "GB per device: 4 devices of 24 GB" in shown
     for line in ("fits into 21.3 GB", "checkpointing on", "checkpointing off", "16 accumulated"):
         assert line.replace("16 acc", "4 acc") in shown
 
@@ -97,7 +97,7 @@ def test_processes_count_as_devices(cli: Cli, monkeypatch: pytest.MonkeyPatch) -
 def test_options_of_a_plan_need_a_dry_run(cli: Cli) -> None:
     outcome = cli("pretrain", "small", "--gpus", "8")
     assert outcome.code == 2
-    assert outcome.stderr.startswith("error: `--gpus` and `--gpu-memory` say what `--dry-run`")
+    assert outcome.stderr.startswith("error: `--gpus` and `--gpu-memory` only work with")
 
 
 WEIGHTS = Weights(sharded=10**9, still=0, own=10**7, frozen=0, block=10**7, rest=10**7)
@@ -122,7 +122,7 @@ def planned(gigabytes: float, *, devices: int = 8, views: int = 32) -> dict[str,
         (20, "fits with `model.checkpointing=true` and `run.parallel=fsdp`"),
         (10, "does not fit, but would with `batch_per_device=16`, `model.checkpointing=true` and"
              " `run.parallel=fsdp`"),
-        (3, "does not fit at any batch: take more or larger devices, or a smaller model"),
+        (3, "does not fit at any batch: use more or larger devices, or a smaller model"),
     ],
 )  # fmt: skip
 def test_the_advice_is_what_fits(gigabytes: float, advice: str) -> None:
@@ -140,5 +140,5 @@ def test_the_advice_is_what_fits(gigabytes: float, advice: str) -> None:
 def test_one_device_that_is_too_small_is_told_of_fsdp() -> None:
     assert planned(100, devices=1)["advice"] == "fits"
     assert planned(12, devices=1)["advice"].endswith(
-        "FSDP divides weights and moments among several devices (`--gpus`)"
+        "FSDP shards weights and moments over several devices (`--gpus`)"
     )

@@ -37,7 +37,7 @@ def test_a_finetuning_is_not_cut_short_by_the_trial_it_starts_from(
     outcome = cli("finetune", trial, "--json")
     assert outcome.code == 0, outcome.stderr
     said = " ".join(outcome.stderr.split())
-    assert "not taken over from `runs/trial`: `run.out`, `run.max_steps`, `run.watch`" in said
+    assert "not inherited from `runs/trial`: `run.out`, `run.max_steps`, `run.watch`" in said
     found = outcome.json()
     assert (found["run"], found["steps"]) == ("runs/trial-finetune", 4)
     assert (found["total_steps"], found["stopped_by"]) == (4, None)
@@ -48,7 +48,7 @@ def test_a_finetuning_is_not_cut_short_by_the_trial_it_starts_from(
     assert (outcome.code, outcome.json()["steps"]) == (0, 2)
     assert (outcome.json()["total_steps"], outcome.json()["stopped_by"]) == (4, "run.max_steps")
     said = " ".join(outcome.stderr.split())
-    assert "not taken over from `runs/trial`: `run.out`, `run.watch`" in said
+    assert "not inherited from `runs/trial`: `run.out`, `run.watch`" in said
     # A fine-tuning goes on by its name or by that of the run it began with.
     for source in (trial, "runs/short"):
         more = ("--out", "runs/short") if source is trial else ("run.max_steps=null",)
@@ -76,7 +76,7 @@ def test_resuming_keeps_the_limit_until_another_is_given(
     said = " ".join(again.stderr.split())
     assert "the run has reached `run.max_steps: 1`, and 4 of 5 steps are left" in said
     assert "`--resume run.max_steps=null` continues it" in said
-    assert "not taken over" not in said
+    assert "not inherited" not in said
     assert recipe_of(trial).run.watch is not None
     further = cli("pretrain", trial, "--resume", "--max-steps", "3", "--json")
     assert (further.code, further.json()["steps"]) == (0, 3)

@@ -101,7 +101,7 @@ def test_resume_auto_starts_goes_on_and_is_done(recipe_file: Path, cli: Callable
     outcome = cli("pretrain", recipe_file, "--resume", "auto", *SHORT)
     assert outcome.code == 1 and "and there is no other" in outcome.stderr  # nothing is thrown away
     refused = cli("pretrain", recipe_file, "--resume", "auto", "--overwrite")
-    assert refused.code == 2 and "exclude each other" in refused.stderr
+    assert refused.code == 2 and "cannot be combined" in refused.stderr
 
 
 def test_a_plain_resume_takes_no_override_for_a_value(
@@ -156,7 +156,7 @@ def test_another_number_of_processes_is_said_once(
     pretrain(load(*SHORT, "run.max_steps=2"), reporter=reporter, resume=True)
     pretrain(load(*SHORT, "run.max_steps=3"), reporter=reporter, resume=True)
     said = reporter.stderr.getvalue()  # type: ignore[attr-defined]
-    assert said.count("the run was trained by 2 processes, and goes on with 1") == 1
+    assert said.count("the run was trained with 2 processes and continues with 1") == 1
 
 
 def test_a_damaged_run_json_stops_no_resume(load: Load, reporter: Reporter) -> None:

@@ -353,7 +353,7 @@ def test_a_tokenizer_is_no_encoder_to_start_from_or_to_be_taught_by(
 @pytest.mark.parametrize(
     "override, words",
     [
-        ("mask={kind: random}", "`tokenizer` and `mask` exclude each other"),
+        ("mask={kind: random}", "`tokenizer` and `mask` cannot be combined"),
         ("data.size=36", "`data.size: 36` is not a multiple of `tokenizer.stride: 8`"),
         ("tokenizer.widths=[8]", "there are 2 resolutions, and `widths: \\[8\\]` names 1"),
         ("tokenizer.kind=vae", "must be one of `vq`, `fsq`"),

@@ -117,7 +117,7 @@ class Recipe(Section):
         return self.evaluate.sampling or self.finetune.sampling or self.data.sampling
 
     @property
-    def settled_predict(self) -> Predict:
+    def resolved_predict(self) -> Predict:
         """`predict`, with the settings it inherits from a target filled in."""
         predict = self.predict
         if not isinstance(predict, PredictTokenizer):
@@ -223,7 +223,7 @@ class Recipe(Section):
     def _cached_codes_have_one_view(self) -> Self:
         readers: dict[str, Sequence[Section]] = {
             "`cached: true` of a target": self.targets,
-            "`predict.cached: true`": [self.settled_predict],
+            "`predict.cached: true`": [self.resolved_predict],
         }
         for name, sections in readers.items():
             cached = any(getattr(one, "cached", False) for one in sections)

@@ -84,7 +84,7 @@ class MotionTarget(Section):
 
     kind: Literal["motion"]
     scale: Literal["clip", "patch", "none"] = "clip"
-    """How motion is normalised. `clip`: by the RMS length of the clip's known vectors. `patch`: by
+    """Normalisation. `clip`: by the RMS length of the clip's known vectors. `patch`: by
     the patch size. `none`: pixels of the input. Our choice."""
     floor: Positive = 1.0
     """Lower bound in pixels on the divisor of `scale: clip`, so that noise in static clips is not
@@ -117,7 +117,7 @@ class EmaTarget(Section):
     def _final_norm_has_one_input(self) -> Self:
         if self.norm == "final" and self.layers > 1:
             raise ValueError(
-                f"`norm: final` applies to the last block only, and `layers: {self.layers}` averages"
+                f"`norm: final` applies to the last block, and `layers: {self.layers}` averages"
                 " several; use `norm: layer`"
             )
         return self
@@ -165,7 +165,8 @@ class TeacherTarget(Section):
         if len(named) != 1:
             found = " and ".join(named) if named else "none of them"
             raise ValueError(
-                f"a teacher needs exactly one of `run`, `transformers` and `torchvision`, not {found}"
+                "a teacher needs exactly one of `run`, `transformers` and `torchvision`, not"
+                f" {found}"
             )
         if (self.torchvision is None) != (self.weights is None):
             raise ValueError(
