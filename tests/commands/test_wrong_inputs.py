@@ -65,7 +65,7 @@ NO_FOLDER = "notes.txt`: it is not a folder"
         ("pretrain mine.yaml --out runs/new --store nowhere", 1, "there is no store at `nowhere`"),
         ("pretrain mine.yaml --out runs/new --store empty", 1, "`empty` is not a store"),
         ("pretrain mine.yaml", 2, "run folder `runs/mine` is not empty"),
-        ("pretrain mine.yaml --out runs/new --resume", 1, "no run that could be resumed"),
+        ("pretrain mine.yaml --out runs/new --resume", 1, "is not a resumable run"),
         ("pretrain mine.yaml --resume optim.epochs=3", 2, "the recipe differs from the run"),
         ("pretrain mine.yaml --out runs/new --init nowhere", 1, "`nowhere` does not exist"),
         ("pretrain mine.yaml --out runs/new run.device=cuda", 2, "`run.device: cuda`"),

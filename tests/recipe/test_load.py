@@ -147,8 +147,7 @@ def test_all_problems_come_at_once_with_path_line_and_nearest_key(write):
         ),
         (
             "data:\n  store: x\n  sampling: {mode: uniform, stride: 2}\nmask: {kind: tube}\n",
-            "line 3: `data.sampling`: `mode: uniform` takes no `stride`: "
-            "the whole video is covered",
+            "line 3: `data.sampling`: `mode: uniform` takes no `stride`: it covers the whole video",
         ),
         (
             MINIMAL + "ratio: 0.5\n",
@@ -289,7 +288,7 @@ def test_elsewhere_the_hint_shows_a_recipe(write, text, override):
         ("- data\n- mask\n", "is not a mapping of sections"),
         ("data: {store: x\nmask: 3\n", "is not valid YAML on line 2"),
         ("data:\n\tstore: x\n", "is not valid YAML on line 2, column 1"),
-        ("data: &a\n  store: *a\n", "an alias inside itself"),
+        ("data: &a\n  store: *a\n", "an alias that contains itself"),
         ("data: !!python/object:os.system {}\n", "is not valid YAML on line 1"),
     ],
 )

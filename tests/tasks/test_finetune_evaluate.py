@@ -46,7 +46,9 @@ def finetuned(trained: Callable[..., Path]) -> Path:
 def test_finetuning_starts_from_the_encoder_and_saves_its_classes(
     load: Load, reporter: Reporter, pretrained: Path
 ) -> None:
-    still = load("finetune.optim.base_lr=1e-12", "finetune.optim.warmup_epochs=0")
+    still = load(
+        "finetune.optim.base_lr=1e-12", "finetune.optim.min_lr=0", "finetune.optim.warmup_epochs=0"
+    )
     result = finetune(still, reporter=reporter, init=pretrained)
     assert result["run"] == "runs/tiny-finetune"
     assert {"loss", "val_top1", "best_score"} <= result.keys()

@@ -31,7 +31,11 @@ CLASSES = ["down", "left", "right"]
 TUBE = "mask={kind: tube, ratio: 0.75}"
 SIZES = ["model={width: 32, depth: 2, heads: 2, mlp: 128, patch: 8}", TUBE]
 HEAD = "head={kind: decoder, width: 16, depth: 1, heads: 1, mlp: 64}"
-STILL = ["run.max_steps=1", "optim.base_lr=1e-12", "finetune.optim.base_lr=1e-12"]
+RATES = ("base_lr=1e-12", "min_lr=0")
+STILL = [
+    "run.max_steps=1",
+    *(f"{one}.{rate}" for one in ("optim", "finetune.optim") for rate in RATES),
+]
 
 
 @pytest.fixture(scope="module")

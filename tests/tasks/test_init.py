@@ -19,7 +19,7 @@ from tatscli.tasks.pretrain import pretrain, start_from
 
 Load = Callable[..., LoadedRecipe]
 
-STILL = ("run.max_steps=1", "optim.base_lr=1e-12", "optim.warmup_epochs=0")
+STILL = ("run.max_steps=1", "optim.base_lr=1e-12", "optim.min_lr=0", "optim.warmup_epochs=0")
 HARD = ("mask.base_lr=0.3", "optim.epochs=3")
 
 

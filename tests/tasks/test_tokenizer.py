@@ -369,7 +369,7 @@ def test_recipes_that_cannot_be_are_refused(load_coder: Load, override: str, wor
 def test_it_starts_from_another_tokenizer(
     coder: Path, load_coder: Load, reporter: Reporter
 ) -> None:
-    first = load_coder("run.max_steps=1", "optim.base_lr=1e-9")
+    first = load_coder("run.max_steps=1", "optim.base_lr=1e-9", "optim.min_lr=0")
     pretrain(first, reporter=reporter, init=coder, out="runs/again")
     one, two = weights(coder), weights(Path("runs/again"))
     assert torch.allclose(one["encoder.stem.weight"], two["encoder.stem.weight"])

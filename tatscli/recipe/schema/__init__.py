@@ -8,6 +8,7 @@ otherwise.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Self
 
@@ -80,6 +81,7 @@ from tatscli.recipe.schema.tokenizer import (
 )
 from tatscli.recipe.schema.training import Optim, Run, Watch
 
+MOST_TOKENS = 2**24
 _OF_MASKED = ("mask", "predict", "head", "targets")
 
 
@@ -171,6 +173,12 @@ class Recipe(Section):
             part = getattr(self.model, key)
             if whole % part:
                 raise ValueError(f"{words} is not a multiple of `model.{key}: {part}`")
+        tokens = math.prod(self.grid)
+        if tokens > MOST_TOKENS:
+            raise ValueError(
+                f"`data.frames`, `data.size` and `model.patch` make {tokens:,} tokens per clip; at"
+                f" most {MOST_TOKENS:,} are possible"
+            )
         return self
 
     def _codes_of_a_window(self) -> Self:

@@ -6,7 +6,15 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tatscli.recipe.schema.section import Count, NonNegative, Positive, Ratio, Section, Share
+from tatscli.recipe.schema.section import (
+    Count,
+    NonNegative,
+    Positive,
+    Ratio,
+    Section,
+    Share,
+    Width,
+)
 
 
 class LearnedMask(Section):
@@ -41,7 +49,7 @@ class AdamaeMask(LearnedMask):
     kind: Literal["adamae"]
     ratio: Ratio = 0.95
     """Fraction of tokens to hide; the published value."""
-    width: Count | None = None
+    width: Width | None = None
     """Width of the sampler; null: the encoder's, as published."""
     base_lr: Positive | None = None
     """Peak learning rate per 256 videos, decaying to 0; null: the autoencoder's learning rate at
@@ -68,7 +76,7 @@ class TatsMask(LearnedMask):
     kind: Literal["tats"]
     trunk: Literal["trajectory", "mha"] = "trajectory"
     """Trajectory attention (published), or AdaMAE's multi-head attention over all tokens."""
-    width: Count = 384
+    width: Width = 384
     """Width of the sampler; tokens of a different width are projected."""
     critic: Literal["shared", "separate"] = "shared"
     """Whether the critic shares the actor's trunk or has its own, at twice the cost."""

@@ -6,7 +6,14 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tatscli.recipe.schema.section import Count, NonNegative, Positive, Section
+from tatscli.recipe.schema.section import (
+    Count,
+    Depth,
+    NonNegative,
+    Positive,
+    Section,
+    Width,
+)
 
 _SPELLED = ("width", "depth", "heads", "mlp")
 
@@ -18,13 +25,13 @@ class Model(Section):
     """Width / depth / heads: nano 128/6/4, tiny 192/12/3, small 384/12/6, base 768/12/12, large
     1024/24/16, huge 1280/32/16, giant 1408/40/16 with an MLP width of 6144 (published with patch
     size 14). Null if width, depth and heads are given."""
-    width: Count | None = None
+    width: Width | None = None
     """Embedding width, instead of `size`; a multiple of `heads`."""
-    depth: Count | None = None
+    depth: Depth | None = None
     """Number of blocks, instead of `size`."""
     heads: Count | None = None
     """Number of attention heads, instead of `size`."""
-    mlp: Count | None = None
+    mlp: Width | None = None
     """MLP hidden width, if `size` is not given; null: four times the width."""
     tubelet: Count = 2
     """Frames per token (tubelet size)."""
@@ -64,13 +71,13 @@ class DecoderHead(Section):
     """MAE decoder: a narrow ViT over visible latents and mask tokens."""
 
     kind: Literal["decoder"] = "decoder"
-    width: Count | None = None
+    width: Width | None = None
     """Decoder width; null: half the encoder's, as published for all sizes."""
-    depth: Count = 4
+    depth: Depth = 4
     """Decoder blocks; published: 4 (small, base), 12 (large, huge)."""
     heads: Count | None = None
     """Decoder attention heads; null: half the encoder's."""
-    mlp: Count | None = None
+    mlp: Width | None = None
     """MLP hidden width of the decoder; null: four times its width. VideoMAE V2's ViT-g has 2234 at
     width 512."""
     shared: bool = False
@@ -87,7 +94,7 @@ class RegressorHead(Section):
     regressor_depth: Annotated[int, Field(ge=0, le=6)] = 4
     """Cross-attention blocks, as wide as the encoder; CAE has 4. With 0 the decoders get bare mask
     tokens and see nothing of the clip."""
-    width: Count | None = None
+    width: Width | None = None
     """Decoder width; null: half the encoder's. Our choice."""
     depth: Annotated[int, Field(ge=0, le=8)] = 4
     """Blocks per decoder; CAE has 4."""
