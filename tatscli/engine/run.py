@@ -49,14 +49,16 @@ def held_run(folder: Path, reporter: Reporter, *, main: bool) -> Iterator[None]:
             folder.rmdir()  # if it is still empty: nothing was begun
 
 
-def open_run(folder: Path, reporter: Reporter, *, resume: bool, overwrite: bool) -> None:
+def open_run(
+    folder: Path, *, resume: bool, overwrite: bool, warn: Callable[[str], None] = warn_once
+) -> None:
     """Prepare the folder of a run.
 
     Args:
         folder: The run folder.
-        reporter: Told if a run that was being replaced is put back.
         resume: Continue what is there.
         overwrite: Replace what is there; it is set aside until there is a checkpoint.
+        warn: Told if a run that was being replaced is put back.
 
     Raises:
         UsageError: If the folder is not empty and neither was asked for, or both were.
@@ -69,7 +71,7 @@ def open_run(folder: Path, reporter: Reporter, *, resume: bool, overwrite: bool)
     recover(folder)
     said = None if overwrite else put_back(folder)
     if said is not None:
-        reporter.warn(said)
+        warn(said)
     if resume:
         if not (folder / "recipe.yaml").is_file():
             raise CheckpointError(

@@ -243,7 +243,7 @@ def begin_run(
     """
     checkpoint = None
     if here.world.main:
-        open_run(folder, here.reporter, resume=resume, overwrite=overwrite)
+        open_run(folder, resume=resume, overwrite=overwrite, warn=here.reporter.warn)
     distributed.wait()
     if resume:
         refuse_other_recipe(folder, loaded)

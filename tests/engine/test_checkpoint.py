@@ -379,7 +379,7 @@ def test_a_damaged_description_of_a_run_is_put_aside(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kept", [1, 0])
 def test_a_single_checkpoint_is_too_few(kept: int) -> None:
-    with pytest.raises(ValueError, match="at least 2: should the newest"):
+    with pytest.raises(ValueError, match="at least 2, so that one remains"):
         Run(keep=kept)
 
 

@@ -74,7 +74,7 @@ def test_a_model_of_no_published_size_keeps_the_recipes_ratio_and_says_so():
     ]
     loaded = load_recipe("small", ["mask.kind=random"])
     assert said(loaded) == [
-        "`mask.kind=random` keeps `mask.ratio: 0.85` of the recipe; the defaults of `random` are"
+        "`mask.kind=random` keeps `mask.ratio: 0.85` from the recipe; the defaults of `random` are"
         " `ratio: 0.9`"
     ]
     spelled = ["model.size=null", "model.width=64", "model.depth=2", "model.heads=2"]

@@ -176,7 +176,7 @@ def test_a_recipe_is_asked_for_where_one_is_needed(
         for command in ("finetune", "pretrain"):
             outcome = cli(command, source)
             assert outcome.code == 2
-            assert "no recipe to train by" in outcome.stderr
+            assert "without a recipe" in outcome.stderr
             assert f"tats finetune RECIPE --init {source}" in outcome.stderr
     assert not Path("runs").exists()
 

@@ -64,7 +64,7 @@ class CnnTokenizer(Section):
         if self.stride < self.patch or len(self.widths) != levels:
             raise ValueError(
                 f"from `patch: {self.patch}` to `stride: {self.stride}` there are {levels}"
-                f" resolutions, but `widths: {self.widths}` has {len(self.widths)} entries"
+                f" resolutions, but `widths: {self.widths}` gives {len(self.widths)}"
             )
         return self
 
