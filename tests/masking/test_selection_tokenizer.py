@@ -192,7 +192,7 @@ def test_it_takes_over_the_tokenizer_of_the_first_target_that_has_one() -> None:
         (
             {"tokenizer": RUN, "cached": True},
             [{"kind": "pixels"}],
-            "`predict.cached: true` reads codes of one view",
+            "`predict.cached: true` reads precomputed codes of one fixed view",
         ),
     ],
 )
