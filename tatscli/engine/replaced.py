@@ -2,7 +2,7 @@
 
     runs/ucf101/replaced/    all of the old run; the first checkpoint removes it
 
-Where the new run fails before, the old one is put back; what the new one had logged goes to
+If the new run fails before that, the old one is put back; what the new one had logged goes to
 `failed` in it. A kill at any moment leaves a state that `recover` can tell and finish.
 """
 
@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tatscli.console import Reporter
+from tatscli.engine.bad_batch import FOLDER as BAD_STEP
 from tatscli.engine.folders import REPLACED, has_checkpoints
 from tatscli.files import remove
 from tatscli.lock import LOCK
@@ -60,7 +61,7 @@ def put_back(folder: Path) -> str | None:
         return None
     text = f"the new run has no checkpoint, so the one it was to replace is back in `{folder}`"
     log = folder / "metrics.jsonl"
-    logged = (log.is_file() and log.stat().st_size > 0) or (folder / "bad-step").exists()
+    logged = (log.is_file() and log.stat().st_size > 0) or (folder / BAD_STEP).exists()
     remove(old / FAILED)
     if logged:
         (old / FAILED).mkdir()
@@ -77,7 +78,9 @@ def put_back(folder: Path) -> str | None:
 
 @contextmanager
 def put_back_on_failure(folder: Path, reporter: Reporter, *, main: bool) -> Iterator[None]:
-    """Put a replaced run back if the block ends before the new one has a checkpoint.
+    """Put a replaced run back if the block fails before the new one has a checkpoint.
+
+    A new run that left a bad step for `tats replay` stays in its place, and the old one set aside.
 
     Args:
         folder: The run folder.
@@ -87,8 +90,12 @@ def put_back_on_failure(folder: Path, reporter: Reporter, *, main: bool) -> Iter
     try:
         yield
     except BaseException:
-        said = put_back(folder) if main else None
-        if said is not None:
+        old = folder / REPLACED
+        if main and (folder / BAD_STEP).exists() and old.is_dir():
+            reporter.warn(
+                f"the run that was to be replaced is kept in `{old}`; `--resume` puts it back"
+            )
+        elif main and (said := put_back(folder)) is not None:
             reporter.warn(said)
         raise
 

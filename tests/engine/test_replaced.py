@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
 
-from tatscli.engine.replaced import content, put_back, recover, set_aside
+from tatscli.console import Reporter
+from tatscli.engine.replaced import (
+    content,
+    put_back,
+    put_back_on_failure,
+    recover,
+    set_aside,
+)
 from tatscli.lock import LOCK
 
 
@@ -90,6 +98,24 @@ def test_a_second_attempt_keeps_the_run_that_the_first_has_set_aside(tmp_path: P
         set_aside(tmp_path)
         write_run(tmp_path, attempt, checkpoint=False)
     assert put_back(tmp_path) is not None
+    assert {name: files(tmp_path)[name] for name in before} == before
+
+
+def test_a_bad_step_stays_where_replay_looks_for_it(tmp_path: Path) -> None:
+    write_run(tmp_path, "old")
+    before, stderr = files(tmp_path), io.StringIO()
+    with (
+        pytest.raises(ValueError),
+        put_back_on_failure(tmp_path, Reporter(stderr=stderr), main=True),
+    ):
+        set_aside(tmp_path)
+        write_run(tmp_path, "new", checkpoint=False)
+        (tmp_path / "bad-step").mkdir()
+        (tmp_path / "bad-step/meta.json").write_text("bad")
+        raise ValueError
+    assert (tmp_path / "bad-step/meta.json").exists()
+    assert f"is kept in `{tmp_path / 'replaced'}`" in stderr.getvalue()
+    put_back(tmp_path)  # as `--resume` does
     assert {name: files(tmp_path)[name] for name in before} == before
 
 
