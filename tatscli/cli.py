@@ -63,8 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Told as error:
         return error.exit_code
     except TatsError as error:
-        label = "stopped" if isinstance(error, Stopped) else "error"
-        _say(f"{label}: {error.message}", error.hint)
+        # A message of `Stopped` says itself that something was stopped: it is no error.
+        _say(error.message if isinstance(error, Stopped) else f"error: {error.message}", error.hint)
         return error.exit_code
     except KeyboardInterrupt:
         code = Exit.INTERRUPTED

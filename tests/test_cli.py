@@ -141,7 +141,7 @@ def test_a_wrong_command_line_is_one_message_and_a_hint(cli, args, message, hint
     [
         (RecipeError("no recipe `x`", hint="look"), 2, "error: no recipe `x`\n\nhint: look\n"),
         (DataError("no store `x`"), 1, "error: no store `x`\n"),
-        (Stopped("saved at step 3", exit_code=Exit.TERMINATED), 143, "stopped: saved at step 3\n"),
+        (Stopped("stopped at step 3", exit_code=Exit.TERMINATED), 143, "stopped at step 3\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (typer.Exit(1), 1, ""),
     ],

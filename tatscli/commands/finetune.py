@@ -51,7 +51,8 @@ def finetune(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="RUN|RECIPE", help="A pretraining run, a YAML file, or a shipped recipe."
+            metavar="RUN|RECIPE",
+            help="A pretraining run, a YAML file, or the name of a shipped recipe.",
         ),
     ],
     overrides: Overrides = None,
@@ -60,7 +61,7 @@ def finetune(
         Path | None,
         typer.Option(
             "--init",
-            help="Run, checkpoint or weights of others whose encoder to start from.",
+            help="Initialise the encoder from this run, checkpoint or external weights.",
             show_default="the run, or runs/<recipe>",
         ),
     ] = None,

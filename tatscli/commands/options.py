@@ -18,54 +18,66 @@ if TYPE_CHECKING:
 Json = Annotated[
     bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings on stderr, no progress.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also details on stderr.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Only warnings on stderr, no progress bars.")
+]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More details on stderr.")]
 
 Source = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Recipe keys to change, such as optim.epochs=200."),
+    typer.Argument(metavar="KEY=VALUE", help="Recipe keys to override, such as optim.epochs=200."),
 ]
 StoreOption = Annotated[
-    str | None, typer.Option("--store", help="Store to read instead of `data.store`.")
+    str | None, typer.Option("--store", help="Store to use instead of `data.store`.")
 ]
 Resume = Annotated[
     bool,
     typer.Option(
         "--resume",
-        help="Continue the run exactly where it stopped; `--resume auto` starts it where there is "
-        "nothing to continue, for jobs that are queued again.",
+        help="Continue the run exactly where it stopped; `--resume auto` starts it if there is "
+        "nothing to resume, for jobs that get requeued.",
     ),
 ]
 ResumeAuto = Annotated[bool, typer.Option("--resume-auto", hidden=True)]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run folder.")]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace the run folder; the old run is kept until the new one has a checkpoint.",
+    ),
+]
 MaxSteps = Annotated[
     int | None,
-    typer.Option("--max-steps", min=1, help="Stop after so many steps of the full schedule."),
+    typer.Option(
+        "--max-steps", min=1, help="Stop after this many steps of the full schedule, as a trial."
+    ),
 ]
 Nproc = Annotated[
     str | None,
     typer.Option(
         "--nproc",
         metavar="N|auto",
-        help="Processes on this machine, each with a GPU; `auto` is one for each GPU there is.",
+        help="Number of processes to start on this machine, one GPU each; `auto`: one per GPU.",
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the derived numbers and stop.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the derived numbers and exit.")]
 Gpus = Annotated[
     int | None,
     typer.Option(
         "--gpus",
         min=1,
-        help="Devices that --dry-run plans for: their batches and memory.",
-        show_default="as many as processes",
+        help="Number of devices for --dry-run to plan batches and memory for.",
+        show_default="number of processes",
     ),
 ]
 GpuMemory = Annotated[
     float | None,
-    typer.Option("--gpu-memory", min=0.1, help="GB of each of them: does the training fit?"),
+    typer.Option(
+        "--gpu-memory", min=0.1, help="Memory per device in GB, for --dry-run to check what fits."
+    ),
 ]
 
 Windows = Annotated[
@@ -73,13 +85,13 @@ Windows = Annotated[
     typer.Option(
         "--windows",
         min=1,
-        help="So many windows of each video, evenly spread.",
-        show_default="as many as cover it; 1 with uniform sampling",
+        help="Number of windows per video, evenly spaced.",
+        show_default="as many as cover the video; 1 with uniform sampling",
     ),
 ]
 Every = Annotated[
     float | None,
-    typer.Option("--every", min=0.01, help="A new window every so many seconds instead."),
+    typer.Option("--every", min=0.01, help="Start a window every this many seconds instead."),
 ]
 Device = Annotated[
     str,
@@ -90,8 +102,7 @@ Device = Annotated[
 
 
 class Training(TyperCommand):
-    """A command whose `--resume` may be followed by `auto`; no other option has a value that can
-    be left out."""
+    """A command whose `--resume` takes an optional value, `auto`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read `--resume auto` and `--resume=auto` as an option of its own."""
@@ -108,14 +119,14 @@ def resuming(folder: Path, *, resume: bool, auto: bool, overwrite: bool) -> tupl
     """Return whether to resume, and whether to overwrite, in a run folder.
 
     Raises:
-        UsageError: If more than one of the three was asked for.
+        UsageError: If more than one of the three was given.
     """
     from tatscli.engine.run import resume_or_start
     from tatscli.errors import UsageError
 
     if auto and (resume or overwrite):
         other = "--resume" if resume else "--overwrite"
-        raise UsageError(f"`--resume auto` and `{other}` exclude each other")
+        raise UsageError(f"`--resume auto` and `{other}` cannot be combined")
     return resume_or_start(folder) if auto else (resume, overwrite)
 
 
@@ -127,23 +138,26 @@ class Which(StrEnum):
 
 
 WhichCheckpoint = Annotated[
-    Which, typer.Option("--checkpoint", help="`best` was chosen on `finetune.val_split`.")
+    Which,
+    typer.Option(
+        "--checkpoint", help="Which checkpoint; `best` was selected on `finetune.val_split`."
+    ),
 ]
 
 
 def reporter(json: bool, quiet: bool, verbose: bool, *, joins: bool = False) -> Reporter:
-    """Make the reporter that `--json`, `--quiet` and `--verbose` ask for.
+    """Make the reporter for `--json`, `--quiet` and `--verbose`.
 
     Args:
         json: Print one JSON object and no tables.
         quiet: Only warnings.
         verbose: Also details.
-        joins: The command joins the processes that were started together with this one: only the
-            first of them speaks, and the others keep their warnings.
+        joins: The command joins the other processes of a launcher: only the main process reports,
+            the others print warnings.
 
     Raises:
-        UsageError: If the command joins, and what the environment says of the others makes no
-            sense.
+        UsageError: If the command joins, and the launcher's environment variables are
+            inconsistent.
     """
     from tatscli.console import Reporter
     from tatscli.engine.schedulers import find_place
@@ -157,24 +171,24 @@ def reporter(json: bool, quiet: bool, verbose: bool, *, joins: bool = False) -> 
 def planned(
     dry_run: bool, gpus: int | None, memory: float | None, nproc: str | None, device: str
 ) -> dict[str, Any]:
-    """Return what a dry run plans for, by the arguments of `plan_pretraining`.
+    """Return the devices that a dry run plans for, as arguments of `plan_pretraining`.
 
     Args:
         dry_run: Whether it is one.
         gpus: `--gpus`.
         memory: `--gpu-memory`.
-        nproc: `--nproc`, which counts where `--gpus` does not.
+        nproc: `--nproc`, the default of `--gpus`.
         device: `run.device`.
 
     Raises:
-        UsageError: If it is none, and the options were given all the same.
+        UsageError: If it is no dry run and the options were given.
     """
     from tatscli.engine.launch import processes
     from tatscli.errors import UsageError
 
     if not dry_run and (gpus is not None or memory is not None):
         raise UsageError(
-            "`--gpus` and `--gpu-memory` say what `--dry-run` plans for",
+            "`--gpus` and `--gpu-memory` only work with `--dry-run`",
             hint="`--nproc` starts processes on this machine",
         )
     if dry_run and gpus is None and nproc is not None:

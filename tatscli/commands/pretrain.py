@@ -1,4 +1,4 @@
-"""`tats pretrain`: train a masked autoencoder, and its sampler where the mask is learned."""
+"""`tats pretrain`: train a masked autoencoder, with its sampler if the mask is learned."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def pretrain(
         Path | None,
         typer.Option(
             "--init",
-            help="Start at step 0 from these weights: a run, a checkpoint, or weights of others.",
+            help="Initialise from a run, a checkpoint or external weights; starts at step 0.",
         ),
     ] = None,
     resume: Resume = False,
@@ -77,7 +77,7 @@ def pretrain(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Pretrain on the videos of a store: RECIPE says what is hidden, guessed and compared."""
+    """Pretrain on the videos of a store, as RECIPE says."""
     from tatscli.tasks.recipes import open_recipe, shorthand
 
     say = reporter(json, quiet, verbose, joins=not dry_run)

@@ -84,7 +84,7 @@ def show(
     source: Source,
     overrides: Overrides = None,
     merged: Annotated[
-        bool, typer.Option("--merged", help="Every key, with defaults and overrides, as YAML.")
+        bool, typer.Option("--merged", help="Print all keys, with defaults and overrides, as YAML.")
     ] = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -112,13 +112,15 @@ def copy(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A shipped recipe.")],
     destination: Annotated[
         Path | None,
-        typer.Argument(metavar="[DEST]", help="File or folder; NAME.yaml here if left out."),
+        typer.Argument(
+            metavar="[DEST]", help="File or folder; default: NAME.yaml in the current folder."
+        ),
     ] = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Copy a shipped recipe, comments included, to start your own from."""
+    """Copy a shipped recipe, comments included, as a starting point for your own."""
     from tatscli.recipe.load import load_recipe
     from tatscli.recipe.shipped import recipes_folder, shipped_name
 
@@ -126,7 +128,7 @@ def copy(
     loaded = load_recipe(name)
     if shipped_name(loaded.source) is None:
         raise UsageError(
-            f"`{name}` is a file of yours, not a shipped recipe", hint="`cp` copies it"
+            f"`{name}` is your own file, not a shipped recipe", hint="copy it with `cp`"
         )
     target = destination or Path()
     if target.is_dir():
@@ -140,14 +142,14 @@ def copy(
         with target.open("x", encoding="utf-8") as file:
             file.writelines(lines)
     except FileExistsError:
-        raise UsageError(f"`{target}` exists already", hint="name another DEST") from None
+        raise UsageError(f"`{target}` already exists", hint="choose another DEST") from None
     report.info(f"wrote {target}")
     report.result({"name": loaded.name, "path": str(target)})
 
 
 @recipes.command("schema", epilog=SCHEMA_EPILOG)
 def schema() -> None:
-    """Print the JSON schema by which editors check and complete recipes."""
+    """Print the JSON schema that editors use to check and complete recipes."""
     from tatscli.recipe.shipped import schema_text
 
     print(schema_text(), end="")

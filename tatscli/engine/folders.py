@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 PREFIX = "step-"
+REPLACED = "replaced"
+"""In a run folder: the run that this one replaces as soon as it has a checkpoint."""
 LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from tatscli.engine.checkpoint import FORMAT
-from tatscli.engine.folders import PREFIX, kept_in, pointed_at, read_meta
+from tatscli.engine.folders import PREFIX, REPLACED, kept_in, pointed_at, read_meta
 from tatscli.errors import CheckpointError
 from tatscli.files import DISK_FULL, in_bytes, publish, remove, sync, system_error, write_safely
 
@@ -30,7 +30,7 @@ def save_checkpoint(
     best: bool,
 ) -> Path:
     """Write `checkpoints/step-NNNNNNN` in the run `folder`, point `last` (and `best`) at it, drop
-    old ones.
+    old ones, and the run that this one replaces.
 
     It is filled under a temporary name, synced and renamed; the links are swapped by a rename too.
 
@@ -70,6 +70,7 @@ def save_checkpoint(
     if best:
         _point(root, "best", final)
     _prune(root, step, keep)
+    remove(folder / REPLACED)
     return final
 
 

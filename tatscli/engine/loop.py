@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
@@ -29,7 +29,7 @@ from tatscli.engine.part import Lesson
 from tatscli.engine.rng import draws_at, seed_torch
 from tatscli.engine.saving import Saver, saving
 from tatscli.engine.signals import StopNow, StopRequest, heeding, stop_requests
-from tatscli.engine.telling import estimate, nothing_left, stopped, write_line
+from tatscli.engine.telling import ended, estimate, nothing_left, stopped, write_line
 from tatscli.engine.training import Training
 
 
@@ -37,8 +37,9 @@ def train(training: Training) -> dict[str, Any]:
     """Run the remaining steps.
 
     Returns:
-        `steps`, `seconds`, the last averages (`loss`, ...), `skipped`: how many steps were skipped
-        because their numbers were bad; and `best_score` where scores exist.
+        `steps` done of `total_steps`; `stopped_by`: the key that ended it before these; `seconds`,
+        and of a step `seconds_per_step`; the last averages (`loss`, ...); `skipped`: how many steps
+        were skipped because their numbers were bad; and `best_score` where scores exist.
 
     Raises:
         Stopped: After a signal, with a checkpoint saved.
@@ -46,8 +47,9 @@ def train(training: Training) -> dict[str, Any]:
         TatsError: If `run.max_bad_steps` steps in a row were bad.
     """
     schedule, run, last = training.schedule, training.run, training.last
-    if training.done >= last:
-        training.reporter.warn(nothing_left(training))
+    if training.done >= last and not training.unscored:
+        training.reporter.warn(nothing_left(training.done, schedule.total_steps, run))
+        return _result(training)
     save_steps = max(1, round(run.save_every * schedule.steps_per_epoch))
     folder = training.folder if training.world.main else None
     opened_log = metrics_log(folder, run, training.done, training.meta, training.reporter)
@@ -102,8 +104,9 @@ def train(training: Training) -> dict[str, Any]:
             if better or done % save_steps == 0 or done == last:
                 refuse_bad_steps(training)
                 saver.save(best=better)
-            if done - first == 1:
+            if done - first == 1 and done < last:
                 settle()
+                pace.settled()
             if done - first == 50:
                 estimate(training, last, (time.perf_counter() - started) / 50)
         if request.exit_code and (training.done < last or training.unscored):
@@ -111,15 +114,27 @@ def train(training: Training) -> dict[str, Any]:
                 tell()
             _leave(training, saver, halfway.state() if leaving.amid else None)
             raise stopped(training, last, saver.saved, request.exit_code)
-    result: dict[str, Any] = {
+        per_step = pace.per_step()
+    seconds = time.perf_counter() - started
+    if training.done > first:
+        training.reporter.info(ended(training, first, seconds, per_step))
+        means["seconds_per_step"] = per_step
+    return _result(training, seconds, means)
+
+
+def _result(
+    training: Training, seconds: float = 0.0, means: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    total = training.schedule.total_steps
+    result = {
         "steps": training.done,
-        "seconds": time.perf_counter() - started,
-        **means,
+        "total_steps": total,
+        "stopped_by": None if training.done >= total else "run.max_steps",
+        "seconds": seconds,
+        **(means or {}),
         "skipped": training.bad_steps.skipped,
     }
-    if training.best is not None:
-        result["best_score"] = training.best
-    return result
+    return result if training.best is None else {**result, "best_score": training.best}
 
 
 def optimise(

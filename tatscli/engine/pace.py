@@ -25,6 +25,8 @@ class Pace:
     def __init__(self, training: Training) -> None:
         self._training = training
         self._peak = known_peak(training.device, training.dtype)
+        self._aside = 0.0
+        self._whole = training.done, time.perf_counter()
         self._begin()
 
     def _begin(self) -> None:
@@ -39,7 +41,20 @@ class Pace:
         try:
             yield
         finally:
-            self._since += time.perf_counter() - began
+            taken = time.perf_counter() - began
+            self._since += taken
+            self._aside += taken
+
+    def settled(self) -> None:
+        """Count `per_step` from here on: the first step is done, which prepares and compiles."""
+        self._whole, self._aside = (self._training.done, time.perf_counter()), 0.0
+
+    def per_step(self) -> float:
+        """Return the mean seconds of a step, data and checkpoints included; of the steps since
+        `settled`, or of the first where there is no other."""
+        step, since = self._whole
+        taken = time.perf_counter() - since - self._aside
+        return taken / max(1, self._training.done - step)
 
     def read(self) -> dict[str, float]:
         """Return the numbers of a log line, and begin the next.

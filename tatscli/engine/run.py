@@ -19,8 +19,9 @@ from tatscli import __version__
 from tatscli.console import Reporter, warn_once
 from tatscli.engine.folders import has_checkpoints
 from tatscli.engine.history import read_object
+from tatscli.engine.replaced import content, put_back, recover, set_aside
 from tatscli.errors import CheckpointError, DataError, UsageError
-from tatscli.files import remove, write_safely
+from tatscli.files import write_safely
 from tatscli.lock import LOCK, locked
 
 
@@ -48,43 +49,48 @@ def held_run(folder: Path, reporter: Reporter, *, main: bool) -> Iterator[None]:
             folder.rmdir()  # if it is still empty: nothing was begun
 
 
-def open_run(folder: Path, *, resume: bool, overwrite: bool) -> None:
+def open_run(
+    folder: Path, *, resume: bool, overwrite: bool, warn: Callable[[str], None] = warn_once
+) -> None:
     """Prepare the folder of a run.
 
     Args:
         folder: The run folder.
         resume: Continue what is there.
-        overwrite: Delete what is there.
+        overwrite: Replace what is there; it is set aside until there is a checkpoint.
+        warn: Told if a run that was being replaced is put back.
 
     Raises:
         UsageError: If the folder is not empty and neither was asked for, or both were.
         CheckpointError: If there is nothing to resume.
     """
     if resume and overwrite:
-        raise UsageError("`--resume` and `--overwrite` exclude each other")
+        raise UsageError("`--resume` and `--overwrite` cannot be combined")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"`{folder}` is a file, not a run folder", hint="choose another `--out`")
-    inside = _content(folder)
+    recover(folder)
+    said = None if overwrite else put_back(folder)
+    if said is not None:
+        warn(said)
     if resume:
         if not (folder / "recipe.yaml").is_file():
             raise CheckpointError(
-                f"`{folder}` is no run that could be resumed",
+                f"`{folder}` is not a resumable run",
                 hint="leave out `--resume`, or take `--resume auto`, to start it",
             )
-    elif inside and not overwrite:
+    elif content(folder) and not overwrite:
         raise UsageError(
             f"run folder `{folder}` is not empty",
             hint="continue it with `--resume`, replace it with `--overwrite`, "
             "or name another `--out`",
         )
-    elif inside:
+    elif content(folder):
         if not (folder / "recipe.yaml").is_file():
             raise UsageError(
                 f"`{folder}` does not look like a run, so `--overwrite` leaves it alone",
                 hint="name another `--out`, or delete the folder yourself",
             )
-        for one in inside:
-            remove(one)
+        set_aside(folder)
     folder.mkdir(parents=True, exist_ok=True)
 
 
@@ -98,10 +104,6 @@ def resume_or_start(folder: Path) -> tuple[bool, bool]:
     if has_checkpoints(folder):
         return True, False
     return False, (folder / "recipe.yaml").is_file()
-
-
-def _content(folder: Path) -> list[Path]:
-    return [one for one in folder.iterdir() if one.name != LOCK] if folder.is_dir() else []
 
 
 def describe_run(**facts: Any) -> dict[str, Any]:

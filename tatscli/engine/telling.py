@@ -5,19 +5,46 @@ from __future__ import annotations
 import math
 import time
 
+from tatscli.console import duration
 from tatscli.engine.metrics import MetricsLog
 from tatscli.engine.training import Training
 from tatscli.errors import Exit, Stopped
+from tatscli.recipe.schema import Run
 
 
-def nothing_left(training: Training) -> str:
-    """Say that there is no step to take, and how the run goes on if it can."""
-    done, total = training.done, training.schedule.total_steps
+def nothing_left(done: int, total: int, run: Run) -> str:
+    """Say that there is no step to take, and how the run goes on if it can.
+
+    Args:
+        done: Steps done.
+        total: Steps of the full schedule.
+        run: The recipe's `run` section.
+    """
     if done >= total:
         return f"the run is complete: all {total} steps are done"
     return (
-        f"nothing to do: the run has reached `run.max_steps: {training.run.max_steps}`, and "
-        f"{total - done} of {total} steps are left; `run.max_steps=null` goes on"
+        f"nothing to do: the run has reached `run.max_steps: {run.max_steps}`, and "
+        f"{total - done} of {total} steps are left; `--resume run.max_steps=null` continues it"
+    )
+
+
+def ended(training: Training, started: int, seconds: float, per_step: float) -> str:
+    """Say how far a training came, what ended it, and how long it took.
+
+    Args:
+        training: The training.
+        started: The step it began after.
+        seconds: How long it ran.
+        per_step: Seconds a step.
+    """
+    done, total = training.done, training.schedule.total_steps
+    steps = "1 step" if done - started == 1 else f"{done - started} steps"
+    took = f"{steps} in {duration(seconds)}, {per_step:.3g} s a step"
+    if done >= total:
+        return f"finished after step {done} of {total}: {took}"
+    return (
+        f"stopped after step {done} of {total} by `run.max_steps: {training.run.max_steps}`: "
+        f"{took}; the full schedule takes about {duration(total * per_step)}, without scoring"
     )
 
 
@@ -68,9 +95,7 @@ def write_line(
 
 def estimate(training: Training, last: int, seconds: float) -> None:
     """Say how long the rest will take."""
-    left = (last - training.done) * seconds
-    hours, minutes = divmod(math.ceil(left / 60), 60)
+    left = last - training.done
     training.reporter.info(
-        f"{seconds:.2f} s a step; about {hours} h {minutes:02d} min left "
-        f"for {last - training.done} steps"
+        f"{seconds:.3g} s a step: about {duration(left * seconds)} left for {left} steps"
     )

@@ -13,6 +13,7 @@ from tatscli.engine.checkpoint import Checkpoint, find_checkpoint
 from tatscli.errors import CheckpointError
 from tatscli.nn.positions import carried_over, moved_words, position_tables
 from tatscli.nn.vit import Encoder
+from tatscli.recipe.load import with_store_found
 from tatscli.recipe.schema import Recipe
 from tatscli.weights.open import open_foreign
 from tatscli.weights.paths import is_foreign, own_folder
@@ -35,7 +36,8 @@ def open_checkpoint(path: Path | str, *, prefer: str = "last") -> LoadedRun:
         CheckpointError: If there is none.
     """
     checkpoint = find_weights(path, prefer=prefer)
-    return LoadedRun(Recipe.model_validate(checkpoint.meta["recipe"]), checkpoint)
+    recipe = Recipe.model_validate(checkpoint.meta["recipe"])
+    return LoadedRun(with_store_found(recipe, checkpoint.meta.get("store")), checkpoint)
 
 
 def find_weights(path: Path | str, *, prefer: str = "last") -> Checkpoint:

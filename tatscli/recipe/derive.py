@@ -1,4 +1,4 @@
-"""Numbers that follow from a recipe and the size of the data: batches, steps, learning rates."""
+"""Numbers derived from a recipe and the size of the data: batches, steps, learning rates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tatscli.recipe.schema import Optim
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The optimisation plan of one training: steps are optimiser steps, batches count videos."""
+    """The schedule of a training; steps are optimiser steps, batches count videos."""
 
     videos: int
     repeats: int
@@ -34,15 +34,15 @@ class Schedule:
 
     @property
     def lr_scale(self) -> float:
-        """The factor of the linear rule."""
+        """The factor of the linear scaling rule."""
         return self.total_batch / 256
 
 
 def derive_batch(optim: Optim, *, world: int) -> tuple[int, int]:
-    """Return the videos per forward pass of a device, and the passes that make a step.
+    """Return the videos per device and forward pass, and the number of accumulation steps.
 
     Raises:
-        RecipeError: If the total batch cannot be divided over the devices.
+        RecipeError: If the total batch cannot be divided evenly.
     """
     per_device = min(optim.batch_per_device, max(1, optim.total_batch // world))
     if optim.total_batch % (per_device * world):
@@ -57,10 +57,9 @@ def derive_batch(optim: Optim, *, world: int) -> tuple[int, int]:
 def derive_schedule(optim: Optim, *, videos: int, repeats: int, world: int) -> Schedule:
     """Work out accumulation, steps and learning rates.
 
-    The effective learning rate is the stated one x total batch / 256; repeated views of a video do
-    not enter the rule (VideoMAE, run_class_finetuning.py). Videos that do not fill the last batch
-    of a pass are dropped from that pass's shuffle; a data set smaller than one total batch makes
-    one step a pass.
+    The effective learning rate is `base_lr` x total batch / 256; repeated views of a video are not
+    counted (VideoMAE, run_class_finetuning.py). An incomplete last batch of an epoch is dropped; a
+    data set smaller than the total batch has one step per epoch.
 
     Raises:
         RecipeError: If the total batch cannot be divided over the devices.

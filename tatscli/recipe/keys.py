@@ -1,4 +1,4 @@
-"""Walk the recipe schema by dotted keys: which section lies where, and what its keys are."""
+"""Look up sections and keys of the recipe schema by dotted path."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ Keys = tuple[Key, ...]
 
 @dataclass(frozen=True)
 class Kinds:
-    """A section that is one of several, told apart by its key `kind`."""
+    """A section that is one of several kinds, selected by its key `kind`."""
 
     by_name: dict[str, type[Section]]
 
 
 @dataclass(frozen=True)
 class Items:
-    """A list; every item looks alike."""
+    """A list of items of the same type."""
 
     item: Node
 
 
 Node = type[Section] | Kinds | Items | None
-"""What the schema holds at one place; None is a plain value."""
+"""A node of the schema; None is a plain value."""
 
 
 def node_of(annotation: Any) -> Node:
@@ -55,7 +55,7 @@ def child(section: type[Section], key: Key) -> Node:
 
 
 def fields_of(section: type[Section]) -> dict[str, FieldInfo]:
-    """The keys of a section as recipes spell them: `from`, which Python does not let be a name."""
+    """The keys of a section as written in recipes, where `from` is allowed, unlike in Python."""
     return {field.alias or name: field for name, field in section.model_fields.items()}
 
 
@@ -65,7 +65,7 @@ def kind_name(section: type[Section]) -> str:
 
 
 def chosen(node: Node, value: Any) -> type[Section] | None:
-    """The section a value is meant for, if that can be told."""
+    """The section that a value is meant for, if known."""
     if isinstance(node, Kinds):
         kind = value.get("kind") if isinstance(value, dict) else None
         return node.by_name.get(kind) if isinstance(kind, str) else None
@@ -78,10 +78,10 @@ def dotted(keys: Keys) -> str:
 
 
 def unknown(section: type[Section], parent: Keys, wrong: str) -> str:
-    """Say that a section has no such key, and which was meant.
+    """Say that a section has no such key, and suggest one.
 
-    It may belong to another kind of the section; else it is the nearest here, one of that name
-    elsewhere, or any there is.
+    The key may belong to another kind of the section; else suggest a similar one of this section,
+    one of the same name elsewhere, or list all.
     """
     name = f"`{dotted((*parent, wrong))}`"
     node = _node_at(parent)
@@ -100,8 +100,8 @@ def unknown(section: type[Section], parent: Keys, wrong: str) -> str:
 
 
 def _nearest_the_top(found: list[Keys]) -> list[Keys]:
-    """Of the keys in each section of a recipe, keep those that lie least deep: a mask inside a mask
-    has the keys of one that is not. So has a mask that drops tokens."""
+    """Keep the least nested keys of each top-level section: masks nested in a schedule, or used for
+    dropping tokens, repeat the keys of `mask`."""
     found = [keys for keys in found if "drop" not in keys]
     depths = [(keys[0], len(keys)) for keys in found]
     return [keys for keys in found if len(keys) == min(n for top, n in depths if top == keys[0])]

@@ -1,4 +1,4 @@
-"""Load a recipe: YAML, overrides, typed model; everything that is wrong is reported together."""
+"""Load a recipe: YAML, overrides, typed model; all problems are reported at once."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from tatscli.errors import RecipeError
 from tatscli.recipe.keys import Keys, dotted, kind_at, kind_name, listed
+from tatscli.recipe.nulls import read_nulls
 from tatscli.recipe.overrides import OverrideError, apply_override
 from tatscli.recipe.problems import explain
 from tatscli.recipe.published import bring_published
@@ -28,10 +29,10 @@ class LoadedRecipe:
 
     Args:
         recipe: The typed recipe, overrides included.
-        name: Names runs: the file's stem, or the shipped name with dashes (`mgm-ssv2`).
+        name: The file's stem, or the shipped name with dashes (`mgm-ssv2`).
         source: The file.
         merged: The file's own keys with the overrides, before defaults; plain values.
-        notes: What an override changed beyond its own key; to be shown.
+        notes: Side effects of overrides, to be shown to the user.
     """
 
     recipe: Recipe
@@ -58,9 +59,9 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> LoadedReci
 
 
 def override_recipe(recipe: Recipe, overrides: Sequence[str], *, origin: Path) -> Recipe:
-    """Apply overrides to a recipe that a run or checkpoint carries; `origin` is named in messages.
+    """Apply overrides to the recipe of a run or checkpoint; `origin` is named in messages.
 
-    Another mask keeps the keys that it knows: what is looked at stays alike.
+    A new mask keeps the keys that it shares with the old one, so that results stay comparable.
 
     Raises:
         RecipeError: With every problem in the overrides.
@@ -68,11 +69,26 @@ def override_recipe(recipe: Recipe, overrides: Sequence[str], *, origin: Path) -
     return _merge(dump_recipe(recipe), origin, overrides)[0] if overrides else recipe
 
 
+def with_store_found(recipe: Recipe, recorded: object) -> Recipe:
+    """Return a run's recipe with its store where the run found it, if the path is relative and
+    leads nowhere from here.
+
+    Args:
+        recipe: The recipe of a run.
+        recorded: What the run wrote down as the absolute path of its store, if it did.
+    """
+    here = Path(recipe.data.store)
+    if here.is_absolute() or here.exists() or not isinstance(recorded, str):
+        return recipe
+    if not Path(recorded).is_absolute() or not Path(recorded).is_dir():
+        return recipe
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"store": recorded})})
+
+
 def with_protocol(recipe: Recipe, source: str | Path) -> Recipe:
     """Take store, sampling, views and probes from another recipe, for weights that have none.
 
-    What a clip looks like to the model stays the weights' own: frames, size, mean and deviation,
-    and the form of a classifier.
+    What the weights determine stays: frames, size, mean, standard deviation, classification head.
 
     Raises:
         RecipeError: If there is no such recipe, or it is wrong.
@@ -89,7 +105,7 @@ def with_protocol(recipe: Recipe, source: str | Path) -> Recipe:
 def _merge(
     text: str, path: Path, overrides: Sequence[str], *, published: bool = False
 ) -> tuple[Recipe, dict[str, Any], tuple[str, ...]]:
-    """Read YAML, apply overrides and what they bring along, and validate; return recipe, merged
+    """Read YAML, apply overrides and their side effects, and validate; return recipe, merged
     mapping and notes."""
     document = parse(text, str(path))
     if not isinstance(document.value, dict):
@@ -108,6 +124,7 @@ def _merge(
             continue
         overridden.add(keys)
         notes += [note] if note else []
+    notes += read_nulls(merged)
     if published and not problems:
         notes += bring_published(merged, before, overridden)
     return _validate(merged, document, overridden, problems, path), merged, tuple(notes)
@@ -150,7 +167,8 @@ def _plain(value: dict[str, Any], path: Path) -> dict[str, Any]:
         plain: dict[str, Any] = json.loads(json.dumps(value, default=str))
     except (TypeError, ValueError, RecursionError):  # a key that is a list, an alias inside itself
         raise RecipeError(
-            f"`{path}` uses YAML that a recipe cannot hold: an alias inside itself, or an odd key"
+            f"`{path}` uses YAML that is not allowed in a recipe: an alias that contains itself, or"
+            " a key that is not text"
         ) from None
     return plain
 

@@ -1,4 +1,4 @@
-"""Turn pydantic's errors into sentences that name the key, the value and what is allowed."""
+"""Turn pydantic errors into sentences that name the key, the value and what is allowed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tatscli.recipe.schema import Recipe, Section
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-# What a value must be, by pydantic's error type; other types keep pydantic's own words.
+# What a value must be, by pydantic's error type; other types keep pydantic's wording.
 _MUST_BE: dict[str, Callable[[dict[str, Any]], str]] = {
     "int_type": lambda _: "a whole number",
     "int_from_float": lambda _: "a whole number",
@@ -35,9 +35,9 @@ _MUST_BE: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 def explain(errors: Iterable[ErrorDetails]) -> list[tuple[Keys, str]]:
-    """Describe each problem once, with the keys it is about.
+    """Describe each problem once, with its keys.
 
-    A value that fits none of several types comes once per type; these become one sentence.
+    Pydantic reports a value that fits none of several types once per type: join these.
     """
     found: dict[Keys, list[str]] = {}
     for error in errors:
@@ -54,12 +54,12 @@ def explain(errors: Iterable[ErrorDetails]) -> list[tuple[Keys, str]]:
 
 
 def _spelled(pattern: str) -> str:
-    """Write a pattern of a recipe key as people do: `cuda:N`."""
+    """Write a pattern of a recipe key for humans: `cuda:N`."""
     return pattern.strip("^$").replace("[0-9]+", "N")
 
 
 def _locate(location: tuple[str | int, ...]) -> tuple[Keys, type[Section]]:
-    """Take the names of union members out of a location; return the keys and the last section."""
+    """Remove the names of union members from a location; return the keys and the last section."""
     keys: Keys = ()
     node: Node = Recipe
     owner: type[Section] = Recipe
@@ -135,6 +135,6 @@ def _purpose(owner: type[Section], key: str) -> str:
 
 
 def _show(value: object) -> str:
-    """A value as a user could have written it, cut to a readable length."""
+    """A value as a user would write it, truncated."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -1,7 +1,7 @@
-"""What an override brings along: the published settings of a mask, the decoder of a model's size.
+"""Side effects of overrides: a new mask or model size also sets what was published with it.
 
-Numbers that a recipe chose for one mask or size are wrong for another: VideoMAE's tube mask hides
-0.9 where AdaMAE's sampler hides 0.95. So `mask.kind=tube` takes VideoMAE's ratio, and says so.
+Numbers chosen for one mask or size are wrong for another: VideoMAE's tube mask hides 0.9, AdaMAE's
+sampler 0.95. So `mask.kind=tube` also sets VideoMAE's ratio, and says so.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from tatscli.recipe.shipped import shipped
 from tatscli.recipe.text import dump_value, parse
 
 DECODER_DEPTHS = {"small": 4, "base": 4, "large": 12, "huge": 12, "giant": 4}
-"""Blocks of the decoder published with each size: VideoMAE's, and of giant VideoMAE V2's."""
+"""Decoder depth published with each size: VideoMAE's, for giant VideoMAE V2's."""
 
 _HOMES = {"tats": "", "tube": "videomae/", "mgm": "mgm/"}
-"""Below which folder the recipes lie that publish a mask; one for each data set."""
+"""Folder of the shipped recipes with the published settings of a mask, one per data set."""
 
 
 def bring_published(
     merged: dict[str, Any], before: dict[str, Any], overridden: set[Keys]
 ) -> list[str]:
-    """Change `merged` in place after all overrides; what they set themselves stays.
+    """Change `merged` in place after all overrides; keys they set explicitly stay.
 
     Args:
         merged: The recipe with its overrides, as plain values.
@@ -32,7 +32,7 @@ def bring_published(
         overridden: The keys that overrides have set.
 
     Returns:
-        What was changed or kept, in sentences.
+        Sentences about what was changed or kept.
     """
     return [
         *_bring_mask(merged, before, overridden),
@@ -41,8 +41,8 @@ def bring_published(
 
 
 def _bring_mask(merged: dict[str, Any], before: dict[str, Any], overridden: set[Keys]) -> list[str]:
-    """A new `mask.kind` takes the settings of the shipped recipe that has this mask on this data
-    set, or its defaults. Models of no published size keep what the recipe chose for them."""
+    """A new `mask.kind` takes the settings of the shipped recipe with this mask and data set, else
+    the mask's defaults. Models of unpublished sizes keep the recipe's settings."""
     mask, old = merged.get("mask"), before.get("mask")
     chosen = ("mask", "kind") in overridden and ("mask",) not in overridden
     if not chosen or not isinstance(mask, dict) or not isinstance(old, dict):
@@ -61,17 +61,17 @@ def _bring_mask(merged: dict[str, Any], before: dict[str, Any], overridden: set[
         for key in dict.fromkeys([*mask, *settings])
         if _effective(mask, section, key) != _effective(settings, section, key)
     ]
-    source = f"as `{home}`" if home else f"the defaults of `{kind}`"
+    source = f"as in `{home}`" if home else f"the defaults of `{kind}`"
     if _size(merged) not in DECODER_DEPTHS:
         kept = ", ".join(f"`mask.{key}: {_show(mask, section, key)}`" for key in changed)
         theirs = ", ".join(f"`{key}: {_show(settings, section, key)}`" for key in changed)
         where = f"`{home}` has" if home else f"the defaults of `{kind}` are"
-        words = f"`mask.kind={kind}` keeps {kept} of the recipe; {where} {theirs}"
+        words = f"`mask.kind={kind}` keeps {kept} from the recipe; {where} {theirs}"
         return [words] if changed else []
     merged["mask"] = settings
     sets = ", ".join(
         f"`mask.{key}: {_show(settings, section, key)}`"
-        + (f" (the recipe's was {_show(mask, section, key)})" if key in mask else "")
+        + (f" (was {_show(mask, section, key)})" if key in mask else "")
         for key in changed
     )
     notes = [f"`mask.kind={kind}` sets {sets}, {source}"] if changed else []
@@ -84,7 +84,7 @@ def _bring_mask(merged: dict[str, Any], before: dict[str, Any], overridden: set[
 def _bring_depth(
     merged: dict[str, Any], before: dict[str, Any], overridden: set[Keys]
 ) -> list[str]:
-    """A new `model.size` takes the decoder that is published with it."""
+    """A new `model.size` takes the decoder depth that was published with it."""
     size, head = _size(merged), merged.get("head", {})
     named = {("head",), ("head", "depth")} & overridden
     if ("model", "size") not in overridden or size == _size(before) or named:
@@ -95,17 +95,17 @@ def _bring_depth(
         merged["head"] = {"kind": "decoder"} | head | {"depth": depth}
         if old != depth:
             notes.append(
-                f"`model.size={size}` sets `head.depth: {depth}`, which is published with it (the"
-                f" recipe's was {old})"
+                f"`model.size={size}` sets `head.depth: {depth}`, the published value for this size"
+                f" (was {old})"
             )
     name = f"videomae/{_data_set(before)}-{size}"
     if any(one.name == name for one in shipped()):
-        notes.append(f"`{name}` has VideoMAE's batches and learning rates for this size")
+        notes.append(f"`{name}` has VideoMAE's batch and learning rate for this size")
     return notes
 
 
 def _home(kind: str, recipe: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
-    """Find the shipped recipe that has a mask on the recipe's data set: its name and values."""
+    """Find the shipped recipe with this mask and the recipe's data set: its name and values."""
     name = _HOMES.get(kind, "none/") + _data_set(recipe)
     for one in shipped():
         if one.name == name:

@@ -1,4 +1,4 @@
-"""What ships beside the code: the recipes, and the schema for editors."""
+"""The shipped recipes, and the JSON schema for editors."""
 
 from __future__ import annotations
 

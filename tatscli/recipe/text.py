@@ -1,11 +1,11 @@
-"""Recipes as YAML text: read with line numbers, written so that reading gives the same again."""
+"""Recipes as YAML text: read with line numbers, written so that they read back unchanged."""
 
 from __future__ import annotations
 
 import math
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import yaml
 
@@ -15,16 +15,66 @@ from tatscli.recipe.keys import Keys, dotted
 if TYPE_CHECKING:
     from tatscli.recipe.schema import Recipe
 
-# YAML 1.1, as PyYAML reads it, wants a point and a signed exponent: `1e-4` would be text.
-_FLOAT = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+")
+_TAG = "tag:yaml.org,2002:"
+_DEPTH, _NODES = 40, 100_000  # far above any recipe's; nested aliases grow exponentially
+_SIGN, _DIGITS = r"[-+]?", r"[0-9]+(?:_[0-9]+)*"
+_PLAIN = [
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", rf"{_SIGN}{_DIGITS}", list("-+0123456789")),
+    (
+        "float",
+        rf"{_SIGN}(?:{_DIGITS}(?:\.[0-9]*)?|\.[0-9]+)(?:[eE]{_SIGN}[0-9]+)?"
+        rf"|{_SIGN}\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+    ("merge", r"<<", ["<"]),
+]
+"""Types of unquoted values besides text: tag, pattern, first characters.
+
+These are YAML 1.2's, with decimal numbers only. YAML 1.1, PyYAML's default, reads `0100` as octal,
+`1:30` as 90 (base 60), `on` and `no` as booleans, `2024-1-1` as a date, and `1e-4` as text.
+"""
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader that reads `1e-4` as a number."""
+    """PyYAML's safe loader with the types of `_PLAIN`, and no other tags."""
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012 (as PyYAML types it)
+    yaml_constructors: ClassVar[dict[str | None, Any]] = {
+        tag: make
+        for tag, make in yaml.SafeLoader.yaml_constructors.items()
+        if tag in (None, *(f"{_TAG}{kind}" for kind in ("null", "str", "seq", "map")))
+    }
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML's safe dumper that quotes what `_Loader` would read as a number."""
+    """PyYAML's safe dumper that quotes text which PyYAML or `_Loader` would read as another
+    type."""
+
+
+def _read_plain(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> bool | int | float:
+    """Read a boolean or a number; the tag may be explicit, as in `!!int 3`."""
+    text = str(loader.construct_scalar(node))
+    word = text.lower().lstrip("+")
+    if node.tag == f"{_TAG}bool" and word in ("true", "false"):
+        return word == "true"
+    try:
+        if node.tag == f"{_TAG}int":
+            return int(text)
+        if node.tag == f"{_TAG}float":
+            return float(word.replace(".inf", "inf").replace(".nan", "nan"))
+    except ValueError:
+        pass
+    kind = "`true` or `false`" if node.tag == f"{_TAG}bool" else "a number"
+    raise yaml.constructor.ConstructorError(
+        None, None, f"`{_short(text)}` cannot be read as {kind}", node.start_mark
+    )
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _represent_list(dumper: yaml.SafeDumper, items: list[Any]) -> yaml.Node:
@@ -33,13 +83,16 @@ def _represent_list(dumper: yaml.SafeDumper, items: list[Any]) -> yaml.Node:
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    # Only double quotes keep Unicode's own line breaks, which PyYAML would fold into blanks.
+    # Only double quotes keep Unicode line breaks, which PyYAML would fold into spaces.
     style = '"' if any(mark in text for mark in "\x85\u2028\u2029") else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
 for _side in (_Loader, _Dumper):
-    _side.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+    for _kind, _pattern, _first in _PLAIN:
+        _side.add_implicit_resolver(f"{_TAG}{_kind}", re.compile(rf"(?:{_pattern})\Z"), _first)
+for _kind in ("bool", "int", "float"):
+    _Loader.add_constructor(f"{_TAG}{_kind}", _read_plain)
 _Dumper.add_representer(list, _represent_list)
 _Dumper.add_representer(str, _represent_text)
 
@@ -63,20 +116,20 @@ def parse(text: str, name: str) -> Document:
     Raises:
         RecipeError: If it is not YAML; the message tells line and column.
     """
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         document = Document(None if node is None else loader.construct_document(node))
+        if node is not None:
+            _survey(node, (), document, set())
+    except RecursionError:
+        raise RecipeError(f"`{name}` is nested more than {_DEPTH} levels deep") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f" on line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise RecipeError(f"`{name}` is not valid YAML{where}: {error.problem}") from None
-    except (yaml.YAMLError, ValueError) as error:  # a character, date or number that cannot be
+    except (yaml.YAMLError, ValueError) as error:  # a character that YAML does not allow
         raise RecipeError(f"`{name}` is not valid YAML: {' '.join(str(error).split())}") from None
-    finally:
-        loader.dispose()
-    if node is not None:
-        _survey(node, (), document, set())
     return document
 
 
@@ -86,12 +139,12 @@ def parse_value(text: str) -> Any:
     Raises:
         RecipeError: If it is not YAML.
     """
-    return parse(text, text).value
+    return parse(text, _short(text)).value
 
 
 def dump_value(value: Any) -> str:
-    """Write a plain value on one line, so that `parse_value` gives it back; text in quotes, which
-    nothing in it can close."""
+    """Write a plain value on one line, so that `parse_value` reads it back; text is quoted and
+    escaped."""
     style = '"' if isinstance(value, str) else None
     text = yaml.dump(
         value,
@@ -118,6 +171,10 @@ def _survey(node: yaml.Node, keys: Keys, document: Document, open_nodes: set[int
     """Note lines and repeated keys below a node; an alias to an enclosing node is not followed."""
     if id(node) in open_nodes:
         return
+    if len(keys) > _DEPTH:
+        raise RecursionError
+    if len(document.lines) > _NODES:
+        raise ValueError(f"its aliases expand to more than {_NODES:,} values")
     below = open_nodes | {id(node)}
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):

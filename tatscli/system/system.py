@@ -221,7 +221,7 @@ def build_system(recipe: Recipe, *, encoder: Encoder | None = None) -> System:
     predicts = [target.predicts for target in targets.values()]
     head = build_head(recipe.head, encoder=encoder, predicts=predicts)
     masker = build_masker(recipe.mask, grid=recipe.grid, width=encoder.width)
-    selection = build_selection(recipe.settled_predict, form=form, predicted=masker.predicted)
+    selection = build_selection(recipe.resolved_predict, form=form, predicted=masker.predicted)
     return System(form, MaskedAutoencoder(encoder, head), masker, selection, targets)
 
 

@@ -1,4 +1,4 @@
-"""Fewer tokens in fine-tuning and evaluation: what a stage needs for `drop`, and what it costs.
+"""Token dropping in fine-tuning and evaluation: what `drop` needs, and what it costs.
 
 Shapes: K tokens kept.
 """
@@ -23,17 +23,16 @@ from tatscli.system.drop import TokenDrop
 
 
 def finetune_drop(recipe: Recipe, encoder: Encoder) -> TokenDrop | None:
-    """Return what leaves tokens out of training clips, if anything does.
+    """Return the token dropping of training clips, if there is any.
 
     Raises:
-        RecipeError: If the mask would keep nothing, or leave nothing out.
+        RecipeError: If the mask would keep no token, or drop none.
     """
     return _drop(recipe.finetune.drop, "finetune.drop", recipe, encoder)
 
 
 def evaluate_drop(recipe: Recipe, encoder: Encoder) -> TokenDrop | None:
-    """Return what leaves tokens out of the views that are scored, if anything does; it raises as
-    `finetune_drop`."""
+    """Return the token dropping of evaluated views, if there is any; raises as `finetune_drop`."""
     return _drop(recipe.evaluate.drop, "evaluate.drop", recipe, encoder)
 
 
@@ -44,9 +43,7 @@ def _drop(config: FixedMask | None, key: str, recipe: Recipe, encoder: Encoder) 
 def motion_to_drop_by(
     drop: TokenDrop | None, store: Store, rows: list[int], recipe: Recipe, here: Session
 ) -> MotionSource | None:
-    """Return what gives clips the motion that the mask follows, if it follows any.
-
-    Of videos that have none it is said what stands in.
+    """Return the source of motion for the mask, if it follows motion; warn of videos without any.
 
     Raises:
         DataError: If there are some and the recipe allows no fallback.
@@ -57,7 +54,7 @@ def motion_to_drop_by(
     unknown = len(source.unknown(rows))  # on all ranks: it may refuse
     if unknown and here.world.main:
         here.reporter.warn(
-            f"{unknown} of {len(rows)} videos have no motion: there `{drop.key}.kind: "
+            f"{unknown} of {len(rows)} videos have no motion: for them `{drop.key}.kind: "
             f"{drop.masker.config.kind}` falls back to `{recipe.data.motion.fallback}`"
         )
     return source
@@ -69,7 +66,7 @@ def scoring_facts(
     views: EvalViews,
     build: Callable[[], Classifier | PooledFeatures],
 ) -> dict[str, Any]:
-    """Return `token_facts`, and how many of the videos scored have no motion to drop tokens by."""
+    """Return `token_facts`, and the number of evaluated videos without motion to drop tokens by."""
     source = views.motion_source
     unknown = {} if source is None else {"videos_without_motion": len(source.unknown(views.rows))}
     return token_facts(recipe, drop, build) | unknown
@@ -84,7 +81,7 @@ def token_facts(
 
     Args:
         recipe: Says how large a view is.
-        drop: Leaves tokens out.
+        drop: The token dropping, if any.
         build: Makes the model; on the meta device, where it costs nothing.
     """
     t, h, w = recipe.grid

@@ -69,7 +69,7 @@ def encode_recipe(
             `encode_store`.
     """
     recipe = loaded.recipe
-    readers = (*recipe.targets, recipe.settled_predict)
+    readers = (*recipe.targets, recipe.resolved_predict)
     reader: Any = next((one for one in readers if getattr(one, "cached", False)), None)
     if source is None and reader is None:
         raise UsageError(

@@ -38,7 +38,8 @@ from tatscli.system.drop import TokenDrop
 from tatscli.system.joint import Joint
 from tatscli.tasks.auxiliary import MaskedHalf
 from tatscli.tasks.dropping import evaluate_drop, finetune_drop, motion_to_drop_by
-from tatscli.tasks.labels import build_loss, labelled, training_rows, untrained_classes
+from tatscli.tasks.labels import build_loss, training_rows, untrained_classes, validation_rows
+from tatscli.tasks.lengths import refuse_short
 from tatscli.tasks.pretrain import pretrain_folder, refuse_faulty_plans, warn_of_unknown_motion
 from tatscli.tasks.training import Stage, run_training
 
@@ -57,7 +58,7 @@ def finetune(
     Args:
         loaded: The merged recipe.
         reporter: Speaks to the user.
-        init: Whose encoder to start from: a run, checkpoint, or weights of others; None: scratch.
+        init: Run, checkpoint or external weights to initialise the encoder from; None: random.
         out: Run folder; by default `runs/<recipe>-finetune` (or `-scratch`).
         resume: Continue the run in `out` exactly where it stopped.
         overwrite: Replace the run in `out`.
@@ -75,12 +76,12 @@ def finetune(
 
 
 class Finetuning(Stage):
-    """A classifier of labelled videos, alone or beside masked modelling on the same encoder.
+    """A classifier of labelled videos, alone or jointly with masked modelling on the same encoder.
 
     Args:
         loaded: The merged recipe.
         store: The data.
-        init: Whose encoder to start from: a run, checkpoint, or weights of others; None: scratch.
+        init: Run, checkpoint or external weights to initialise the encoder from; None: random.
     """
 
     kind = "finetuned"
@@ -95,7 +96,9 @@ class Finetuning(Stage):
         self.settings = settings = loaded.recipe.finetune
         rows = training_rows(loaded.recipe, store)
         super().__init__(loaded, store, rows, settings.optim, repeats=settings.repeats)
-        self.val_rows = labelled(store, settings.val_split) if settings.val_split else []
+        self.val_rows = validation_rows(loaded.recipe, store)
+        sampling = settings.sampling or loaded.recipe.data.sampling
+        refuse_short(store, [*rows, *self.val_rows], sampling, loaded.recipe.data.frames)
         self.init = init
         self.origin: str | None = None
 
@@ -124,7 +127,7 @@ class Finetuning(Stage):
         if self.init is not None and not resume:
             here.reporter.info(self._start_from(self.init))
         elif not resume:
-            here.reporter.info("the encoder starts from scratch")
+            here.reporter.info("the encoder starts from random weights")
         if settings.ema is not None:  # only now: the average begins as what the training begins as
             self.average = Following(self.classifier, settings.ema)
         self.val_drop = evaluate_drop(recipe, self.scored.encoder) if self.val_rows else None
@@ -152,7 +155,7 @@ class Finetuning(Stage):
 
     @property
     def scored(self) -> Classifier:
-        """What is validated, and saved as the model: the average, where there is one."""
+        """What is validated and saved as the model: the averaged weights, if there are any."""
         return self.classifier if self.average is None else self.average.average.network
 
     def _start_from(self, init: Path | str) -> str:
@@ -164,7 +167,7 @@ class Finetuning(Stage):
         return f"the encoder starts from `{start.path}` ({copied})"
 
     def _motion(self, here: Session) -> MotionSource | None:
-        """Return what gives the clips their motion, where the masked half or `drop` follows it."""
+        """Return the source of motion, if the masked half or `drop` follows motion."""
         if self.auxiliary is None or not self.auxiliary.system.follows_motion:
             return motion_to_drop_by(self.drop, self.store, self.rows, self.recipe, here)
         source = MotionSource(self.store, self.recipe.data.motion)
@@ -221,7 +224,7 @@ class Finetuning(Stage):
         return {"class_names": names, "class_groups": groups, "init": origin, **frozen}
 
     def about(self) -> dict[str, Any]:
-        """Return how many videos of each class were drawn, and how classes weigh by head."""
+        """Return shots, number of training videos, and class weights by head."""
         return {
             "shots": self.recipe.data.shots,
             "train_videos": len(self.rows),
@@ -229,7 +232,7 @@ class Finetuning(Stage):
         }
 
     def step(self, batch: Batch, draws: Draws) -> Lesson:
-        """Leave tokens out, mix, classify, compare; and mask, guess, compare."""
+        """Drop tokens, mix and classify; with `auxiliary`, also mask and predict."""
         data, metrics, kept_BK = self.recipe.data, dict[str, Tensor](), None
         if self.drop is not None:
             plan = self.drop.plan(batch.video_BCTHW, batch.motion, draws)
@@ -250,10 +253,10 @@ class Finetuning(Stage):
         return joined._replace(metrics={**joined.metrics, **by_head})
 
     def check(self, means: dict[str, float]) -> None:
-        """Find out that a mask or selection has broken the rules of `MaskPlan`.
+        """Check that masks and selections have kept the rules of `MaskPlan`.
 
         Raises:
-            RuntimeError: If so; it is a bug.
+            RuntimeError: If not, which is a bug.
         """
         refuse_faulty_plans(means, self.recipe)
 
@@ -297,14 +300,14 @@ def finetune_folder(
 def choose_start(
     loaded: LoadedRecipe, run: Path | None, *, init: Path | None, scratch: bool, resume: bool
 ) -> tuple[Path | None, Path]:
-    """Work out where a fine-tuning starts and where it goes.
+    """Determine initial weights and run folder of a fine-tuning.
 
     Args:
         loaded: The recipe.
-        run: The run folder it came from, if it did.
+        run: The run folder that the recipe came from, if any.
         init: Weights named by the user.
         scratch: Start from random weights.
-        resume: Continue; a fine-tuning run then means itself.
+        resume: Continue a run; a fine-tuning run then means itself.
 
     Returns:
         The weights to start from, None for random ones, and the run folder.
@@ -313,7 +316,7 @@ def choose_start(
         UsageError: If `--init` and `--scratch` are both given, or there is nothing to start from.
     """
     if scratch and init is not None:
-        raise UsageError("`--init` and `--scratch` exclude each other")
+        raise UsageError("`--init` and `--scratch` cannot be combined")
     if resume and run is not None and find_checkpoint(run).kind == "finetuned":
         return None, run
     folder = finetune_folder(loaded, run, scratch=scratch)

@@ -1,4 +1,4 @@
-"""The labels that a classifier is trained on: which videos, how classes weigh, what is missing.
+"""Labels of a classifier: which videos to train on, class weights, classes without videos.
 
 Shapes: L classes, G members of a group of classes.
 """
@@ -20,11 +20,11 @@ from tatscli.store.reader import Store
 from tatscli.store.schema import ClassGroup
 
 NAMED = 10
-"""Classes that a message names before it only counts them."""
+"""Maximum number of classes to list in a message."""
 
 
 def labelled(store: Store, split: str) -> list[int]:
-    """Return the manifest rows of a split, all of which must carry a class.
+    """Return the rows of a split, all of which must be labelled.
 
     Raises:
         DataError: If the store has no classes, or a row of the split no label or a wrong one.
@@ -49,7 +49,7 @@ def labelled(store: Store, split: str) -> list[int]:
         label = store.rows[row].label
         if label is not None and not 0 <= label < classes:
             raise DataError(
-                f"`{store.rows[row].id}` in `{store.path}` has label {label}, and the store has "
+                f"`{store.rows[row].id}` in `{store.path}` has label {label}, but the store has "
                 f"{classes} classes, 0 to {classes - 1}",
                 hint="`tats store verify` lists every such row; prepare the store again with the "
                 "right labels",
@@ -58,10 +58,9 @@ def labelled(store: Store, split: str) -> list[int]:
 
 
 def training_rows(recipe: Recipe, store: Store) -> list[int]:
-    """Return the rows that a fine-tuning trains on: its split, or `data.shots` of each class.
+    """Return the rows that a fine-tuning trains on: its split, or `data.shots` per class.
 
-    A class that has no video in the split at all takes no part in the draw; others must have
-    enough.
+    Classes without videos in the split are skipped; all others must have enough.
 
     Raises:
         DataError: If labels are missing, or a class has too few videos.
@@ -80,6 +79,16 @@ def training_rows(recipe: Recipe, store: Store) -> list[int]:
     )
 
 
+def validation_rows(recipe: Recipe, store: Store) -> list[int]:
+    """Return the rows that a fine-tuning is scored on: none where it has no `val_split`.
+
+    Raises:
+        DataError: If the store has no such split, or labels are missing.
+    """
+    split = recipe.finetune.val_split
+    return [] if split is None else labelled(store, split)
+
+
 def labels_of(store: Store, rows: Sequence[int]) -> list[int]:
     """Return the classes of labelled rows."""
     return [label for row in rows if (label := store.rows[row].label) is not None]
@@ -88,12 +97,12 @@ def labels_of(store: Store, rows: Sequence[int]) -> list[int]:
 def build_loss(
     recipe: Recipe, store: Store, rows: Sequence[int]
 ) -> tuple[Mix, ClassLoss, dict[str, list[float]]]:
-    """Return what makes soft labels, what compares scores with them, and the weights it goes by.
+    """Return the label mixing, the loss and its class weights.
 
-    With several heads labels are smoothed over the members of each, not over the classes.
+    With several heads, labels are smoothed over the members of each, not over the classes.
 
     Raises:
-        RecipeError: If the recipe names groups or classes that there are not.
+        RecipeError: If the recipe names groups or classes that do not exist.
     """
     settings, names = recipe.finetune, store.class_names
     groups = chosen_groups(settings.heads, store.class_groups)
@@ -111,22 +120,22 @@ def class_weights(
     names: Sequence[str],
     groups: Mapping[str, ClassGroup],
 ) -> dict[str, list[float]]:
-    """Work out `finetune.class_weights` for every head.
+    """Compute `finetune.class_weights` for every head.
 
-    `balanced` gives a class of n videos the weight N / (C n), of N videos in C classes that have
-    any: 1 on the average video. A class without training videos keeps 1.
+    `balanced` gives a class of n videos the weight N / (C n), for N videos in C non-empty classes,
+    which averages 1 per video. Classes without training videos get 1.
 
     Args:
-        settings: The recipe's.
+        settings: The recipe's setting.
         labels: Classes of the training videos.
-        names: Of the classes.
-        groups: Of the classifier's heads; none for one head over the classes.
+        names: Class names.
+        groups: Groups with a head of their own; empty for a single head.
 
     Returns:
-        By head, or of `ONE_HEAD`, the weight of each of its classes; empty where all weigh alike.
+        By head (`ONE_HEAD` if there is only one) the weights of its classes; empty if unweighted.
 
     Raises:
-        RecipeError: If a class is named that there is not.
+        RecipeError: If a class is named that does not exist.
     """
     if settings is None:
         return {}
@@ -149,9 +158,9 @@ def class_weights(
         if name not in places:
             near = get_close_matches(name, places, n=1)
             raise RecipeError(
-                f"`finetune.class_weights` names `{name}`, and there is no such class"
+                f"`finetune.class_weights` names `{name}`, but there is no such class"
                 + (f"; did you mean `{near[0]}`?" if near else ""),
-                hint="with `finetune.heads`, write `<group>/<name>`, such as "
+                hint="with `finetune.heads`, names are `<group>/<name>`, such as "
                 f"`{next(iter(places))}`"
                 if groups
                 else "`tats store info STORE` shows the classes",
@@ -170,16 +179,16 @@ def _balanced(labels: Sequence[int], classes: int) -> list[float]:
 def untrained_classes(
     recipe: Recipe, store: Store, rows: Sequence[int], val_rows: Sequence[int]
 ) -> str | None:
-    """Say which classes have no training video, and how many validation videos are of these.
+    """Say which classes have no training video, and how many validation videos they have.
 
     Args:
-        recipe: Says which splits these are, and which groups have heads.
+        recipe: Names the splits, and the groups that have heads.
         store: The data.
         rows: The training videos.
         val_rows: The validation videos.
 
     Returns:
-        A sentence; None where every class has a training video.
+        A sentence; None if every class has a training video.
     """
     names = store.class_names
     trained = set(labels_of(store, rows))
@@ -191,7 +200,7 @@ def untrained_classes(
     if val_rows:
         lost = sum(label not in trained for label in labels_of(store, val_rows))
         split = recipe.finetune.val_split
-        text += f"; {lost} of {len(val_rows)} videos of split `{split}` are of these classes"
+        text += f"; {lost} of {len(val_rows)} videos of split `{split}` belong to them"
     for name, group in chosen_groups(recipe.finetune.heads, store.class_groups).items():
         members = {group.of[label] for label in missing} - {group.of[label] for label in trained}
         if members:

@@ -1,4 +1,4 @@
-"""How much memory a training takes, in `--dry-run`: its step is counted at the recipe's batch."""
+"""Memory of a training, for `--dry-run`: a step is traced at the recipe's batch size."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ def pretraining_memory(recipe: Recipe, system: System, devices: Devices) -> dict
 
     Args:
         recipe: The merged recipe.
-        system: Its system, on the meta device; not to be used any more afterwards.
-        devices: How many there are, and how large.
+        system: Its system, on the meta device; must not be used afterwards.
+        devices: Number and memory of the devices.
 
     Returns:
-        `plans`, one for every way of `run.parallel` and of recomputing, and what they are about; or
-        `problem`, which says why a step cannot be counted.
+        `plans`, one for each value of `run.parallel` and of `model.checkpointing`, with what they
+        assume; or `problem`, which says why a step cannot be counted.
     """
     if system.cached_codes:
-        return {"problem": "not counted: the step reads codes from the store"}
+        return {"problem": "not counted: the step reads cached codes from the store"}
     data = recipe.data
     views = derive_batch(recipe.optim, world=devices.count)[0] * data.repeats
     schedule = derive_schedule(
@@ -87,13 +87,13 @@ def finetuning_memory(
 
     Args:
         recipe: The merged recipe.
-        model: Its classifier, on the meta device, with what is frozen; not to be used any more.
-        kept: Tokens of a clip that it sees.
-        devices: How many there are, and how large.
+        model: Its classifier, on the meta device, partly frozen; must not be used afterwards.
+        kept: Number of tokens that it sees.
+        devices: Number and memory of the devices.
     """
     settings, data = recipe.finetune, recipe.data
     if settings.auxiliary is not None:
-        return {"problem": "not counted: `finetune.auxiliary` trains a masked half besides"}
+        return {"problem": "not counted: `finetune.auxiliary` also trains masked modelling"}
     views = derive_batch(settings.optim, world=devices.count)[0] * settings.repeats
     averaged = count_parameters(model) if settings.ema is not None else 0
     weights = _weights(model, own=0, frozen=averaged)
@@ -135,8 +135,8 @@ def _count(
     *,
     prepare: Callable[[], None] = lambda: None,
 ) -> dict[bool, StepMemory] | str:
-    """Count a step as the recipe has it, or also the other way: by whether blocks are recomputed;
-    where that cannot be done, say why."""
+    """Count a step with and without activation checkpointing (only as in the recipe, unless devices
+    were named), or say why it cannot be counted."""
     chosen = recipe.model.checkpointing
     found = {}
     with pretended(*parts):
@@ -165,18 +165,18 @@ def _batch(recipe: Recipe, views: int) -> Batch:
 
 
 def _half(run: Run) -> bool:
-    """Whether a GPU would compute in 16 bits."""
+    """Whether a GPU would use 16-bit autocast."""
     return run.precision != "fp32" and not (run.precision == "auto" and run.device == "cpu")
 
 
 def this_device() -> float | None:
-    """Return the GB of the GPU of this machine, if there is one."""
+    """Return the memory of this machine's GPU in GB, if there is one."""
     if not torch.cuda.is_available():
         return None
     return float(torch.cuda.get_device_properties(0).total_memory / GB)
 
 
 def planned_devices(gpus: int | None, memory: float | None, world: int) -> Devices:
-    """Return the devices that options name, or else those that there are."""
+    """Return the devices given by options, else those of this machine."""
     asked = gpus is not None or memory is not None
     return Devices(gpus or world, memory if asked else this_device(), asked)

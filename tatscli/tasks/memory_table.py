@@ -1,7 +1,7 @@
-"""What a training takes on each device, alone, with DDP and with FSDP: sums, tables and advice.
+"""Memory per device, for one device, DDP and FSDP: sums, tables and advice.
 
 Weights, gradients and moments follow from the number of parameters; activations are counted
-(`memory_plan.py`). What CUDA, NCCL and fragmentation take besides is not: room is kept for them.
+(`memory_plan.py`). CUDA, NCCL and fragmentation are not counted, but room is reserved for them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,9 @@ from tatscli.system.memory import StepMemory
 
 GB = 1e9
 CONTEXT = 1.5 * GB
-"""Kept free for CUDA's context and the buffers of its libraries and of NCCL: an estimate."""
+"""Reserved for the CUDA context and buffers of its libraries and NCCL; an estimate."""
 SLACK = 0.05
-"""Share of the device kept free, as memory is given in pieces: an estimate."""
-
-PARALLEL = ("none", "ddp", "fsdp")
+"""Fraction reserved for fragmentation; an estimate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,27 +25,32 @@ class Devices:
     """What a dry run plans for.
 
     Attributes:
-        count: Devices that train together.
-        memory: GB of each, where known.
-        asked: Whether options name them: then activations are counted kept and recomputed.
+        count: Number of devices that train together.
+        memory: GB per device, if known.
+        asked: Whether given by options; then both settings of checkpointing are planned.
     """
 
     count: int
     memory: float | None = None
     asked: bool = False
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The values of `run.parallel` that work with this many devices."""
+        return ("ddp", "fsdp") if self.count > 1 else ("none",)
+
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Numbers of parameters, by what becomes of them.
+    """Numbers of parameters, by how they are stored.
 
     Attributes:
-        sharded: Of the model, which FSDP divides among the devices.
-        still: Those of them that are not trained.
-        own: Of modules with an optimiser of their own, which every device keeps whole.
-        frozen: Of networks that are only asked.
-        block: Of the largest block, which FSDP collects whole while it computes.
-        rest: Of the model, outside of its blocks: collected once a pass.
+        sharded: Of the model, which FSDP shards.
+        still: Those of them that are frozen.
+        own: Of modules with their own optimiser, which are replicated.
+        frozen: Of networks used for inference only.
+        block: Of the largest block, which FSDP gathers while it computes.
+        rest: Of the model outside its blocks, gathered once per pass.
     """
 
     sharded: int
@@ -71,12 +74,12 @@ class Share:
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """The total."""
         return sum(value for value in asdict(self).values() if isinstance(value, float))
 
     @property
     def fixed(self) -> float:
-        """What does not depend on the batch."""
+        """The part that does not depend on the batch."""
         return self.total - self.activations
 
 
@@ -89,20 +92,20 @@ def plan_memory(
     repeats: int,
     half: bool,
 ) -> dict[str, Any]:
-    """Work out what lies on each device, and what fits.
+    """Compute the memory per device, and what fits.
 
     Args:
         weights: Numbers of parameters.
-        counted: What a step keeps, by whether blocks are recomputed: the recipe's way first.
-        devices: How many there are, and how large.
-        views: Clips of a forward pass.
-        repeats: Those of them that are of one video.
-        half: Whether a step computes in 16 bits.
+        counted: Memory of a step by `model.checkpointing`, the recipe's setting first.
+        devices: Number and memory of the devices.
+        views: Clips per forward pass.
+        repeats: Clips per video.
+        half: Whether a step uses 16-bit autocast.
     """
     chosen = next(iter(counted))
     shares = {
         (kind, again): _share(kind, weights, memory, devices.count, half=half)
-        for kind in PARALLEL
+        for kind in devices.kinds
         for again, memory in counted.items()
     }
     room = None if devices.memory is None else _room(devices.memory)
@@ -135,11 +138,11 @@ def plan_memory(
 
 
 def _share(kind: str, weights: Weights, memory: StepMemory, devices: int, *, half: bool) -> Share:
-    """Work out what lies on one device.
+    """Compute the memory of one device.
 
-    Under FSDP a device keeps its part of weights, gradients and moments. It collects the weights of
-    one block while it fetches the next one's, in 16 bits; their gradients come out whole in 16 bits
-    and are added up over the devices in float32. What lies outside of the blocks stays collected.
+    With FSDP a device holds a shard of weights, gradients and moments. It gathers the weights of
+    one block while it prefetches the next, in 16 bits; gradients are unsharded in 16 bits and
+    reduced in float32. Parameters outside the blocks stay gathered.
     """
     parts = devices if kind == "fsdp" else 1
     held = weights.sharded / parts + weights.own
@@ -163,7 +166,7 @@ def _room(memory: float) -> float:
 
 
 def _largest(share: Share, room: float, batch: float) -> int:
-    """Return how many videos fit into a forward pass; activations grow with them."""
+    """Return the largest batch that fits; activations grow linearly with it."""
     if room <= share.fixed:
         return 0
     return int((room - share.fixed) / share.activations * batch)
@@ -175,43 +178,53 @@ def _advice(plans: Sequence[dict[str, Any]], batch: int, devices: Devices, chose
         again: [one["parallel"] for one in plans if one["checkpointing"] == again and one["fits"]]
         for again in (chosen, True)
     }
-    if kinds[chosen]:
-        return f"fits with `run.parallel` {', '.join(kinds[chosen])}"
-    if kinds[True]:
-        return f"fits with `model.checkpointing=true` and `run.parallel` {', '.join(kinds[True])}"
+    recompute = ["`model.checkpointing=true`"]
+    for again in (chosen, True):
+        if kinds[again]:
+            changes = [] if again == chosen else recompute
+            return "fits" + _with([*changes, *_parallel(kinds[again])])
     best = max(plans, key=lambda one: (one["largest_batch"], not one["checkpointing"]))
     divisors = [n for n in range(1, best["largest_batch"] + 1) if batch % n == 0]
     if divisors:
-        also = " and `model.checkpointing=true`" if best["checkpointing"] and not chosen else ""
-        return (
-            f"does not fit; `batch_per_device={divisors[-1]}`{also} with `run.parallel`"
-            f" {best['parallel']} does"
-        )
+        changes = recompute if best["checkpointing"] and not chosen else []
+        changes = [f"`batch_per_device={divisors[-1]}`", *changes, *_parallel([best["parallel"]])]
+        return f"does not fit, but would{_with(changes)}"
     return "does not fit at any batch: " + (
-        "take more or larger devices, or a smaller model"
+        "use more or larger devices, or a smaller model"
         if devices.count > 1
-        else "FSDP divides weights and moments among several devices (`--gpus`)"
+        else "FSDP shards weights and moments over several devices (`--gpus`)"
     )
 
 
+def _parallel(kinds: Sequence[str]) -> list[str]:
+    """Name the values of `run.parallel`, where there is a choice."""
+    named = [f"`{kind}`" if place else f"`run.parallel={kind}`" for place, kind in enumerate(kinds)]
+    return [] if kinds[0] == "none" else [" or ".join(named)]
+
+
+def _with(changes: Sequence[str]) -> str:
+    *most, last = changes or [""]
+    return f" with {', '.join(most)} and {last}" if most else f" with {last}" if last else ""
+
+
 def memory_line(memory: dict[str, Any]) -> str:
-    """Say a memory plan in a line."""
+    """Summarise a memory plan in one line."""
     if "problem" in memory:
         return str(memory["problem"])
     words = []
     for one in memory["plans"]:
-        shown = one["parallel"] != "none" if memory["devices"] > 1 else one["parallel"] == "none"
-        if shown and one["checkpointing"] == memory["checkpointing"]:
-            words.append(f"{one['total_gb']:.2f} GB ({one['parallel']})")
+        if one["checkpointing"] == memory["checkpointing"]:
+            kind = "" if one["parallel"] == "none" else f" with {one['parallel']}"
+            words.append(f"{one['total_gb']:.2f} GB{kind}")
     advice = "" if memory["advice"] is None else f": {memory['advice']}"
-    return f"{', '.join(words)} for {memory['views']} clips at once{advice}"
+    return f"{', '.join(words)} for {memory['views']} clips per pass{advice}"
 
 
 def show_memory(memory: dict[str, Any], reporter: Reporter) -> None:
-    """Print a memory plan as a table; JSON has it inside the plan."""
+    """Print a memory plan as a table; with JSON it is part of the plan."""
     if "problem" in memory:
         return
-    kinds = PARALLEL if memory["devices"] > 1 else PARALLEL[:1]
+    kinds = list(dict.fromkeys(one["parallel"] for one in memory["plans"]))
     by = {(one["parallel"], one["checkpointing"]): one for one in memory["plans"]}
     chosen = memory["checkpointing"]
 
@@ -225,7 +238,7 @@ def show_memory(memory: dict[str, Any], reporter: Reporter) -> None:
     ]
     for again in dict.fromkeys(again for _, again in by):
         how = f"checkpointing {'on' if again else 'off'}"
-        rows.append(row(f"16-bit and collected weights, {how}", "copies_gb", again))
+        rows.append(row(f"16-bit and gathered weights, {how}", "copies_gb", again))
         rows.append(row(f"activations, {how}", "activations_gb", again))
         rows.append(row(f"total, {how}", "total_gb", again))
         if memory["usable_gb"] is not None:
@@ -235,7 +248,7 @@ def show_memory(memory: dict[str, Any], reporter: Reporter) -> None:
     size = "" if memory["device_gb"] is None else f" of {memory['device_gb']:g} GB"
     devices = f"{memory['devices']} devices" if memory["devices"] > 1 else "1 device"
     reporter.table(
-        f"GB on each of {devices}{size}, {memory['precision']}, {memory['views']} clips at once",
-        ["what", *kinds],
+        f"GB per device: {devices}{size}, {memory['precision']}, {memory['views']} clips per pass",
+        ["memory", *("GB" if kind == "none" else kind for kind in kinds)],
         rows,
     )

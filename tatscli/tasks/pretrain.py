@@ -1,5 +1,5 @@
-"""Pretraining: mask, encode what is seen, predict what is hidden or some of it, and let the masker
-learn from the error."""
+"""Pretraining: mask, encode visible tokens, predict hidden ones, and train a learned mask on the
+errors."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ from tatscli.system.cost import count_parameters
 from tatscli.system.load import frozen_facts
 from tatscli.system.system import System, build_system
 from tatscli.targets import AllTargets
+from tatscli.tasks.lengths import refuse_short
 from tatscli.tasks.tokenizer import train_tokenizer
 from tatscli.tasks.training import Stage, run_training
 from tatscli.tasks.training_pictures import MaskPictures
@@ -56,7 +57,7 @@ def pretrain(
         loaded: The merged recipe.
         reporter: Speaks to the user.
         out: Run folder; by default `run.out`, else `runs/<recipe>`.
-        init: Run, checkpoint or weights of others whose weights (not state) to start from.
+        init: Run, checkpoint or external weights to initialise from; optimiser state is not loaded.
         resume: Continue the run in `out` exactly where it stopped.
         overwrite: Replace the run in `out`.
 
@@ -76,12 +77,12 @@ def pretrain(
 
 
 class Pretraining(Stage):
-    """A masked autoencoder, and a sampler where the mask learns.
+    """A masked autoencoder, with a sampler if the mask is learned.
 
     Args:
         loaded: The merged recipe.
         store: The data.
-        init: Run, checkpoint or weights of others whose weights to start from.
+        init: Run, checkpoint or external weights to initialise from.
         folder: The run folder, for pictures.
     """
 
@@ -92,7 +93,9 @@ class Pretraining(Stage):
         self, loaded: LoadedRecipe, store: Store, init: Path | str | None, folder: Path
     ) -> None:
         data = loaded.recipe.data
-        rows, self.held = part_watched(store, store.part(data.split), loaded.recipe.run.watch)
+        every = store.part(data.split)
+        refuse_short(store, every, data.sampling, data.frames)
+        rows, self.held = part_watched(store, every, loaded.recipe.run.watch)
         super().__init__(loaded, store, rows, loaded.recipe.optim, repeats=data.repeats)
         self.init = init
         self.folder = folder
@@ -120,7 +123,7 @@ class Pretraining(Stage):
         )
         warn_of_unknown_motion(self.system, clips.motion_source, self.rows, recipe, here)
         if self.held and self.system.follows_motion:
-            # Where no fallback is allowed, this is refused now and not at the first look.
+            # If no fallback is allowed, fail now and not at the first evaluation.
             clips.motion_source.unknown([*self.rows, *self.held])
         self.watcher = (
             Watcher(self.store, self.rows, self.held, recipe, self.system)
@@ -180,26 +183,26 @@ class Pretraining(Stage):
         return step(self.system.called(self.network), batch, draws)
 
     def score(self, epoch: int, here: Session) -> tuple[None, dict[str, float]] | None:
-        """Look at the videos held out, after every so many passes and the last; nothing is chosen
+        """Evaluate on the held-out videos, every few epochs and after the last; nothing is selected
         by them."""
         if self.watcher is None or not self.watcher.due(epoch):
             return None
         found = self.watcher.look(self.system, here)
         words = "  ".join(f"{name} {value:.4g}" for name, value in found.items())
-        here.reporter.info(f"pass {epoch} of {self.optim.epochs}: {words}")
+        here.reporter.info(f"epoch {epoch} of {self.optim.epochs}: {words}")
         return None, found
 
     def pictures(self, epoch: int, here: Session) -> dict[str, Picture]:
-        """Draw after some passes what it makes of a video held out, or else trained on."""
+        """Draw, after some epochs, predictions on a held-out video, or else a training video."""
         if self.drawing is None or not self.drawing.due(epoch):
             return {}
         return self.drawing.draw(self.system, epoch, here)
 
     def check(self, means: dict[str, float]) -> None:
-        """Find out that a mask or selection has broken the rules of `MaskPlan`.
+        """Check that masks and selections have kept the rules of `MaskPlan`.
 
         Raises:
-            RuntimeError: If so; it is a bug.
+            RuntimeError: If not, which is a bug.
         """
         refuse_faulty_plans(means, self.recipe)
 
@@ -225,7 +228,7 @@ def refuse_faulty_plans(means: dict[str, float], recipe: Recipe) -> None:
         raise RuntimeError(
             f"`mask.kind: {recipe.mask.kind}` with `predict.kind: {recipe.predict.kind}`"
             + (f", or `finetune.drop.kind: {drop.kind}`," if drop is not None else "")
-            + " made plans whose tokens are not ascending, disjoint and within the clip"
+            + " produced token indices that are not ascending, disjoint and within the clip"
         )
 
 
@@ -240,12 +243,12 @@ def work_of(system: System) -> float:
 
 
 def step(system: System, batch: Batch, draws: Draws) -> Lesson:
-    """Mask, predict, compare; teach the masker, whose loss joins the autoencoder's."""
+    """Mask, predict and compare; a learned mask adds its own loss to the autoencoder's."""
     clip = system.clip_of(batch)
     found = system.errors(clip, draws)
     lesson = system.masker.learn(found.plan, found.error_BM.detach())
     metrics = {
-        "loss": found.loss,  # without the masker's own, which is no error of the autoencoder
+        "loss": found.loss,  # without the sampler's, which is not a reconstruction error
         **found.metrics,
         **lesson.metrics,
         **mask_insight(found.plan, grid=system.form.grid, motion=batch.motion),
@@ -261,7 +264,7 @@ def step(system: System, batch: Batch, draws: Draws) -> Lesson:
 def warn_of_unknown_motion(
     system: System, source: MotionSource, rows: list[int], recipe: Recipe, here: Session
 ) -> None:
-    """Say what stands in for the motion of videos that have none, where motion is followed.
+    """Warn of videos without motion, if anything follows motion, and name the fallback.
 
     Raises:
         DataError: If there are some and the recipe allows no fallback, or a target has nothing to
@@ -276,20 +279,20 @@ def warn_of_unknown_motion(
 
 
 def motion_notice(system: System, recipe: Recipe, *, unknown: int, videos: int) -> str:
-    """Say what happens with videos that have no motion."""
+    """Say what happens with videos without motion."""
     fallback = recipe.data.motion.fallback
     stand_ins = []
     if system.masker.needs_motion:
         stand_ins.append(f"`mask.kind: {recipe.mask.kind}` falls back to `{fallback}`")
     if system.selection.needs_motion:
-        chance = "any tokens" if fallback == "tube" else f"`{fallback}`"
+        chance = "random tokens" if fallback == "tube" else f"`{fallback}`"
         stand_ins.append(f"`predict.kind: {recipe.predict.kind}` falls back to {chance}")
-    stand_ins += [f"`targets: {name}` counts no error" for name in guessing_motion(system)]
-    return f"{unknown} of {videos} videos have no motion: there {' and '.join(stand_ins)}"
+    stand_ins += [f"`targets: {name}` is left out of the loss" for name in guessing_motion(system)]
+    return f"{unknown} of {videos} videos have no motion: for them {' and '.join(stand_ins)}"
 
 
 def refuse_nothing_to_predict(system: System, recipe: Recipe, *, unknown: int, videos: int) -> None:
-    """Find out that a target would predict motion where no video has any.
+    """Refuse a target that predicts motion if no video has any.
 
     Raises:
         DataError: If so.
@@ -299,7 +302,7 @@ def refuse_nothing_to_predict(system: System, recipe: Recipe, *, unknown: int, v
         raise DataError(
             f"none of the {videos} videos in `{recipe.data.store}` has motion, which "
             f"`targets: {names[0]}` predicts",
-            hint="`tats prepare --motion auto` makes vectors for files that have none",
+            hint="`tats prepare --motion auto` computes motion vectors for files that have none",
         )
 
 
@@ -314,7 +317,7 @@ def pretrain_folder(loaded: LoadedRecipe, out: Path | str | None = None) -> Path
 
 
 def start_from(system: System, init: Path | str) -> str:
-    """Take the weights of another run, of all parts that fit, and say which were taken.
+    """Load the weights of another run, of all parts that fit, and say which were loaded.
 
     Raises:
         CheckpointError: If not even the encoder's fit.
@@ -323,7 +326,9 @@ def start_from(system: System, init: Path | str) -> str:
     model = checkpoint.tensors("model")
     if not (checkpoint.kind == "pretrained" and fits(system.autoencoder, model, checkpoint)):
         copied = load_encoder(system.encoder, checkpoint)
-        return f"the encoder starts from `{checkpoint.path}` ({copied}), the head from scratch"
+        return (
+            f"the encoder starts from `{checkpoint.path}` ({copied}), the head from random weights"
+        )
     copied = copy_weights(system.autoencoder, model, checkpoint)
     taken = ["encoder", "head"]
     if checkpoint.has("masker"):

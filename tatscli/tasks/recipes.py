@@ -1,19 +1,21 @@
-"""From what stands on the command line to a recipe: a file, a shipped name, or a run folder."""
+"""Find the recipe that a command line names: a file, a shipped name, or a run folder."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from tatscli.errors import UsageError
-from tatscli.recipe.load import LoadedRecipe, load_recipe
+from tatscli.engine.history import read_object
+from tatscli.errors import DataError, UsageError
+from tatscli.recipe.load import LoadedRecipe, load_recipe, with_store_found
 from tatscli.recipe.text import dump_value
 from tatscli.weights.paths import is_foreign
 
 OWN = ("out", "max_steps", "watch")
-"""Keys of `run` that belong to the run they were given for: where it went, how far a trial went,
-what was held out to look at."""
+"""Keys of `run` that new runs do not inherit: run folder, limit of a trial, held-out videos."""
 
 
 def open_recipe(
@@ -21,37 +23,49 @@ def open_recipe(
 ) -> tuple[LoadedRecipe, Path | None]:
     """Load the recipe that `source` means, and say which run folder it is, if it is one.
 
-    A new run does not inherit what a run folder's recipe says of that run alone; a note of the
-    loaded recipe says what was dropped.
+    A new run does not inherit `OWN` from the recipe of a run folder; a note says what was dropped.
 
     Args:
         source: A run folder, a file, or the name of a shipped recipe.
         overrides: Changes of the form `key.sub=value`.
-        resumes: The run folder is to be continued, so that all of its recipe stays.
+        resumes: The run folder is continued, so its recipe is used as it is.
 
     Raises:
         RecipeError: With every problem found.
-        UsageError: If it is weights of others, which have no recipe to train by.
+        UsageError: If these are weights of another program, which have no recipe.
     """
     folder = Path(source)
     if is_foreign(folder):
         raise UsageError(
-            f"`{source}` holds weights that another program wrote, and no recipe to train by",
+            f"`{source}` holds weights from another program, without a recipe",
             hint=f"name a recipe and start from them: `tats finetune RECIPE --init {source}`",
         )
     path = folder / "recipe.yaml"
     if not path.is_file():
         return load_recipe(source, overrides), None
-    dropped: list[str] = []
-    if not resumes:
-        own = load_recipe(path).recipe.run
-        dropped = [key for key in OWN if getattr(own, key) is not None]
+    own = load_recipe(path).recipe
+    dropped = [] if resumes else [key for key in OWN if getattr(own.run, key) is not None]
     loaded = load_recipe(path, [*(f"run.{key}=null" for key in dropped), *overrides])
     notes = loaded.notes
     said = [f"`run.{key}`" for key in dropped if getattr(loaded.recipe.run, key) is None]
     if said:
-        notes = (f"not taken over from `{folder}`: {', '.join(said)}", *notes)
-    return replace(loaded, name=folder.resolve().name, notes=notes), folder
+        notes = (f"not inherited from `{folder}`: {', '.join(said)}", *notes)
+    about = _described(folder)
+    recipe = loaded.recipe
+    if recipe.data.store == own.data.store:  # else it was named on the command line
+        recipe = with_store_found(recipe, about.get("store"))
+    if recipe is not loaded.recipe:
+        notes = (f"`data.store: {own.data.store}` of this run is `{recipe.data.store}`", *notes)
+    name = about.get("recipe")
+    name = name if isinstance(name, str) and name else folder.resolve().name
+    return replace(loaded, recipe=recipe, name=name, notes=notes), folder
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    """Return what `run.json` says; nothing where it is missing or damaged."""
+    with suppress(DataError):
+        return read_object(folder / "run.json") or {}
+    return {}
 
 
 def resumes_itself(source: str, kind: str) -> bool:

@@ -26,7 +26,7 @@ from tatscli.engine.training import Training
 from tatscli.errors import UsageError
 from tatscli.masking.schedule import ScheduleMasker
 from tatscli.recipe.derive import Schedule, derive_schedule
-from tatscli.recipe.load import LoadedRecipe, override_recipe
+from tatscli.recipe.load import LoadedRecipe, override_recipe, with_store_found
 from tatscli.recipe.schema import Recipe
 from tatscli.recipe.text import dump_value
 from tatscli.store.reader import Store
@@ -71,9 +71,8 @@ def replay(
     changes = {"run.precision": precision or own, "run.device": device, "data.store": store}
     words = [f"{key}={dump_value(value)}" for key, value in changes.items() if value is not None]
     words += ["data.workers=0", "data.cache=none", "run.compile=false", "run.track=[]"]
-    recipe = override_recipe(
-        Recipe.model_validate(kept.meta["recipe"]), words, origin=kept.path / "meta.json"
-    )
+    trained = with_store_found(Recipe.model_validate(kept.meta["recipe"]), kept.meta.get("store"))
+    recipe = override_recipe(trained, words, origin=kept.path / "meta.json")
     stage = stage_of(kept, recipe, run)
     processes = len(kept.meta["rows"])
     if processes > 1:

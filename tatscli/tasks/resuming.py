@@ -1,4 +1,4 @@
-"""What `--resume` continues, and what may differ from the session before."""
+"""What `--resume` continues, and which settings may change."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from tatscli.engine.checkpoint import Checkpoint, find_checkpoint
 from tatscli.engine.folders import has_checkpoints
 from tatscli.engine.session import Session
 from tatscli.errors import CheckpointError, UsageError
+from tatscli.recipe.derive import Schedule
 from tatscli.recipe.keys import differences
 from tatscli.recipe.load import LoadedRecipe, load_recipe
+from tatscli.recipe.schema import Run
 from tatscli.store.reader import Store
 
 FIXED = ("run.seed", "run.watch", "run.watch.share")
-"""Keys of `run` that say what is trained on, and how."""
+"""Keys of `run` that affect the result."""
 
 FREE_TO_CHANGE = (
     "run.",
@@ -29,18 +31,18 @@ FREE_TO_CHANGE = (
     "data.max_bad_share",
     "data.store",
 )
-"""Keys that may change on resuming. The store may move: its fingerprint is compared."""
+"""Keys that may change on resuming. The store may move; its fingerprint is compared."""
 MOVABLE = re.compile(
     r"targets\.\d+\.(run|transformers|weights)|(targets\.\d+|predict)\.tokenizer\.path"
     r"|tokenizer\.perceptual\.weights"
 )
-"""Where frozen networks lie, which may move too: their digests are compared."""
+"""Paths of frozen networks, which may also move; their digests are compared."""
 
 
 def checkpoint_to_resume(folder: Path, store: Store, here: Session) -> Checkpoint:
-    """Return the last intact checkpoint of a run, if it was trained on this very store.
+    """Return the last intact checkpoint of a run that was trained on this store.
 
-    The first process finds it for all: what a shared disk shows may lag behind elsewhere.
+    The main process looks for all: other hosts may see a shared disk with a delay.
 
     Raises:
         CheckpointError: If there is none that is intact.
@@ -50,7 +52,7 @@ def checkpoint_to_resume(folder: Path, store: Store, here: Session) -> Checkpoin
         raise CheckpointError(
             f"`{folder}` stopped before its first checkpoint: there is nothing to resume",
             hint="start it again with `--resume auto` or `--overwrite`; `run.save_every` sets how "
-            "often it saves",
+            "often checkpoints are saved",
         )
     found = [find_checkpoint(folder, say=here.reporter.warn)] if here.world.main else []
     checkpoint = distributed.gathered(found)[0]
@@ -58,16 +60,26 @@ def checkpoint_to_resume(folder: Path, store: Store, here: Session) -> Checkpoin
         raise UsageError(
             f"the store `{store.path}` is not the one that `{folder}` was trained on: "
             "videos or settings have changed",
-            hint="start anew from these weights with `--init` and another `--out`",
+            hint="start a new run from these weights with `--init` and another `--out`",
         )
     return checkpoint
 
 
+def is_over(checkpoint: Checkpoint | None, schedule: Schedule, run: Run) -> bool:
+    """Whether a run that is to be resumed has no step left, nor a pass to score."""
+    last = min(schedule.total_steps, run.max_steps or schedule.total_steps)
+    return (
+        checkpoint is not None
+        and checkpoint.step >= last
+        and not checkpoint.meta.get("unscored", False)
+    )
+
+
 def refuse_other_recipe(folder: Path, loaded: LoadedRecipe) -> None:
-    """Find out that a recipe differs from the run's in what changes the numbers of a training.
+    """Refuse a recipe that differs from the run's in what affects the result.
 
     Raises:
-        UsageError: If so.
+        UsageError: If it does.
     """
     # Runs of earlier versions may have kept a single checkpoint, which is refused now.
     before = load_recipe(folder / "recipe.yaml", ["run.keep=2"]).recipe.model_dump(mode="json")
@@ -80,28 +92,28 @@ def refuse_other_recipe(folder: Path, loaded: LoadedRecipe) -> None:
     if differing:
         raise UsageError(
             f"the recipe differs from the run in `{folder}`: " + ", ".join(differing),
-            hint="`run.*` (but `run.seed` and `run.watch.share`), `evaluate.*`, `data.workers`, "
-            "`data.timeout`, `data.cache*`, `data.resize_on`, `data.decode`, `data.max_bad_share` "
-            "and the places of the store and of frozen networks may change on `--resume`; "
-            "to start anew from these weights, use `--init` and another `--out`",
+            hint="on `--resume` only `run.*` (not `run.seed`, `run.watch.share`), `evaluate.*`, "
+            "`data.workers`, `data.timeout`, `data.cache*`, `data.resize_on`, `data.decode`, "
+            "`data.max_bad_share` and the paths of the store and of frozen networks may change; "
+            "to start a new run from these weights, use `--init` and another `--out`",
         )
 
 
 def warn_of_other_processes(checkpoint: Checkpoint, here: Session) -> None:
-    """Say what changes where a run goes on with another number of processes."""
+    """Warn of what changes when a run continues with another number of processes."""
     before = checkpoint.meta.get("processes", here.world.size)
     if before != here.world.size and here.world.main:
         here.reporter.warn(
-            f"the run was trained by {before} processes, and goes on with {here.world.size}: "
-            "every step sees the same videos, but dropout and drop path are drawn anew, and sums "
-            "are rounded in another order"
+            f"the run was trained with {before} processes and continues with {here.world.size}: "
+            "every step sees the same videos, but dropout and drop path draw other random numbers, "
+            "and sums are rounded differently"
         )
 
 
 def warn_of_other_draws(checkpoint: Checkpoint, here: Session) -> None:
-    """Say that a run of an earlier version goes on with other masks."""
+    """Warn that a run of an earlier version continues with other masks."""
     if checkpoint.meta.get("draws") != Draws.version and here.world.main:
         here.reporter.warn(
-            "the checkpoint is of a version that draws masks from the seed in another way: "
-            "the run goes on with other masks than it would have had"
+            "the checkpoint is from a version that draws masks from the seed differently: the run "
+            "continues with other masks than that version would have drawn"
         )

@@ -33,6 +33,7 @@ from tatscli.recipe.load import LoadedRecipe
 from tatscli.recipe.schema import AdaptiveTokenizer, Recipe
 from tatscli.store.reader import Store
 from tatscli.system.cost import count_flops
+from tatscli.tasks.lengths import refuse_short
 from tatscli.tasks.training import Stage, run_training
 from tatscli.tasks.training_pictures import TokenizerPictures
 from tatscli.tokenizer.adversary import Adversary
@@ -57,7 +58,7 @@ def train_tokenizer(
         loaded: The merged recipe, with a `tokenizer`.
         folder: The run folder.
         reporter: Speaks to the user.
-        init: Tokenizer whose weights (not state) to start from.
+        init: Tokenizer to initialise from; optimiser state is not loaded.
         resume: Continue the run exactly where it stopped.
         overwrite: Replace the run.
 
@@ -72,12 +73,12 @@ def train_tokenizer(
 
 
 class TokenizerTraining(Stage):
-    """A tokenizer, and a discriminator where the recipe has one.
+    """A tokenizer, with a discriminator if the recipe has one.
 
     Args:
         loaded: The merged recipe.
         store: The data.
-        init: Tokenizer whose weights to start from.
+        init: Tokenizer to initialise from.
         folder: The run folder, for pictures.
     """
 
@@ -91,6 +92,7 @@ class TokenizerTraining(Stage):
     ) -> None:
         data = loaded.recipe.data
         rows = store.part(data.split)
+        refuse_short(store, rows, data.sampling, data.frames)
         super().__init__(loaded, store, rows, loaded.recipe.optim, repeats=data.repeats)
         assert loaded.recipe.tokenizer is not None
         self.config = loaded.recipe.tokenizer
@@ -101,8 +103,7 @@ class TokenizerTraining(Stage):
         """Build tokenizer, discriminator and clips.
 
         Raises:
-            TatsError: If weights do not fit, or there are none whose decoder alone could be
-                trained.
+            TatsError: If weights do not fit, or `train: decoder` has no trained encoder.
         """
         recipe, config = self.recipe, self.config
         self.model = build_tokenizer(recipe)
@@ -126,10 +127,10 @@ class TokenizerTraining(Stage):
         self.drawing = TokenizerPictures(self.folder / "pictures", self.store, self.rows, recipe)
 
     def _freeze(self, config: AdaptiveTokenizer, *, resume: bool) -> None:
-        """Leave the decoder alone to be trained, where the recipe says so.
+        """Freeze everything but the decoder, if the recipe says so.
 
         Raises:
-            UsageError: If there is nothing that it could decode, or its windows are others.
+            UsageError: If there is no trained encoder, or it was trained on other windows.
         """
         if config.train == "all":
             return
@@ -143,8 +144,8 @@ class TokenizerTraining(Stage):
             if first != self.recipe.data.frames:
                 raise UsageError(
                     f"`data.frames: {self.recipe.data.frames}` with `tokenizer.train: decoder`: "
-                    f"`{self.init}` takes windows of {first} frames, and in others its codes would "
-                    "change",
+                    f"`{self.init}` was trained on windows of {first} frames, and its codes would "
+                    "change with others",
                     hint=f"set `data.frames={first}`",
                 )
         for name, parameter in self.model.named_parameters():
@@ -197,23 +198,23 @@ class TokenizerTraining(Stage):
         return parts
 
     def facts(self, resumed: Checkpoint | None) -> dict[str, Any]:
-        """Name the classifier of the perceptual loss, of which a checkpoint has no copy.
+        """Return the digest of the perceptual loss's classifier, which checkpoints do not contain.
 
         Raises:
-            CheckpointError: If that of the run to resume was another.
+            CheckpointError: If the run to resume was trained with another.
         """
         if self.perceptual is None:
             return {}
         digest = self.perceptual.digest
         if resumed is not None and resumed.meta.get("perceptual_sha256") != digest:
             raise CheckpointError(
-                f"`{resumed.path}` was trained with other `tokenizer.perceptual.weights`",
-                hint="name the file it was trained with",
+                f"`{resumed.path}` was trained with different `tokenizer.perceptual.weights`",
+                hint="use the file that it was trained with",
             )
         return {"perceptual_sha256": digest}
 
     def step(self, batch: Batch, draws: Draws) -> Lesson:
-        """Reconstruct videos and compare; where it takes part, teach the discriminator as well."""
+        """Compute reconstruction and adversarial losses, and the discriminator's own."""
         true_BCTHW = to_unit(batch.video_BCTHW)
         found: Reconstruction = self.network(true_BCTHW)
         video_BCTHW = found.video_BCTHW.float()
@@ -237,12 +238,12 @@ class TokenizerTraining(Stage):
         loss = torch.stack([*terms.values()]).sum()
         metrics = {f"loss/{name}": term for name, term in terms.items()}
         metrics |= own | self._quality(found, true_BCTHW)
-        # Neither side's gradient reaches the other, so that one backward pass serves both.
+        # Neither loss has gradients for the other's network, so one backward pass serves both.
         own_B = distance_B.detach()
         return Lesson({"loss": loss, **metrics}, loss=sum(own.values(), loss), by_sample=own_B)
 
     def _distance(self, video_BCTHW: Tensor, true_BCTHW: Tensor) -> Tensor:
-        """Compare pixels in [-1, 1]: the distance of each video, (B,)."""
+        """Return the reconstruction error of each video on pixels in [-1, 1], (B,)."""
         if self.config.reconstruction == "l1":
             return 2 * F.l1_loss(video_BCTHW, true_BCTHW, reduction="none").flatten(1).mean(dim=1)
         return 4 * F.mse_loss(video_BCTHW, true_BCTHW, reduction="none").flatten(1).mean(dim=1)
@@ -267,7 +268,7 @@ class TokenizerTraining(Stage):
         return numbers
 
     def pictures(self, epoch: int, here: Session) -> dict[str, Picture]:
-        """Draw after some passes what it makes of a video."""
+        """Draw, after some epochs, the reconstruction of a video."""
         if not self.drawing.due(epoch):
             return {}
         shown = self.model if self.average is None else self.average.average.network
@@ -284,7 +285,7 @@ class TokenizerTraining(Stage):
 
 
 def build_adversary(recipe: Recipe, model: TrainedTokenizer) -> Adversary | None:
-    """Build the discriminator a recipe asks for, if it does."""
+    """Build the discriminator of a recipe, if it has one."""
     config = recipe.tokenizer.discriminator if recipe.tokenizer else None
     return None if config is None else Adversary(config, dims=3 if model.whole else 2)
 
@@ -298,10 +299,10 @@ def tokenizer_flops(recipe: Recipe) -> int:
 
 
 def _start_from(tokenizer: nn.Module, init: Path | str) -> str:
-    """Take the weights of another tokenizer, and say so.
+    """Load the weights of another tokenizer, and say so.
 
     Raises:
-        CheckpointError: If it is none, or they do not fit.
+        CheckpointError: If it is not a tokenizer, or the weights do not fit.
     """
     checkpoint = find_checkpoint(Path(init))
     if checkpoint.kind != "tokenizer":

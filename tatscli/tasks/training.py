@@ -1,6 +1,6 @@
-"""What every training shares: its run folder, resuming, its data, and the way through the loop.
+"""What all trainings share: run folder, resuming, data and the training loop.
 
-A stage says what it trains; `run_training` does the rest.
+A `Stage` defines what is trained; `run_training` does the rest.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from tatscli.engine.learner import Learner
 from tatscli.engine.loop import train
 from tatscli.engine.parallel import Copies, choose_parallel, parallelize
 from tatscli.engine.part import Lesson, Part, Weights
+from tatscli.engine.replaced import put_back_on_failure
 from tatscli.engine.run import describe_run, held_run, open_run, write_run_json
 from tatscli.engine.session import Session, session
 from tatscli.engine.threads import use_threads
@@ -40,29 +41,31 @@ from tatscli.store.reader import Store
 from tatscli.tasks.flops import flops_for_mfu
 from tatscli.tasks.resuming import (
     checkpoint_to_resume,
+    is_over,
     refuse_other_recipe,
     warn_of_other_draws,
     warn_of_other_processes,
 )
+from tatscli.tasks.schedule import check_schedule, schedule_line
 from tatscli.visualize.text import Picture
 
 
 class Stage:
-    """One kind of training: what is built, what a step is, what is kept.
+    """One kind of training: its model, its step, and what it saves.
 
     Args:
         loaded: The merged recipe.
         store: The data.
         rows: Rows of the store to train on.
-        optim: The section that says how.
-        repeats: Views drawn from each video of a batch.
+        optim: Its optimiser settings.
+        repeats: Views of each video in a batch.
 
     Attributes:
-        kind: What its checkpoints are called.
-        model: What is trained; `build` sets it.
-        clips: What it is trained on; `build` sets it.
-        network: What `step` calls: the model, or what averages it over processes.
-        networks: Names of the attributes with tensors that `step` reads.
+        kind: The kind of its checkpoints.
+        model: The trained model; set by `build`.
+        clips: The training data; set by `build`.
+        network: What `step` calls: the model, or its data-parallel wrapper.
+        networks: Names of the attributes whose tensors `step` reads.
     """
 
     kind: ClassVar[str]
@@ -82,11 +85,11 @@ class Stage:
         self.repeats = repeats
 
     def build(self, here: Session, *, resume: bool) -> None:
-        """Build model and clips, and refuse what cannot be trained, before anything is written."""
+        """Build model and data; raise if they cannot be trained, before anything is written."""
         raise NotImplementedError
 
     def learners(self, schedule: Schedule) -> dict[str, Learner]:
-        """Return what learns, by name, the model's own first; everything is on its device now."""
+        """Return the learners by name, the model's first; everything is on its device by now."""
         raise NotImplementedError
 
     def step(self, batch: Batch, draws: Draws) -> Lesson:
@@ -94,24 +97,24 @@ class Stage:
         raise NotImplementedError
 
     def parts(self, learners: dict[str, Learner]) -> dict[str, Part]:
-        """Return what a checkpoint keeps, by file."""
+        """Return the parts of a checkpoint, by file name."""
         main = next(iter(learners.values()))
         return {"model": Weights(self.model), "optimizer": main}
 
     def copies(self) -> Copies:
-        """Return the moving averages, each with what it follows."""
+        """Return the EMA copies, each with the module that it follows."""
         return []
 
     def facts(self, resumed: Checkpoint | None) -> dict[str, Any]:
-        """Return what checkpoints say beside the usual."""
+        """Return additional entries for checkpoints' `meta.json`."""
         return {}
 
     def about(self) -> dict[str, Any]:
-        """Return what `run.json` and checkpoints say of the data beside the usual."""
+        """Return additional entries about the data for `run.json` and checkpoints."""
         return {}
 
     def modules(self) -> dict[str, nn.Module]:
-        """Return what a step runs through, by name: the model as ``, what is beside it."""
+        """Return the modules that a step runs, by name; the model's is empty."""
         return {"": self.model}
 
     def work(self) -> float:
@@ -119,18 +122,18 @@ class Stage:
         raise NotImplementedError
 
     def score(self, epoch: int, here: Session) -> tuple[float | None, dict[str, float]] | None:
-        """Score the model after a pass, higher is better, with metrics; None if there is none.
+        """Return a score, where higher is better, and metrics after an epoch; None if not due.
 
-        A score of None with metrics picks no `best`.
+        A score of None selects no `best` checkpoint.
         """
         return None
 
     def pictures(self, epoch: int, here: Session) -> dict[str, Picture]:
-        """Draw what trackers are shown after a pass, by name; called on the main process alone."""
+        """Return images for trackers after an epoch, by name; called on the main process only."""
         return {}
 
     def check(self, means: dict[str, float]) -> None:
-        """Look at the averages of a log line, and raise if they show a fault."""
+        """Check the averages of a log line, and raise if they reveal a bug."""
 
     def to(self, device: torch.device) -> None:
         """Move everything to a device."""
@@ -140,7 +143,7 @@ class Stage:
 def run_training(
     stage: Stage, folder: Path, *, reporter: Reporter, resume: bool, overwrite: bool
 ) -> dict[str, Any]:
-    """Train a stage into a run folder, from the start or on from its last checkpoint.
+    """Run a training in a run folder, from the start or from its last checkpoint.
 
     Returns:
         `run`, `checkpoint`, `steps`, `seconds`, and the last averages.
@@ -157,15 +160,19 @@ def run_training(
         schedule = derive_schedule(
             stage.optim, videos=len(stage.rows), repeats=stage.repeats, world=here.world.size
         )
+        check_schedule(recipe, stage.optim, schedule, here, resume=resume)
         stage.build(here, resume=resume)
-        # Only now: what cannot be trained must not cost a run that `overwrite` replaces.
+        # Only now, so that a run is not replaced by one that cannot be trained.
         about = stage.about()
-        stack.enter_context(held_run(folder, reporter, main=here.world.main))
+        main = here.world.main
+        stack.enter_context(held_run(folder, reporter, main=main))
+        stack.enter_context(put_back_on_failure(folder, here.reporter, main=main))
         checkpoint = begin_run(
             here, folder, loaded, schedule, store, about=about, resume=resume, overwrite=overwrite
         )
-        for name, value in schedule_rows(schedule):
-            here.reporter.detail(f"{name}: {value}")
+        over = is_over(checkpoint, schedule, recipe.run)
+        if not over:
+            here.reporter.info(schedule_line(schedule, stage.optim, recipe.run))
         here.reporter.detail(f"frames in memory: {stage.clips.cache_plan}")
         flops = flops_for_mfu(stage, here)
         stage.to(here.device)
@@ -187,6 +194,7 @@ def run_training(
                 stage.kind,
                 loaded,
                 store,
+                name=recipe_name(loaded, checkpoint),
                 processes=here.world.size,
                 **about,
                 **stage.facts(checkpoint),
@@ -204,7 +212,9 @@ def run_training(
         )
         if checkpoint is not None:
             training.restore(checkpoint)
-            here.reporter.info(f"resuming after step {training.done} of {schedule.total_steps}")
+            if not over:
+                done, total = training.done, schedule.total_steps
+                here.reporter.info(f"resuming after step {done} of {total}")
             warn_of_other_draws(checkpoint, here)
             warn_of_other_processes(checkpoint, here)
         with use_threads(recipe.run.threads, views * stage.work(), here.device) as reason:
@@ -225,7 +235,7 @@ def begin_run(
     resume: bool,
     overwrite: bool,
 ) -> Checkpoint | None:
-    """Open the run folder and describe the run in it; return the checkpoint to resume from, if any.
+    """Open the run folder and write `run.json`; return the checkpoint to resume from, if any.
 
     Raises:
         UsageError: If the folder is in use, or the recipe to resume differs from the run's.
@@ -233,21 +243,21 @@ def begin_run(
     """
     checkpoint = None
     if here.world.main:
-        open_run(folder, resume=resume, overwrite=overwrite)
+        open_run(folder, resume=resume, overwrite=overwrite, warn=here.reporter.warn)
     distributed.wait()
     if resume:
         refuse_other_recipe(folder, loaded)
         checkpoint = checkpoint_to_resume(folder, store, here)
-    if here.world.main:
+    if here.world.main and not is_over(checkpoint, schedule, loaded.recipe.run):
         write_safely(folder / "recipe.yaml", dump_recipe(loaded.recipe))
         facts = describe_run(
-            recipe=loaded.name,
+            recipe=recipe_name(loaded, checkpoint),
             device=here.reasons["device"],
             precision=here.reasons["precision"],
             processes=here.world.size,
             parallel=choose_parallel(loaded.recipe.run, here.world),
             derived=asdict(schedule),
-            store=str(store.path),
+            store=str(store.path.resolve()),
             store_fingerprint=store.fingerprint(),
             resumed_at=checkpoint.step if checkpoint else None,
             **about,
@@ -257,13 +267,20 @@ def begin_run(
     return checkpoint
 
 
-def checkpoint_meta(kind: str, loaded: LoadedRecipe, store: Store, **facts: Any) -> dict[str, Any]:
-    """Return what every checkpoint of a training says of itself."""
+def recipe_name(loaded: LoadedRecipe, resumed: Checkpoint | None) -> str:
+    """Return the name of a run's recipe, which resuming does not change."""
+    return str(loaded.name if resumed is None else resumed.meta.get("name", loaded.name))
+
+
+def checkpoint_meta(
+    kind: str, loaded: LoadedRecipe, store: Store, *, name: str, **facts: Any
+) -> dict[str, Any]:
+    """Return the contents of every checkpoint's `meta.json`."""
     return {
         "kind": kind,
-        "name": loaded.name,
+        "name": name,
         "recipe": loaded.recipe.model_dump(mode="json"),
-        "store": str(store.path),
+        "store": str(store.path.resolve()),
         "store_fingerprint": store.fingerprint(),
         "tats": __version__,
         "torch": torch.__version__,
@@ -275,7 +292,7 @@ def checkpoint_meta(kind: str, loaded: LoadedRecipe, store: Store, **facts: Any)
 def data_stream(
     clips: Clips, schedule: Schedule, recipe: Recipe, store: Store, here: Session
 ) -> Callable[[int], Iterator[Batch]]:
-    """Return the function from an optimiser step to the endless micro-batches that follow it."""
+    """Return a function from the first optimiser step to an endless iterator of micro-batches."""
 
     def warn(row: int, reason: str) -> None:
         here.reporter.warn(f"`{store.rows[row].id}` cannot be read and is replaced: {reason}")
@@ -300,24 +317,3 @@ def data_stream(
         )
 
     return batches
-
-
-def batch_rows(
-    total: int, per_device: int, accumulation: int, *, world: int
-) -> list[tuple[str, str]]:
-    """Return how the total batch comes about, for people."""
-    parts = f"{per_device} videos x {world} devices x {accumulation} accumulated"
-    return [("total batch", f"{total} = {parts}")]
-
-
-def schedule_rows(schedule: Schedule) -> list[tuple[str, str]]:
-    """Return the derived numbers and their reasons, for people."""
-    s = schedule
-    return [
-        *batch_rows(s.total_batch, s.batch_per_device, s.accumulation, world=s.world),
-        ("views per step", f"{s.total_batch * s.repeats} ({s.repeats} of each video)"),
-        ("steps", f"{s.total_steps} = {s.epochs} passes x {s.steps_per_epoch}"),
-        ("warm-up steps", str(s.warmup_steps)),
-        ("peak lr", f"{s.peak_lr:.3g} = base lr x {s.total_batch} / 256"),
-        ("views of each video", f"{s.passes:.4g}"),
-    ]

@@ -176,7 +176,7 @@ def _system_of(base: Base, settled: Recipe) -> tuple[System, list[str]]:
     width = trained.encoder.width
     masker = build_masker(settled.mask, grid=settled.grid, width=width)
     selection = build_selection(
-        settled.settled_predict, form=trained.form, predicted=masker.predicted
+        settled.resolved_predict, form=trained.form, predicted=masker.predicted
     )
     system = replace(trained, masker=masker, selection=selection).to(trained.device).eval()
     if settled.mask.kind != loaded.recipe.mask.kind:

@@ -1,4 +1,4 @@
-"""Watching a pretraining: what it makes of videos it is never trained on.
+"""`run.watch`: metrics of a pretraining on held-out videos.
 
 Shapes: Q stored features, R features asked about, D width.
 """
@@ -35,10 +35,10 @@ from tatscli.system.system import System
 def part_watched(
     store: Store, rows: Sequence[int], watch: Watch | None
 ) -> tuple[list[int], list[int]]:
-    """Part rows into those to train on and those to watch, both ascending.
+    """Split rows into those to train on and those to hold out, both ascending.
 
-    Whole videos are held out, with all segments that were cut from them, and which ones follows
-    from their names alone: runs of any seed and recipe hold out the same.
+    Whole videos are held out, with all of their segments, chosen by name: runs with any seed and
+    recipe hold out the same.
 
     Raises:
         DataError: If nothing would be left to train on.
@@ -52,9 +52,9 @@ def part_watched(
     count = max(1, round(watch.share * len(by_video)))
     if count >= len(by_video):
         raise DataError(
-            f"`run.watch.share: {watch.share:g}` holds out {count} of {len(by_video)} videos, and "
-            "leaves none to train on",
-            hint="watch a smaller share, or `run.watch=null`",
+            f"`run.watch.share: {watch.share:g}` holds out {count} of {len(by_video)} videos, "
+            "which leaves none to train on",
+            hint="lower the share, or set `run.watch=null`",
         )
     chosen = _drawn(by_video, count)
     held = {row for video in chosen for row in by_video[video]}
@@ -67,19 +67,19 @@ def _drawn(names: Iterable[str], count: int) -> list[str]:
 
 
 class Watcher:
-    """Scores a system on the videos held out of its training.
+    """Evaluates a system on the held-out videos.
 
-    The clips are those that training would have seen in its first pass, with masks drawn by the
-    seed: the same whenever one looks, on any number of ranks. Features are means over a clip's
-    middle window and crop; those of the held-out videos ask the nearest training videos for their
-    class, where all have one, and together they give the rank.
+    The clips are those that training would have seen in its first epoch, with masks drawn by the
+    seed: the same in every evaluation, on any number of ranks. Features are averaged over the
+    tokens of a centre clip. If all videos are labelled, held-out ones are classified by kNN on
+    training videos; RankMe is computed on both.
 
     Args:
         store: The data.
-        trained: Rows that are trained on; of them at most `run.watch.videos` are looked at.
-        held: Rows held out.
+        trained: Training rows, of which at most `run.watch.videos` are used.
+        held: Held-out rows.
         recipe: The recipe.
-        system: Says what clips must bring along.
+        system: Determines whether clips need motion or cached codes.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Watcher:
         )
 
     def due(self, epoch: int) -> bool:
-        """Whether to look after a pass: every so many, and the last."""
+        """Whether to evaluate after an epoch: every few, and after the last."""
         return epoch % self.settings.every == 0 or epoch == self.recipe.optim.epochs
 
     def look(self, system: System, here: Session) -> dict[str, float]:
@@ -145,8 +145,8 @@ class Watcher:
             world=here.world.size,
             timeout=self.recipe.data.timeout,
             on_bad=lambda row, reason: here.reporter.warn(
-                f"`{self.store.rows[row].id}` is watched but cannot be read, "
-                f"another stands in for it: {reason}",
+                f"the held-out video `{self.store.rows[row].id}` cannot be read and is replaced by "
+                f"another: {reason}",
                 once=True,
             ),
         )

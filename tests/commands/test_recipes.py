@@ -75,7 +75,7 @@ def test_copy_replaces_nothing(cli, tmp_path):
     target.write_text("mine")
     outcome = cli("recipes", "copy", "ucf101", tmp_path)
     assert outcome.code == 2
-    assert "exists already" in outcome.stderr
+    assert "already exists" in outcome.stderr
     assert target.read_text() == "mine"
 
 

@@ -112,7 +112,7 @@ def test_a_file_is_there_or_not(tmp_path: Path) -> None:
 def test_a_full_run_folder_is_refused_resumed_or_replaced(tmp_path: Path) -> None:
     run = tmp_path / "run"
     open_run(run, resume=False, overwrite=False)
-    with pytest.raises(CheckpointError, match="no run that could be resumed"):
+    with pytest.raises(CheckpointError, match="is not a resumable run"):
         open_run(run, resume=True, overwrite=False)
     (run / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="is not empty"):
@@ -379,7 +379,7 @@ def test_a_damaged_description_of_a_run_is_put_aside(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kept", [1, 0])
 def test_a_single_checkpoint_is_too_few(kept: int) -> None:
-    with pytest.raises(ValueError, match="at least 2: should the newest"):
+    with pytest.raises(ValueError, match="at least 2, so that one remains"):
         Run(keep=kept)
 
 

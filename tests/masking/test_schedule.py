@@ -197,9 +197,12 @@ def test_motion_is_asked_for_from_the_first_step_on() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"from": "tats", "to": "adamae"}, "`from: tats` and `to: adamae` both learn"),
+        ({"from": "tats", "to": "adamae"}, "`from: tats` and `to: adamae` are both learned"),
         ({"to": {"kind": "mgm", "ratio": 0.5}}, r"`to\.ratio: 0\.5` differs from the schedule's"),
-        ({"to": {"kind": "everest", "keep": 0.2}}, "`keep: 0.2` must be more than the share shown"),
+        (
+            {"to": {"kind": "everest", "keep": 0.2}},
+            "`keep: 0.2` must be more than the visible fraction",
+        ),
         ({"to": "schedule"}, "does not match any of the expected tags"),
     ],
 )

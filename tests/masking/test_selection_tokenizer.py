@@ -176,11 +176,11 @@ CENTRE = {"crop": "centre"}
 def test_it_takes_over_the_tokenizer_of_the_first_target_that_has_one() -> None:
     other = {"kind": "codes", "tokenizer": {"kind": "run", "path": "runs/other"}}
     recipe = recipe_of({}, [{"kind": "pixels"}, LATENTS, other], **CENTRE)
-    settled = recipe.settled_predict
+    settled = recipe.resolved_predict
     assert (settled.tokenizer.path, settled.scale, settled.cached) == ("runs/windows", 2.0, True)
-    settled = recipe_of({"scale": 1.0, "cached": False}, [LATENTS], **CENTRE).settled_predict
+    settled = recipe_of({"scale": 1.0, "cached": False}, [LATENTS], **CENTRE).resolved_predict
     assert (settled.tokenizer.path, settled.scale, settled.cached) == ("runs/windows", 1.0, False)
-    settled = recipe_of({"tokenizer": other["tokenizer"]}, [LATENTS], **CENTRE).settled_predict
+    settled = recipe_of({"tokenizer": other["tokenizer"]}, [LATENTS], **CENTRE).resolved_predict
     assert (settled.tokenizer.path, settled.scale, settled.cached) == ("runs/other", 1.0, False)
     assert recipe.predict.tokenizer is None  # what a run keeps is what was written
 
@@ -192,7 +192,7 @@ def test_it_takes_over_the_tokenizer_of_the_first_target_that_has_one() -> None:
         (
             {"tokenizer": RUN, "cached": True},
             [{"kind": "pixels"}],
-            "`predict.cached: true` reads codes of one view",
+            "`predict.cached: true` reads precomputed codes of one fixed view",
         ),
     ],
 )

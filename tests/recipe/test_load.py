@@ -123,7 +123,10 @@ def test_all_problems_come_at_once_with_path_line_and_nearest_key(write):
         ),
         (MINIMAL + "run: fast\n", 'line 3: `run: "fast"` must be a section with keys'),
         (MINIMAL + "run: {compile: 1}\n", "line 3: `run.compile: 1` must be `true` or `false`"),
-        (MINIMAL + "optim: {epochs: yes}\n", "line 3: `optim.epochs: true` must be a whole number"),
+        (
+            MINIMAL + "optim: {epochs: yes}\n",
+            'line 3: `optim.epochs: "yes"` must be a whole number',
+        ),
         (MINIMAL + "optim: {eps: .nan}\n", "line 3: `optim.eps: NaN` must be a finite number"),
         (MINIMAL + "optim: {betas: [0.9]}\n", "line 3: `optim.betas: [0.9]` has too few items"),
         (
@@ -144,8 +147,7 @@ def test_all_problems_come_at_once_with_path_line_and_nearest_key(write):
         ),
         (
             "data:\n  store: x\n  sampling: {mode: uniform, stride: 2}\nmask: {kind: tube}\n",
-            "line 3: `data.sampling`: `mode: uniform` takes no `stride`: "
-            "the whole video is covered",
+            "line 3: `data.sampling`: `mode: uniform` takes no `stride`: it covers the whole video",
         ),
         (
             MINIMAL + "ratio: 0.5\n",
@@ -286,7 +288,7 @@ def test_elsewhere_the_hint_shows_a_recipe(write, text, override):
         ("- data\n- mask\n", "is not a mapping of sections"),
         ("data: {store: x\nmask: 3\n", "is not valid YAML on line 2"),
         ("data:\n\tstore: x\n", "is not valid YAML on line 2, column 1"),
-        ("data: &a\n  store: *a\n", "an alias inside itself"),
+        ("data: &a\n  store: *a\n", "an alias that contains itself"),
         ("data: !!python/object:os.system {}\n", "is not valid YAML on line 1"),
     ],
 )
@@ -301,3 +303,48 @@ def test_bytes_that_are_not_text(tmp_path):
     path.write_bytes(b"\xff\xfe\x00data")
     with pytest.raises(RecipeError, match="UTF-8"):
         load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("0100", 100), ("08", 8), ("1_000", 1000), ("+7", 7), ("0010", 10)],
+)
+def test_whole_numbers_are_decimal(write, text, value):
+    """YAML 1.1 takes `0100` as 64."""
+    path = write(MINIMAL + f"optim: {{epochs: {text}}}\n")
+    assert load_recipe(path).recipe.optim.epochs == value
+    assert load_recipe(write(MINIMAL), [f"optim.epochs={text}"]).recipe.optim.epochs == value
+
+
+@pytest.mark.parametrize("text", ["1:30", "0x10", "0b11", "0o17", "on", "no", "yes", "off", "1e5a"])
+def test_what_is_no_decimal_number_is_text(write, text):
+    """YAML 1.1 takes `1:30` as 90, and `on` as true."""
+    for key, wanted in (
+        ("optim.epochs", "a whole number"),
+        ("optim.base_lr", "a number"),
+        ("run.compile", "`true` or `false`"),
+    ):
+        section, name = key.split(".")
+        sentence = f'`{key}: "{text}"` must be {wanted}'
+        assert problems_of(write(MINIMAL + f"{section}: {{{name}: {text}}}\n")) == [
+            f"line 3: {sentence}"
+        ]
+        assert problems_of(write(MINIMAL), f"{key}={text}") == [sentence]
+    for name in (text, "2024-1-1"):  # and where text is wanted it is that text
+        assert load_recipe(write(MINIMAL), [f"data.split={name}"]).recipe.data.split == name
+
+
+def test_none_is_null_where_null_is_allowed(write):
+    path = write(MINIMAL + "finetune: {val_split: none, optim: {clip_grad: None}}\n")
+    loaded = load_recipe(path, ["run.out=None", "run.watch=none", "mask.kind=random"])
+    assert loaded.recipe.finetune.val_split is None
+    assert loaded.recipe.finetune.optim.clip_grad is None
+    assert (loaded.recipe.run.out, loaded.recipe.run.watch) == (None, None)
+    assert "`finetune.val_split: none` is read as null" in loaded.notes
+    # Where `none` is a choice, or null is not allowed, it stays what it is.
+    loaded = load_recipe(write(MINIMAL), ["finetune.freeze=none", "data.store=none"])
+    assert (loaded.recipe.finetune.freeze, loaded.recipe.data.store) == ("none", "none")
+    assert loaded.notes == ()
+    assert problems_of(write(MINIMAL), "optim.epochs=none") == [
+        '`optim.epochs: "none"` must be a whole number'
+    ]

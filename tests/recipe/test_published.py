@@ -20,8 +20,7 @@ def test_the_tube_baseline_has_videomaes_ratio(name, old, ratio, visible):
     assert 8 * (196 - int(ratio * 196)) == visible
     first, *rest = said(loaded)
     assert first == (
-        f"`mask.kind=tube` sets `mask.ratio: {ratio}` (the recipe's was {old}),"
-        f" as `videomae/{name}`"
+        f"`mask.kind=tube` sets `mask.ratio: {ratio}` (was {old}), as in `videomae/{name}`"
     )
     epochs = ["`optim.epochs` stays 200; `videomae/ucf101` has 3200"] if name == "ucf101" else []
     assert rest == epochs
@@ -41,8 +40,8 @@ def test_adamae_has_its_published_width_and_rate():
     mask = loaded.recipe.mask
     assert (mask.ratio, mask.width, mask.dropout, mask.base_lr) == (0.95, None, 0.1, None)
     assert said(loaded) == [
-        "`mask.kind=adamae` sets `mask.ratio: 0.95` (the recipe's was 0.9), `mask.width: null` (the"
-        " recipe's was 384), `mask.base_lr: null` (the recipe's was 0.0003), the defaults of"
+        "`mask.kind=adamae` sets `mask.ratio: 0.95` (was 0.9), `mask.width: null`"
+        " (was 384), `mask.base_lr: null` (was 0.0003), the defaults of"
         " `adamae`"
     ]
 
@@ -70,12 +69,12 @@ def test_a_model_of_no_published_size_keeps_the_recipes_ratio_and_says_so():
     loaded = load_recipe("small", ["mask.kind=tube"])
     assert loaded.recipe.mask.ratio == 0.85
     assert said(loaded) == [
-        "`mask.kind=tube` keeps `mask.ratio: 0.85` of the recipe; `videomae/small` has"
+        "`mask.kind=tube` keeps `mask.ratio: 0.85` from the recipe; `videomae/small` has"
         " `ratio: 0.75`"
     ]
     loaded = load_recipe("small", ["mask.kind=random"])
     assert said(loaded) == [
-        "`mask.kind=random` keeps `mask.ratio: 0.85` of the recipe; the defaults of `random` are"
+        "`mask.kind=random` keeps `mask.ratio: 0.85` from the recipe; the defaults of `random` are"
         " `ratio: 0.9`"
     ]
     spelled = ["model.size=null", "model.width=64", "model.depth=2", "model.heads=2"]
@@ -87,11 +86,8 @@ def test_a_model_of_no_published_size_keeps_the_recipes_ratio_and_says_so():
 def test_a_size_brings_the_decoder_published_with_it(size, depth):
     loaded = load_recipe("k400", [f"model.size={size}"])
     assert loaded.recipe.head.depth == depth
-    told = (
-        f"`model.size={size}` sets `head.depth: 12`, which is published with it (the recipe's was"
-        " 4)"
-    )
-    named = f"`videomae/k400-{size}` has VideoMAE's batches and learning rates for this size"
+    told = f"`model.size={size}` sets `head.depth: 12`, the published value for this size (was 4)"
+    named = f"`videomae/k400-{size}` has VideoMAE's batch and learning rate for this size"
     assert said(loaded) == ([told, named] if depth == 12 else [named])
     back = load_recipe("videomae/k400-large", ["model.size=base"])
     assert back.recipe.head.depth == 4

@@ -321,7 +321,7 @@ def test_lvmae_recipes_are_what_its_paper_tells(name):
     assert (recipe.predict.kind, round(recipe.predict.random, 3)) == ("tokenizer", 0.333)
     assert recipe.predict.budget is None  # 15 %
     assert [(one.kind, one.loss) for one in recipe.targets] == [("latents", "mse")]
-    assert recipe.settled_predict.tokenizer.path == "runs/lvmae-tokenizer"
+    assert recipe.resolved_predict.tokenizer.path == "runs/lvmae-tokenizer"
     assert (recipe.model.size, recipe.head.kind, recipe.head.depth) == ("base", "decoder", 4)
     frames = 64 if name == "ssv2" else 128
     assert recipe.grid == (frames // 2, 14, 14)

@@ -210,7 +210,7 @@ def test_its_state_lies_under_its_name() -> None:
 def test_more_blocks_than_there_are_cannot_be_averaged() -> None:
     with pytest.raises(RecipeError, match="`layers: 4` averages more blocks than the encoder's 3"):
         make(layers=4)
-    with pytest.raises(ValueError, match="`norm: final` is that of the last block"):
+    with pytest.raises(ValueError, match="`norm: final` applies to the last block"):
         make(layers=2, norm="final")
 
 

@@ -149,5 +149,5 @@ def test_a_system_keeps_the_motion_for_its_target() -> None:
 
 def test_a_source_without_direction_is_refused() -> None:
     data = RECIPE["data"] | {"motion": {"source": "framediff"}}
-    with pytest.raises(ValueError, match=r"`data\.motion\.source: framediff` knows no direction"):
+    with pytest.raises(ValueError, match=r"`data\.motion\.source: framediff` has no direction"):
         Recipe.model_validate(RECIPE | {"data": data})

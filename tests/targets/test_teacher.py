@@ -376,12 +376,12 @@ def test_without_the_library_it_is_named(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ({}, "needs one of `run`, `transformers` and `torchvision`; none is"),
-        ({"run": "a", "transformers": "b"}, "`run` and `transformers` are given"),
-        ({"torchvision": "resnet18"}, "`torchvision` and `weights`, a local file, belong together"),
-        ({"run": "a", "weights": "b"}, "`torchvision` and `weights`, a local file, belong"),
-        ({"run": "a", "layer": "blocks.1"}, "must be a block by its number"),
-        ({"torchvision": "a", "weights": "b", "layer": 3}, "must be a node by its name"),
+        ({}, "needs exactly one of `run`, `transformers` and `torchvision`, not none of them"),
+        ({"run": "a", "transformers": "b"}, "not `run` and `transformers`"),
+        ({"torchvision": "resnet18"}, "`torchvision` needs `weights`, a local file"),
+        ({"run": "a", "weights": "b"}, "`torchvision` needs `weights`, a local file"),
+        ({"run": "a", "layer": "blocks.1"}, "must be the number of a block"),
+        ({"torchvision": "a", "weights": "b", "layer": 3}, "must be the name of a node"),
     ],
 )
 def test_sections_that_say_too_little_or_too_much(target: dict[str, Any], message: str) -> None:

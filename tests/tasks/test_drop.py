@@ -168,7 +168,7 @@ def test_features_of_places_need_all_tokens(tuned: Path, pool: str) -> None:
         (["finetune.drop={kind: still}"], "`drop` needs a `ratio`"),
         (["evaluate.drop={kind: tats, ratio: 0.5}"], "tats"),
         (["finetune.drop={kind: schedule, ratio: 0.5}"], "schedule"),
-        ([f"finetune.drop={TUBE}", "finetune.auxiliary=0.9"], "exclude each other"),
+        ([f"finetune.drop={TUBE}", "finetune.auxiliary=0.9"], "cannot be combined"),
         (["evaluate.durations=[4, 4]"], "must ascend"),
         (["evaluate.durations=[]"], "durations"),
         (["evaluate.durations=[-1, 4]"], "durations"),
@@ -210,7 +210,7 @@ def test_videos_without_motion_are_told_of_or_refused(
     result = scored(tuned, bare, f"evaluate.drop={STILL}", reporter=reporter)
     assert result["videos_without_motion"] == 6
     said = reporter.stderr.getvalue().replace("\n", " ")  # type: ignore[attr-defined]
-    assert "6 of 6 videos have no motion: there `evaluate.drop.kind: still` falls back" in said
+    assert "6 of 6 videos have no motion: for them `evaluate.drop.kind: still` falls back" in said
     with pytest.raises(DataError, match="6 of 6 videos have no motion"):
         scored(tuned, bare, f"evaluate.drop={STILL}", "data.motion.fallback=error")
     changed = scored(tuned, bare, f"evaluate.drop={STILL}", "data.motion.source=framediff")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import resource
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -212,3 +214,50 @@ def test_heads_that_do_not_divide_are_a_recipe_error(cli: Callable[..., Any]) ->
     outcome = cli("pretrain", "ssv2", "head.heads=5", "--dry-run")
     assert outcome.code == 2
     assert "`head.heads: 5`" in outcome.stderr
+
+
+def test_a_dry_run_refuses_what_a_training_would(
+    recipe_file: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count_no_memory(monkeypatch)
+    for command, wrong, said in (
+        ("pretrain", "data.split=nix", "has no split `nix`; it has `train`, `val`"),
+        ("finetune", "finetune.split=nix", "has no split `nix`"),
+        ("finetune", "finetune.val_split=nix", "has no split `nix`"),
+        ("pretrain", "optim.base_lr=1e-7", "`optim.min_lr: 1e-05` is above"),
+        ("finetune", "finetune.optim.warmup_lr=1", "`finetune.optim.warmup_lr: 1` is above"),
+        ("pretrain", "data.sampling={stride: 9, short: error}", "12 of 12 videos are too short"),
+        ("finetune", "data.sampling={stride: 9, short: error}", "18 of 18 videos are too short"),
+    ):
+        outcome = cli(command, recipe_file, wrong, "--dry-run")
+        assert outcome.code in (1, 2), wrong
+        assert said in outcome.stderr
+    assert cli("finetune", recipe_file, "finetune.val_split=none", "--dry-run").code == 0
+    missing = cli("finetune", recipe_file, "data.store=prepared/later", "--dry-run", "--json")
+    assert missing.json()["store_note"] == "unknown: there is no store at `prepared/later`"
+
+
+def test_a_dry_run_honours_the_limit_and_warns(
+    recipe_file: Path, store: Path, cli: Callable[..., Any], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    count_no_memory(monkeypatch)
+    words = ("pretrain", recipe_file, "--max-steps", 3, "--dry-run", "optim.warmup_epochs=5")
+    plan = cli(*words, "--json").json()
+    assert (plan["schedule"]["total_steps"], plan["max_steps"], plan["steps"]) == (10, 3, 3)
+    (said,) = plan["warnings"]
+    assert said.startswith("all 10 steps are warm-up")
+    shown = cli(*words)
+    assert "step 3 (`run.max_steps`)" in shown.stdout
+    assert "6 videos x 1 device x 1 accumulated" in shown.stdout
+    assert f"warning: {said}" in " ".join(shown.stderr.split())
+    # A class whose only clips are in the validation split.
+    bare = tmp_path / "bare"
+    shutil.copytree(store, bare)
+    rows = [json.loads(line) for line in (bare / "manifest.jsonl").read_text().splitlines()]
+    kept = [row for row in rows if row["split"] == "val" or row["label"] != 1]
+    (bare / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    plan = cli("finetune", recipe_file, f"data.store={bare}", "--dry-run", "--json").json()
+    (said,) = plan["warnings"]
+    assert said.startswith("1 of 3 classes have no training video: `left`")
+    assert "2 of 6 videos of split `val` belong to them" in said

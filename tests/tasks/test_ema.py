@@ -67,7 +67,13 @@ def test_without_a_state_there_is_no_file(load: Load, reporter: Reporter) -> Non
 
 def test_it_begins_with_the_encoder_of_another_run(load: Load, reporter: Reporter) -> None:
     pretrain(load(*EMA), reporter=reporter, out="runs/first")
-    still = (*EMA, "run.max_steps=1", "optim.base_lr=1e-12", "optim.warmup_epochs=0")
+    still = (
+        *EMA,
+        "run.max_steps=1",
+        "optim.base_lr=1e-12",
+        "optim.min_lr=0",
+        "optim.warmup_epochs=0",
+    )
     pretrain(load(*still), reporter=reporter, out="runs/second", init="runs/first")
     before, after = kept("runs/first", "model"), kept("runs/second", "targets")
     for name, value in after.items():

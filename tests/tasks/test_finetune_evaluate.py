@@ -46,7 +46,9 @@ def finetuned(trained: Callable[..., Path]) -> Path:
 def test_finetuning_starts_from_the_encoder_and_saves_its_classes(
     load: Load, reporter: Reporter, pretrained: Path
 ) -> None:
-    still = load("finetune.optim.base_lr=1e-12", "finetune.optim.warmup_epochs=0")
+    still = load(
+        "finetune.optim.base_lr=1e-12", "finetune.optim.min_lr=0", "finetune.optim.warmup_epochs=0"
+    )
     result = finetune(still, reporter=reporter, init=pretrained)
     assert result["run"] == "runs/tiny-finetune"
     assert {"loss", "val_top1", "best_score"} <= result.keys()
@@ -229,7 +231,7 @@ def test_where_finetuning_starts_and_ends(load: Load, pretrained: Path, finetune
     assert chosen(None, scratch=True) == (None, Path("runs/tiny-scratch"))
     assert chosen(Path("a/b"), scratch=True) == (None, Path("a/b-scratch"))
     assert chosen(finetuned, resume=True) == (None, finetuned)
-    with pytest.raises(UsageError, match="exclude each other"):
+    with pytest.raises(UsageError, match="cannot be combined"):
         chosen(None, init=Path("x"), scratch=True)
     shutil.rmtree(pretrained)
     with pytest.raises(UsageError, match="no pretrained run in `runs/tiny`"):
@@ -243,7 +245,7 @@ def test_a_finetuning_run_resumes_itself_and_remembers_its_origin(
     outcome = cli("finetune", "runs/tiny-finetune", "run.max_steps=null", "--resume", "--json")
     assert outcome.code == 0, outcome.stderr
     assert outcome.json()["steps"] == 4
-    assert "from scratch" not in outcome.stderr
+    assert "random weights" not in outcome.stderr
     meta = json.loads(Path("runs/tiny-finetune/checkpoints/last/meta.json").read_text())
     assert Path(meta["init"]).parent.parent.name == pretrained.name
 

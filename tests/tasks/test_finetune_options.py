@@ -224,7 +224,7 @@ def test_a_frozen_encoder_and_its_average_serve_several_heads(
         (
             ["finetune.freeze=encoder", "finetune.auxiliary=0.9"],
             RecipeError,
-            "`freeze: encoder` and `auxiliary: 0.9` exclude each other",
+            "`freeze: encoder` and `auxiliary: 0.9` cannot be combined",
         ),
         (["finetune.heads=[]"], RecipeError, r"`finetune\.heads: \[\]` must be a list of at least"),
         (["finetune.heads=[verb,verb]"], RecipeError, "names a group twice"),

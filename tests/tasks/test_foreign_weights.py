@@ -31,7 +31,11 @@ CLASSES = ["down", "left", "right"]
 TUBE = "mask={kind: tube, ratio: 0.75}"
 SIZES = ["model={width: 32, depth: 2, heads: 2, mlp: 128, patch: 8}", TUBE]
 HEAD = "head={kind: decoder, width: 16, depth: 1, heads: 1, mlp: 64}"
-STILL = ["run.max_steps=1", "optim.base_lr=1e-12", "finetune.optim.base_lr=1e-12"]
+RATES = ("base_lr=1e-12", "min_lr=0")
+STILL = [
+    "run.max_steps=1",
+    *(f"{one}.{rate}" for one in ("optim", "finetune.optim") for rate in RATES),
+]
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +176,7 @@ def test_a_recipe_is_asked_for_where_one_is_needed(
         for command in ("finetune", "pretrain"):
             outcome = cli(command, source)
             assert outcome.code == 2
-            assert "no recipe to train by" in outcome.stderr
+            assert "without a recipe" in outcome.stderr
             assert f"tats finetune RECIPE --init {source}" in outcome.stderr
     assert not Path("runs").exists()
 

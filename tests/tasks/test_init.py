@@ -19,7 +19,7 @@ from tatscli.tasks.pretrain import pretrain, start_from
 
 Load = Callable[..., LoadedRecipe]
 
-STILL = ("run.max_steps=1", "optim.base_lr=1e-12", "optim.warmup_epochs=0")
+STILL = ("run.max_steps=1", "optim.base_lr=1e-12", "optim.min_lr=0", "optim.warmup_epochs=0")
 HARD = ("mask.base_lr=0.3", "optim.epochs=3")
 
 
@@ -96,7 +96,7 @@ def test_another_head_leaves_the_encoder(load: Load, first: Path) -> None:
     words = start_from(system, first)
     count = len(system.encoder.state_dict())
     assert words.startswith("the encoder starts from `")
-    assert f"({count} tensors), the head from scratch" in words
+    assert f"({count} tensors), the head from random weights" in words
     model = weights(first, "model")
     for name, value in system.encoder.state_dict().items():
         assert torch.equal(value, model[f"encoder.{name}"]), name
@@ -107,7 +107,7 @@ def test_another_head_leaves_the_encoder(load: Load, first: Path) -> None:
 def test_a_classifier_gives_its_encoder(load: Load, reporter: Reporter) -> None:
     run = finetune(load("run.max_steps=1"), reporter=reporter, init=None)["run"]
     system = fresh(load().recipe)
-    assert "the head from scratch" in start_from(system, run)
+    assert "the head from random weights" in start_from(system, run)
     model = weights(Path(run), "model")
     assert torch.equal(
         system.encoder.patch_embed.proj.weight, model["encoder.patch_embed.proj.weight"]

@@ -116,7 +116,7 @@ def test_classes_that_nobody_trains_are_named_and_their_videos_counted(
     said = untrained_classes(recipe, store, rows, val_rows)
     assert said is not None
     assert said.startswith("12 of 15 classes have no training video: `new 0`, `new 1`")
-    assert "`new 9` and 2 more; 3 of 6 videos of split `val` are of these classes" in said
+    assert "`new 9` and 2 more; 3 of 6 videos of split `val` belong to them" in said
     assert "`new 10`" not in said and "move" not in said
     several = untrained_classes(load("finetune.heads=[move,number]").recipe, store, rows, val_rows)
     assert several is not None and "no training video has the move `turn`" in several

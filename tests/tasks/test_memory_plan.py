@@ -43,7 +43,7 @@ def test_v2s_giant_is_planned_for_eight_devices_of_80_gb(cli: Cli) -> None:
     assert (memory["views"], memory["batch_per_device"], memory["checkpointing"]) == (128, 32, True)
     kept, again = (by_kind(memory, checkpointing=one) for one in (False, True))
     parameters = sum(plan["parameters"].values())
-    for kind, parts in (("none", 1), ("ddp", 1), ("fsdp", 8)):
+    for kind, parts in (("ddp", 1), ("fsdp", 8)):
         one = again[kind]
         assert one["parameters_gb"] == pytest.approx(4e-9 * parameters / parts)
         assert one["gradients_gb"] == one["parameters_gb"]
@@ -56,15 +56,18 @@ def test_v2s_giant_is_planned_for_eight_devices_of_80_gb(cli: Cli) -> None:
         assert one["activations_gb"] < 0.2 * kept[kind]["activations_gb"]
     assert kept["ddp"]["fits"] is False and kept["ddp"]["largest_batch"] < 32
     assert kept["ddp"]["copies_gb"] == pytest.approx(2e-9 * parameters, rel=0.02)
-    assert memory["advice"] == "fits with `run.parallel` none, ddp, fsdp"
+    assert memory["advice"] == "fits with `run.parallel=ddp` or `fsdp`"
+    # Eight processes that share nothing are refused, so nothing is planned for them.
+    assert {one["parallel"] for one in memory["plans"]} == {"ddp", "fsdp"}
 
 
 def test_the_table_says_the_same(cli: Cli) -> None:
     words = ("pretrain", "small", *NANO, "--dry-run")
     alone = cli(*words).stdout
-    assert "memory on each device" in alone and "checkpointing on" not in alone
+    assert "none" not in alone  # one device has no choice, and is told no word for it
+    assert "memory per device" in alone and "checkpointing on" not in alone
     shown = cli(*words, "--gpus", "4", "--gpu-memory", "24").stdout
-    assert "GB on each of 4 devices of 24 GB" in shown
+    assert "GB per device: 4 devices of 24 GB" in shown
     for line in ("fits into 21.3 GB", "checkpointing on", "checkpointing off", "16 accumulated"):
         assert line.replace("16 acc", "4 acc") in shown
 
@@ -74,7 +77,7 @@ def test_finetuning_has_a_plan_too(cli: Cli) -> None:
     whole = cli(*words, "finetune.optim.batch_per_device=4").json()["memory"]
     half = cli(*words, "finetune.optim.batch_per_device=2").json()["memory"]
     assert whole["views"] == 2 * half["views"]
-    activations = [by_kind(one, checkpointing=False)["ddp"] for one in (whole, half)]
+    activations = [by_kind(one, checkpointing=False)["none"] for one in (whole, half)]
     assert activations[0]["activations_gb"] == pytest.approx(
         2 * activations[1]["activations_gb"], rel=0.1
     )
@@ -94,7 +97,7 @@ def test_processes_count_as_devices(cli: Cli, monkeypatch: pytest.MonkeyPatch) -
 def test_options_of_a_plan_need_a_dry_run(cli: Cli) -> None:
     outcome = cli("pretrain", "small", "--gpus", "8")
     assert outcome.code == 2
-    assert outcome.stderr.startswith("error: `--gpus` and `--gpu-memory` say what `--dry-run`")
+    assert outcome.stderr.startswith("error: `--gpus` and `--gpu-memory` only work with")
 
 
 WEIGHTS = Weights(sharded=10**9, still=0, own=10**7, frozen=0, block=10**7, rest=10**7)
@@ -113,13 +116,13 @@ def planned(gigabytes: float, *, devices: int = 8, views: int = 32) -> dict[str,
 @pytest.mark.parametrize(
     ("gigabytes", "advice"),
     [
-        (100, "fits with `run.parallel` none, ddp, fsdp"),
-        (72, "fits with `run.parallel` fsdp"),
-        (40, "fits with `model.checkpointing=true` and `run.parallel` none, ddp, fsdp"),
-        (20, "fits with `model.checkpointing=true` and `run.parallel` fsdp"),
-        (10, "does not fit; `batch_per_device=16` and `model.checkpointing=true` with"
-             " `run.parallel` fsdp does"),
-        (3, "does not fit at any batch: take more or larger devices, or a smaller model"),
+        (100, "fits with `run.parallel=ddp` or `fsdp`"),
+        (72, "fits with `run.parallel=fsdp`"),
+        (40, "fits with `model.checkpointing=true` and `run.parallel=ddp` or `fsdp`"),
+        (20, "fits with `model.checkpointing=true` and `run.parallel=fsdp`"),
+        (10, "does not fit, but would with `batch_per_device=16`, `model.checkpointing=true` and"
+             " `run.parallel=fsdp`"),
+        (3, "does not fit at any batch: use more or larger devices, or a smaller model"),
     ],
 )  # fmt: skip
 def test_the_advice_is_what_fits(gigabytes: float, advice: str) -> None:
@@ -135,6 +138,7 @@ def test_the_advice_is_what_fits(gigabytes: float, advice: str) -> None:
 
 
 def test_one_device_that_is_too_small_is_told_of_fsdp() -> None:
+    assert planned(100, devices=1)["advice"] == "fits"
     assert planned(12, devices=1)["advice"].endswith(
-        "FSDP divides weights and moments among several devices (`--gpus`)"
+        "FSDP shards weights and moments over several devices (`--gpus`)"
     )

@@ -51,7 +51,7 @@ def test_from_pretraining_over_resuming_and_tuning_to_evaluation(
     assert torch.equal(model[NAME], expected)
     count = sum(name.startswith("encoder.") for name in model) - 1
     # Another target, another head: the encoder alone comes along.
-    assert f"({count} tensors; {WORDS}), the head from scratch" in said(reporter)
+    assert f"({count} tensors; {WORDS}), the head from random weights" in said(reporter)
     assert not any("positions" in name for name in model if name.startswith("head."))
     assert torch.equal(weights(long, "targets")["ema/positions.table_ND"], expected)
 

@@ -184,7 +184,7 @@ def test_sigterm_saves_and_exits_with_143(
     monkeypatch.setattr(Pretraining, "step", step)
     outcome = cli("pretrain", recipe_file)
     assert outcome.code == 143
-    assert "stopped after step 3 of 10" in outcome.stderr
+    assert "\nstopped after step 3 of 10" in outcome.stderr  # and not `stopped: stopped ...`
     assert "--resume" in outcome.stderr
     last = json.loads(Path("runs/tiny/checkpoints/last/meta.json").read_text())
     assert last["step"] == 3

@@ -148,4 +148,4 @@ def test_clips_without_motion_fall_back_and_are_counted(
     pretrain(load(*bare, *overrides), reporter=reporter, overwrite=True)
     assert [line["motion_missing"] for line in metrics("runs/tiny")] == [1, 1]
     said = reporter.stderr.getvalue()  # type: ignore[attr-defined]
-    assert said.count("12 of 12 videos have no motion: there ") == 1
+    assert said.count("12 of 12 videos have no motion: for them ") == 1

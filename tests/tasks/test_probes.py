@@ -252,7 +252,7 @@ def test_wrong_wishes_are_told(run: Path, reporter: Reporter) -> None:
         ("knn", ("evaluate.shots=5",), DataError, r"`evaluate.shots: 5` .* `\w+` has 4"),
         ("attentive", ("evaluate.probe.queries=5",), RecipeError, "does not divide"),
         ("attentive", ("evaluate.probe.cache_gb=1e-6",), RecipeError, r"evaluate.probe.cache_gb"),
-        ("linear", ("evaluate.probe.rates=[1,1]",), RecipeError, "names a value twice"),
+        ("linear", ("evaluate.probe.rates=[1,1]",), RecipeError, "lists a value twice"),
         ("linear", ("evaluate.shots=1",), DataError, "no video can be held out"),
         ("finetuned", ("evaluate.shots=1",), RecipeError, r"`evaluate.shots: 1` is for frozen"),
     ):

@@ -52,6 +52,32 @@ def test_a_second_training_on_a_run_folder_is_refused(
     assert [one.state for one in list_runs(Path("runs"))] == ["finished"]
 
 
+def test_resuming_a_complete_run_changes_nothing(
+    recipe_file: Path, cli: Callable[..., Any]
+) -> None:
+    """And a run keeps the name of its recipe, whatever it is resumed by."""
+    run = Path("runs/elsewhere")
+    words = ("optim.epochs=1", "mask.kind=tube", "--json")
+    assert cli("pretrain", recipe_file, "--out", run, "--max-steps", 1, *words).code == 0
+    copied = shutil.copy(recipe_file, recipe_file.with_name("copy.yaml"))
+    for source in (run, copied):
+        limit = 2 if source == run else 1
+        more = ("--out", run, "--resume", f"run.max_steps={limit}")
+        outcome = cli("pretrain", source, *more, *words)
+        assert outcome.code == 0, outcome.stderr
+        about = json.loads((run / "run.json").read_text())
+        assert (about["recipe"], find_checkpoint(run).meta["name"]) == ("tiny", "tiny")
+    before = {one: one.read_bytes() for one in run.rglob("*") if one.is_file()}
+    assert len(json.loads(before[run / "run.json"])["earlier"]) == 1
+    outcome = cli("pretrain", run, "--resume", "--json")
+    assert outcome.code == 0, outcome.stderr
+    found = outcome.json()
+    assert (found["steps"], found["total_steps"], found["stopped_by"]) == (2, 2, None)
+    assert "the run is complete: all 2 steps are done" in outcome.stderr
+    assert "resuming" not in outcome.stderr and "training on" not in outcome.stderr
+    assert before == {one: one.read_bytes() for one in run.rglob("*") if one.is_file()}
+
+
 def test_resume_auto_starts_goes_on_and_is_done(recipe_file: Path, cli: Callable[..., Any]) -> None:
     """The same line every time, with overrides behind it, as a job that is queued again has it."""
 
@@ -75,7 +101,7 @@ def test_resume_auto_starts_goes_on_and_is_done(recipe_file: Path, cli: Callable
     outcome = cli("pretrain", recipe_file, "--resume", "auto", *SHORT)
     assert outcome.code == 1 and "and there is no other" in outcome.stderr  # nothing is thrown away
     refused = cli("pretrain", recipe_file, "--resume", "auto", "--overwrite")
-    assert refused.code == 2 and "exclude each other" in refused.stderr
+    assert refused.code == 2 and "cannot be combined" in refused.stderr
 
 
 def test_a_plain_resume_takes_no_override_for_a_value(
@@ -130,7 +156,7 @@ def test_another_number_of_processes_is_said_once(
     pretrain(load(*SHORT, "run.max_steps=2"), reporter=reporter, resume=True)
     pretrain(load(*SHORT, "run.max_steps=3"), reporter=reporter, resume=True)
     said = reporter.stderr.getvalue()  # type: ignore[attr-defined]
-    assert said.count("the run was trained by 2 processes, and goes on with 1") == 1
+    assert said.count("the run was trained with 2 processes and continues with 1") == 1
 
 
 def test_a_damaged_run_json_stops_no_resume(load: Load, reporter: Reporter) -> None:

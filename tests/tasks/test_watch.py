@@ -114,7 +114,9 @@ def test_what_is_watched_is_never_trained_on(
     assert names <= result.keys()
     assert "best_score" not in result
     assert not (Path(result["run"]) / "checkpoints" / "best").exists()
-    assert "pass 2 of 3: watch/loss 0." in stderr.getvalue() or "watch/loss 1." in stderr.getvalue()
+    assert (
+        "epoch 2 of 3: watch/loss 0." in stderr.getvalue() or "watch/loss 1." in stderr.getvalue()
+    )
     plan = plan_pretraining(load(HALF, *SHORT), Path("runs/x"))
     assert (plan["videos"], plan["schedule"]["steps_per_epoch"]) == (6, 1)
 

@@ -28,7 +28,7 @@ def build_selection(config: schema.Predict, *, form: ClipForm, predicted: int) -
     """Build the selection a recipe asks for, over a mask that gives `predicted` tokens to predict.
 
     Args:
-        config: The recipe's `settled_predict`.
+        config: The recipe's `resolved_predict`.
         form: How clips are cut.
         predicted: Tokens of each clip that the mask gives to predict.
 

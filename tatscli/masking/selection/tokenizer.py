@@ -30,7 +30,7 @@ class TokenizerSelection(SalientSelection):
 
     def __init__(self, config: schema.PredictTokenizer, *, form: ClipForm, predicted: int) -> None:
         super().__init__(config, form=form, predicted=predicted)
-        assert config.tokenizer is not None  # `Recipe.settled_predict` has filled it in
+        assert config.tokenizer is not None  # `Recipe.resolved_predict` has filled it in
         self.asked = Asked(
             config.tokenizer,
             form=form,

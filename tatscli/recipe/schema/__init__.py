@@ -1,13 +1,14 @@
 """The typed form of a recipe: frozen pydantic models, unknown keys forbidden.
 
-Every system is a point in mask x head x targets; the other sections say on what data, how it is
-optimised and where it runs. Descriptions end up in `recipes/schema.json`, which editors read.
+Every system is a combination of mask, head and targets; the other sections set the data, the
+optimiser and the run. Descriptions end up in `recipes/schema.json`, which editors read.
 Defaults are VideoMAE's (MCG-NJU/VideoMAE, scripts and run_*.py) unless a description says
 otherwise.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Self
 
@@ -80,19 +81,20 @@ from tatscli.recipe.schema.tokenizer import (
 )
 from tatscli.recipe.schema.training import Optim, Run, Watch
 
+MOST_TOKENS = 2**24
 _OF_MASKED = ("mask", "predict", "head", "targets")
 
 
 class Recipe(Section):
-    """One file says everything about a system: what is seen, guessed and compared, on which data,
-    for how long; or about a tokenizer, whose codes other systems guess."""
+    """Everything about one training: the masked autoencoder (mask, head, targets) or the tokenizer,
+    its data, its optimiser, and how it is fine-tuned and evaluated."""
 
     model_config = ConfigDict(title="tats recipe")
 
     data: Data
     tokenizer: Tokenizer | None = None
-    """Trained in place of a masked autoencoder; `model`, `mask`, `predict`, `head`, `targets` then
-    have no part."""
+    """Train a tokenizer instead of a masked autoencoder; `model`, `mask`, `predict`, `head` and
+    `targets` are then unused."""
     model: Model = Model()
     mask: Mask = TubeMask(kind="tube")
     predict: Predict = PredictAll()
@@ -112,13 +114,13 @@ class Recipe(Section):
 
     @property
     def view_sampling(self) -> Sampling:
-        """How frames of a scored video are drawn: evaluation's own way, else fine-tuning's, else
-        the data's."""
+        """How frames are sampled in evaluation: `evaluate.sampling`, else `finetune.sampling`, else
+        `data.sampling`."""
         return self.evaluate.sampling or self.finetune.sampling or self.data.sampling
 
     @property
-    def settled_predict(self) -> Predict:
-        """`predict`, with whatever it takes over from a target."""
+    def resolved_predict(self) -> Predict:
+        """`predict`, with the settings it inherits from a target filled in."""
         predict = self.predict
         if not isinstance(predict, PredictTokenizer):
             return predict
@@ -145,8 +147,8 @@ class Recipe(Section):
         guessed = any(target.kind == "motion" for target in self.targets)
         if guessed and self.data.motion.source == "framediff":
             raise ValueError(
-                "`data.motion.source: framediff` knows no direction, which `targets` of"
-                " `kind: motion` predict; use `codec` or `flow`"
+                "`data.motion.source: framediff` has no direction, which `kind: motion` targets"
+                " predict; use `codec` or `flow`"
             )
         return self
 
@@ -171,10 +173,16 @@ class Recipe(Section):
             part = getattr(self.model, key)
             if whole % part:
                 raise ValueError(f"{words} is not a multiple of `model.{key}: {part}`")
+        tokens = math.prod(self.grid)
+        if tokens > MOST_TOKENS:
+            raise ValueError(
+                f"`data.frames`, `data.size` and `model.patch` make {tokens:,} tokens per clip; at"
+                f" most {MOST_TOKENS:,} are possible"
+            )
         return self
 
     def _codes_of_a_window(self) -> Self:
-        """Check what a tokenizer of videos makes of a window of `data.frames`."""
+        """Check that a video tokenizer can split a window of `data.frames`."""
         config, frames = self.tokenizer, self.data.frames
         if not isinstance(config, AdaptiveTokenizer):
             return self
@@ -193,8 +201,9 @@ class Recipe(Section):
         other = [key for key in _OF_MASKED if getattr(self, key) != fields[key].default]
         if self.tokenizer is not None and other:
             raise ValueError(
-                f"`tokenizer` and `{other[0]}` exclude each other: a recipe trains a tokenizer or"
-                " a masked autoencoder; targets name a trained tokenizer by its folder"
+                f"`tokenizer` and `{other[0]}` cannot be combined: a recipe trains either a"
+                " tokenizer or a masked autoencoder; to use a trained tokenizer, name its folder in"
+                " `targets`"
             )
         return self
 
@@ -202,8 +211,8 @@ class Recipe(Section):
     def _tokenizer_is_not_watched(self) -> Self:
         if self.tokenizer is not None and self.run.watch is not None:
             raise ValueError(
-                "`run.watch` looks at masked autoencoders alone, and this recipe trains a"
-                " tokenizer; `tats evaluate RUN` scores it"
+                "`run.watch` only works for masked autoencoders, and this recipe trains a"
+                " tokenizer; use `tats evaluate RUN` instead"
             )
         return self
 
@@ -212,8 +221,8 @@ class Recipe(Section):
         judge = None if self.tokenizer is None else self.tokenizer.discriminator
         if judge is not None and min(self.data.view_size) < 3 * 2**judge.layers:
             raise ValueError(
-                f"`tokenizer.discriminator.layers: {judge.layers}` need pictures of"
-                f" {3 * 2**judge.layers} pixels a side, and `data.size` makes"
+                f"`tokenizer.discriminator.layers: {judge.layers}` needs images of at least"
+                f" {3 * 2**judge.layers} pixels a side, and `data.size` gives"
                 f" {min(self.data.view_size)}"
             )
         return self
@@ -222,13 +231,13 @@ class Recipe(Section):
     def _cached_codes_have_one_view(self) -> Self:
         readers: dict[str, Sequence[Section]] = {
             "`cached: true` of a target": self.targets,
-            "`predict.cached: true`": [self.settled_predict],
+            "`predict.cached: true`": [self.resolved_predict],
         }
         for name, sections in readers.items():
             cached = any(getattr(one, "cached", False) for one in sections)
             if cached and (self.data.crop != "centre" or self.data.flip):
                 raise ValueError(
-                    f"{name} reads codes of one view of each frame:"
+                    f"{name} reads precomputed codes of one fixed view of each frame:"
                     " it needs `data.crop: centre` and `data.flip: 0`"
                 )
         return self

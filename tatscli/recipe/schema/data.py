@@ -1,4 +1,4 @@
-"""What clips are made of: which frames, which view of them, whose motion."""
+"""How clips are made: frame sampling, crops and motion."""
 
 from __future__ import annotations
 
@@ -17,33 +17,32 @@ from tatscli.recipe.schema.section import Count, Factor, Positive, Section, Shar
 
 
 class Sampling(Section):
-    """Which frames of a video make a clip."""
+    """Which frames of a video make up a clip."""
 
     mode: Literal["dense", "uniform"] = "dense"
-    """`dense`: one window of frames x stride at a random start. `uniform`: one frame from each of
-    equal segments."""
+    """`dense`: a window of frames x stride source frames at a random start. `uniform`: one frame
+    from each of `data.frames` equal segments."""
     stride: Count | None = None
-    """Source frames between two frames of the clip; dense only."""
+    """Sampling stride in source frames; dense only."""
     fps: Positive | None = None
-    """Frames a second of the clip, by presentation time, instead of `stride`; dense only. For
-    videos of different or variable frame rates."""
+    """Frames per second of the clip, by timestamps, instead of `stride`; dense only. For videos of
+    different or variable frame rates."""
     short: Literal["repeat_last", "loop", "error"] = "repeat_last"
-    """A video shorter than the window: hold its last frame, start again, or stop."""
+    """What to do with videos shorter than the window: repeat the last frame, loop, or refuse to
+    start."""
     clips: Count | None = None
-    """Training draws one of so many fixed clips of a video, those that evaluation takes with as
-    many segments; null draws anywhere. Codes of tokenizers that look at several frames at once can
-    be cached for fixed clips alone."""
+    """Train on this many fixed clips per video, the same ones that evaluation takes with as many
+    segments; null: random clips. Codes of video tokenizers can only be cached for fixed clips."""
     indices: Literal["even", "videomae"] = "even"
-    """`even`: exact strides and exact segments, to the last frame. `videomae`: the frames that
-    VideoMAE's code takes in each stage. Fine-tuning divides a dense window evenly from its first to
-    its last frame (0, 4, 8, 12, 17, ..., 63), and takes segments of int(length / frames), which
-    never reach the end of the video; videos shorter than a clip follow its rules instead of
-    `short`."""
+    """`even`: exact strides and segments, up to the last frame. `videomae`: the indices of
+    VideoMAE's code, which differ by stage: fine-tuning spaces the frames of a dense window evenly
+    from first to last (0, 4, 8, 12, 17, ..., 63), and its segments of int(length / frames) frames
+    never reach the end of the video. Short videos then follow its rules instead of `short`."""
 
     @model_validator(mode="after")
     def _videomae_has_rules_of_its_own(self) -> Self:
         if self.indices == "videomae" and self.fps is not None:
-            raise ValueError("`indices: videomae` counts frames; it takes `stride`, not `fps`")
+            raise ValueError("`indices: videomae` counts frames: set `stride`, not `fps`")
         if self.indices == "videomae" and self.short != "repeat_last":
             raise ValueError(
                 f"`indices: videomae` has its own rules for short videos, so `short: {self.short}`"
@@ -56,38 +55,38 @@ class Sampling(Section):
         paces = [name for name in ("stride", "fps") if getattr(self, name) is not None]
         if self.mode == "dense" and not paces:
             raise ValueError(
-                "`mode: dense` needs `stride`, the source frames between two frames of the clip,"
-                " or `fps`"
+                "`mode: dense` needs `stride`, the sampling stride in source frames, or `fps`"
             )
         if self.mode == "dense" and len(paces) > 1:
-            raise ValueError("`stride` and `fps` exclude each other; set one of them to null")
+            raise ValueError("`stride` and `fps` cannot be combined; set one of them to null")
         if self.mode == "uniform" and paces:
-            raise ValueError(f"`mode: uniform` takes no `{paces[0]}`: the whole video is covered")
+            raise ValueError(f"`mode: uniform` takes no `{paces[0]}`: it covers the whole video")
         return self
 
 
 class Motion(Section):
-    """Where the motion comes from that masks and selections follow."""
+    """The motion that masks and `predict` follow."""
 
     source: Literal["codec", "framediff", "flow"] = "codec"
-    """`codec`: the vectors of the store. `framediff`: how much pixels change, which has no
-    direction. `flow`: displacements made elsewhere."""
+    """`codec`: the motion vectors in the store. `framediff`: frame differences, which have no
+    direction. `flow`: precomputed optical flow."""
     path: str | None = None
-    """For `flow`: a .safetensors file, or a folder of them, with a tensor `<id>/motion` for each
-    video, of the shape and in the units of the store's."""
+    """For `flow`: a .safetensors file, or a folder of them, with a tensor `<id>/motion` per video,
+    in the shape and units of the store's motion."""
     camera: Literal["none", "median", "affine"] = "none"
-    """Model of the camera's own motion that is taken out: a pan, or pan, zoom and roll."""
+    """Camera motion to subtract: `median` removes pans, `affine` also zoom and roll."""
     scaling: Literal["auto", "none", "robust"] = "auto"
-    """`robust` brings the frames of a clip to one scale. `auto` does where codec vectors were taken
-    as they are (`tats prepare --motion native`) and may span several frames."""
+    """`robust` scales the motion of each frame of a clip to a common magnitude. `auto` does so for
+    codec vectors that were stored as they are (`tats prepare --motion native`) and may span several
+    frames."""
     fallback: Literal["tube", "framediff", "error"] = "tube"
-    """A clip without motion: a tube mask of the same ratio (a selection takes any tokens),
-    `framediff`, or stop."""
+    """For clips without motion: a tube mask of the same ratio (`predict` takes random tokens),
+    `framediff`, or an error."""
 
     @model_validator(mode="after")
     def _flow_has_a_path(self) -> Self:
         if (self.source == "flow") != (self.path is not None):
-            raise ValueError("`source: flow` and `path` belong together")
+            raise ValueError("`source: flow` needs a `path`, and no other source takes one")
         return self
 
 
@@ -104,73 +103,73 @@ def _read_size(value: Any, read: ValidatorFunctionWrapHandler) -> int | tuple[in
 
 
 class Data(Section):
-    """Clips as the model sees them. Used by every stage, except the sampling a stage names
-    itself."""
+    """Clips as the model sees them, for all stages; fine-tuning and evaluation may have a sampling
+    of their own."""
 
     store: str
     """Folder written by `tats prepare`."""
     split: str | None = None
-    """Part of the store to pretrain on; null takes every video."""
+    """Split to pretrain on; null: all videos."""
     shots: Count | None = None
-    """Training videos of each class that fine-tuning uses, drawn from `finetune.split` by
-    `run.seed`; those of fewer shots are among those of more. null is all. Pretraining needs no
-    labels and takes every video of `data.split`; frozen features have `evaluate.shots`, which draws
-    the same videos from the same split."""
+    """Few-shot fine-tuning: training videos per class, drawn from `finetune.split` by `run.seed`;
+    smaller draws are subsets of larger ones. null: all. Pretraining is unaffected; `evaluate.shots`
+    draws the same videos for frozen features."""
     frames: Count = 16
     """Frames in a clip."""
     size: Annotated[Count | tuple[Count, Count], WrapValidator(_read_size)] = 224
-    """Height and width of the view in pixels: one number, or `[height, width]`."""
+    """Input height and width in pixels: one number, or `[height, width]`."""
     sampling: Sampling = Sampling(stride=4)
-    """How pretraining draws its frames."""
+    """Frame sampling of pretraining."""
     crop: Literal["corners", "centre"] = "corners"
-    """View of pretraining. `corners`: VideoMAE's multi-scale corner crop. `centre`: always the
-    largest crop in the middle, as in evaluation."""
+    """Crop in pretraining. `corners`: VideoMAE's multi-scale corner crop. `centre`: the largest
+    centre crop, as in evaluation."""
     resize: Literal["antialias", "videomae"] = "antialias"
     """How crops are resized. `antialias`: bilinear with antialiasing, in every stage. `videomae`:
-    so in pretraining, but plain bilinear, without antialiasing, in fine-tuning and evaluation, as
+    the same in pretraining, but bilinear without antialiasing in fine-tuning and evaluation, as in
     VideoMAE's code."""
     resize_on: Literal["auto", "host", "device"] = "auto"
-    """Where the views of a training are resized: by the loader (`host`), or on the device after the
-    copy. `auto` is the device on CUDA. Views that are augmented after the crop stay with the loader
-    (RandAugment of torchvision's form, random erasing, frame differences), and so do crops of more
-    than four times the view's pixels. Both ways differ by one grey level at most."""
+    """Where training crops are resized: in the loader (`host`), or on the device after the copy.
+    `auto`: the device on CUDA. The loader still resizes clips that are augmented after the crop
+    (torchvision-style RandAugment, random erasing, frame differences) and crops with more than four
+    times the pixels of the input. Results differ by one grey level at most."""
     crop_scales: Annotated[list[Factor], Field(min_length=1)] = [1, 0.875, 0.75, 0.66]
-    """Of `crop: corners`: sides as shares of those of the largest crop with the
-    aspect of the view."""
+    """For `crop: corners`: crop sides relative to the largest crop with the input's aspect
+    ratio."""
     flip: Share = 0.0
-    """Probability of a horizontal flip in pretraining; VideoMAE uses none."""
+    """Horizontal flip probability in pretraining; VideoMAE uses 0."""
     repeats: Count = 1
-    """Views drawn from each video of a batch in pretraining; they do not enter the learning-rate
-    rule."""
+    """Crops per sampled clip in pretraining (repeated sampling); the learning rate is not scaled by
+    them."""
     motion: Motion = Motion()
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Mean of the red, green and blue values in [0, 1]."""
+    """RGB mean for normalisation, of values in [0, 1]."""
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
-    """Deviation of the red, green and blue values in [0, 1]."""
+    """RGB standard deviation for normalisation, of values in [0, 1]."""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    """Loader processes; `auto` is one a core shared by the ranks of this machine, at most 8."""
+    """Data loader processes; `auto`: one per core, shared by the ranks of this machine, at most
+    8."""
     timeout: Positive = 600.0
-    """Seconds that a loader worker may take over one clip before the run stops and names both; it
-    warns after a minute."""
+    """Seconds a loader worker may spend on one clip before the run stops with an error; it warns
+    after a minute."""
     cache: Literal["auto", "ram", "none"] = "auto"
-    """Decoded frames in memory, so that JPEGs are decoded once and not in every pass: `auto` where
-    all of them fit in `cache_gb` and in half of the memory that is free, `ram` or stop, `none`
-    never."""
+    """Keep decoded frames in memory, so that JPEGs are decoded once and not in every epoch. `auto`:
+    if all of them fit in `cache_gb` and in half of the free memory. `ram`: always, or stop if they
+    do not fit. `none`: never."""
     cache_gb: Positive = 2.0
-    """GB (10^9 bytes) of decoded frames that the ranks of a machine keep at most, all together."""
+    """Limit on the decoded frames in memory, in GB (10^9 bytes), over all ranks of a machine."""
     decode: Literal["cpu", "gpu"] = "cpu"
-    """Who decodes the JPEG files of pretraining: the loader, or the GPU, a batch in one call, with
-    the package `torchcodec` (extra `gpu-decode`). The GPU keeps no decoded frames for the next
-    pass, and a file that it cannot decode stops the run."""
+    """Where pretraining decodes JPEGs: in the loader, or on the GPU, one batch per call, with
+    `torchcodec` (extra `gpu-decode`). With `gpu`, decoded frames are not cached, and a file that
+    cannot be decoded stops the run."""
     max_bad_share: Share = 0.01
-    """Share of unreadable clips that training may replace by their neighbour before it stops."""
+    """Maximum fraction of unreadable clips that training replaces by others before it stops."""
 
     @model_validator(mode="after")
     def _a_gpu_keeps_no_frames(self) -> Self:
         if self.decode == "gpu" and self.cache == "ram":
             raise ValueError(
-                "`decode: gpu` keeps no decoded frames, so `cache: ram` would have no effect;"
-                " set `cache` to auto or none"
+                "`decode: gpu` caches no decoded frames, so `cache: ram` would have no effect;"
+                " set `cache` to `auto` or `none`"
             )
         return self
 
@@ -181,5 +180,5 @@ class Data(Section):
 
     @property
     def view_size(self) -> tuple[int, int]:
-        """Height and width of the view in pixels."""
+        """Input height and width in pixels."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size

@@ -1,4 +1,4 @@
-"""What a pretrained encoder is used for: fine-tuning and evaluation."""
+"""Fine-tuning and evaluation of a pretrained encoder."""
 
 from __future__ import annotations
 
@@ -30,35 +30,35 @@ from tatscli.recipe.schema.training import Optim
 
 
 class Augment(Section):
-    """Regularisation of fine-tuning."""
+    """Augmentation and regularisation in fine-tuning."""
 
     crop_scale: tuple[Positive, Positive] = (0.08, 1.0)
-    """Area of the random resized crop."""
+    """Area range of the random resized crop."""
     crop_ratio: tuple[Positive, Positive] = (0.75, 4 / 3)
-    """Aspect of the random resized crop, width by height, relative to that of the view: 1 keeps
-    pixels square."""
+    """Aspect ratio range of the random resized crop, relative to the input's: 1 keeps pixels
+    square."""
     flip: Share = 0.5
-    """Probability of a horizontal flip; 0 for data where left and right matter (SSv2)."""
+    """Horizontal flip probability; use 0 where left and right matter (SSv2)."""
     rand_augment: Annotated[int, Field(ge=0, le=10)] = 7
-    """RandAugment magnitude on timm's scale of 0 to 10; 0 turns it off."""
+    """RandAugment magnitude on timm's scale of 0 to 10; 0: off."""
     rand_augment_ops: Count = 4
     """RandAugment operations per clip."""
     rand_augment_form: Literal["torchvision", "videomae"] = "torchvision"
-    """`torchvision`: its 14 operations on the crop, bilinear. `videomae`: timm's 15 operations on
-    whole pictures before the crop, bicubic, as VideoMAE's code has them: about 3.5 times the
-    time, for a stored picture has more pixels than the crop."""
+    """`torchvision`: its 14 operations, after the crop, bilinear. `videomae`: timm's 15 operations,
+    before the crop, bicubic, as in VideoMAE's code; about 3.5 times slower, as stored frames have
+    more pixels than crops."""
     erasing: Share = 0.25
-    """Probability of erasing a random box, filled with noise."""
+    """Random erasing probability; the box is filled with noise."""
     mixup: NonNegative = 0.8
-    """Mixup's Beta parameter; 0 turns it off."""
+    """Mixup alpha; 0: off."""
     cutmix: NonNegative = 1.0
-    """CutMix's Beta parameter; 0 turns it off."""
+    """CutMix alpha; 0: off."""
     mix_probability: Share = 1.0
-    """Probability that a batch is mixed at all."""
+    """Probability of applying mixup or CutMix to a batch."""
     mix_switch: Share = 0.5
-    """Probability of CutMix where both are on."""
+    """Probability of CutMix rather than mixup if both are on."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the target spread over all classes."""
+    """Label smoothing."""
 
     @model_validator(mode="after")
     def _ranges_ascend(self) -> Self:
@@ -69,104 +69,102 @@ class Augment(Section):
 
 
 class FinetuneOptim(Optim):
-    """AdamW of fine-tuning: the same keys with other defaults: naming one keeps the rest."""
+    """AdamW for fine-tuning: the keys of `optim` with defaults of their own. Setting one keeps the
+    other defaults."""
 
     epochs: Count = 100
-    """Passes over the data."""
+    """Epochs: passes over the training videos."""
     total_batch: Count = 512
-    """Videos per optimiser step over all devices, each giving `repeats` views."""
+    """Videos per optimiser step over all devices; each contributes `repeats` views."""
     batch_per_device: Count = 8
-    """Videos per forward pass on one device."""
+    """Videos per device in one forward pass."""
     base_lr: Positive = 1e-3
     """Peak learning rate per 256 videos."""
     min_lr: NonNegative = 1e-6
-    """Last learning rate per 256 videos."""
+    """Final learning rate per 256 videos; at most `base_lr`."""
     warmup_lr: NonNegative = 0.0
-    """First learning rate per 256 videos. VideoMAE's scripts name 1e-6 or 1e-8, which its scheduler
-    never receives: its warm-up starts at 0."""
+    """Initial learning rate per 256 videos; at most `base_lr`. VideoMAE's scripts set 1e-6 or 1e-8,
+    but its scheduler never gets the value and starts at 0."""
     warmup_epochs: NonNegative = 5
-    """Passes with a linearly rising learning rate; at most `epochs`."""
+    """Epochs of linear warm-up."""
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)
     """AdamW betas."""
     layer_decay: Factor = 0.75
-    """Learning-rate factor per block from the head down."""
+    """Layer-wise learning-rate decay: factor per block, from the head down."""
 
 
 class ClassHead(Section):
-    """From the tokens of a clip to the scores of its classes."""
+    """The classification head: pooling, norm and a linear layer."""
 
     pool: Literal["mean", "attention", "cls"] = "mean"
-    """What the classifier reads: the mean of all tokens (VideoMAE's form), what a few learned
-    queries find among them, or one learned token that goes through all blocks beside the others.
-    The encoder is pretrained without such a token: it is new, as the classifier is."""
+    """`mean`: average of all tokens, as in VideoMAE. `attention`: cross-attention with a few
+    learned queries. `cls`: a class token, which is newly initialised, as the encoder is pretrained
+    without one."""
     norm: Literal["layer", "batch"] = "layer"
-    """What comes before the linear layer: LayerNorm (VideoMAE's form), or LayerNorm and then
-    BatchNorm without weights, which takes out what all clips have in common. With `batch` set
+    """Norm before the linear layer: LayerNorm, as in VideoMAE, or LayerNorm followed by BatchNorm
+    without affine weights, which removes what all clips have in common. With `batch`, set
     `head_scale: 1`."""
     queries: Annotated[int, Field(ge=1, le=32)] = 8
-    """Learned queries of `pool: attention`; they share the encoder's width, so it must be a
-    multiple."""
+    """Number of learned queries of `pool: attention`; must divide the encoder's width."""
 
 
 def _read_weights(value: Any, read: ValidatorFunctionWrapHandler) -> Any:
-    """Read `class_weights`, and say in one sentence what they may be."""
+    """Read `class_weights`, with one sentence for whatever is wrong."""
     try:
         return read(value)
     except ValidationError:
         raise PydanticCustomError(
             "class_weights",
-            "Input should be `balanced`, or weights above 0 by the names of classes, such as"
-            " `{jump: 3}`",
+            "Input should be `balanced`, or positive weights by class name, such as `{jump: 3}`",
         ) from None
 
 
 class Finetune(Section):
-    """Action recognition on top of the pretrained encoder."""
+    """Fine-tuning for action recognition."""
 
     split: str = "train"
-    """Part of the store to train on."""
+    """Split to train on."""
     val_split: str | None = "val"
-    """Part scored after every `val_every` passes to pick `best`; null scores nothing."""
+    """Split to validate on every `val_every` epochs, which picks the `best` checkpoint; null: no
+    validation."""
     val_every: Count = 1
-    """Passes between two scorings of `val_split`."""
+    """Epochs between validations; the last epoch is always validated."""
     sampling: Sampling | None = None
-    """How frames are drawn; null is `data.sampling`."""
+    """Frame sampling; null: `data.sampling`."""
     repeats: Count = 1
-    """Views drawn from each video of a batch (repeated augmentation); they do not enter the
-    learning-rate rule."""
+    """Augmented views of each video in a batch (repeated augmentation); the learning rate is not
+    scaled by them."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Stochastic depth of the last block, rising linearly from 0."""
+    """Stochastic depth: rate of the last block, increasing linearly from 0."""
     head_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout before the classifier."""
+    """Dropout before the linear layer."""
     head: ClassHead = ClassHead()
     head_scale: Positive = 0.001
-    """Factor on the classifier's initial weights, which have a deviation of 0.02."""
+    """Factor on the initial weights of the linear layer, which have standard deviation 0.02."""
     heads: Annotated[list[str], Field(min_length=1)] | None = None
-    """Groups of the store's classes, such as `[verb, noun]` of EPIC-KITCHENS-100: the classifier
-    has one linear layer for each, their losses are added, and a class scores the product of what
-    its members score. null is one linear layer over the classes."""
+    """Class groups with a linear layer each, such as `[verb, noun]` for EPIC-KITCHENS-100. Their
+    losses are summed, and the score of a class is the product of the scores of its members. null: a
+    single linear layer over all classes."""
     class_weights: Annotated[
         Literal["balanced"] | dict[str, Positive] | None, WrapValidator(_read_weights)
     ] = None
-    """Weights of the classes in the loss, as `weight` of torch's cross_entropy with soft labels.
-    `balanced`: in inverse proportion to their training videos, 1 on the average video. By name:
-    `{jump: 3}`, where the others have 1; with `heads` a name is `verb/take`. null: no
-    weights."""
+    """Class weights in the loss, as `weight` in torch's cross_entropy. `balanced`: inversely
+    proportional to the number of training videos, averaging 1 per video. By name: `{jump: 3}`, with
+    1 for all others; with `heads`, names look like `verb/take`. null: no weights."""
     freeze: Literal["none", "encoder"] | Count = "none"
-    """What keeps its pretrained weights: `none`, the `encoder` (only the head is trained), or a
-    number N: the patch embedding and the first N blocks."""
+    """What to freeze: `none`, the `encoder` (only the head is trained), or a number N for the patch
+    embedding and the first N blocks."""
     ema: Ratio | None = None
-    """Share of itself that the moving average of the weights keeps at every step, such as 0.9999.
-    The average is what is validated, saved as the model and evaluated; the first steps move it
-    faster. null: no average."""
+    """EMA decay of the weights, such as 0.9999, ramped up over the first steps. The average is what
+    is validated, saved as the model and evaluated. null: no average."""
     auxiliary: Ratio | None = None
-    """Train masked modelling beside classification: its share of the loss, by the recipe's `mask`,
-    `predict`, `head` and `targets`, on the same clips. 0.9 is published for small data sets; null
-    trains classification alone."""
+    """Train masked modelling jointly with classification, on the same clips, with the recipe's
+    `mask`, `predict`, `head` and `targets`: its weight in the loss (0.9 is published for small data
+    sets). null: classification only."""
     drop: FixedMask | None = None
-    """Leave out the tokens that this mask hides: the encoder gets the others alone. It needs a
-    `ratio`; LVMAE's is `{kind: tube, ratio: 0.2}` at 128 frames. Not with `auxiliary`. Scoring
-    `val_split` goes by `evaluate.drop`."""
+    """Token dropping: the encoder does not see the tokens that this mask hides. It needs a `ratio`;
+    LVMAE uses `{kind: tube, ratio: 0.2}` with 128 frames. Cannot be combined with `auxiliary`.
+    Validation uses `evaluate.drop`."""
     augment: Augment = Augment()
     optim: FinetuneOptim = FinetuneOptim()
 
@@ -180,8 +178,8 @@ class Finetune(Section):
     def _something_is_left_to_model(self) -> Self:
         if self.freeze == "encoder" and self.auxiliary is not None:
             raise ValueError(
-                f"`freeze: encoder` and `auxiliary: {self.auxiliary:g}` exclude each other: masked"
-                " modelling beside a frozen encoder would train a head that is thrown away"
+                f"`freeze: encoder` and `auxiliary: {self.auxiliary:g}` cannot be combined: masked"
+                " modelling on a frozen encoder would only train a head that is thrown away"
             )
         return self
 
@@ -190,108 +188,105 @@ class Finetune(Section):
         _refuse_no_ratio(self.drop)
         if self.drop is not None and self.auxiliary is not None:
             raise ValueError(
-                f"`drop` and `auxiliary: {self.auxiliary:g}` exclude each other: beside masked"
-                " modelling the classifier sees whole clips"
+                f"`drop` and `auxiliary: {self.auxiliary:g}` cannot be combined: with masked"
+                " modelling the classifier sees all tokens"
             )
         return self
 
 
 class Knn(Section):
-    """Nearest neighbours on frozen features."""
+    """kNN classification on frozen features."""
 
     pool: Literal["clip", "slice", "token"] = "clip"
-    """Tokens that are averaged: all of the clip, those of each slice, or none; what is left is
-    joined to one feature, so that `slice` keeps when, `token` also where."""
+    """Which tokens to average: all of the `clip`, those of each time step (`slice`), or none
+    (`token`). The results are concatenated, so `slice` keeps temporal and `token` also spatial
+    order."""
     whiten: Count | None = None
-    """Principal components that are compared, each brought to the same variance; null compares
-    features as they are. For videos that differ by little of what they show."""
+    """PCA whitening with this many components; null: off. Useful for videos that look alike."""
 
     split: str = "train"
-    """Part of the store that holds the neighbours."""
+    """Split that provides the neighbours."""
     neighbours: Count = 20
-    """Neighbours that vote."""
+    """Number of neighbours (k)."""
     temperature: Positive = 0.07
-    """Softmax temperature of the cosine similarities that weigh the votes."""
+    """Temperature of the similarity-weighted vote."""
 
 
 class Probe(Section):
-    """A small classifier on frozen features: `--protocol linear` and `--protocol attentive`."""
+    """Probes on frozen features: `--protocol linear` and `--protocol attentive`."""
 
     split: str = "train"
-    """Part of the store it is trained on."""
+    """Split to train the probe on."""
     views: Count = 1
-    """Views of each video whose features it is trained on: the middle of the video, and further
-    ones drawn as `finetune.augment` crops and mirrors."""
+    """Training views per video: the centre clip, plus random ones with the crops and flips of
+    `finetune.augment`."""
     held_out: Ratio = 0.2
-    """Share of those videos, of each class alike, that learning rate and weight decay are chosen
-    on; what was chosen is then trained again on all. Nothing is held out where there is one
-    choice."""
+    """Fraction of the training videos, per class, on which learning rate and weight decay are
+    selected; the probe is then retrained on all of them. Unused if there is only one choice."""
     epochs: Count = 90
-    """Passes over the videos, each by one of its views."""
+    """Epochs; each uses one view per video."""
     batch: Count = 256
-    """Videos in a step, at most."""
+    """Batch size in videos."""
     rates: Annotated[list[Positive], Field(min_length=1)] = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]
-    """Peak learning rates to choose from; they are not scaled."""
+    """Peak learning rates to select from; not scaled by the batch."""
     decays: Annotated[list[NonNegative], Field(min_length=1)] = [0.01, 0.4]
-    """Weight decays to choose from, each with every rate."""
+    """Weight decays to select from, in combination with every learning rate."""
     form: Literal["efficient", "vjepa"] = "efficient"
-    """How an attentive probe pools: one cross-attention of a few learned queries (efficient
-    probing), or V-JEPA 2's four blocks, three of self-attention and one of cross-attention by one
-    query."""
+    """Attentive probe. `efficient`: one cross-attention layer with a few learned queries (efficient
+    probing). `vjepa`: V-JEPA 2's four blocks, three of self-attention and one of cross-attention
+    with one query."""
     queries: Annotated[int, Field(ge=1, le=32)] = 8
-    """Learned queries of `form: efficient`; they share the encoder's width, so it must be a
-    multiple."""
+    """Number of learned queries of `form: efficient`; must divide the encoder's width."""
     precision: Literal["float16", "float32"] = "float16"
-    """Numbers that tokens wait as, between encoder and attentive probe; a linear probe's features
-    are few and wait as float32."""
+    """Storage precision of cached tokens for the attentive probe; features of a linear probe are
+    float32."""
     cache_gb: Positive = 8.0
-    """Memory for waiting features, in GB, in each process. More than that is refused."""
+    """Memory limit for cached features in GB per process; it stops if more is needed."""
 
     @model_validator(mode="after")
     def _choices_differ(self) -> Self:
         for key, values in (("rates", self.rates), ("decays", self.decays)):
             if len(set(values)) < len(values):
-                raise ValueError(f"`{key}: {values}` names a value twice")
+                raise ValueError(f"`{key}: {values}` lists a value twice")
         return self
 
 
 def _refuse_no_ratio(drop: FixedMask | None) -> None:
-    """Raise ValueError if the share of tokens to leave out is a mask's default, pretraining's."""
+    """Raise ValueError if `ratio` is missing: a mask's default is meant for pretraining."""
     if drop is not None and "ratio" not in drop.model_fields_set:
         raise ValueError(
-            f"`drop` needs a `ratio`, the share of tokens left out, such as"
+            f"`drop` needs a `ratio`, the fraction of tokens to drop, such as"
             f" `{{kind: {drop.kind}, ratio: 0.2}}`"
         )
 
 
 class Evaluate(Section):
-    """Views per video and where to look."""
+    """Evaluation: splits, views and protocols."""
 
     split: str = "val"
-    """Part of the store that is scored."""
+    """Split to evaluate on."""
     layer: Annotated[int, Field(ge=0)] | None = None
-    """Blocks of the encoder that frozen features have gone through; 0 is the patch embeddings with
-    their positions. null is all, and the last norm, which no other layer has. For `knn`, `linear`
-    and `attentive`."""
+    """Encoder block whose output is used as features by `knn`, `linear` and `attentive`; 0: patch
+    embeddings with positions. null: the last block, followed by the final norm, which is not
+    applied to other layers."""
     shots: Count | None = None
-    """Labelled videos of each class that `knn`, `linear` and `attentive` may use, drawn by
-    `run.seed`; null is all. Those of fewer shots are among those of more."""
+    """Few-shot evaluation with `knn`, `linear` and `attentive`: labelled videos per class, drawn by
+    `run.seed`; smaller draws are subsets of larger ones. null: all."""
     segments: Count = 1
-    """Clips along time."""
+    """Temporal clips per video."""
     crops: Literal[1, 3] = 1
-    """Crops with the aspect of the view, along the side of the frame that has room: the centre, or
-    both ends as well."""
+    """Spatial crops per clip, along the longer side: 1: centre. 3: centre and both ends."""
     sampling: Sampling | None = None
-    """How frames are drawn; null is fine-tuning's."""
+    """Frame sampling; null: as in fine-tuning."""
     drop: FixedMask | None = None
-    """Leave out the tokens of every view that this mask hides, drawn by `run.seed`, video and view.
-    It needs a `ratio`. Here and in scoring `finetune.val_split`; with frozen features also of the
-    training videos."""
+    """Token dropping in evaluation and validation: the tokens that this mask hides, drawn by
+    `run.seed`, video and view. It needs a `ratio`. Frozen features drop them on training videos as
+    well."""
     durations: Annotated[list[NonNegative], Field(min_length=1)] | None = None
-    """Seconds at which videos are divided, ascending, such as `[0, 4, 8, 16, 32]`: accuracy is
-    also told for those of each length. null divides none."""
+    """Bin edges in seconds, ascending, such as `[0, 4, 8, 16, 32]`: also report accuracy by video
+    length. null: off."""
     batch_per_device: Count = 16
-    """Views per forward pass."""
+    """Views per device in one forward pass."""
     knn: Knn = Knn()
     probe: Probe = Probe()
 

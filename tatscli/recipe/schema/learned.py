@@ -1,4 +1,4 @@
-"""The learned masks: samplers trained beside the autoencoder."""
+"""The learned masks: samplers trained jointly with the autoencoder."""
 
 from __future__ import annotations
 
@@ -6,33 +6,41 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tatscli.recipe.schema.section import Count, NonNegative, Positive, Ratio, Section, Share
+from tatscli.recipe.schema.section import (
+    Count,
+    NonNegative,
+    Positive,
+    Ratio,
+    Section,
+    Share,
+    Width,
+)
 
 
 class LearnedMask(Section):
-    """What the learned samplers share."""
+    """Settings that the learned samplers share."""
 
     ratio: Ratio = 0.9
-    """Share of tokens hidden; the rest, int(tokens x (1 - ratio)), is shown."""
+    """Fraction of tokens to hide; int(tokens x (1 - ratio)) are visible."""
     heads: Count = 8
-    """Attention heads of the sampler."""
+    """Number of attention heads of the sampler."""
     base_lr: Positive | None = 1.5e-4
-    """Peak learning rate per 256 videos of an optimiser step, from which it falls to 0; null is the
-    autoencoder's rate at every step."""
+    """Peak learning rate per 256 videos, decaying to 0; null: the autoencoder's learning rate at
+    every step."""
     weight_decay: NonNegative = 0.05
-    """AdamW weight decay. Biases and norms have none; of `tats` only the trunk's matrices decay, of
-    `adamae` also the actor and the position table."""
+    """AdamW weight decay. Not applied to biases and norms; `tats` decays only the weight matrices
+    of the trunk, `adamae` also the actor and the position embeddings."""
     warmup: Share = 0.05
-    """First share of the steps, in which the learning rate rises if `base_lr` is given; `tats`
-    draws uniformly meanwhile."""
+    """Fraction of the training for warm-up: the learning rate rises (if `base_lr` is given), and
+    `tats` samples uniformly."""
     floor: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of a uniform distribution mixed into the policy."""
+    """Weight of a uniform distribution mixed into the policy."""
     quota: bool = False
-    """Show equally many tokens of every slice; otherwise tokens compete over time too."""
+    """Show the same number of tokens in every slice; false: tokens compete across time as well."""
     detach: bool = True
-    """Keep the sampler's loss from the patch embedding."""
+    """Stop gradients from the sampler's loss into the patch embedding."""
     clip_grad: Positive | None = 0.5
-    """Largest gradient norm of the sampler; null is no limit."""
+    """Clip the sampler's gradient norm to this; null: no clipping."""
 
 
 class AdamaeMask(LearnedMask):
@@ -40,63 +48,65 @@ class AdamaeMask(LearnedMask):
 
     kind: Literal["adamae"]
     ratio: Ratio = 0.95
-    """Share of tokens hidden; published."""
-    width: Count | None = None
-    """Width of the sampler; null is the encoder's, as published."""
+    """Fraction of tokens to hide; the published value."""
+    width: Width | None = None
+    """Width of the sampler; null: the encoder's, as published."""
     base_lr: Positive | None = None
-    """Peak learning rate per 256 videos of an optimiser step, from which it falls to 0; null, as
-    published, is the autoencoder's rate at every step."""
+    """Peak learning rate per 256 videos, decaying to 0; null: the autoencoder's learning rate at
+    every step, as published."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Dropout of the sampler in training, after its attention and its MLP; published."""
+    """Dropout of the sampler after attention and MLP; the published value."""
     weight: Positive = 1e-4
-    """Weight of the sampling loss beside the reconstruction loss; published."""
+    """Weight of the sampling loss relative to the reconstruction loss; the published value."""
     detach: bool = False
-    """Keep the sampling loss from the patch embedding; the published code lets it through."""
+    """Stop gradients from the sampling loss into the patch embedding; the published code does
+    not."""
     clip_grad: Positive | None = None
-    """Largest gradient norm of the sampler; null, as published, is no limit."""
+    """Clip the sampler's gradient norm to this; null: no clipping, as published."""
 
 
 class TatsMask(LearnedMask):
-    """The learned sampler: trajectory attention, actor and critic, trained by PPO beside the
-    autoencoder.
+    """The learned sampler of TATS (arXiv 2505.08561): trajectory attention with actor and critic,
+    trained by PPO jointly with the autoencoder.
 
-    Of TATS (arXiv 2505.08561) only the abstract and the authors' README could be read: these
-    coefficients are our choice unless said otherwise.
+    Only the abstract and the authors' README were available: coefficients are our choice unless
+    stated otherwise.
     """
 
     kind: Literal["tats"]
     trunk: Literal["trajectory", "mha"] = "trajectory"
-    """Trajectory attention (published), or AdaMAE's attention over all tokens."""
-    width: Count = 384
-    """Width of the sampler; tokens of another width pass through a linear layer."""
+    """Trajectory attention (published), or AdaMAE's multi-head attention over all tokens."""
+    width: Width = 384
+    """Width of the sampler; tokens of a different width are projected."""
     critic: Literal["shared", "separate"] = "shared"
-    """The critic reads the actor's trunk, or has one of its own at twice the cost."""
+    """Whether the critic shares the actor's trunk or has its own, at twice the cost."""
     objective: Literal["ppo", "logprob"] = "ppo"
-    """Clipped probability ratios (published), or AdaMAE's log-probabilities."""
+    """PPO's clipped probability ratios (published), or AdaMAE's log-probability objective."""
     log_prob: Literal["independent", "exact"] = "independent"
-    """Count every token as drawn first, or condition each draw on those before it
-    (Plackett-Luce)."""
+    """Log-probability of the drawn tokens: `independent` treats each draw as the first, `exact`
+    conditions it on those before (Plackett-Luce)."""
     credit: Literal["masked", "visible"] = "masked"
-    """Each hidden token's own error raises its probability to be shown, or the tokens shown share
-    minus the clip's mean error."""
+    """How errors become rewards. `masked`: each hidden token's error raises its own probability of
+    being visible. `visible`: the visible tokens share the negative mean error of the clip."""
     baseline: Literal["critic", "clip_mean", "none"] = "critic"
-    """What errors are compared with."""
+    """Baseline that is subtracted from the rewards."""
     epochs: Count = 1
-    """PPO updates per batch (K); with 1 the rollout's graph serves the update."""
+    """PPO epochs per batch (K); with 1 the update reuses the graph of the rollout."""
     rollouts: Count = 1
-    """Batches that are collected before an update of each; more than 1 is off-policy and takes
-    another forward pass."""
+    """Batches to collect before updating on each; more than 1 is off-policy and needs another
+    forward pass."""
     clip: Positive = 0.2
-    """PPO clip range of the per-token probability ratio."""
+    """PPO clip range for the per-token probability ratio."""
     entropy: NonNegative = 1.0
-    """Weight of the policy's entropy in nats; with standardised advantages it acts as a
+    """Weight of the entropy bonus (in nats); with standardised advantages it acts as a
     temperature."""
     entropy_target: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Normalised entropy to keep (1 = uniform): `entropy` then is only where the weight starts."""
+    """Target for the normalised entropy (1 = uniform); the entropy weight is then adapted, starting
+    at `entropy`."""
     value: NonNegative = 0.5
-    """Weight of the critic's squared error."""
+    """Weight of the value loss (the critic's squared error)."""
     max_kl: Positive = 0.02
-    """Updates on a batch stop early once the mean KL divergence from the rollout's policy passes
+    """Stop the updates on a batch once the mean KL divergence from the rollout policy exceeds
     this."""
 
     @model_validator(mode="after")
@@ -105,9 +115,11 @@ class TatsMask(LearnedMask):
             raise ValueError(f"`width: {self.width}` is not a multiple of `heads: {self.heads}`")
         if self.credit == "visible" and self.baseline == "clip_mean":
             raise ValueError(
-                "`credit: visible` has one reward a clip, which `baseline: clip_mean` cancels;"
+                "`credit: visible` has one reward per clip, which `baseline: clip_mean` cancels;"
                 " use `critic`"
             )
         if not self.detach and self.rollouts > 1:
-            raise ValueError("`rollouts` above 1 keep no graph, so they need `detach: true`")
+            raise ValueError(
+                "`rollouts` above 1 does not keep the graph, so it needs `detach: true`"
+            )
         return self

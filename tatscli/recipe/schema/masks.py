@@ -1,4 +1,7 @@
-"""Masks: which tokens are shown. Each kind has a section of its own."""
+"""Masks: which tokens the encoder sees. Each kind has its own section.
+
+A slice is one time step of the token grid, a position one place in its height x width.
+"""
 
 from __future__ import annotations
 
@@ -29,45 +32,45 @@ from tatscli.recipe.schema.section import (
 
 
 class RandomMask(Section):
-    """Hidden tokens drawn anywhere in space and time."""
+    """Hides random tokens, anywhere in space and time."""
 
     kind: Literal["random"]
     ratio: Ratio = 0.9
-    """Share of tokens hidden."""
+    """Fraction of tokens to hide."""
     rounding: Literal["shown", "hidden"] = "shown"
-    """Which count is rounded down: `shown`, int(tokens x (1 - ratio)), as the learned masks do, so
-    that all show equally many (156 of 1,568 at 0.9); `hidden`, int(tokens x ratio), as AdaMAE's own
-    random masks do (157 shown)."""
+    """Which count is rounded down. `shown`: int(tokens x (1 - ratio)) visible tokens, as with the
+    learned masks (156 of 1,568 at 0.9). `hidden`: int(tokens x ratio) hidden tokens, as in AdaMAE's
+    random masks (157 visible)."""
 
 
 class TubeMask(Section):
-    """The same hidden sites in every slice (VideoMAE)."""
+    """Hides the same random positions in every slice (VideoMAE)."""
 
     kind: Literal["tube"]
     ratio: Ratio = 0.9
-    """Share of sites hidden; int(ratio x sites), as VideoMAE rounds."""
+    """Fraction of positions to hide, rounded down as in VideoMAE: int(ratio x positions)."""
 
 
 class FrameMask(Section):
-    """Whole slices hidden (VideoMAE's ablation)."""
+    """Hides whole slices, at random (VideoMAE's ablation)."""
 
     kind: Literal["frame"]
     ratio: Ratio = 0.9
-    """Share of slices hidden; int(ratio x slices)."""
+    """Fraction of slices to hide, rounded down: int(ratio x slices)."""
 
 
 class BlockMask(Section):
-    """A rectangle that stands still: the control of `mgm` without any motion."""
+    """Hides a static rectangle: the baseline of `mgm` without motion."""
 
     kind: Literal["block"]
     ratio: Ratio = 0.75
-    """Share of sites hidden in every slice; int(ratio x sites)."""
+    """Fraction of positions to hide in every slice, rounded down: int(ratio x positions)."""
     blocks: Count = 1
-    """Rectangles that share the hidden area."""
+    """Number of rectangles that share the hidden area."""
     aspect: tuple[Positive, Positive] = (0.5, 2.0)
-    """Range of a rectangle's width by height, drawn log-uniformly."""
+    """Range of the aspect ratio (width / height), drawn log-uniformly."""
     noise: NonNegative = 0.1
-    """How many sites deep the rim of the mask is ragged."""
+    """Width of the random border of the mask, in tokens."""
 
     @model_validator(mode="after")
     def _aspect_ascends(self) -> Self:
@@ -78,105 +81,108 @@ class BlockMask(Section):
 
 
 class SimulatedMask(BlockMask):
-    """Rectangles on smooth random paths: moving, but not with the content."""
+    """Hides rectangles on smooth random paths, which do not follow the content."""
 
     kind: Literal["simulated"]  # type: ignore[assignment]
 
 
 class MgmMask(BlockMask):
-    """Rectangles that follow the content along codec motion vectors.
+    """Hides rectangles that follow the content along codec motion vectors.
 
-    Of MGM (Fan et al. 2023, arXiv 2308.12962) the idea and the ratio are published; base slice,
-    shape, tracking and ranking are our choices.
+    MGM (Fan et al. 2023, arXiv 2308.12962) publishes the idea and the ratio; base frame, shape,
+    tracking and ranking are our choices.
     """
 
     kind: Literal["mgm"]  # type: ignore[assignment]
     base: Literal["energy", "middle", "random"] = "energy"
-    """Frame the rectangles are placed in: that with most motion energy, the middle one, or any."""
+    """Frame in which the rectangles are placed: the one with the most motion energy, the middle
+    one, or a random one."""
     centre: Literal["sample", "centroid"] = "sample"
-    """Draw centres from where it moves, or take the centroid of the motion."""
+    """Sample the centres in proportion to motion, or take the centroid of the motion."""
     pull: NonNegative = 1.0
-    """How many sites beyond the rim the token that moves most is still hidden."""
+    """How far outside the rectangle the fastest-moving token is still hidden, in tokens."""
 
     @model_validator(mode="after")
     def _one_centroid(self) -> Self:
         if self.centre == "centroid" and self.blocks > 1:
             raise ValueError(
-                f"`centre: centroid` is one place, and `blocks: {self.blocks}` need several;"
+                f"`centre: centroid` is a single point, and `blocks: {self.blocks}` needs several;"
                 " use `sample`"
             )
         return self
 
 
 class MgmTopkMask(Section):
-    """The tokens of every slice that move most."""
+    """Hides the tokens with the most motion in every slice."""
 
     kind: Literal["mgm_topk"]
     ratio: Ratio = 0.75
-    """Share of sites hidden in every slice; int(ratio x sites)."""
+    """Fraction of positions to hide in every slice, rounded down: int(ratio x positions)."""
 
 
 class MgmAdvectMask(Section):
-    """A random mask carried along the vectors: MGMAE (arXiv 2308.10794) with codec motion instead
-    of optical flow."""
+    """Warps a random mask along the motion: MGMAE (arXiv 2308.10794), with codec motion vectors
+    instead of optical flow."""
 
     kind: Literal["mgm_advect"]
     ratio: Ratio = 0.9
-    """Share of sites hidden in every slice; MGMAE's."""
+    """Fraction of positions to hide in every slice; MGMAE's value."""
     base: Literal["middle", "energy", "random"] = "middle"
-    """Frame in which the mask is drawn; MGMAE's is the middle one."""
+    """Frame in which the mask is drawn: the middle one (MGMAE), the one with the most motion
+    energy, or a random one."""
 
 
 class EverestMask(Section):
-    """Shows some of the tokens whose patch embedding changes most, predicts the rest of those, and
-    drops all others (EVEREST, arXiv 2211.10636)."""
+    """Keeps only the tokens whose patch embedding changes most over time: some are visible, the
+    rest are predicted, all others are dropped (EVEREST, arXiv 2211.10636)."""
 
     kind: Literal["everest"]
     ratio: Ratio = 0.9
-    """Share of tokens not shown."""
+    """Fraction of tokens that are not visible."""
     keep: Ratio = 0.3
-    """Share of tokens, those that change most, which are shown or predicted at all."""
+    """Fraction of tokens to keep at all, visible or predicted: those that change most."""
 
     @model_validator(mode="after")
     def _something_is_predicted(self) -> Self:
         if self.keep <= 1 - self.ratio:
             raise ValueError(
-                f"`keep: {self.keep:g}` must be more than the share shown, 1 - `ratio`"
+                f"`keep: {self.keep:g}` must be more than the visible fraction, 1 - `ratio`"
                 f" = {1 - self.ratio:g}"
             )
         return self
 
 
 class MotionBinsMask(Section):
-    """Shows as much of the moving half of the tokens as of the other (TrackMAE's bins)."""
+    """Splits tokens into a high-motion and a low-motion half and samples visible tokens from both
+    (TrackMAE's motion bins)."""
 
     kind: Literal["motion_bins"]
     ratio: Ratio = 0.8
-    """Share of tokens hidden; TrackMAE's."""
+    """Fraction of tokens to hide; TrackMAE's value."""
     share: Share = 0.5
-    """Share of the visible tokens that comes from the moving half."""
+    """Fraction of the visible tokens that comes from the high-motion half."""
 
 
 class FutureMask(Section):
-    """The first slices shown whole, and of the later ones a small share (SiamMAE, arXiv 2305.14344;
-    RVM, arXiv 2512.13684)."""
+    """Shows the first slices in full, and only a small fraction of the later ones (SiamMAE, arXiv
+    2305.14344; RVM, arXiv 2512.13684)."""
 
     kind: Literal["future"]
     ratio: Ratio = 0.95
-    """Share of the tokens of the later slices hidden; SiamMAE's and RVM's."""
+    """Fraction of tokens to hide in the later slices; the value of SiamMAE and RVM."""
     past: Count = 1
-    """Slices at the start that are shown whole."""
+    """Number of slices at the start that are fully visible."""
     gap: Annotated[int, Field(ge=0)] = 0
-    """Slices after those that take no part: neither shown nor predicted."""
+    """Number of slices after those to skip: neither visible nor predicted."""
 
 
 class StillMask(Section):
-    """Hides the tokens that move least, but for those of the first slice (after Run-Length
-    Tokenization, arXiv 2411.05222)."""
+    """Hides the tokens that move least, except in the first slice (after Run-Length Tokenization,
+    arXiv 2411.05222)."""
 
     kind: Literal["still"]
     ratio: Ratio = 0.5
-    """Share of tokens hidden; of RLT, which has a threshold, none is published."""
+    """Fraction of tokens to hide; our choice, as RLT uses a threshold instead."""
 
 
 Fixed = (
@@ -198,11 +204,11 @@ FixedMask = Annotated[Fixed, Field(discriminator="kind")]
 """A mask that does not learn."""
 
 OneMask = Annotated[Fixed | AdamaeMask | TatsMask, Field(discriminator="kind")]
-"""Every mask but the schedule, which goes from one of them to another."""
+"""Every mask except the schedule, which switches from one of them to another."""
 
 
 class _OrName:
-    """Lets a section be written as its kind alone: `to: mgm` is `to: {kind: mgm}`."""
+    """Allows a section to be given by its kind alone: `to: mgm` for `to: {kind: mgm}`."""
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
@@ -226,18 +232,18 @@ class _OrName:
 
 
 class ScheduleMask(Section):
-    """One mask at first, another in the end, and in between more and more of the second: easy
-    first, as CL-MAE (arXiv 2308.16572) and the warm-up of TATS have it."""
+    """Curriculum from one mask to another: the fraction of steps that use the second grows from 0
+    to 1 (cf. CL-MAE, arXiv 2308.16572)."""
 
     kind: Literal["schedule"]
     ratio: Ratio = 0.9
-    """Share hidden, in both masks; they take no `ratio` of their own."""
+    """Fraction of tokens to hide, for both masks; they have no `ratio` of their own."""
     from_: Annotated[OneMask, _OrName()] = Field(RandomMask(kind="random"), alias="from")
-    """The mask of the first steps: its section, or its kind alone."""
+    """First mask: a section, or just its kind."""
     to: Annotated[OneMask, _OrName()] = MgmMask(kind="mgm")
-    """The mask of the last steps: its section, or its kind alone."""
+    """Second mask: a section, or just its kind."""
     over: Factor = 0.5
-    """First share of the training, in which the share of steps that use `to` rises from 0 to 1."""
+    """Fraction of the training over which the fraction of steps that use `to` grows from 0 to 1."""
 
     @property
     def both(self) -> tuple[OneMask, OneMask]:
@@ -254,13 +260,13 @@ class ScheduleMask(Section):
         for name, one in sides.items():
             if "ratio" in one.model_fields_set and one.ratio != self.ratio:
                 raise ValueError(
-                    f"`{name}.ratio: {one.ratio:g}` differs from the schedule's own, `ratio:"
-                    f" {self.ratio:g}`, which is that of both masks; leave it out"
+                    f"`{name}.ratio: {one.ratio:g}` differs from the schedule's `ratio:"
+                    f" {self.ratio:g}`, which applies to both masks; leave it out"
                 )
         learned = [one.kind for one in sides.values() if isinstance(one, LearnedMask)]
         if len(learned) > 1:
             raise ValueError(
-                f"`from: {learned[0]}` and `to: {learned[1]}` both learn; one of them may"
+                f"`from: {learned[0]}` and `to: {learned[1]}` are both learned; only one may be"
             )
         try:
             _ = self.both

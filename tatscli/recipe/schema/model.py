@@ -1,4 +1,4 @@
-"""The encoder, and what guesses hidden tokens."""
+"""The encoder, and the heads that predict hidden tokens."""
 
 from __future__ import annotations
 
@@ -6,34 +6,42 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tatscli.recipe.schema.section import Count, NonNegative, Positive, Section
+from tatscli.recipe.schema.section import (
+    Count,
+    Depth,
+    NonNegative,
+    Positive,
+    Section,
+    Width,
+)
 
 _SPELLED = ("width", "depth", "heads", "mlp")
 
 
 class Model(Section):
-    """The ViT encoder: a size by name, or its width, depth and heads."""
+    """The ViT encoder: a named size, or width, depth and heads."""
 
     size: Literal["nano", "tiny", "small", "base", "large", "huge", "giant"] | None = "base"
     """Width / depth / heads: nano 128/6/4, tiny 192/12/3, small 384/12/6, base 768/12/12, large
-    1024/24/16, huge 1280/32/16, giant 1408/40/16 with an MLP of 6144 (published with patches of
-    14 pixels). Null where they are spelled out."""
-    width: Count | None = None
-    """Width of the tokens, instead of `size`; a multiple of `heads`."""
-    depth: Count | None = None
-    """Blocks, instead of `size`."""
+    1024/24/16, huge 1280/32/16, giant 1408/40/16 with an MLP width of 6144 (published with patch
+    size 14). Null if width, depth and heads are given."""
+    width: Width | None = None
+    """Embedding width, instead of `size`; a multiple of `heads`."""
+    depth: Depth | None = None
+    """Number of blocks, instead of `size`."""
     heads: Count | None = None
-    """Attention heads, instead of `size`."""
-    mlp: Count | None = None
-    """Inner width of the MLPs, where `size` is not given; null is four times the width."""
+    """Number of attention heads, instead of `size`."""
+    mlp: Width | None = None
+    """MLP hidden width, if `size` is not given; null: four times the width."""
     tubelet: Count = 2
-    """Frames in a token."""
+    """Frames per token (tubelet size)."""
     patch: Count = 16
-    """Height and width of a token in pixels."""
+    """Patch size in pixels."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Stochastic depth of the last block in pretraining, rising linearly from 0."""
+    """Stochastic depth in pretraining: rate of the last block, increasing linearly from 0."""
     checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    """Activation checkpointing: recompute activations in the backward pass; saves memory, costs
+    about a third more time."""
 
     @model_validator(mode="before")
     @classmethod
@@ -48,8 +56,8 @@ class Model(Section):
         spelled = [key for key in _SPELLED if getattr(self, key) is not None]
         if self.size is not None and spelled:
             raise ValueError(
-                f"`size: {self.size}` and `{spelled[0]}` exclude each other; "
-                "set `size: null` to spell the model out"
+                f"`size: {self.size}` and `{spelled[0]}` cannot be combined; "
+                "set `size: null` to give width, depth and heads"
             )
         missing = [key for key in _SPELLED[:3] if getattr(self, key) is None]
         if self.size is None and missing:
@@ -60,44 +68,46 @@ class Model(Section):
 
 
 class DecoderHead(Section):
-    """MAE decoder: visible latents and mask tokens through a narrow ViT."""
+    """MAE decoder: a narrow ViT over visible latents and mask tokens."""
 
     kind: Literal["decoder"] = "decoder"
-    width: Count | None = None
-    """Decoder width; null is half the encoder's, as published for every size."""
-    depth: Count = 4
+    width: Width | None = None
+    """Decoder width; null: half the encoder's, as published for all sizes."""
+    depth: Depth = 4
     """Decoder blocks; published: 4 (small, base), 12 (large, huge)."""
     heads: Count | None = None
-    """Decoder heads; null is half the encoder's."""
-    mlp: Count | None = None
-    """Inner width of the decoder's MLPs; null is four times its width. VideoMAE V2's ViT-g has 2234
-    at a width of 512."""
+    """Decoder attention heads; null: half the encoder's."""
+    mlp: Width | None = None
+    """MLP hidden width of the decoder; null: four times its width. VideoMAE V2's ViT-g has 2234 at
+    width 512."""
     shared: bool = False
-    """One decoder for all targets, with a linear output for each, instead of one decoder each."""
+    """Share one decoder among all targets, with a linear output layer per target, instead of one
+    decoder per target."""
 
 
 class RegressorHead(Section):
-    """Hidden latents regressed from visible ones, and a decoder for each target over the hidden
-    tokens alone (MAM2, arXiv 2210.05234, with the regressor of CAE, arXiv 2202.03026)."""
+    """Predicts hidden latents from visible ones by cross-attention, and decodes only the hidden
+    tokens, with a decoder per target (MAM2, arXiv 2210.05234, with CAE's regressor, arXiv
+    2202.03026)."""
 
     kind: Literal["regressor"]
     regressor_depth: Annotated[int, Field(ge=0, le=6)] = 4
-    """Cross-attention blocks, as wide as the encoder; CAE's is 4. 0 hands mask tokens straight to
-    the decoders, which then know nothing of the clip."""
-    width: Count | None = None
-    """Width of the decoders; null is half the encoder's. Ours."""
+    """Cross-attention blocks, as wide as the encoder; CAE has 4. With 0 the decoders get bare mask
+    tokens and see nothing of the clip."""
+    width: Width | None = None
+    """Decoder width; null: half the encoder's. Our choice."""
     depth: Annotated[int, Field(ge=0, le=8)] = 4
-    """Blocks of each decoder; CAE's is 4."""
+    """Blocks per decoder; CAE has 4."""
     heads: Count | None = None
-    """Heads of the decoders; null is half the encoder's."""
+    """Decoder attention heads; null: half the encoder's."""
     layer_scale: Positive = 0.1
-    """First factor of the regressor's branches; CAE's."""
+    """Initial layer scale of the regressor's residual branches; CAE's value."""
     alignment: NonNegative = 0.0
-    """Weight of the squared distance between regressed latents and those the encoder gives the
-    hidden tokens; CAE's is 2. Whether MAM2 has it is not known."""
+    """Weight of the alignment loss: squared distance between predicted latents and the encoder's
+    latents of the hidden tokens. CAE uses 2; MAM2's paper does not say."""
     shared: bool = False
-    """One decoder for all targets, with a linear output for each, instead of MAM2's one decoder
-    each."""
+    """Share one decoder among all targets, with a linear output layer per target, instead of MAM2's
+    one decoder per target."""
 
 
 Head = Annotated[

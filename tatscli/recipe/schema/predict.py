@@ -1,4 +1,7 @@
-"""Predict-selections: which of the hidden tokens the head predicts and the loss counts."""
+"""Which of the hidden tokens the head predicts; the loss is computed on those.
+
+A slice is one time step of the token grid.
+"""
 
 from __future__ import annotations
 
@@ -11,75 +14,77 @@ from tatscli.recipe.schema.tokenizer import TrainedTokenizer
 
 
 class PredictAll(Section):
-    """Every token that the mask gives to predict."""
+    """All hidden tokens."""
 
     kind: Literal["all"] = "all"
 
 
 class PredictRandom(Section):
-    """Any of them."""
+    """Random tokens."""
 
     kind: Literal["random"]
     budget: Count | None = None
-    """Tokens per clip; null is 15 % of the clip, as LVMAE compares."""
+    """Tokens per clip; null: 15 % of the clip, as in LVMAE's comparisons."""
 
 
 class PredictUniform(Section):
-    """All of every so many slices (a baseline of LVMAE)."""
+    """Every k-th slice (a baseline of LVMAE)."""
 
     kind: Literal["uniform"]
     every: Count = 7
-    """Slices from one that is predicted to the next; the first is drawn."""
+    """Predict every k-th slice, with a random offset."""
     budget: Count | None = None
-    """Tokens per clip; null is their number divided by `every`."""
+    """Tokens per clip; null: the number of hidden tokens divided by `every`."""
 
 
 class PredictRunningCell(Section):
-    """Half of each cell of 2 x 2 sites, which runs on by one place a slice (VideoMAE V2)."""
+    """Half of each 2 x 2 cell, shifting by one position per slice (VideoMAE V2's running cell)."""
 
     kind: Literal["running_cell"]
     budget: Count | None = None
-    """Tokens per clip; null is half of them, as published."""
+    """Tokens per clip; null: half of them, as published."""
 
 
 class PredictFlow(Section):
-    """Those that move most, and some at random (a baseline of LVMAE)."""
+    """The tokens that move most, plus some random ones (a baseline of LVMAE)."""
 
     kind: Literal["flow"]
     budget: Count | None = None
-    """Tokens per clip; null is 15 % of the clip, as published."""
+    """Tokens per clip; null: 15 % of the clip, as published."""
     random: Share = 1 / 3
-    """Share of the budget that is drawn at random; published."""
+    """Fraction of the budget that is drawn at random; the published value."""
 
 
 class PredictEverest(Section):
-    """Those whose patch embedding changes most, and some at random (a baseline of LVMAE)."""
+    """The tokens whose patch embedding changes most over time, plus some random ones (a baseline of
+    LVMAE)."""
 
     kind: Literal["everest"]
     budget: Count | None = None
-    """Tokens per clip; null is 15 % of the clip, as published."""
+    """Tokens per clip; null: 15 % of the clip, as published."""
     random: Share = 1 / 3
-    """Share of the budget that is drawn at random; published."""
+    """Fraction of the budget that is drawn at random; the published value."""
 
 
 class PredictTokenizer(Section):
-    """Those that a tokenizer scores highest, and some at random: LVMAE's decoder masking."""
+    """The tokens that an adaptive tokenizer scores highest, plus some random ones (LVMAE's decoder
+    masking)."""
 
     kind: Literal["tokenizer"]
     tokenizer: TrainedTokenizer | None = None
-    """Whose scores; null takes over the tokenizer of the first of the `targets` that has one."""
+    """Tokenizer that gives the scores; null: that of the first entry of `targets` that has one."""
     scale: Positive | None = None
-    """Frames are resized by this before the tokenizer sees them; null is that of the target, or 1
-    for a tokenizer of its own."""
+    """Resize frames by this factor for the tokenizer; null: as in the target, or 1 if `tokenizer`
+    is given."""
     cached: bool | None = None
-    """Read the scores that `tats store encode` wrote; null does as the target does, or false for a
-    tokenizer of its own."""
+    """Read scores precomputed by `tats store encode`; null: as in the target, or false if
+    `tokenizer` is given."""
     sampled: bool = False
-    """Draw in proportion to the scores, without replacement, in place of the highest ones."""
+    """Sample in proportion to the scores, without replacement, instead of taking the highest."""
     budget: Count | None = None
-    """Tokens per clip; null is 15 % of the clip, as published."""
+    """Tokens per clip; null: 15 % of the clip, as published."""
     random: Share = 1 / 3
-    """Share of the budget that is drawn at random; published."""
+    """Fraction of the budget that is drawn at random; the published value."""
 
 
 Predict = Annotated[

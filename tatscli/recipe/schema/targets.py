@@ -1,4 +1,4 @@
-"""Targets: what the guesses are compared with. Each kind has a section of its own."""
+"""Targets: what the head predicts for hidden tokens. Each kind has its own section."""
 
 from __future__ import annotations
 
@@ -15,54 +15,54 @@ class PixelTarget(Section):
 
     kind: Literal["pixels"]
     normalize: bool = True
-    """Standardise each cube per channel by its own mean and deviation."""
+    """Standardise each token's pixels per channel by their own mean and standard deviation."""
     weight: Positive = 1.0
     """Weight of this target in the loss."""
 
 
 class DifferenceTarget(Section):
-    """How the pixels of the hidden tokens change over time: MAM2's motion target."""
+    """Frame differences of the hidden tokens (MAM2's motion target)."""
 
     kind: Literal["difference"]
     span: Literal["cube", "clip"] = "cube"
-    """`cube`: between the frames of a cube. `clip`: from every frame of the cube to a later one of
-    the clip, also beyond the cube."""
+    """`cube`: differences between the frames of a token. `clip`: from each frame of the token to a
+    later frame of the clip, which may lie outside the token."""
     gaps: Annotated[list[Count], Field(min_length=1)] = [1]
-    """How many frames of the clip lie between the two; several are predicted side by side."""
+    """Distances in frames; with several, all are predicted, concatenated."""
     normalize: bool = True
-    """Standardise each cube's differences by their own mean and deviation."""
+    """Standardise each token's differences by their own mean and standard deviation."""
     floor: Positive = 0.02
-    """Least deviation that is divided by, of pixels in [0, 1], so that noise of still cubes is not
-    blown up. Ours."""
+    """Lower bound on the standard deviation used for normalising (of pixels in [0, 1]), so that
+    noise in static tokens is not amplified. Our choice."""
     weight: Positive = 1.0
     """Weight of this target in the loss; MAM2's lambda."""
 
 
 class CodesTarget(Section):
-    """The codes that a tokenizer gives the hidden tokens: MAM2's appearance target."""
+    """Tokenizer codes of the hidden tokens (MAM2's appearance target)."""
 
     kind: Literal["codes"]
     tokenizer: TrainedTokenizer
-    """Where the tokenizer comes from."""
+    """The trained tokenizer."""
     frames: Literal["all", "first", "middle"] = "all"
-    """Frames of a cube whose codes are predicted, side by side."""
+    """Which frames of a token have their codes predicted; with several, all are concatenated."""
     scale: Positive = 1.0
-    """Frames are resized by this before the tokenizer sees them: 0.5 gives each patch of 16 pixels
-    one code of a tokenizer of stride 8."""
+    """Resize frames by this factor for the tokenizer: 0.5 gives each 16-pixel patch one code of a
+    tokenizer with stride 8."""
     cached: bool = False
-    """Read the codes that `tats store encode` wrote; views must not change, so this needs
+    """Read codes precomputed by `tats store encode`. They are of one fixed view, so this needs
     `data.crop: centre` and `data.flip: 0`."""
     weight: Positive = 1.0
     """Weight of this target in the loss."""
 
 
 class LatentsTarget(CodesTarget):
-    """The vectors that a tokenizer gives the hidden tokens."""
+    """Tokenizer latents of the hidden tokens."""
 
     kind: Literal["latents"]  # type: ignore[assignment]
     loss: Literal["mse", "cross_entropy"] = "mse"
-    """`mse` regresses the vectors. `cross_entropy` tells the level of each of their values, where
-    the codes are the cells of a grid (`tokenizer.kind: fsq` or `adaptive`). Ours."""
+    """`mse`: regression. `cross_entropy`: classify the quantisation level of each latent dimension,
+    for tokenizers with FSQ (`tokenizer.kind: fsq` or `adaptive`). Our choice."""
 
 
 class HogTarget(Section):
@@ -70,48 +70,46 @@ class HogTarget(Section):
 
     kind: Literal["hog"]
     cell: Count = 8
-    """Height and width of a cell in pixels; divides `model.patch`. MaskFeat's."""
+    """Cell size in pixels; must divide `model.patch`. MaskFeat's value."""
     bins: Count = 9
-    """Orientations of a histogram, equal parts of 180 degrees; MaskFeat's."""
+    """Number of orientation bins over 180 degrees; MaskFeat's value."""
     frames: Literal["middle", "all"] = "middle"
-    """Frames of the cube that are described: the middle one (the later of two), or every one."""
+    """Frames of the token to describe: the middle one (the later of two), or all."""
     weight: Positive = 1.0
     """Weight of this target in the loss."""
 
 
 class MotionTarget(Section):
-    """The motion of `data.motion` at the hidden tokens: x and y for each frame of the cube."""
+    """Motion (`data.motion`) at the hidden tokens: x and y for each frame of the token."""
 
     kind: Literal["motion"]
     scale: Literal["clip", "patch", "none"] = "clip"
-    """`clip` divides by the root mean square length of the clip's known vectors, `patch` by the
-    side of a token, `none` leaves pixels of the view. Ours."""
+    """Normalisation. `clip`: by the RMS length of the clip's known vectors. `patch`: by
+    the patch size. `none`: pixels of the input. Our choice."""
     floor: Positive = 1.0
-    """Least length in pixels that `scale: clip` divides by, so that noise of still clips is not
-    blown up. Ours."""
+    """Lower bound in pixels on the divisor of `scale: clip`, so that noise in static clips is not
+    amplified. Our choice."""
     weight: Positive = 1.0
     """Weight of this target in the loss."""
 
 
 class EmaTarget(Section):
-    """Features that the encoder's own moving average gives the hidden tokens, seeing the whole clip
-    (data2vec, V-JEPA)."""
+    """Features of an EMA copy of the encoder that sees the whole clip (data2vec, V-JEPA)."""
 
     kind: Literal["ema"]
     momentum: Share = 0.998
-    """Share of the slow encoder that an optimiser step leaves as it is, in the first step;
-    V-JEPA's."""
+    """EMA momentum at the first step; V-JEPA's value."""
     momentum_end: Share = 1.0
-    """The same in the last step of the training; V-JEPA's."""
+    """EMA momentum at the last step; V-JEPA's value."""
     ramp: Literal["linear", "cosine"] = "linear"
-    """How the momentum goes from the one to the other."""
+    """How the momentum changes between the two."""
     layers: Count = 1
-    """Last blocks whose outputs are averaged, each normalised, as data2vec does."""
+    """Number of final blocks whose normalised outputs are averaged, as in data2vec."""
     norm: Literal["layer", "final"] = "layer"
-    """`layer` gives each token mean 0 and deviation 1; `final` takes the slow encoder's own final
-    norm, with its weights."""
+    """`layer`: normalise each token to mean 0 and standard deviation 1. `final`: apply the EMA
+    encoder's final norm, with its weights."""
     beta: NonNegative = 1.0
-    """Differences below this count squared, others plainly (smooth L1); 0 is L1, V-JEPA's."""
+    """Smooth L1: differences below this are squared; 0: plain L1, as in V-JEPA."""
     weight: Positive = 1.0
     """Weight of this target in the loss."""
 
@@ -119,40 +117,40 @@ class EmaTarget(Section):
     def _final_norm_has_one_input(self) -> Self:
         if self.norm == "final" and self.layers > 1:
             raise ValueError(
-                f"`norm: final` is that of the last block, and `layers: {self.layers}` averages"
+                f"`norm: final` applies to the last block, and `layers: {self.layers}` averages"
                 " several; use `norm: layer`"
             )
         return self
 
 
 class TeacherTarget(Section):
-    """Features that a frozen network gives the hidden tokens, seeing the whole clip: one of our
-    runs (SALT, arXiv 2509.24317), or a network from elsewhere."""
+    """Features of a frozen teacher that sees the whole clip: one of our runs (SALT, arXiv
+    2509.24317) or an external network."""
 
     kind: Literal["teacher"]
     run: str | None = None
-    """A run folder or checkpoint of ours, whose encoder teaches."""
+    """Run folder or checkpoint whose encoder is the teacher."""
     transformers: str | None = None
-    """A local folder of the `transformers` library with a VideoMAE, V-JEPA 2 or DINOv3."""
+    """Local `transformers` folder with a VideoMAE, V-JEPA 2 or DINOv3 model."""
     torchvision: str | None = None
-    """A classifier of torchvision by name, for pictures or videos, such as `resnet50`."""
+    """Name of a torchvision image or video classifier, such as `resnet50`."""
     weights: str | None = None
-    """For `torchvision`: a local file with its weights, .pth or .safetensors."""
+    """For `torchvision`: local weights file, .pth or .safetensors."""
     layer: Count | str | None = None
-    """Block, counted from 1, whose output is taken, or for `torchvision` a node of its graph; null
-    is the last one, with its final norm."""
+    """Block whose output is used, counted from 1, or for `torchvision` a graph node by name; null:
+    the last one, with the final norm."""
     size: Count | tuple[Count, Count] | None = None
-    """Height and width to which frames are resized for the teacher; null leaves them."""
+    """Resize frames to this height and width for the teacher; null: no resizing."""
     frames: Literal["mean", "first"] = "mean"
-    """For networks that see one picture: average over the frames of a cube, or the first one."""
+    """For image networks: average over the frames of a token, or use the first one."""
     mean: tuple[float, float, float] | None = None
-    """Mean of red, green and blue in [0, 1] that it was trained with; null is its own."""
+    """RGB mean that the teacher was trained with, of values in [0, 1]; null: from the teacher."""
     std: tuple[Positive, Positive, Positive] | None = None
-    """Deviation of red, green and blue that it was trained with; null is its own."""
+    """RGB standard deviation that the teacher was trained with; null: from the teacher."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """What the teacher computes in; its features are compared in fp32."""
+    """Precision of the teacher; its features are compared in fp32."""
     beta: NonNegative = 1.0
-    """Differences below this count squared, others plainly (smooth L1); 0 is L1."""
+    """Smooth L1: differences below this are squared; 0: plain L1."""
     weight: Positive = 1.0
     """Weight of this target in the loss."""
 
@@ -165,14 +163,17 @@ class TeacherTarget(Section):
     def _one_source(self) -> Self:
         named = [f"`{name}`" for name in _SOURCES if getattr(self, name) is not None]
         if len(named) != 1:
-            found = f"{' and '.join(named)} are given" if named else "none is"
+            found = " and ".join(named) if named else "none of them"
             raise ValueError(
-                f"a teacher needs one of `run`, `transformers` and `torchvision`; {found}"
+                "a teacher needs exactly one of `run`, `transformers` and `torchvision`, not"
+                f" {found}"
             )
         if (self.torchvision is None) != (self.weights is None):
-            raise ValueError("`torchvision` and `weights`, a local file, belong together")
+            raise ValueError(
+                "`torchvision` needs `weights`, a local file, and nothing else takes them"
+            )
         if self.layer is not None and isinstance(self.layer, str) != (self.source == "torchvision"):
-            kind = "a node by its name" if self.source == "torchvision" else "a block by its number"
+            kind = "the name of a node" if self.source == "torchvision" else "the number of a block"
             raise ValueError(f"`layer: {self.layer}` with {named[0]} must be {kind}")
         return self
 

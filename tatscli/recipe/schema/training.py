@@ -22,7 +22,7 @@ Device = Literal["auto", "cpu", "cuda", "mps"] | Annotated[str, Field(pattern=r"
 def _two(count: int) -> int:
     if count < 2:
         raise ValueError(
-            "at least 2: should the newest checkpoint be damaged, the one before it must be there"
+            "must be at least 2, so that one remains if the newest checkpoint is damaged"
         )
     return count
 
@@ -31,91 +31,94 @@ Keep = Annotated[int, AfterValidator(_two), Field(json_schema_extra={"minimum": 
 
 
 class Optim(Section):
-    """AdamW with warm-up and cosine. Learning rates are per 256 videos and scaled by the total
-    batch."""
+    """AdamW with linear warm-up and cosine decay. Learning rates are per 256 videos and scaled
+    linearly with the total batch."""
 
     epochs: Count = 800
-    """Passes over the data."""
+    """Epochs: passes over the training videos."""
     total_batch: Count = 2048
-    """Videos per optimiser step over all devices, each giving `repeats` views; accumulation is
-    derived from it."""
+    """Videos per optimiser step over all devices; each contributes `repeats` views. The number of
+    accumulation steps is derived from it."""
     batch_per_device: Count = 32
-    """Videos per forward pass on one device."""
+    """Videos per device in one forward pass."""
     base_lr: Positive = 1.5e-4
     """Peak learning rate per 256 videos."""
     min_lr: NonNegative = 1e-5
-    """Last learning rate per 256 videos."""
+    """Final learning rate per 256 videos; at most `base_lr`."""
     warmup_lr: NonNegative = 0.0
-    """First learning rate per 256 videos."""
+    """Initial learning rate per 256 videos; at most `base_lr`."""
     warmup_epochs: NonNegative = 40
-    """Passes with a linearly rising learning rate; at most `epochs`."""
+    """Epochs of linear warm-up."""
     betas: tuple[Momentum, Momentum] = (0.9, 0.95)
     """AdamW betas."""
     eps: Positive = 1e-8
     """AdamW epsilon."""
     weight_decay: NonNegative = 0.05
-    """AdamW weight decay; none on biases, norms and other one-dimensional parameters."""
+    """AdamW weight decay; not applied to biases, norms and other one-dimensional parameters."""
     clip_grad: Positive | None = None
-    """Largest gradient norm; null does not clip."""
+    """Clip the gradient norm to this; null: no clipping."""
 
 
 class Watch(Section):
-    """Looking at a pretraining on videos that are held out of it: `watch/...` in metrics.jsonl."""
+    """Metrics on held-out videos during pretraining: `watch/...` in metrics.jsonl."""
 
     share: Ratio = 0.05
-    """Share of the training videos that is held out: at least one, always the same ones, whole."""
+    """Fraction of the training videos to hold out, at least one. Whole videos, chosen by name, so
+    every run holds out the same ones."""
     every: Count = 10
-    """Passes between two looks."""
+    """Epochs between two evaluations."""
     videos: Count = 1000
-    """Training videos, at most, whose features are the neighbours of the held-out ones."""
+    """Maximum number of training videos used as kNN neighbours of the held-out ones."""
 
 
 class Run(Section):
     """Where and how a training runs."""
 
     out: str | None = None
-    """Run folder; null is runs/<recipe>, and runs/<recipe>-finetune for fine-tuning."""
+    """Run folder; null: runs/<recipe>, or runs/<recipe>-finetune for fine-tuning."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of weights, data order, augmentation and masks."""
+    """Random seed for weights, data order, augmentation and masks."""
     device: Device = "auto"
-    """`auto` takes CUDA, then MPS, then the CPU; `cuda:1` is the second GPU that torch sees, for a
-    single process."""
+    """`auto`: CUDA if available, then MPS, then CPU. `cuda:1` is the second GPU that torch sees,
+    for a single process."""
     precision: Precision = "auto"
-    """`auto` is bf16 autocast on a GPU that computes it, else fp32. fp16 scales the loss, so that
-    small gradients do not vanish. Losses, norms, softmax and PPO are fp32 in all of them."""
+    """`auto`: bf16 autocast on GPUs that support it, else fp32. `fp16` uses loss scaling. Losses,
+    norms, softmax and PPO are always computed in fp32."""
     tf32: bool = True
-    """Let a GPU multiply fp32 numbers as TF32, with 10 bits of their mantissas; false computes them
-    in full."""
+    """Use TF32 (10-bit mantissa) for fp32 matrix products on GPUs; false: full fp32."""
     threads: Count | Literal["auto"] = "auto"
-    """Threads of the model on a CPU. `auto` is one where a step is so small that a second thread
-    gains nothing and waits whenever the machine is busy; else what torch takes."""
+    """CPU threads for the model. `auto`: one thread for steps too small to gain from more, else
+    torch's default."""
     compile: bool = False
-    """Compile the blocks of encoder and head with torch.compile."""
+    """Compile the transformer blocks of encoder and head with torch.compile."""
     parallel: Literal["auto", "none", "ddp", "fsdp"] = "auto"
-    """How several processes share the model: `ddp` keeps a whole one in each and averages the
-    gradients, `fsdp` (FSDP2) gives each a share of every weight. `auto` is `ddp`, and `none` in one
-    process."""
+    """How processes share the model: `ddp` replicates it and averages gradients, `fsdp` (FSDP2)
+    shards weights, gradients and optimiser state. `auto`: `ddp` with several processes, `none` with
+    one."""
     max_steps: Count | None = None
-    """Stop after so many optimiser steps; the schedule stays that of the full run."""
+    """Stop after this many optimiser steps, on the schedule of the full run; for trials. New runs
+    that start from this one do not inherit it."""
     log_every: Count = 10
-    """Optimiser steps between two lines of metrics.jsonl."""
+    """Optimiser steps between lines of metrics.jsonl."""
     save_every: Positive = 20
-    """Passes over the data between two checkpoints."""
+    """Epochs between checkpoints; fractions are allowed."""
     peers_timeout: Positive = 600
-    """Seconds that a process waits, at the start, for the others of a training to come."""
+    """Seconds to wait at startup for the other processes of a distributed training."""
     keep: Keep = 2
-    """Numbered checkpoints kept, at least 2; `last` and `best` come on top."""
+    """Number of recent checkpoints to keep, at least 2; those behind `last` and `best` are always
+    kept."""
     watch: Watch | None = None
-    """Hold videos out of a pretraining and look at them now and then; null trains on all."""
+    """Hold out some videos of a pretraining and evaluate on them regularly; null: train on all."""
     track: list[Literal["tensorboard", "wandb"]] = []
-    """Who is told every line of metrics.jsonl besides: `tensorboard` writes to <run>/tensorboard,
-    `wandb` (Weights & Biases) to <run>/wandb and to its server."""
+    """Where else to log the metrics: `tensorboard` writes to <run>/tensorboard, `wandb` (Weights &
+    Biases) to <run>/wandb and to its server."""
     track_pictures: Count | None = 10
-    """Passes between two pictures of masks and reconstructions for the trackers; null draws none.
-    Of a tokenizer they get those that its training draws anyway."""
+    """Epochs between images of masks and reconstructions for the trackers; null: no images. For
+    tokenizers, the images that training draws anyway are logged."""
     skip_above_std: Positive | None = None
-    """Skip a step whose loss is so many standard deviations above the mean of the last 300 good
-    steps, once 100 are known; null skips only what is not finite."""
+    """Skip a step whose loss is more than this many standard deviations above the mean of the last
+    300 good steps (once there are 100); null: skip only losses and gradients that are not
+    finite."""
     max_bad_steps: Count = 5
-    """Steps in a row that may be skipped, because loss or gradient is not finite or the loss too
-    high, before training stops; `tats replay` looks at the last of them."""
+    """Stop the training after this many skipped steps in a row; `tats replay` re-runs the last of
+    them."""
