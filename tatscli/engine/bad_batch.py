@@ -24,6 +24,7 @@ from tatscli.engine.parallel import full_tensors
 from tatscli.engine.training import Training
 from tatscli.errors import TatsError, UsageError
 from tatscli.files import draft_of, system_error
+from tatscli.tensors import save_tensors
 
 FOLDER = "bad-step"
 
@@ -61,8 +62,6 @@ def save_bad_step(training: Training, fault: Fault, where: Path) -> None:
     Raises:
         OSError, SafetensorError: If it cannot be written.
     """
-    from safetensors.torch import save_file
-
     facts: dict[str, Any] = {
         "format": FORMAT,
         "step": fault.step,
@@ -78,13 +77,13 @@ def save_bad_step(training: Training, fault: Fault, where: Path) -> None:
         if not isinstance(part, Learner | BadSteps):
             for key, one in full_tensors(part.tensors()):  # all processes gather, one keeps
                 if training.world.main:
-                    kept.setdefault(name, {})[key] = one.detach().cpu().contiguous()
+                    kept.setdefault(name, {})[key] = one.detach().cpu()
     try:
         if training.world.main:
             with draft_of(where) as draft:
                 draft.mkdir()
                 for name, tensors in kept.items():
-                    save_file(tensors, draft / f"{name}.safetensors")
+                    save_tensors(draft / f"{name}.safetensors", tensors)
                 text = json.dumps(facts, indent=1, ensure_ascii=False)
                 (draft / "meta.json").write_text(text, encoding="utf-8")
     finally:

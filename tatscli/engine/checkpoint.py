@@ -30,6 +30,7 @@ from tatscli.engine.folders import (
 from tatscli.engine.part import Part
 from tatscli.errors import CheckpointError
 from tatscli.files import sha256
+from tatscli.tensors import digest_of_file
 
 FORMAT = 2
 READABLE = (1, 2)  # 1 kept no copy of a sampler's last good state
@@ -78,7 +79,20 @@ class Checkpoint:
             ) from error
 
     def digest(self) -> str:
-        """Return the SHA-256 of the model file: the identity of the weights in results."""
+        """Return the SHA-256 of the model's tensors (`digest_of`): equal weights have equal ones,
+        whatever file they are in. It is `checkpoint_sha256` in results.
+
+        Raises:
+            CheckpointError: If the file is missing or damaged.
+        """
+        path = self.path / "model.safetensors"
+        try:
+            return digest_of_file(path)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"cannot read `{path}`: {error}") from error
+
+    def file_digest(self) -> str:
+        """Return the SHA-256 of the model file, by which checkpoints know frozen networks."""
         return sha256(self.path / "model.safetensors")
 
     @property

@@ -12,8 +12,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from tatscli.tensors import read_header
+
 PREFIX = "step-"
-LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
 
 
 def kept_in(root: Path) -> list[Path]:
@@ -90,14 +91,9 @@ def damage_of(folder: Path, meta: dict[str, Any]) -> str | None:
 def _wrong_length(file: Path) -> str | None:
     """Compare the length of a safetensors file with what its header says."""
     try:
-        size = file.stat().st_size
-        with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            if size < 8 or not 2 <= length <= min(size - 8, LARGEST_HEADER):
-                return "is cut short, or no safetensors file"
-            header = json.loads(opened.read(length))
-        ends = [one["data_offsets"][1] for key, one in header.items() if key != "__metadata__"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        header, start = read_header(file)
+        ends = [one["data_offsets"][1] for one in header.values()]
+        size, wanted = file.stat().st_size, start + max(ends, default=0)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return f"cannot be read: {error}"
-    wanted = 8 + length + max(ends, default=0)
     return None if size == wanted else f"has {size} bytes, and its header asks for {wanted}"

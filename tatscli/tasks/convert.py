@@ -74,7 +74,7 @@ def convert(
     found = open_source(source, overrides, prefer, given, classes, class_names)
     for remark in found.checkpoint.remarks:
         reporter.info(remark)
-    digest, checkpoint = found.checkpoint.digest(), found.checkpoint
+    digest, checkpoint = found.checkpoint.file_digest(), found.checkpoint
     if bad := [name for name, one in found.tensors.items() if not one.isfinite().all()]:
         reporter.warn(
             f"`{source}`: {len(bad)} of {len(found.tensors)} tensors hold numbers that are not "
@@ -190,7 +190,7 @@ def _publish_folder(
         store=meta.get("store"),
         derived=bool(meta.get("derived")),
         base=_run_name(Path(began)) if began else None,
-        results=_results_of(checkpoint.path.parents[1], digest) if scored else [],
+        results=_results_of(checkpoint) if scored else [],
     )
     tats = {
         "version": __version__,
@@ -205,12 +205,14 @@ def _publish_folder(
         return write_hf(draft, export, tats=tats, card=model_card(export, facts))
 
 
-def _results_of(run: Path, digest: str) -> list[dict[str, Any]]:
-    """Return the evaluations of a run that are of these very weights, in the order of names."""
+def _results_of(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """Return the evaluations of a run's checkpoint, in the order of their names."""
+    # Results of earlier versions have the digest of the file.
+    digests = (checkpoint.digest(), checkpoint.file_digest())
     return [
         facts
-        for _, facts in sorted(results_in(run), key=lambda one: one[0])
-        if facts.get("checkpoint_sha256") == digest and not facts.get("untrained")
+        for _, facts in sorted(results_in(checkpoint.path.parents[1]), key=lambda one: one[0])
+        if facts.get("checkpoint_sha256") in digests and not facts.get("untrained")
         if facts.get("top1") is not None
     ]
 

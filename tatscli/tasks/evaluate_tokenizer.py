@@ -104,7 +104,7 @@ def evaluate_tokenizer(
     home = results_home(Path(path), run.checkpoint.path)
     if chosen is None:
         refuse_unwritable(home / "results" / "result.json")
-    tokenizer, digest, checkpoint = open_run(run.checkpoint.path)
+    tokenizer, _, checkpoint = open_run(run.checkpoint.path)
     recipe = override_recipe(run.recipe, overrides, origin=checkpoint.path)
     store, settings = Store.open(recipe.data.store), recipe.evaluate
     for key in ("drop", "durations", "layer", "shots"):
@@ -147,7 +147,7 @@ def evaluate_tokenizer(
             "kept": used / places,
             "per_video": [{"id": store.rows[row].id, **numbers[row]} for row in sorted(numbers)],
             "checkpoint": str(checkpoint.path),
-            "checkpoint_sha256": digest,
+            "checkpoint_sha256": checkpoint.digest(),
             "step": checkpoint.step,
             "store": str(store.path),
             "store_fingerprint": store.fingerprint(),

@@ -18,6 +18,7 @@ from tatscli.engine.checkpoint import Checkpoint
 from tatscli.errors import CheckpointError
 from tatscli.nn.batch_norm import EPS as BATCH_EPS
 from tatscli.recipe.schema import Recipe
+from tatscli.tensors import save_tensors
 from tatscli.weights.form import ENCODER, POSITIONS, Form, form_of, shapes_of
 from tatscli.weights.hf import BASE, to_hf
 from tatscli.weights.hf_config import config_of, processors_of
@@ -163,8 +164,6 @@ def write_videomae(path: Path, export: Export) -> None:
 
 def _write_shards(folder: Path, tensors: Mapping[str, Tensor], limit: int) -> list[str]:
     """Write one file of weights, or several and their index."""
-    from safetensors.torch import save_file
-
     shards: list[dict[str, Tensor]] = [{}]
     sizes = [0]
     for name, tensor in tensors.items():
@@ -177,7 +176,7 @@ def _write_shards(folder: Path, tensors: Mapping[str, Tensor], limit: int) -> li
     names = [f"{_STEM}-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
     names = names if count > 1 else [f"{_STEM}.safetensors"]
     for name, shard in zip(names, shards, strict=True):
-        save_file(shard, folder / name, metadata={"format": "pt"})
+        save_tensors(folder / name, shard, {"format": "pt"})
     if count == 1:
         return names
     places = {one: name for name, shard in zip(names, shards, strict=True) for one in shard}

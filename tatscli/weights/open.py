@@ -16,6 +16,7 @@ from tatscli.errors import CheckpointError
 from tatscli.files import sha256_of
 from tatscli.nn.vit import Encoder
 from tatscli.recipe.schema import LearnedMask, Recipe, TubeMask
+from tatscli.tensors import digest_of
 from tatscli.weights.count import Count, Renaming
 from tatscli.weights.form import ENCODER, Form, form_of, recipe_of, shapes_of
 from tatscli.weights.layouts import Found, Given, find_layout
@@ -52,6 +53,10 @@ class ForeignWeights(Checkpoint):
         return dict(self.parts[part])
 
     def digest(self) -> str:
+        """Return the SHA-256 of the model's tensors by our names (`digest_of`)."""
+        return digest_of(self.parts["model"])
+
+    def file_digest(self) -> str:
         """Return the SHA-256 of the file; of several, that of their digests in order of names."""
         return sha256_of(self.files)
 

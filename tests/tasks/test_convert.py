@@ -88,7 +88,7 @@ def test_a_run_of_ours_keeps_its_sampler_at_step_zero(
     equal(weights("runs/copy", "masker"), kept)
     assert not copy.has("optimizer")
     said = json.loads(Path("runs/copy/run.json").read_text())
-    digest = find_checkpoint(run).digest()
+    digest = find_checkpoint(run).file_digest()
     assert said["source_sha256"] == digest == result["sha256"]
     assert said["source"] == str(find_checkpoint(run).path)
     assert load_recipe("runs/copy/recipe.yaml").recipe == open_checkpoint(run).recipe
