@@ -17,7 +17,7 @@ from tatscli.data.footage import ArrayFootage, FileFootage, Footage
 from tatscli.data.normalize import standardized
 from tatscli.data.windows import Span, Windows
 from tatscli.engine.device import choose_device, choose_precision
-from tatscli.errors import DataError, UsageError
+from tatscli.errors import CheckpointError, DataError, UsageError
 from tatscli.evaluation.predictions import Merged, Prediction, best_classes
 from tatscli.evaluation.windows import Runner
 from tatscli.nn.classifier import Classifier
@@ -187,7 +187,7 @@ class VideoModel(nn.Module):
             sampled: As for `preprocess`.
 
         Raises:
-            CheckpointError: If the run has no classifier.
+            CheckpointError: If the run has no classifier, or scores are not finite.
             DataError: If the video cannot be read.
             UsageError: If `windows`, `every` and the recipe's sampling do not go together.
         """
@@ -267,6 +267,7 @@ class VideoModel(nn.Module):
                 if seen.error is not None:
                     raise about_video(footage, seen.error) from seen.error
                 if seen.span is not None and seen.output is not None:
+                    refuse_not_finite(seen.output, footage)
                     yield seen.span, seen.output
 
     def _footage(
@@ -294,6 +295,19 @@ def about_video(footage: Footage, error: DataError) -> DataError:
     """Return an error that says which video cannot be read."""
     reason = error.message.removeprefix("cannot be read: ")
     return DataError(f"`{footage.name}` cannot be read: {reason}", error.hint)
+
+
+def refuse_not_finite(score_VL: Tensor, footage: Footage) -> None:
+    """Refuse scores that are not finite: they would still name a class.
+
+    Raises:
+        CheckpointError: If one is not.
+    """
+    if not score_VL.isfinite().all():
+        raise CheckpointError(
+            f"the scores of `{footage.name}` are not finite",
+            hint="take an earlier checkpoint of the run (`RUN/checkpoints/step-...`)",
+        )
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -190,7 +190,7 @@ def _totals(result: dict[str, Any]) -> list[tuple[object, ...]]:
     empty = result["classes_without_videos"]
     return [
         row("top-1", "top1"),
-        row("top-5", "top5"),
+        *([] if result["top5"] is None else [row("top-5", "top5")]),
         row("mean class" + (f", {empty} without videos" if empty else ""), "mean_class"),
         row("calibration error", "ece"),
         row("negative log-likelihood", "nll"),
@@ -202,17 +202,18 @@ def _totals(result: dict[str, Any]) -> list[tuple[object, ...]]:
 
 
 def _show_durations(result: dict[str, Any], say: Reporter) -> None:
+    keys = [key for key in ("top1", "top5") if result[key] is not None]
     rows = [
         (
             f"{part['from']:g} s and longer"
             if part["to"] is None
             else f"{part['from']:g} to {part['to']:g} s",
             part["videos"],
-            *("" if part[key] is None else f"{part[key]:.4f}" for key in ("top1", "top5")),
+            *("" if part[key] is None else f"{part[key]:.4f}" for key in keys),
         )
         for part in result["by_duration"]
     ]
-    say.table("by duration", ["length", "videos", "top-1", "top-5"], rows)
+    say.table("by duration", ["length", "videos", "top-1", "top-5"][: 2 + len(keys)], rows)
     if result["shorter_than_all"]:
         say.info(
             f"{result['shorter_than_all']} videos are shorter than "

@@ -68,7 +68,8 @@ def headline(
     facts += [(words, f"{last[key]:.4g}") for key, words in names.items() if _number(last.get(key))]
     if shown is not None:
         for key, words in (("top1", "top-1"), ("top5", "top-5")):
-            facts.append((f"{words}, {shown.facts['split']}", f"{shown.facts[key]:.4f}"))
+            if _number(shown.facts.get(key)):
+                facts.append((f"{words}, {shown.facts['split']}", f"{shown.facts[key]:.4f}"))
         for group, top1 in shown.facts.get("group_top1", {}).items():
             facts.append((f"{group} top-1, {shown.facts['split']}", f"{top1:.4f}"))
         facts.append(("videos scored", f"{shown.facts['videos']:,}"))

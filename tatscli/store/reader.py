@@ -121,6 +121,14 @@ class Store:
             )
         return readable
 
+    def failed(self, split: str | None) -> list[int]:
+        """Return the indices of the rows of a split that could not be prepared; None takes all."""
+        return [
+            index
+            for index, row in enumerate(self.rows)
+            if row.status == "failed" and row.in_split(split)
+        ]
+
     def check_split(self, split: str | None) -> None:
         """Refuse a split that the store does not have; None is the whole store.
 

@@ -17,6 +17,7 @@ from tatscli.data.footage import FileFootage, Footage, StoreFootage, find_videos
 from tatscli.data.loader import worker_count
 from tatscli.data.windows import Windows
 from tatscli.errors import UsageError
+from tatscli.evaluation.views import Skipped
 from tatscli.evaluation.windows import show_progress
 from tatscli.files import refuse_unwritable
 from tatscli.lock import locked
@@ -24,6 +25,7 @@ from tatscli.store.features import FeatureParts, Rows
 from tatscli.store.reader import Store
 from tatscli.store.schema import DATASET
 from tatscli.tasks.embedding import Embedding, Per, Precision
+from tatscli.tasks.failed_rows import take_failed, tell_failed
 
 PART_BYTES = 1 << 24  # of features that wait in memory
 PART_SECONDS = 30.0  # of work that a kill may cost
@@ -79,7 +81,8 @@ def embed(
     if out.suffix != ".safetensors":
         raise UsageError(f"cannot write `{out}`: its suffix must be .safetensors")
     refuse_unwritable(out)
-    videos, labels, origin = _open(sources, split, reporter)
+    unprepared: dict[str, str] | None = {} if skip_bad else None
+    videos, labels, origin = _open(sources, split, unprepared, reporter)
     model = load(run, device=device, checkpoint=prefer)
     model.check_layer(layer)
     cut = model.windows(count=windows, every=every)
@@ -139,18 +142,36 @@ def embed(
         "videos": len(videos) - len(skipped),
         "rows": shape[0],
         "shape": list(shape),
-        "skipped": [{"name": videos[n].name, "reason": why} for n, why in skipped.items()],
+        "skipped": [
+            {"name": name, "reason": why}
+            for name, why in [
+                *((videos[n].name, why) for n, why in skipped.items()),
+                *(unprepared or {}).items(),
+            ]
+        ],
         "continued_at": done,
         "seconds": round(time.perf_counter() - began, 3),
     }
 
 
 def _open(
-    sources: Sequence[Path], split: str | None, reporter: Reporter
+    sources: Sequence[Path],
+    split: str | None,
+    unprepared: dict[str, str] | None,
+    reporter: Reporter,
 ) -> tuple[Sequence[Footage], list[int] | None, dict[str, Any]]:
-    """Return the videos, their classes where a store knows them, and what they are known by."""
+    """Return the videos, their classes where a store knows them, and what they are known by.
+
+    Rows of a store that could not be prepared are entered in `unprepared`, by their ids; None
+    refuses them.
+    """
     if len(sources) == 1 and (sources[0] / DATASET).is_file():
         store = Store.open(sources[0])
+        by_row: Skipped | None = None if unprepared is None else {}
+        take_failed(store, split, by_row)
+        if unprepared is not None and by_row:
+            tell_failed(store, [split], reporter)
+            unprepared |= {store.rows[row].id: reason for row, reason in by_row.items()}
         stored = StoreFootage.all(store, split)
         known = [store.rows[one.row].label for one in stored]
         labels = [-1 if label is None else label for label in known]

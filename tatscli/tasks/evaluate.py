@@ -28,6 +28,7 @@ from tatscli.recipe.load import load_recipe, override_recipe, with_protocol
 from tatscli.recipe.schema import Recipe
 from tatscli.store.reader import Store
 from tatscli.tasks.dropping import evaluate_drop, scoring_facts
+from tatscli.tasks.failed_rows import take_failed
 from tatscli.tasks.frozen import (
     frozen_encoder,
     score_neighbours,
@@ -118,6 +119,9 @@ def evaluate(
     meta = checkpoint.meta if checkpoint else {}
     names, groups = store.class_names, store.class_groups
     skipped: Skipped | None = {} if skip_bad else None
+    store.check_split(recipe.evaluate.split)
+    for split in _splits_read(recipe, protocol):
+        take_failed(store, split, skipped)
     with (
         session(recipe.run, reporter) as here,
         use_threads(recipe.run.threads, _work(recipe), here.device) as reason,
@@ -141,7 +145,6 @@ def evaluate(
             else:
                 views, extra = score_probe(encoder, recipe, store, protocol, here, skipped)
         scores, measured = measures(views, recipe, store, names, groups=groups)
-        asked, ids = store.part(recipe.evaluate.split), [row.id for row in store.rows]
         result: dict[str, Any] = {
             "protocol": protocol,
             "split": recipe.evaluate.split,
@@ -153,7 +156,7 @@ def evaluate(
             "untrained": untrained,
             "videos": len(scores.videos),
             "views": len(views.row_V),
-            "skipped": unreadable_videos(skipped, asked, ids),
+            "skipped": unreadable_videos(skipped, store, recipe.evaluate.split),
             **extra,
             **measured,
             "class_names": names,
@@ -178,6 +181,14 @@ def evaluate(
             scores,
         )
     return result
+
+
+def _splits_read(recipe: Recipe, protocol: Protocol) -> list[str]:
+    """Return the splits that a protocol reads: the one it scores, and that of its neighbours or
+    probe."""
+    settings = recipe.evaluate
+    others = {"finetuned": [], "knn": [settings.knn.split]}
+    return [settings.split, *others.get(protocol, [settings.probe.split])]
 
 
 def _work(recipe: Recipe) -> float:
@@ -206,8 +217,8 @@ def save_result(
     for part, left in (("", "videos"), ("train_", "train_videos")):
         if bad := result.get(f"{part}skipped"):
             here.reporter.warn(
-                f"{len(bad)} of {len(bad) + result[left]} {left.replace('_', 'ing ')} cannot be "
-                f"read and are left out; the first: {bad[0]['reason']}"
+                f"{len(bad)} of {len(bad) + result[left]} {left.replace('_', 'ing ')} are left out; "
+                f"the first: {bad[0]['reason']}"
             )
     if here.world.main:
         write_result(target, result, scores)

@@ -31,6 +31,7 @@ from tatscli.recipe.load import override_recipe
 from tatscli.recipe.schema import Recipe
 from tatscli.store.reader import Store
 from tatscli.tasks.evaluate import describe_evaluation, save_result
+from tatscli.tasks.failed_rows import take_failed
 from tatscli.tasks.results import checked_out, results_home, results_path, unreadable_videos
 from tatscli.tokenizer.base import TrainedTokenizer, pictures_of
 from tatscli.tokenizer.load import open_run
@@ -124,6 +125,7 @@ def evaluate_tokenizer(
         crops=settings.crops,
     )
     skipped: Skipped | None = {} if skip_bad else None
+    take_failed(store, split, skipped)
     with session(recipe.run, reporter) as here:
         facts = describe_evaluation(here, overrides)
         tallies = reconstruct(tokenizer.to(here.device).eval(), views, recipe, here, skipped)
@@ -137,7 +139,7 @@ def evaluate_tokenizer(
             "crops": settings.crops,
             "videos": len(numbers),
             "views": len(numbers) * views.views,
-            "skipped": unreadable_videos(skipped, rows, [row.id for row in store.rows]),
+            "skipped": unreadable_videos(skipped, store, split),
             "pictures": sum(len(one.psnr) for one in tallies.values()),
             "psnr": fmean(one["psnr"] for one in numbers.values()),
             "ssim": fmean(one["ssim"] for one in numbers.values()),

@@ -5,6 +5,7 @@ Shapes: B batch, C channels, T frames, K tokens kept, L classes.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -257,7 +258,7 @@ class Finetuning(Stage):
         """
         refuse_faulty_plans(means, self.recipe)
 
-    def score(self, epoch: int, here: Session) -> tuple[float, dict[str, float]] | None:
+    def score(self, epoch: int, here: Session) -> tuple[float | None, dict[str, float]] | None:
         """Return top-1 on the validation split, after every so many passes and the last, and that
         of the groups that classes are combinations of."""
         settings, last = self.settings, epoch == self.settings.optim.epochs
@@ -265,10 +266,21 @@ class Finetuning(Stage):
             return None
         views = score_views(self.scored, self.val_views, self.recipe, here, drop=self.val_drop)
         videos = merge_views(views)
-        top1 = top_accuracy(videos, 1)
+        top1: float | None = top_accuracy(videos, 1)
+        if not videos.score_VL.isfinite().all():
+            here.reporter.warn(
+                f"after pass {epoch}: scores of validation videos are not finite, so there is no "
+                "validation accuracy"
+            )
+            top1 = None
         groups = {name: group.of for name, group in self.store.class_groups.items()}
         by_group = group_accuracy(videos, groups)
-        return top1, {"val_top1": top1, **{f"val_{key}_top1": by_group[key] for key in by_group}}
+        return top1, {"val_top1": math.nan if top1 is None else top1, **{f"val_{key}_top1": by_group[key] for key in by_group}}
+
+    def splits(self) -> list[str | None]:
+        """Return the splits that are trained and validated on."""
+        validation = [self.settings.val_split] if self.settings.val_split else []
+        return [self.settings.split, *validation]
 
     def modules(self) -> dict[str, nn.Module]:
         """Return the classifier, and the parts of the masked half."""

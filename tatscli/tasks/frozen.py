@@ -16,7 +16,7 @@ from tatscli.engine.checkpoint import Checkpoint
 from tatscli.engine.device import full_precision
 from tatscli.engine.rng import seed_torch
 from tatscli.engine.session import Session
-from tatscli.errors import RecipeError
+from tatscli.errors import DataError, RecipeError
 from tatscli.evaluation.features import PooledFeatures, collect_features
 from tatscli.evaluation.knn import knn_scores, whiten
 from tatscli.evaluation.probe import choose_probe
@@ -112,6 +112,7 @@ def score_neighbours(
         )
         for some, split in ((views, settings.split), (scored, recipe.evaluate.split))
     )
+    _refuse_no_neighbour(store, stored, asked, settings.split)
     stored_QD, asked_RD = stored.score_VL, asked.score_VL
     if settings.whiten is not None:
         stored_QD, asked_RD = whiten(stored_QD, asked_RD, settings.whiten)
@@ -126,8 +127,23 @@ def score_neighbours(
         temperature=settings.temperature,
     )
     facts = scoring_facts(recipe, drop, scored, lambda: _features_of(recipe))
-    used = _training_facts(rows, store, skipped)
+    used = _training_facts(rows, store, settings.split, skipped)
     return ViewScores(asked.row_V, asked.label_V, votes), {**used, **facts}
+
+
+def _refuse_no_neighbour(store: Store, stored: ViewScores, asked: ViewScores, split: str) -> None:
+    """Refuse a video whose only stored neighbour would be itself: nobody can vote on it.
+
+    Raises:
+        DataError: If there is one.
+    """
+    alone, *others = stored.row_V.unique().tolist()
+    if not others and alone in asked.row_V.tolist():
+        raise DataError(
+            f"`{store.rows[alone].id}` has no neighbours: it is the only video of "
+            f"`evaluate.knn.split: {split}`, and a video does not vote on itself",
+            hint="`evaluate.knn.split` names the split whose videos vote, such as `train`",
+        )
 
 
 class Probed(nn.Module):
@@ -242,7 +258,7 @@ def score_probe(
         facts["form"] = settings.form
         facts["queries"] = settings.queries if settings.form == "efficient" else 1
     tokens = scoring_facts(recipe, drop, asked, lambda: _features_of(recipe))
-    return scored, {**_training_facts(rows, store, skipped), "probe": facts, **tokens}
+    return scored, {**_training_facts(rows, store, settings.split, skipped), "probe": facts, **tokens}
 
 
 def reference_rows(recipe: Recipe, store: Store, split: str) -> list[int]:
@@ -278,10 +294,13 @@ def scored_views(recipe: Recipe, store: Store, drop: TokenDrop | None, here: Ses
     )
 
 
-def _training_facts(rows: list[int], store: Store, skipped: Skipped | None) -> dict[str, Any]:
+def _training_facts(
+    rows: list[int], store: Store, split: str, skipped: Skipped | None
+) -> dict[str, Any]:
     """Return how many labelled videos were used, and which cannot be read."""
-    left_out = unreadable_videos(skipped, rows, [row.id for row in store.rows])
-    return {"train_videos": len(rows) - len(left_out), "train_skipped": left_out}
+    left_out = unreadable_videos(skipped, store, split, rows)
+    read = [row for row in rows if not skipped or row not in skipped]
+    return {"train_videos": len(read), "train_skipped": left_out}
 
 
 def _features_of(recipe: Recipe) -> PooledFeatures:

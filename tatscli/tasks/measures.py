@@ -72,11 +72,11 @@ def measures(
 
 
 def _refuse_not_finite(videos: ViewScores, store: Store) -> None:
-    """Find out that merged scores are no numbers, such as votes of nobody."""
+    """Refuse merged scores that are not finite: they would still name a class."""
     finite_R = videos.score_VL.isfinite().all(dim=1)
     if not finite_R.all():
         row = int(videos.row_V[torch.nonzero(~finite_R)[0]])
         raise CheckpointError(
             f"the scores of `{store.rows[row].id}` are not finite",
-            hint="with `--protocol knn`, `evaluate.knn.split` needs another video than this one",
+            hint="take an earlier checkpoint of the run (`RUN/checkpoints/step-...`)",
         )

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from tatscli.api import VideoModel, about_video, load
+from tatscli.api import VideoModel, about_video, load, refuse_not_finite
 from tatscli.console import Reporter
 from tatscli.data.footage import FileFootage, find_videos
 from tatscli.data.loader import worker_count
 from tatscli.data.windows import Windows
-from tatscli.errors import CheckpointError, DataError, UsageError
+from tatscli.errors import DataError, UsageError
 from tatscli.evaluation.predictions import Merged, Prediction, best_classes
 from tatscli.evaluation.windows import Seen, show_progress
 from tatscli.files import refuse_unwritable
@@ -212,11 +212,7 @@ def _add(clip: _Clip, seen: Seen, model: VideoModel, top: int) -> None:
         CheckpointError: If its scores are not finite.
     """
     assert seen.span is not None and seen.output is not None
-    if not seen.output.isfinite().all():
-        raise CheckpointError(
-            f"the scores of `{clip.footage.name}` are not finite",
-            hint="take an earlier checkpoint of the run",
-        )
+    refuse_not_finite(seen.output, clip.footage)
     clip.merged.add(seen.output)
     best = best_classes(
         seen.output.mean(dim=0),

@@ -25,6 +25,7 @@ from tatscli.console import without_nan
 from tatscli.errors import DataError, UsageError
 from tatscli.files import refuse_existing, refuse_unwritable, sha256, write_safely
 from tatscli.recipe.schema import FixedMask
+from tatscli.store.reader import Store
 from tatscli.tensors import Tensor, write_tensors
 from tatscli.weights.paths import name_of
 
@@ -271,17 +272,24 @@ def read_scores(path: Path, result: dict[str, Any]) -> VideoScores:
 
 
 def unreadable_videos(
-    skipped: dict[int, str] | None, rows: Sequence[int], ids: Sequence[str]
-) -> list[Any]:
-    """Return `video` and `reason` of those of some rows that were left out, in their order.
+    skipped: dict[int, str] | None,
+    store: Store,
+    split: str | None,
+    rows: Sequence[int] | None = None,
+) -> list[dict[str, str]]:
+    """Return `video` and `reason` of the rows of a split that were left out, in their order.
 
     Args:
-        skipped: Rows that cannot be read, and why.
-        rows: Rows that were asked for.
-        ids: Id of every row of the store.
+        skipped: Rows that cannot be read or could not be prepared, and why.
+        store: Their store.
+        split: The split that was asked for; None is the whole store.
+        rows: The rows of it that were asked for, of those that were prepared; None is all.
     """
+    asked = {*(store.part(split) if rows is None else rows), *store.failed(split)}
     return [
-        {"video": ids[row], "reason": skipped[row]} for row in rows if skipped and row in skipped
+        {"video": store.rows[row].id, "reason": reason}
+        for row, reason in sorted((skipped or {}).items())
+        if row in asked
     ]
 
 

@@ -37,6 +37,7 @@ from tatscli.recipe.load import LoadedRecipe
 from tatscli.recipe.schema import Optim, Recipe
 from tatscli.recipe.text import dump_recipe
 from tatscli.store.reader import Store
+from tatscli.tasks.failed_rows import tell_failed
 from tatscli.tasks.flops import flops_for_mfu
 from tatscli.tasks.resuming import (
     checkpoint_to_resume,
@@ -110,6 +111,10 @@ class Stage:
         """Return what `run.json` and checkpoints say of the data beside the usual."""
         return {}
 
+    def splits(self) -> list[str | None]:
+        """Return the splits of the store that are trained and scored on; None is all of it."""
+        return [self.recipe.data.split]
+
     def modules(self) -> dict[str, nn.Module]:
         """Return what a step runs through, by name: the model as ``, what is beside it."""
         return {"": self.model}
@@ -164,6 +169,8 @@ def run_training(
         checkpoint = begin_run(
             here, folder, loaded, schedule, store, about=about, resume=resume, overwrite=overwrite
         )
+        if here.world.main:
+            tell_failed(store, stage.splits(), here.reporter)
         for name, value in schedule_rows(schedule):
             here.reporter.detail(f"{name}: {value}")
         here.reporter.detail(f"frames in memory: {stage.clips.cache_plan}")
