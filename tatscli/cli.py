@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from tatscli import __version__
+from tatscli.console import escape_what_streams_cannot_hold
 from tatscli.errors import Exit, Stopped, TatsError, Told
 from tatscli.files import DISK_ERRORS, system_error
 
@@ -57,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: The arguments after the program's name; None takes those of the process.
     """
+    escape_what_streams_cannot_hold()
     try:
         code = _run(argv)
         sys.stdout.flush()

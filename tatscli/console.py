@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import sys
@@ -18,6 +19,22 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def escape_what_streams_cannot_hold() -> None:
+    """Let stdout and stderr write escapes, such as `\\u65e5`, for what their encoding lacks.
+
+    Names of classes and files are of any language, and no result is lost for a terminal's sake.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def writable(text: str, stream: TextIO) -> str:
+    """Return a text with escapes for what the encoding of a stream lacks."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 _warned: set[str] = set()
@@ -95,11 +112,11 @@ class Reporter:
         from rich.text import Text
 
         console = Console(file=self.stdout)
-        table = Table(title=title, title_justify="left")
+        table = Table(title=Text(writable(title, self.stdout)), title_justify="left")
         for column in columns:
-            table.add_column(column, overflow="fold")
+            table.add_column(writable(column, self.stdout), overflow="fold")
         for row in rows:
-            table.add_row(*(Text(str(cell)) for cell in row))
+            table.add_row(*(Text(writable(str(cell), self.stdout)) for cell in row))
         width = console.measure(table, options=console.options.update_width(10_000)).maximum
         if width > console.width:
             if console.is_terminal:
@@ -113,6 +130,8 @@ class Reporter:
         """Print the command's result as one JSON object, if JSON was asked for."""
         if self.json_output:
             text = json.dumps(without_nan(payload), ensure_ascii=False, allow_nan=False)
+            if text != writable(text, self.stdout):  # other escapes are not JSON's
+                text = json.dumps(without_nan(payload), allow_nan=False)
             self.stdout.write(text + "\n")
             self.stdout.flush()
 

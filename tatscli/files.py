@@ -19,25 +19,30 @@ DISK_ERRORS = DISK_FULL | {errno.EIO, errno.EROFS, errno.ESTALE}
 """Errors of writing that are the machine's trouble and no bug, whatever file it was."""
 
 
-def refuse_unwritable(path: Path) -> None:
-    """Find out, before work is spent on it, that no file or folder can be made at `path`.
+def unwritable(path: Path) -> str | None:
+    """Say why no file or folder can be made at `path`; None where one can.
 
-    Folders that are missing are not made yet.
-
-    Raises:
-        UsageError: If the nearest folder that is there takes no file.
+    Folders that are missing are not made yet: the nearest one that exists is tried.
     """
     folder = path.absolute().parent
     while not os.path.lexists(folder):
         folder = folder.parent
     try:
         with tempfile.TemporaryFile(dir=folder):
-            pass
+            return None
     except OSError as error:
         reason = "it is not a folder" if folder.is_file() else error.strerror
-        raise UsageError(
-            f"cannot write `{path}`: no file can be made in `{folder}`: {reason}"
-        ) from error
+        return f"cannot write `{path}`: no file can be made in `{folder}`: {reason}"
+
+
+def refuse_unwritable(path: Path, hint: str | None = None) -> None:
+    """Refuse, before work is spent on it, a path where no file or folder can be made.
+
+    Raises:
+        UsageError: If so.
+    """
+    if reason := unwritable(path):
+        raise UsageError(reason, hint=hint)
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
@@ -51,11 +56,16 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
 
 
 def write_safely(path: Path, content: bytes | str) -> None:
-    """Write under a temporary name in the same folder, sync, rename."""
+    """Write under a temporary name in the same folder, sync, rename.
+
+    Text becomes UTF-8; a byte of a file's name that is not UTF-8 becomes an escape, as in JSON.
+    """
+    if isinstance(content, str):
+        content = content.encode(errors="backslashreplace")
     temporary = path.with_name(f".{path.name}.part")
     try:
         with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:  # writing, unlike opening, does not say where

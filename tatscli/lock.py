@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -16,17 +17,19 @@ from tatscli.errors import DataError
 
 LOCK = ".lock"
 _TRIES = 1000
+_PAUSE = 0.05  # seconds between two looks at a lock that is waited for
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 @contextmanager
-def locked(file: Path, what: Path, reporter: Reporter) -> Iterator[None]:
+def locked(file: Path, what: Path, reporter: Reporter, *, wait: float = 0.0) -> Iterator[None]:
     """Hold the lock `file`, which says who does, and remove it at the end.
 
     Args:
         file: The lock, in a folder that exists.
         what: What it protects, for messages.
-        reporter: Warns where the file system knows no locks.
+        reporter: Warns where the file system does not support file locks.
+        wait: Seconds to wait for another process that holds it.
 
     Raises:
         DataError: Another process holds it.
@@ -36,12 +39,15 @@ def locked(file: Path, what: Path, reporter: Reporter) -> Iterator[None]:
 
     # A file for a lock where the kernel has none would outlive a killed run: no fallback.
     lock = FileLock(file, blocking=False, fallback_to_soft=False, on_acquired=_sign)
-    lockless, tries = False, 0
+    lockless, tries, until = False, 0, time.monotonic() + wait
     try:
         while not (lock.is_locked or lockless):
             try:
                 lock.acquire()
             except Timeout:
+                if time.monotonic() < until:
+                    time.sleep(_PAUSE)
+                    continue
                 with suppress(FileNotFoundError):  # its holder removed it just now: take a new one
                     raise DataError(
                         f"`{what}` is in use by {_holder(file)}",
@@ -57,8 +63,8 @@ def locked(file: Path, what: Path, reporter: Reporter) -> Iterator[None]:
                 if not lockless:
                     raise
                 reporter.warn(
-                    f"the file system of `{what}` knows no locks: "
-                    "see to it that no second run uses it"
+                    f"the file system of `{what}` does not support file locks: make sure that no "
+                    "other run uses it"
                 )
         yield
     finally:

@@ -104,7 +104,7 @@ def evaluate(
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Result file.", show_default="in RUN/results"),
+        typer.Option("--out", help="Result file, a `.json`.", show_default="in RUN/results"),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the file that --out names.")
@@ -113,7 +113,7 @@ def evaluate(
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
-) -> None:
+) -> int:
     """Score a run: segments x crops per video, merged by video; no video is ever replaced."""
     from tatscli.nn.load import is_tokenizer
     from tatscli.tasks.evaluate import evaluate as run_evaluation
@@ -141,7 +141,7 @@ def evaluate(
             overwrite=overwrite,
         )
         _show_reconstruction(result, say)
-        return
+        return _end(result, say)
     protocol = protocol or Protocol.FINETUNED
     result = run_evaluation(
         run,
@@ -168,8 +168,17 @@ def evaluate(
             f"{result['tokens_kept']} of {result['tokens']} tokens, "
             f"{result['gflops_per_clip']:.3g} GFLOPs a view forwards"
         )
-    say.info(f"wrote {result['results']}")
+    return _end(result, say)
+
+
+def _end(result: dict[str, Any], say: Reporter) -> int:
+    """Print the result itself; the exit code says whether it could be written."""
+    from tatscli.errors import Exit
+
+    if result["results"] is not None:
+        say.info(f"wrote {result['results']}")
     say.result(result)
+    return Exit.FAILED if "write_failed" in result else Exit.OK
 
 
 def _classes(result: dict[str, Any]) -> list[tuple[object, ...]]:
@@ -254,5 +263,3 @@ def _show_reconstruction(result: dict[str, Any], say: Reporter) -> None:
              f"{result['perplexity']:.1f}")
         ],
     )  # fmt: skip
-    say.info(f"wrote {result['results']}")
-    say.result(result)

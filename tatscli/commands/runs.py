@@ -25,9 +25,9 @@ Examples:
   tats runs list
   tats runs list runs --json
 
-States: `finished`, all steps are done; `running`, a training is at work in it; `active`, one may
-be, where the file system knows no locks; `stopped`, unfinished; `converted`, by `tats convert`;
-`results`, results alone; `damaged`, see the last column.
+States: `finished`: all steps are done; `running`: being trained now; `active`: perhaps being
+trained, on a file system without file locks; `stopped`: unfinished; `converted`: written by
+`tats convert`; `results`: results only; `damaged`: see the last column.
 """
 
 BEST_EPILOG = """\b

@@ -23,7 +23,7 @@ from tatscli.engine.learner import Learner
 from tatscli.engine.parallel import full_tensors
 from tatscli.engine.training import Training
 from tatscli.errors import TatsError, UsageError
-from tatscli.files import draft_of, system_error
+from tatscli.files import draft_of, system_error, write_safely
 from tatscli.tensors import save_tensors
 
 FOLDER = "bad-step"
@@ -85,7 +85,7 @@ def save_bad_step(training: Training, fault: Fault, where: Path) -> None:
                 for name, tensors in kept.items():
                     save_tensors(draft / f"{name}.safetensors", tensors)
                 text = json.dumps(facts, indent=1, ensure_ascii=False)
-                (draft / "meta.json").write_text(text, encoding="utf-8")
+                write_safely(draft / "meta.json", text)
     finally:
         distributed.wait()  # a launcher ends all processes as soon as one has failed
 

@@ -89,9 +89,7 @@ def _fill(
         save_tensors(draft / f"{part}.safetensors", named, strings)
     files = sorted(file.name for file in draft.iterdir())
     about = {"format": FORMAT, "step": step, **meta, "files": files}
-    (draft / "meta.json").write_text(
-        json.dumps(about, indent=1, ensure_ascii=False), encoding="utf-8"
-    )
+    write_safely(draft / "meta.json", json.dumps(about, indent=1, ensure_ascii=False))
     for file in draft.iterdir():
         sync(file)
 

@@ -30,7 +30,7 @@ def held_run(folder: Path, reporter: Reporter, *, main: bool) -> Iterator[None]:
 
     Args:
         folder: The run folder; it is made.
-        reporter: Warns where the file system knows no locks.
+        reporter: Warns where the file system does not support file locks.
         main: Whether this process is the one that writes.
 
     Raises:

@@ -62,9 +62,9 @@ def summarise(videos: ViewScores, class_names: list[str]) -> dict[str, Any]:
     """Return accuracy of all videos and of each class; all scores must be finite.
 
     Returns:
-        `top1`; `top5`, None for 5 classes or fewer; `mean_class`, the mean of the classes' top-1, without those that have no
-        videos, which `classes_without_videos` counts; the `per_class` table; and the `confusion`
-        matrix (true class x predicted).
+        `top1`; `top5`, None for 5 classes or fewer; `mean_class`, the mean of the classes' top-1,
+        without those that have no videos, which `classes_without_videos` counts; the `per_class`
+        table; and the `confusion` matrix (true class x predicted).
     """
     classes = len(class_names)
     guess_R = videos.score_VL.argmax(dim=1)

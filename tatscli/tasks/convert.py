@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from tatscli import __version__
 from tatscli.console import Reporter
+from tatscli.engine.checkpoint import Checkpoint
 from tatscli.engine.keeping import save_checkpoint
 from tatscli.engine.run import describe_run, write_run_json
 from tatscli.errors import UsageError

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tatscli.console import Reporter
-from tatscli.engine import distributed
 from tatscli.engine.checkpoint import Checkpoint
 from tatscli.engine.run import describe_run
 from tatscli.engine.session import Session, session
@@ -19,7 +18,6 @@ from tatscli.engine.threads import use_threads
 from tatscli.errors import CheckpointError, DataError, RecipeError, UsageError
 from tatscli.evaluation.scores import ViewScores
 from tatscli.evaluation.views import Skipped, score_views
-from tatscli.files import refuse_unwritable
 from tatscli.nn.classifier import build_classifier, groups_of
 from tatscli.nn.load import LoadedRun, open_checkpoint, positions_moved
 from tatscli.nn.trained import load_classifier
@@ -38,14 +36,8 @@ from tatscli.tasks.frozen import (
 from tatscli.tasks.labels import labelled
 from tatscli.tasks.measures import measures
 from tatscli.tasks.pretrain import pretrain_folder
-from tatscli.tasks.results import (
-    VideoScores,
-    checked_out,
-    results_home,
-    results_path,
-    unreadable_videos,
-    write_result,
-)
+from tatscli.tasks.result_files import checked_out, find_place, save_result
+from tatscli.tasks.results import results_home, unreadable_videos
 from tatscli.weights.paths import is_foreign
 
 Protocol = Literal["finetuned", "knn", "linear", "attentive"]
@@ -64,6 +56,12 @@ class Subject:
     recipe: Recipe
     checkpoint: Checkpoint | None
     home: Path
+
+    @property
+    def trained_frames(self) -> int | None:
+        """Frames of the clips that the weights were trained on."""
+        recipe = self.checkpoint.meta.get("recipe") if self.checkpoint else None
+        return recipe["data"]["frames"] if recipe else None
 
 
 def evaluate(
@@ -110,8 +108,9 @@ def evaluate(
     subject = open_subject(
         path, overrides, prefer=prefer, untrained=untrained, protocol_of=protocol_of
     )
-    if target is None:
-        refuse_unwritable(subject.home / "results" / "result.json")
+    place = find_place(
+        target, subject.home, prefer, reporter, trained_frames=subject.trained_frames
+    )
     recipe, checkpoint, drop = subject.recipe, subject.checkpoint, subject.recipe.evaluate.drop
     if protocol == "finetuned":
         _refuse_frozen_settings(recipe, untrained=untrained)
@@ -173,13 +172,7 @@ def evaluate(
             **facts,
             "seconds": round(time.perf_counter() - began, 3),
         }
-        trained = meta["recipe"]["data"]["frames"] if "recipe" in meta else None
-        save_result(
-            result,
-            target or results_path(result, subject.home, prefer, trained_frames=trained),
-            here,
-            scores,
-        )
+        save_result(result, place, here, scores)
     return result
 
 
@@ -207,22 +200,6 @@ def describe_evaluation(here: Session, overrides: Sequence[str]) -> dict[str, An
         precision=here.reasons["precision"],
         processes=here.world.size,
     )
-
-
-def save_result(
-    result: dict[str, Any], target: Path, here: Session, scores: VideoScores | None = None
-) -> None:
-    """Write a result by the first rank, and tell of videos left out; every rank's result then says
-    where it is."""
-    for part, left in (("", "videos"), ("train_", "train_videos")):
-        if bad := result.get(f"{part}skipped"):
-            here.reporter.warn(
-                f"{len(bad)} of {len(bad) + result[left]} {left.replace('_', 'ing ')} are left out; "
-                f"the first: {bad[0]['reason']}"
-            )
-    if here.world.main:
-        write_result(target, result, scores)
-    result |= distributed.gathered([result])[0]
 
 
 def open_subject(

@@ -25,14 +25,14 @@ from tatscli.engine.session import Session, session
 from tatscli.errors import UsageError
 from tatscli.evaluation.reconstruction import perplexity, psnr, ssim
 from tatscli.evaluation.views import Skipped, refuse_not_finite, share_skipped
-from tatscli.files import refuse_unwritable
 from tatscli.nn.load import open_checkpoint
 from tatscli.recipe.load import override_recipe
 from tatscli.recipe.schema import Recipe
 from tatscli.store.reader import Store
-from tatscli.tasks.evaluate import describe_evaluation, save_result
+from tatscli.tasks.evaluate import describe_evaluation
 from tatscli.tasks.failed_rows import take_failed
-from tatscli.tasks.results import checked_out, results_home, results_path, unreadable_videos
+from tatscli.tasks.result_files import checked_out, find_place, save_result
+from tatscli.tasks.results import results_home, unreadable_videos
 from tatscli.tokenizer.base import TrainedTokenizer, pictures_of
 from tatscli.tokenizer.load import open_run
 
@@ -103,8 +103,7 @@ def evaluate_tokenizer(
     began = time.perf_counter()
     run = open_checkpoint(path, prefer=prefer)
     home = results_home(Path(path), run.checkpoint.path)
-    if chosen is None:
-        refuse_unwritable(home / "results" / "result.json")
+    place = find_place(chosen, home, prefer, reporter, trained_frames=run.recipe.data.frames)
     tokenizer, _, checkpoint = open_run(run.checkpoint.path)
     recipe = override_recipe(run.recipe, overrides, origin=checkpoint.path)
     store, settings = Store.open(recipe.data.store), recipe.evaluate
@@ -160,9 +159,7 @@ def evaluate_tokenizer(
             **facts,
             "seconds": round(time.perf_counter() - began, 3),
         }
-        frames = run.recipe.data.frames
-        usual = results_path(result, home, prefer, trained_frames=frames)
-        save_result(result, chosen or usual, here)
+        save_result(result, place, here)
     return result
 
 

@@ -117,7 +117,7 @@ def export_onnx(
         reporter.info(f"`{checkpoint.path}`: {moved}")
     default = "encoder.onnx" if what.classes is None else "model.onnx"
     target = subject.home / default if out is None else Path(out)
-    refuse_unwritable(target)
+    refuse_unwritable(target, "`--out FILE.onnx` writes it elsewhere")
     graph = graph_of(what, recipe, checkpoint, pixels=pixels, opset=opset)
     with _draft_folder(target) as draft:
         difference = write_onnx(graph, draft, reporter)

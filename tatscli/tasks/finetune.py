@@ -266,16 +266,16 @@ class Finetuning(Stage):
             return None
         views = score_views(self.scored, self.val_views, self.recipe, here, drop=self.val_drop)
         videos = merge_views(views)
-        top1: float | None = top_accuracy(videos, 1)
-        if not videos.score_VL.isfinite().all():
+        top1 = top_accuracy(videos, 1)
+        if math.isnan(top1):
             here.reporter.warn(
                 f"after pass {epoch}: scores of validation videos are not finite, so there is no "
                 "validation accuracy"
             )
-            top1 = None
         groups = {name: group.of for name, group in self.store.class_groups.items()}
         by_group = group_accuracy(videos, groups)
-        return top1, {"val_top1": math.nan if top1 is None else top1, **{f"val_{key}_top1": by_group[key] for key in by_group}}
+        metrics = {"val_top1": top1, **{f"val_{key}_top1": by_group[key] for key in by_group}}
+        return None if math.isnan(top1) else top1, metrics
 
     def splits(self) -> list[str | None]:
         """Return the splits that are trained and validated on."""

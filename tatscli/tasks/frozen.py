@@ -258,7 +258,11 @@ def score_probe(
         facts["form"] = settings.form
         facts["queries"] = settings.queries if settings.form == "efficient" else 1
     tokens = scoring_facts(recipe, drop, asked, lambda: _features_of(recipe))
-    return scored, {**_training_facts(rows, store, settings.split, skipped), "probe": facts, **tokens}
+    return scored, {
+        **_training_facts(rows, store, settings.split, skipped),
+        "probe": facts,
+        **tokens,
+    }
 
 
 def reference_rows(recipe: Recipe, store: Store, split: str) -> list[int]:

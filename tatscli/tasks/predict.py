@@ -139,8 +139,14 @@ def predict(
             facts = clip.facts()
             if out is not None:
                 target = targets[clip.footage.path]
-                _draw(clip, target)
                 facts["out"] = str(target)
+                try:
+                    _draw(clip, target)
+                except OSError as problem:  # what was predicted is not lost for that
+                    reason = f"cannot write `{target}`: {problem.strerror}"
+                    reporter.warn(reason)
+                    failed.append({"clip": name, "reason": reason})
+                    facts["out"] = None
             found.append(facts)
     return {
         "run": str(run),

@@ -71,7 +71,7 @@ def report(
     if out is not None:
         refuse_existing(out, overwrite=overwrite)
     if run.is_dir():
-        refuse_unwritable(target)
+        refuse_unwritable(target, "`--out FILE` writes it elsewhere")
     if not (run / "checkpoints").is_dir() and run.is_dir() and (run / "meta.json").is_file():
         raise UsageError(
             f"`{run}` is a checkpoint, and a report is about a whole run",

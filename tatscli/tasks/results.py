@@ -1,4 +1,4 @@
-"""Results of evaluations on disk: what they are called, written once, read back.
+"""Results of evaluations on disk: what is in them, read back (`result_files.py` writes them).
 
     finetuned-val-2x3.json           numbers, and everything needed to repeat the evaluation
     finetuned-val-2x3.safetensors    `scores` (R, L) float32, `label`, `row` and `source` (R) int64;
@@ -9,7 +9,6 @@ Nothing here needs torch. Shapes: R videos, L classes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -19,14 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
 
-from tatscli.console import without_nan
-from tatscli.errors import DataError, UsageError
-from tatscli.files import refuse_existing, refuse_unwritable, sha256, write_safely
-from tatscli.recipe.schema import FixedMask
+from tatscli.errors import DataError
+from tatscli.files import sha256
 from tatscli.store.reader import Store
-from tatscli.tensors import Tensor, write_tensors
 from tatscli.weights.paths import name_of
 
 Array = np.ndarray[Any, Any]
@@ -79,31 +74,6 @@ class VideoScores:
         return self.score_RL.argmax(axis=1) == self.label_R
 
 
-def checked_out(out: Path | str | None, *, overwrite: bool) -> Path | None:
-    """Find out, before any work, that a result can be written where the user says.
-
-    Raises:
-        UsageError: If it is a folder, would replace something, or its name is that of the scores.
-    """
-    if out is None:
-        return None
-    path, name = Path(out), "name a file, such as `result.json`"
-    if path.is_dir():
-        raise UsageError(f"`{out}` is a folder", hint=name)
-    scores = scores_path(path)
-    if scores == path:
-        raise UsageError(f"`{out}` is the name of a file of scores, not of a result", hint=name)
-    for one in (path, scores):
-        refuse_existing(one, overwrite=overwrite)
-    if scores.exists() and not _is_scores(scores):
-        raise UsageError(
-            f"`{scores}`, where the scores would go, is not a file of scores: it is not replaced",
-            hint="name another `--out`",
-        )
-    refuse_unwritable(path)
-    return path
-
-
 def scores_path(path: Path) -> Path:
     """Return where the scores of the videos are, beside the result `path`."""
     return path.with_suffix(".safetensors")
@@ -117,55 +87,6 @@ def results_home(path: Path, checkpoint: Path) -> Path:
     if checkpoint.parent.name == "checkpoints":
         return checkpoint.parents[1]
     return Path("runs") / name_of(path)
-
-
-def results_path(
-    result: dict[str, Any], home: Path, prefer: str, *, trained_frames: int | None = None
-) -> Path:
-    """Return where a result belongs: in the run, named by what was done.
-
-    `linear-val-1x1.json`, `attentive-efficient8-val-2x3-layer4-shots5-seed1.json`,
-    `finetuned-val-1x1-frames32-drop-still0.5.json`, `untrained-knn-val-1x1-seed0.json`: the seed is
-    named where it decides on labels or weights, frames where they are not those of the training.
-    """
-    probe = result.get("probe", {})
-    words = ["untrained"] if result.get("untrained") else []
-    words.append(result["protocol"])
-    if "form" in probe:
-        words.append(f"{probe['form']}{probe['queries']}")
-    words += [result["split"] or "all", f"{result['segments']}x{result['crops']}"]
-    frames = result["recipe"]["data"]["frames"]
-    if trained_frames not in (None, frames):
-        words.append(f"frames{frames}")
-    for key in ("layer", "shots"):
-        if result.get(key) is not None:
-            words.append(f"{key}{result[key]}")
-    if result.get("drop") is not None:
-        words.append(f"drop-{drop_words(result['drop'])}")
-    if result.get("shots") is not None or result.get("untrained"):
-        words.append(f"seed{result['recipe']['run']['seed']}")
-    words += ["best"] if prefer == "best" else []
-    return free_path(home / "results" / ("-".join(words) + ".json"), result)
-
-
-def drop_words(drop: dict[str, Any]) -> str:
-    """Name a mask that leaves tokens out: kind, ratio, and what else is not its default."""
-    masks: TypeAdapter[Any] = TypeAdapter(FixedMask)
-    usual = {key: drop[key] for key in ("kind", "ratio")}
-    with suppress(ValidationError):  # some masks are none without their other keys
-        usual = masks.validate_python(usual).model_dump(mode="json")
-    other = [f"-{key}{value}" for key, value in drop.items() if value != usual.get(key)]
-    return f"{drop['kind']}{drop['ratio']:g}" + "".join(other)
-
-
-def free_path(path: Path, result: dict[str, Any]) -> Path:
-    """Return `path` if it is free or holds the same evaluation; else a name with a digest of what
-    was done, which the same evaluation finds again."""
-    if not path.exists() or _same(path, result):
-        return path
-    text = json.dumps(identity(result), sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    return path.with_name(f"{path.stem}-{digest[:8]}{path.suffix}")
 
 
 def identity(result: dict[str, Any]) -> dict[str, Any]:
@@ -182,35 +103,6 @@ def identity(result: dict[str, Any]) -> dict[str, Any]:
         one["video"] for key in ("skipped", "train_skipped") for one in result.get(key) or ()
     ]
     return {key: result.get(key) for key in plain} | {"left_out": left_out, "recipe": recipe}
-
-
-def write_result(path: Path, result: dict[str, Any], scores: VideoScores | None = None) -> None:
-    """Write a result, and the scores it names before it.
-
-    Args:
-        path: The result's file.
-        result: Gets `results`, its path; and with scores `scores_file`, a name beside it, and
-            `scores_sha256`.
-        scores: Of each video.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    result["results"] = str(path)
-    if scores is not None:
-        beside = scores_path(path)
-        tensors = {
-            "label": scores.label_R,
-            "row": scores.row_R,
-            "source": scores.source_R,
-            "scores": scores.score_RL,
-        }
-        texts = {
-            "videos": json.dumps(scores.videos, ensure_ascii=False),
-            "class_names": json.dumps(scores.class_names, ensure_ascii=False),
-        }
-        write_tensors(beside, [Tensor.of(name, one) for name, one in tensors.items()], texts)
-        result |= {"scores_file": beside.name, "scores_sha256": sha256(beside)}
-    text = json.dumps(without_nan(result), indent=1, ensure_ascii=False, allow_nan=False)
-    write_safely(path, text + "\n")
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -302,23 +194,6 @@ def _is_result(found: Any) -> bool:
     return isinstance(run, dict) and "seed" in run and "crops" in found
 
 
-def _same(path: Path, result: dict[str, Any]) -> bool:
-    try:
-        return identity(read_result(path)) == json.loads(json.dumps(identity(result)))
-    except (DataError, TypeError, KeyError, AttributeError):
-        return False
-
-
 def _when(path: Path, result: dict[str, Any]) -> str:
     written = datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
     return str(result.get("started") or written)
-
-
-def _is_scores(path: Path) -> bool:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {"videos", "class_names"} <= (file.metadata() or {}).keys()
-    except (OSError, SafetensorError):
-        return False

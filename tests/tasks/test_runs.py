@@ -17,7 +17,7 @@ import pytest
 from tatscli.console import Reporter
 from tatscli.lock import LOCK, locked
 from tatscli.tasks.convert import convert
-from tatscli.tasks.results import write_result
+from tatscli.tasks.result_files import write_result
 from tatscli.tasks.runs import list_runs
 from tests.small_runs import tiny_recipe
 from tests.tasks.classifiers import save_classifier
@@ -81,7 +81,7 @@ def test_states_are_told_by_steps_locks_and_the_last_write(
     assert by_name(runs)["a"].state == "stopped"
     with locked(runs / "a" / LOCK, runs / "a", Reporter(quiet=True)):
         assert by_name(runs)["a"].state == "running"
-        with monkeypatch.context() as patch:  # where the file system knows no locks
+        with monkeypatch.context() as patch:  # where the file system does not support file locks
             patch.setattr(fcntl, "flock", no_locks)
             assert by_name(runs)["a"].state == "active"
             older(runs / "a", 3600)
