@@ -17,6 +17,7 @@ from tatscli.errors import UsageError
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 DISK_ERRORS = DISK_FULL | {errno.EIO, errno.EROFS, errno.ESTALE}
 """Errors of writing that are the machine's trouble and no bug, whatever file it was."""
+TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
 
 
 def unwritable(path: Path) -> str | None:
@@ -121,6 +122,16 @@ def in_bytes(count: int) -> str:
     """Write a number of bytes with three digits: `1.25 MB`, `0.512 GB`, `340 GB`."""
     value, unit = (count / 1e9, "GB") if count >= 1e8 else (count / 1e6, "MB")
     return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+
+
+def open_files_allowed() -> int | None:
+    """Return how many files this process may have open; None where there is no such limit."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def system_error(error: BaseException) -> int | None:
