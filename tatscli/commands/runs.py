@@ -80,18 +80,21 @@ def list_runs(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """List runs: how far they came, their last loss and best score, their size."""
+    """List runs: how far they got, their last loss, best score and speed, their size."""
     from dataclasses import asdict
 
     from tatscli.tasks.runs import list_runs as listed
 
     say = reporter(json, quiet, verbose)
     found = listed(folder)
-    columns = ["run", "kind", "recipe", "state", "step", "loss", "best", "age", "size"]
+    rates = any(one.clips_per_second is not None for one in found)
+    shares = any(one.mfu is not None for one in found)
     problems = any(one.problem for one in found)
+    columns = ["run", "kind", "recipe", "state", "step", "loss", "best"]
+    columns += ["clips/s"] * rates + ["MFU"] * shares + ["age", "size"] + ["problem"] * problems
     say.table(
         f"runs in {folder}",
-        columns + ["problem"] * problems,
+        columns,
         [
             (
                 one.name,
@@ -99,8 +102,10 @@ def list_runs(
                 one.recipe or "",
                 one.state,
                 "" if one.step is None else f"{one.step}/{one.total or '?'}",
-                "" if one.loss is None else f"{one.loss:.4g}",
+                _written(one.loss, ".4g"),
                 number(one.best),
+                *([_written(one.clips_per_second, ".3g")] if rates else []),
+                *([_written(one.mfu, ".1%")] if shares else []),
                 _age(one.age),
                 _size(one.bytes),
                 *([one.problem or ""] if problems else []),
@@ -177,6 +182,11 @@ def compare(
         ],
     )
     say.result(answer)
+
+
+def _written(value: float | None, form: str) -> str:
+    """Write a number; nothing where there is none."""
+    return "" if value is None else format(value, form)
 
 
 def _age(seconds: float | None) -> str:

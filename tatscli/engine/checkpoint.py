@@ -30,6 +30,8 @@ from tatscli.engine.folders import (
 from tatscli.engine.part import Part
 from tatscli.errors import CheckpointError
 from tatscli.files import sha256
+from tatscli.recipe.schema import Recipe
+from tatscli.recipe.stored import read_stored
 from tatscli.tensors import digest_of_file
 
 FORMAT = 2
@@ -57,6 +59,20 @@ class Checkpoint:
     def step(self) -> int:
         """Optimiser steps done."""
         return int(self.meta["step"])
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe it was trained with.
+
+        Raises:
+            CheckpointError: If this version cannot read it.
+        """
+        return read_stored(
+            self.meta.get("recipe"),
+            file=self.path / "meta.json",
+            wrote=self.meta.get("tats"),
+            warn=warn_once,
+        )
 
     def has(self, part: str) -> bool:
         """Whether there is a file of a part."""
@@ -238,10 +254,10 @@ def _open(folder: Path) -> Checkpoint | str:
             f"this version reads {' and '.join(map(str, READABLE))}",
             hint="install the version of tats that wrote it: see `run.json`",
         )
-    run = meta.get("recipe", {}).get("run", {})
-    if run.get("keep") == 1:  # once allowed
-        run["keep"] = 2
     problem = damage_of(folder, meta)
+    run = meta.get("recipe", {}).get("run") if problem is None else None
+    if isinstance(run, dict) and run.get("keep") == 1:  # once allowed
+        run["keep"] = 2
     return Checkpoint(folder.resolve(), meta) if problem is None else problem
 
 

@@ -7,14 +7,36 @@ which says how long the file must be. Bytes that rotted inside the data are not 
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import BaseModel, Field, ValidationError
+
+from tatscli.errors import DataError
+from tatscli.jsonfiles import read_object, reason_of
 from tatscli.tensors import read_header
 
 PREFIX = "step-"
+
+
+class _Meta(BaseModel):
+    """What the keys of a `meta.json` must be where they are there; there are others."""
+
+    kind: Literal["pretrained", "finetuned", "tokenizer"]
+    step: Annotated[int, Field(ge=0)]
+    files: list[str] = []
+    recipe: dict[str, Any] = {}
+    name: str | None = None
+    tats: str | None = None
+    store: str | None = None
+    store_fingerprint: str | None = None
+    init: str | None = None
+    class_names: list[str] | None = None
+    class_groups: dict[str, dict[str, Any]] = {}
+    frozen: list[dict[Literal["path", "sha256"], str]] = []
+    best_score: float | None = None
+    processes: int = 1
 
 
 def kept_in(root: Path) -> list[Path]:
@@ -58,13 +80,13 @@ def step_in(name: str) -> int | None:
 def read_meta(folder: Path) -> dict[str, Any] | str:
     """Read `meta.json` of a checkpoint; a string says why it cannot be used."""
     try:
-        meta = json.loads((folder / "meta.json").read_bytes())
-    except FileNotFoundError:
+        meta = read_object(folder / "meta.json")
+    except DataError as error:
+        return error.message
+    if meta is None:
         return "its `meta.json` is missing" if folder.is_dir() else "it is missing"
-    except (OSError, ValueError) as error:
-        return f"its `meta.json` cannot be read: {error}"
-    if not isinstance(meta, dict) or "format" not in meta:
-        return "its `meta.json` is not that of a checkpoint"
+    if type(meta.get("format")) is not int:
+        return "its `meta.json` is not that of a checkpoint: it has no `format`"
     return meta
 
 
@@ -78,6 +100,10 @@ def damage_of(folder: Path, meta: dict[str, Any]) -> str | None:
     missing = [key for key in ("kind", "step") if key not in meta]
     if missing:
         return f"its `meta.json` has no `{missing[0]}`"
+    try:
+        _Meta.model_validate(meta, strict=True)
+    except ValidationError as error:
+        return f"its `meta.json` is not right: {reason_of(error)}"
     for name in meta.get("files", ["model.safetensors"]):
         if not (folder / name).is_file():
             return f"`{name}` is missing"

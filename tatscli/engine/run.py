@@ -18,9 +18,9 @@ import torch
 from tatscli import __version__
 from tatscli.console import Reporter, warn_once
 from tatscli.engine.folders import has_checkpoints
-from tatscli.engine.history import read_object
 from tatscli.errors import CheckpointError, DataError, UsageError
 from tatscli.files import remove, write_safely
+from tatscli.jsonfiles import read_object
 from tatscli.lock import LOCK, locked
 
 

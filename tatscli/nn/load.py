@@ -35,7 +35,7 @@ def open_checkpoint(path: Path | str, *, prefer: str = "last") -> LoadedRun:
         CheckpointError: If there is none.
     """
     checkpoint = find_weights(path, prefer=prefer)
-    return LoadedRun(Recipe.model_validate(checkpoint.meta["recipe"]), checkpoint)
+    return LoadedRun(checkpoint.recipe, checkpoint)
 
 
 def find_weights(path: Path | str, *, prefer: str = "last") -> Checkpoint:
@@ -147,7 +147,7 @@ def fits(module: nn.Module, given: dict[str, Tensor], checkpoint: Checkpoint) ->
 
 def positions_moved(checkpoint: Checkpoint, recipe: Recipe) -> str:
     """Say what loading a checkpoint's encoder for a recipe does about positions, if anything."""
-    return moved_words(Recipe.model_validate(checkpoint.meta["recipe"]).grid, recipe.grid)
+    return moved_words(checkpoint.recipe.grid, recipe.grid)
 
 
 def _on_own_grid(
@@ -156,7 +156,7 @@ def _on_own_grid(
     """Bring positions, if the module has any, from the grid of the checkpoint's recipe."""
     if not position_tables(module):
         return given, ""
-    return carried_over(module, given, Recipe.model_validate(checkpoint.meta["recipe"]).grid)
+    return carried_over(module, given, checkpoint.recipe.grid)
 
 
 def _compared(

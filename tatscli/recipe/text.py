@@ -73,6 +73,8 @@ def parse(text: str, name: str) -> Document:
         raise RecipeError(f"`{name}` is not valid YAML{where}: {error.problem}") from None
     except (yaml.YAMLError, ValueError) as error:  # a character, date or number that cannot be
         raise RecipeError(f"`{name}` is not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise RecipeError(f"`{name}` is not a recipe: it is nested too deeply") from None
     finally:
         loader.dispose()
     if node is not None:

@@ -202,7 +202,7 @@ def environment(described: dict[str, Any], opened: LoadedRun) -> Section:
         if not isinstance(value, dict) and key != "earlier"
     ]
     rows += [
-        ["sessions", str(1 + len(described.get("earlier", [])))],
+        ["sessions", str(1 + len(described.get("earlier") or []))],
         ["checkpoint", str(opened.checkpoint.path)],
         ["checkpoint sha256", opened.checkpoint.digest()],
         ["report by", f"tats {__version__}"],

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from tatscli.errors import DataError
+from tatscli.jsonfiles import UNREADABLE, reason_of
 from tatscli.store.schema import (
     DATASET,
     FORMAT_VERSION,
@@ -68,9 +68,10 @@ class Store:
                     f"`{path}` has store format `{version}`; this tats reads {FORMAT_VERSION}",
                     "prepare it anew, or use the tats version that wrote it",
                 )
-            dataset, rows = Dataset.model_validate_json(text), read_rows(path / MANIFEST)
-        except (ValidationError, ValueError, AttributeError) as error:
-            raise DataError(f"the store `{path}` is damaged: {error}", again) from error
+            dataset = Dataset.model_validate_json(text)
+            rows = read_rows(path / MANIFEST)
+        except UNREADABLE as error:
+            raise DataError(f"the store `{path}` is damaged: {reason_of(error)}", again) from error
         if not dataset.complete:
             raise DataError(
                 f"the store `{path}` is unfinished: {len(rows)} sources so far",

@@ -171,7 +171,7 @@ def _publish_run(source: Source, target: Path, digest: str) -> list[str]:
         draft.mkdir()
         save_checkpoint(draft, step=0, tensors=parts, meta=meta, keep=1, best=False)
         (draft / "recipe.yaml").write_text(dump_recipe(source.recipe), encoding="utf-8")
-        write_run_json(draft, describe_run(recipe=meta["name"], **facts, taken=source.counts))
+        write_run_json(draft, describe_run(recipe=meta.get("name"), **facts, taken=source.counts))
     return ["recipe.yaml", "run.json", "checkpoints/last"]
 
 
@@ -183,11 +183,11 @@ def _publish_folder(
     sampling = sampling_of(export.recipe, export.kind)
     in_run = checkpoint.path.parent.name == "checkpoints"
     scored = in_run and not source.chosen and export.kind == checkpoint.kind
-    began = meta.get("init")
+    began, name = meta.get("init"), meta.get("name") or target.name
     facts = Facts(
-        name=str(meta.get("name") or target.name),
+        name=str(name),
         license=license,
-        source=f"`{meta['name']}`, layout {source.counts['layout']}, sha256 {digest}",
+        source=f"`{name}`, layout {source.counts['layout']}, sha256 {digest}",
         store=meta.get("store"),
         derived=bool(meta.get("derived")),
         base=_run_name(Path(began)) if began else None,

@@ -76,7 +76,7 @@ def open_source(
     else:
         checkpoint = find_checkpoint(path, prefer=prefer)
         refuse_tokenizer(checkpoint)
-        recipe = Recipe.model_validate(checkpoint.meta["recipe"])
+        recipe = checkpoint.recipe
         if overrides or given._replace(partial=False) != Given():
             raise UsageError(
                 f"`{path}` is a run, and its recipe is the one it was trained with",
@@ -109,7 +109,7 @@ def _described(checkpoint: Checkpoint, overrides: Sequence[str]) -> Recipe:
     Raises:
         RecipeError: If an override contradicts the weights.
     """
-    before = Recipe.model_validate(checkpoint.meta["recipe"])
+    before = checkpoint.recipe
     recipe = override_recipe(before, overrides, origin=checkpoint.path)
     labels = checkpoint.meta.get("class_names")
     classes = None if labels is None else len(labels)

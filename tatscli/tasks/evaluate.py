@@ -60,8 +60,7 @@ class Subject:
     @property
     def trained_frames(self) -> int | None:
         """Frames of the clips that the weights were trained on."""
-        recipe = self.checkpoint.meta.get("recipe") if self.checkpoint else None
-        return recipe["data"]["frames"] if recipe else None
+        return self.checkpoint.recipe.data.frames if self.checkpoint else None
 
 
 def evaluate(

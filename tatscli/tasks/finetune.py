@@ -215,7 +215,7 @@ class Finetuning(Stage):
 
     def facts(self, resumed: Checkpoint | None) -> dict[str, Any]:
         """Name the classes and what they are combinations of, and the weights it all began with."""
-        origin = self.origin if resumed is None else resumed.meta["init"]
+        origin = self.origin if resumed is None else resumed.meta.get("init")
         frozen = self.auxiliary.facts(resumed) if self.auxiliary is not None else {}
         groups = {key: one.model_dump(mode="json") for key, one in self.store.class_groups.items()}
         names = self.store.class_names

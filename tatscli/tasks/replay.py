@@ -71,9 +71,7 @@ def replay(
     changes = {"run.precision": precision or own, "run.device": device, "data.store": store}
     words = [f"{key}={dump_value(value)}" for key, value in changes.items() if value is not None]
     words += ["data.workers=0", "data.cache=none", "run.compile=false", "run.track=[]"]
-    recipe = override_recipe(
-        Recipe.model_validate(kept.meta["recipe"]), words, origin=kept.path / "meta.json"
-    )
+    recipe = override_recipe(kept.recipe, words, origin=kept.path / "meta.json")
     stage = stage_of(kept, recipe, run)
     processes = len(kept.meta["rows"])
     if processes > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,9 +163,9 @@ def show(result: dict[str, Any], reporter: Reporter, *, limit: int) -> None:
             ("skipped because", result["reason"]),
             ("loss", f"{result['loss']:.6g}"),
             ("gradient norm", f"{result['grad_norm']:.6g}"),
-            ("first output that is not finite", _said(result["first_output"])),
-            ("first gradient that is not finite", _said(result["first_gradient"])),
-            ("weights that are not finite", ", ".join(result["weights_not_finite"][:3]) or "none"),
+            *_bad_rows("output", result["first_output"]),
+            *_bad_rows("gradient", result["first_gradient"]),
+            ("weights that are not finite", _named(result["weights_not_finite"] or ["none"])),
         ],
     )
     reporter.table(
@@ -177,8 +178,9 @@ def show(result: dict[str, Any], reporter: Reporter, *, limit: int) -> None:
     )
     worst = sorted(result["videos"], key=_badness, reverse=True)
     reporter.table(
-        f"videos, the worst {min(limit, len(worst))} of {len(worst)}",
-        ["video", "loss", "first module not finite, else the largest", "not finite", "largest"],
+        f"videos, the worst {min(limit, len(worst))} of {len(worst)}; `module`: the first whose "
+        "output is not finite, else that with the largest output",
+        ["video", "loss", "module", "not finite", "largest"],
         [
             (one["id"], f"{one['loss']:.4g}", one["module"] or "", f"{one['not_finite']:.1%}",
              f"{one['largest']:.4g}")
@@ -192,9 +194,21 @@ def _badness(video: dict[str, Any]) -> tuple[float, float]:
     return video["not_finite"], loss if math.isfinite(loss) else math.inf
 
 
-def _said(found: dict[str, Any] | None) -> str:
+def _bad_rows(what: str, found: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Return rows about the first output or gradient that is not finite: a line each, so that the
+    table stays narrow."""
+    name = f"first {what} that is not finite"
     if found is None:
-        return "none"
+        return [(name, "none")]
     shape = " x ".join(map(str, found["shape"]))
-    where = f"`{found['module']}` ({found['type']}, {shape}): {found['share']:.1%} of it"
-    return where + (f", in {', '.join(found['videos'][:3])}" if found["videos"] else "")
+    rows = [
+        (name, f"{found['module']} ({found['type']})"),
+        ("", f"{found['share']:.1%} of its {shape} values"),
+    ]
+    return rows + ([("", f"in {_named(found['videos'])}")] if found["videos"] else [])
+
+
+def _named(names: Sequence[str]) -> str:
+    """Write the first name, and how many more there are."""
+    more = len(names) - 1
+    return names[0] + (f" and {more} more" if more else "")

@@ -8,10 +8,11 @@ from typing import Any
 
 from tatscli.console import Reporter
 from tatscli.engine.checkpoint import Checkpoint
-from tatscli.engine.history import read_metrics, read_object
+from tatscli.engine.history import read_metrics
 from tatscli.engine.session import Session, session
 from tatscli.errors import DataError, TatsError, UsageError
 from tatscli.files import refuse_existing, refuse_unwritable, write_safely
+from tatscli.jsonfiles import read_object
 from tatscli.nn.load import open_checkpoint
 from tatscli.recipe.load import override_recipe
 from tatscli.recipe.schema import Recipe
@@ -134,15 +135,19 @@ def _chosen(found: Sequence[Result], wanted: Path | None) -> Result | None:
     """
     if wanted is not None:
         shown = Result(wanted, read_result(wanted))
-        if "confusion" not in shown.facts:
+        if not _scores_classes(shown):
             raise UsageError(
                 f"`{wanted}` scores no classes",
                 hint="name a result of a classifier, of neighbours or of a probe",
             )
         return shown
     return next(
-        (one for one in found if "confusion" in one.facts and not one.facts.get("untrained")), None
+        (one for one in found if _scores_classes(one) and not one.facts.get("untrained")), None
     )
+
+
+def _scores_classes(result: Result) -> bool:
+    return {"confusion", "per_class", "class_names", "top1", "videos"} <= result.facts.keys()
 
 
 def _clips(

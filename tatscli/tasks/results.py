@@ -15,12 +15,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import numpy as np
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from tatscli.errors import DataError
 from tatscli.files import sha256
+from tatscli.jsonfiles import UNREADABLE, read_json, reason_of
 from tatscli.store.reader import Store
 from tatscli.weights.paths import name_of
 
@@ -112,16 +114,18 @@ def read_result(path: Path) -> dict[str, Any]:
         DataError: If it is none, or damaged.
     """
     try:
-        result = json.loads(path.read_bytes())
+        result = read_json(path)
     except FileNotFoundError:
         raise DataError(f"`{path}` does not exist") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"`{path}` cannot be read as a result: {error}") from error
     if not _is_result(result):
         raise DataError(
             f"`{path}` is not a result of `tats evaluate`",
             hint="results are the `.json` files in the `results` folder of a run",
         )
+    try:
+        _Result.model_validate(result, strict=True)
+    except ValidationError as error:
+        raise DataError(f"the result `{path}` is damaged: {reason_of(error)}") from error
     return result
 
 
@@ -159,8 +163,10 @@ def read_scores(path: Path, result: dict[str, Any]) -> VideoScores:
                 file.get_tensor("row"),
                 file.get_tensor("source"),
             )
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"the scores `{beside}` cannot be read: {error}", hint=again) from error
+    except (SafetensorError, *UNREADABLE) as error:
+        raise DataError(
+            f"the scores `{beside}` cannot be read: {reason_of(error)}", hint=again
+        ) from error
 
 
 def unreadable_videos(
@@ -185,13 +191,64 @@ def unreadable_videos(
     ]
 
 
+Number = float | None
+Interval = Annotated[list[float], Field(min_length=2, max_length=2)] | None
+
+
+class _Class(BaseModel):
+    name: Annotated[str, Field(alias="class")]
+    videos: int
+    top1: Number
+
+
+class _Result(BaseModel):
+    """What the keys of a result must be where they are there; there are others."""
+
+    protocol: str
+    split: str | None
+    segments: int
+    crops: int
+    recipe: dict[str, Any]
+    videos: int = 0
+    views: int = 0
+    untrained: bool = False
+    skipped: list[dict[str, Any]] | None = None
+    train_skipped: list[dict[str, Any]] | None = None
+    top1: Number = None
+    top5: Number = None
+    mean_class: Number = None
+    ece: Number = None
+    nll: Number = None
+    psnr: Number = None
+    ssim: Number = None
+    top1_interval: Interval = None
+    mean_class_interval: Interval = None
+    group_top1: dict[str, Number] = {}
+    per_class: list[_Class] = []
+    class_names: list[str] = []
+    confusion: list[list[int]] = []
+    store: str | None = None
+    store_fingerprint: str | None = None
+    checkpoint_sha256: str | None = None
+    started: str | None = None
+    scores_file: str | None = None
+    scores_sha256: str | None = None
+
+    @model_validator(mode="after")
+    def _square(self) -> Self:
+        classes = len(self.class_names)
+        if self.confusion and [len(row) for row in self.confusion] != [classes] * classes:
+            raise ValueError("`confusion` is not of the classes in `class_names`")
+        return self
+
+
 def _is_result(found: Any) -> bool:
     """Whether an object has what every result has."""
     if not isinstance(found, dict) or not {"protocol", "split", "segments"} <= found.keys():
         return False
     recipe = found.get("recipe")
     run = recipe.get("run") if isinstance(recipe, dict) else None
-    return isinstance(run, dict) and "seed" in run and "crops" in found
+    return isinstance(run, dict) and type(run.get("seed")) is int and "crops" in found
 
 
 def _when(path: Path, result: dict[str, Any]) -> str:

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import BaseModel, ValidationError
+
 from tatscli.console import Reporter
 from tatscli.engine.folders import kept_in, pointed_at
-from tatscli.engine.history import read_metrics, read_object
+from tatscli.engine.history import read_metrics
 from tatscli.errors import CheckpointError, DataError
+from tatscli.jsonfiles import read_object, reason_of
 from tatscli.lock import LOCK, is_held
 from tatscli.recipe.keys import differences
 from tatscli.recipe.load import load_recipe
@@ -48,6 +50,8 @@ class RunFacts:
         step: Of the last checkpoint.
         total: Steps of the whole schedule.
         loss: The last that was logged.
+        clips_per_second: The last rate that was logged.
+        mfu: The last model FLOPs utilisation that was logged, where the device's peak is known.
         best: Best score on `finetune.val_split`.
         started: When its first session began.
         age: Seconds since it was last written to.
@@ -64,6 +68,8 @@ class RunFacts:
     step: int | None = None
     total: int | None = None
     loss: float | None = None
+    clips_per_second: float | None = None
+    mfu: float | None = None
     best: float | None = None
     started: str | None = None
     age: float | None = None
@@ -105,10 +111,10 @@ def describe(path: Path, base: Path) -> RunFacts:
     """Describe a run; whatever is damaged in it is said, and does not stop it."""
     problems: list[str] = []
     name = path.resolve().name if path == base else str(path.relative_to(base))
-    about = _object(path / "run.json", problems)
+    about = _object(path / "run.json", problems, _About)
     root = path / "checkpoints"
     last = pointed_at(root, "last") or next(iter(kept_in(root)), root / "last")
-    meta = _object(last / "meta.json", problems)
+    meta = _object(last / "meta.json", problems, _Meta)
     if (root / "last").is_symlink() and not meta and not problems:
         problems.append("`checkpoints/last` leads nowhere")
     if meta and not (last / "model.safetensors").is_file():
@@ -147,7 +153,7 @@ def describe(path: Path, base: Path) -> RunFacts:
         recipe=about.get("recipe") or meta.get("name"),
         step=None if state == "results" else step,
         total=total,
-        loss=_last_loss(path / "metrics.jsonl"),
+        **_last_logged(path / "metrics.jsonl", ("loss", "clips_per_second", "mfu")),
         best=meta.get("best_score"),
         started=earlier[0].get("started"),
         age=age,
@@ -248,7 +254,8 @@ def compare_runs(first: Path, second: Path) -> dict[str, Any]:
 
 def _numbers(path: Path) -> dict[str, float]:
     facts = describe(path, path)
-    named: dict[str, Any] = {key: getattr(facts, key) for key in ("step", "total", "loss", "best")}
+    keys = ("step", "total", "loss", "clips_per_second", "mfu", "best")
+    named: dict[str, Any] = {key: getattr(facts, key) for key in keys}
     for file, result in results_in(path):
         for key in ("top1", "top5", "mean_class", "ece", "nll", "psnr", "ssim"):
             named[f"{file.stem} {key}"] = result.get(key)
@@ -261,21 +268,49 @@ def _is_run(folder: Path) -> bool:
     return (folder / "checkpoints").is_dir() or any((folder / "results").glob("*.json"))
 
 
-def _object(path: Path, problems: list[str]) -> dict[str, Any]:
+class _Derived(BaseModel):
+    total_steps: int | None = None
+
+
+class _About(BaseModel):
+    """What the keys of a `run.json` must be where they are there; there are others."""
+
+    recipe: str | None = None
+    started: str | None = None
+    derived: _Derived | None = None
+    earlier: list[_About] = []
+
+
+class _Meta(BaseModel):
+    """What the keys of a `meta.json` must be where they are there; there are others."""
+
+    kind: str | None = None
+    step: int = 0
+    name: str | None = None
+    best_score: float | None = None
+
+
+def _object(path: Path, problems: list[str], form: type[BaseModel]) -> dict[str, Any]:
     """Read a JSON object; an empty one stands for none, and for a damaged one, which is noted."""
     try:
-        return read_object(path) or {}
+        found = read_object(path) or {}
+        form.model_validate(found, strict=True)
     except DataError as error:
         problems.append(error.message)
         return {}
+    except ValidationError as error:
+        problems.append(f"`{path}` is damaged: {reason_of(error)}")
+        return {}
+    return found
 
 
-def _last_loss(path: Path) -> float | None:
-    """Return the loss of the last line that has one."""
-    for line in reversed(read_metrics(path, tail=TAIL)):
-        with suppress(ValueError, KeyError, TypeError):  # a loss that is not finite is null
-            return float(line["loss"])
-    return None
+def _last_logged(path: Path, names: Sequence[str]) -> dict[str, float | None]:
+    """Return the last number of each name; one that is not finite is null in the log."""
+    lines = read_metrics(path, tail=TAIL)
+    found: dict[str, float | None] = dict.fromkeys(names)
+    for line in lines:
+        found |= {name: line[name] for name in names if type(line.get(name)) in (int, float)}
+    return found
 
 
 def _size(folder: Path) -> int:
