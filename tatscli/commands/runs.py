@@ -1,4 +1,4 @@
-"""`tats runs`: list run folders, find the best, see how two differ."""
+"""`tats runs`: list run folders, find the best, compare two."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class _ListByDefault(TyperGroup):
     """`tats runs DIR` is `tats runs list DIR`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put `list` where no command is named."""
+        """Insert `list` where no command is given."""
         if not args or (args[0] not in self.commands and args[0] not in ("--help", "-h")):
             args = ["list", *args]
         return super().parse_args(ctx, args)
@@ -67,10 +67,10 @@ class _ListByDefault(TyperGroup):
 runs = typer.Typer(
     rich_markup_mode=None,
     cls=_ListByDefault,
-    help="List run folders (`tats runs DIR`), find the best, see how two differ",
+    help="List run folders (`tats runs DIR`), find the best, compare two",
 )
 
-Folder = Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder that the runs are in.")]
+Folder = Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder with the runs.")]
 
 
 @runs.command("list", epilog=LIST_EPILOG)
@@ -121,20 +121,23 @@ def best(
     folder: Folder = Path("runs"),
     metric: Annotated[
         Metric,
-        typer.Option("--metric", help="`val`: best score of a fine-tuning; the others of results."),
+        typer.Option(
+            "--metric",
+            help="`val`: best validation score; the others are from results.",
+        ),
     ] = Metric.TOP1,
     split: Annotated[
-        str | None, typer.Option("--split", help="Look at results of this split alone.")
+        str | None, typer.Option("--split", help="Use only results of this split.")
     ] = None,
     protocol: Annotated[
-        str | None, typer.Option("--protocol", help="Look at results of this protocol alone.")
+        str | None, typer.Option("--protocol", help="Use only results of this protocol.")
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Lines of the table.")] = 10,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Rank runs by their results, or by the best score of their fine-tuning."""
+    """Rank runs by their results, or by their best validation score."""
     from tatscli.tasks.runs import best_runs
 
     say = reporter(json, quiet, verbose)
@@ -162,7 +165,7 @@ def compare(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show how the recipes of two runs differ, and their numbers side by side."""
+    """Show the recipe keys in which two runs differ, and their numbers side by side."""
     from tatscli.recipe.text import dump_value
     from tatscli.tasks.runs import compare_runs
 
@@ -190,7 +193,7 @@ def _written(value: float | None, form: str) -> str:
 
 
 def _age(seconds: float | None) -> str:
-    """Write a span of time in its largest unit."""
+    """Write a time span in its largest unit."""
     if seconds is None:
         return ""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
@@ -200,7 +203,7 @@ def _age(seconds: float | None) -> str:
 
 
 def _size(count: int) -> str:
-    """Write bytes in a unit of at most three digits."""
+    """Write a number of bytes with three digits."""
     size, units = float(count), ["B", "kB", "MB", "GB", "TB"]
     while size >= 1000 and len(units) > 1:
         size /= 1000

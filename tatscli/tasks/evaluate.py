@@ -1,5 +1,5 @@
-"""Evaluation: a fine-tuned classifier over segments x crops, or neighbours and probes on frozen
-features."""
+"""Evaluation: a fine-tuned classifier over segments x crops views, or nearest neighbours and
+probes on frozen features."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Subject:
 
     Attributes:
         recipe: Overrides included.
-        checkpoint: Whose weights; None for those that a training begins with.
+        checkpoint: The weights; None for initial weights.
         home: The run folder, where results go.
     """
 
@@ -84,19 +84,19 @@ def evaluate(
         protocol: `finetuned` needs a fine-tuned run; the others take any, and freeze its encoder.
         overrides: Recipe keys to change, such as `evaluate.segments=5`.
         prefer: Which checkpoint of a run to take.
-        untrained: Evaluate the encoder as a training by this recipe begins: what training must
-            beat.
-        protocol_of: A recipe to take store, sampling and views from, for weights that come without.
-        skip_bad: Leave out videos that cannot be read, and name them in the result; else the first
-            one stops the evaluation.
+        untrained: Evaluate the encoder with its initial weights: the baseline for training.
+        protocol_of: A recipe to take store, sampling and views from, for weights that come without
+            one.
+        skip_bad: Skip videos that cannot be read or prepared, and list them in the result;
+            otherwise the first one stops the evaluation.
         out: Where the result is written; by default in the run (`results_path`).
         overwrite: Replace what is at `out`.
 
     Returns:
-        The results object: protocol, split, counts of videos, views and tokens, top-1, top-5 and
-            mean-class accuracy with intervals, calibration, per-class table, confusion matrix,
-            accuracy by duration, and what repeats the evaluation: command, versions, hashes of
-            checkpoint and store; of a probe, how it was chosen.
+        The result: protocol, split, counts of videos, views and tokens, top-1, top-5 and mean-class
+            accuracy with intervals, calibration, per-class table, confusion matrix, accuracy by
+            duration, and what is needed to repeat the evaluation: command, versions, hashes of
+            checkpoint and store; for a probe, how it was chosen.
 
     Raises:
         TatsError: If run, store or labels cannot be used, a video cannot be read, or scores are not
@@ -192,7 +192,7 @@ def _work(recipe: Recipe) -> float:
 
 
 def describe_evaluation(here: Session, overrides: Sequence[str]) -> dict[str, Any]:
-    """Return how an evaluation was called, with what versions, and on what it runs."""
+    """Return command, versions and device of an evaluation."""
     return describe_run(
         overrides=list(overrides),
         device=here.reasons["device"],
@@ -209,17 +209,17 @@ def open_subject(
     untrained: bool,
     protocol_of: str | None = None,
 ) -> Subject:
-    """Find what a path means: a run or checkpoint, or without its weights also a recipe.
+    """Open what a path means: a run, a checkpoint, or with `untrained` also a recipe.
 
-    The results of a recipe's untrained encoder go to `runs/<recipe>-untrained`, so that its run
-    folder stays free.
+    Results of a recipe's untrained encoder go to `runs/<recipe>-untrained`, so that its run folder
+    stays free.
 
     Raises:
         TatsError: If there is neither, or the overrides are wrong.
     """
     path = Path(path)
     if untrained and prefer == "best":
-        raise UsageError("`--checkpoint` chooses weights, and `--untrained` takes none")
+        raise UsageError("`--checkpoint best` and `--untrained` exclude each other")
     ours = (path / "checkpoints").is_dir() or (path / "meta.json").is_file()
     if untrained and not (ours or is_foreign(path)):
         loaded = load_recipe(str(path), overrides)
@@ -240,12 +240,12 @@ def _finetuned(
     here: Session,
     skipped: Skipped | None,
 ) -> tuple[ViewScores, dict[str, Any]]:
-    """Class probabilities of every view by the fine-tuned classifier, and what it costs."""
+    """Return class probabilities of every view from the fine-tuned classifier, and their cost."""
     if checkpoint.kind != "finetuned":
         raise CheckpointError(
             f"`{checkpoint.path}` is a {checkpoint.kind} run: it has no classifier to evaluate",
             hint="train one with `tats finetune RUN`, or use `--protocol knn`, `linear` or "
-            "`attentive`, which need none",
+            "`attentive`, which do not need one",
         )
     labelled(store, recipe.evaluate.split)
     _refuse_other_classes(store, names)
@@ -270,31 +270,31 @@ def _finetuned(
 
 
 def _refuse_other_classes(store: Store, names: list[str]) -> None:
-    """A classifier knows the classes it was trained on, frozen features know none."""
+    """Refuse a store with other classes than those the classifier was trained on."""
     if store.class_names != names:
         raise DataError(
-            f"the classes of `{store.path}` ({len(store.class_names)}) are not those the run was "
-            f"trained on ({len(names)})",
-            hint="these weights do not name their classes: `tats convert --class-names FILE` does"
+            f"the classes of `{store.path}` ({len(store.class_names)}) are not those that the run "
+            f"was trained on ({len(names)})",
+            hint="these weights have no class names: `tats convert --class-names FILE` adds them"
             if names[:1] == ["LABEL_0"]
-            else "evaluate on a store prepared with the same `labels.txt` or class folders, or its "
-            "frozen features with `--protocol knn`, `linear` or `attentive`",
+            else "evaluate on a store prepared with the same `labels.txt` or class folders, or "
+            "evaluate frozen features with `--protocol knn`, `linear` or `attentive`",
         )
 
 
 def _refuse_frozen_settings(recipe: Recipe, *, untrained: bool) -> None:
-    """Refuse what makes no sense for a classifier that is there already."""
+    """Refuse settings that are only for frozen features."""
     others = "`--protocol knn`, `linear` and `attentive`"
     if untrained:
         raise UsageError(
             "an untrained encoder has no classifier for `--protocol finetuned`",
-            hint=f"`--untrained` goes with {others}",
+            hint=f"use `--untrained` with {others}",
         )
     for key in ("layer", "shots"):
         value = getattr(recipe.evaluate, key)
         if value is not None:
             raise RecipeError(
-                f"`evaluate.{key}: {value}` is for frozen features, and `--protocol finetuned` "
-                "scores the classifier of the run as it is",
-                hint=f"it goes with {others}; `evaluate.{key}=null` takes it back",
+                f"`evaluate.{key}: {value}` is for frozen features; `--protocol finetuned` scores "
+                "the run's classifier",
+                hint=f"use it with {others}, or set `evaluate.{key}=null`",
             )

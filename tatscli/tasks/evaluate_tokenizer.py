@@ -1,4 +1,4 @@
-"""Evaluating a tokenizer: what its codes keep of videos, and how many of them it uses.
+"""Evaluating a tokenizer: how well it reconstructs videos, and how many of its codes it uses.
 
 Shapes: B batch, C colours, T frames, X = B * T pictures, K codes that are used.
 """
@@ -39,13 +39,13 @@ from tatscli.tokenizer.load import open_run
 
 @dataclass(slots=True)
 class _Tally:
-    """What is known of a video's pictures.
+    """Scores of a video's frames.
 
     Attributes:
-        psnr: Of every picture, in dB.
-        ssim: Of every picture.
+        psnr: Of every frame, in dB.
+        ssim: Of every frame.
         codes: How often each code was used; codebooks may be far larger than a video.
-        kept: Codes that were used, and those that could have been.
+        kept: Number of codes that were used, and of those that could have been.
     """
 
     psnr: list[float] = field(default_factory=list)
@@ -83,8 +83,8 @@ def evaluate_tokenizer(
         reporter: Speaks to the user.
         overrides: Recipe keys to change, such as `evaluate.segments=5`.
         prefer: Which checkpoint of a run to take.
-        skip_bad: Leave out videos that cannot be read, and name them in the result; else the first
-            one stops the evaluation.
+        skip_bad: Skip videos that cannot be read or prepared, and list them in the result;
+            otherwise the first one stops the evaluation.
         out: Where the result is written; by default in the run's `results`.
         overwrite: Replace what is at `out`.
 
@@ -96,8 +96,8 @@ def evaluate_tokenizer(
         store.
 
     Raises:
-        TatsError: If run or store cannot be used, a video cannot be read, or what is decoded is not
-            finite.
+        TatsError: If run or store cannot be used, a video cannot be read, or a reconstruction is
+            not finite.
     """
     chosen = checked_out(out, overwrite=overwrite)
     began = time.perf_counter()
@@ -112,7 +112,9 @@ def evaluate_tokenizer(
             raise UsageError(f"`evaluate.{key}` is for encoders, and `{path}` is a tokenizer")
     split: str | None = settings.split
     if not any(row.split for row in store.rows):
-        reporter.info(f"`{store.path}` has no splits: all videos are scored, trained on or not")
+        reporter.info(
+            f"`{store.path}` has no splits: all videos are scored, training videos included"
+        )
         split = None
     rows = store.part(split)
     views = EvalViews(
@@ -171,17 +173,17 @@ def reconstruct(
     here: Session,
     skipped: Skipped | None = None,
 ) -> dict[int, _Tally]:
-    """Encode and decode all views, spread over the ranks, and return what came of each video.
+    """Encode and decode all views, spread over the ranks, and return the scores of each video.
 
     Args:
         tokenizer: In evaluation mode, on its device.
-        views: What to look at.
-        recipe: Says the batch.
+        views: The views to reconstruct.
+        recipe: Gives the batch size.
         here: Device, precision and peers.
-        skipped: Where videos that cannot be read are entered; None lets the first one stop it.
+        skipped: Collects videos that cannot be read; with None the first one is an error.
 
     Raises:
-        TatsError: If a video cannot be read, or what is decoded is not finite.
+        TatsError: If a video cannot be read, or a reconstruction is not finite.
     """
     batch_size = recipe.evaluate.batch_per_device
     batches = evaluation_batches(

@@ -76,7 +76,7 @@ def find_place(
 
 
 def checked_out(out: Path | str | None, *, overwrite: bool) -> Path | None:
-    """Find out, before any work, that a result can be written where the user says.
+    """Refuse, before any work, a result file that cannot be written.
 
     Raises:
         UsageError: If it is a folder or no `.json`, or would replace something.
@@ -93,8 +93,8 @@ def checked_out(out: Path | str | None, *, overwrite: bool) -> Path | None:
         refuse_existing(one, overwrite=overwrite)
     if scores.exists() and not _is_scores(scores):
         raise UsageError(
-            f"`{scores}`, where the scores would go, is not a file of scores: it is not replaced",
-            hint="name another `--out`",
+            f"the scores would go to `{scores}`, which is another kind of file and is not replaced",
+            hint="choose another `--out`",
         )
     refuse_unwritable(path)
     return path
@@ -103,11 +103,11 @@ def checked_out(out: Path | str | None, *, overwrite: bool) -> Path | None:
 def results_path(
     result: dict[str, Any], folder: Path, prefer: str, *, trained_frames: int | None = None
 ) -> Path:
-    """Return where a result belongs in a folder, by a name of what was done.
+    """Return the path of a result in a folder, named after what was done.
 
     `linear-val-1x1.json`, `attentive-efficient8-val-2x3-layer4-shots5-seed1.json`,
     `finetuned-val-1x1-frames32-drop-still0.5.json`, `untrained-knn-val-1x1-seed0.json`: the seed is
-    named where it decides on labels or weights, frames where they are not those of the training.
+    named where labels or weights are drawn with it, frames where they differ from the training's.
     """
     probe = result.get("probe", {})
     words = ["untrained"] if result.get("untrained") else []
@@ -130,7 +130,7 @@ def results_path(
 
 
 def drop_words(drop: dict[str, Any]) -> str:
-    """Name a mask that leaves tokens out: kind, ratio, and what else is not its default."""
+    """Name a mask that drops tokens: kind, ratio, and other values that are not its default."""
     masks: TypeAdapter[Any] = TypeAdapter(FixedMask)
     usual = {key: drop[key] for key in ("kind", "ratio")}
     with suppress(ValidationError):  # some masks are none without their other keys
@@ -140,8 +140,8 @@ def drop_words(drop: dict[str, Any]) -> str:
 
 
 def free_path(path: Path, result: dict[str, Any]) -> Path:
-    """Return `path` if it is free or holds the same evaluation; else a name with a digest of what
-    was done, which the same evaluation finds again."""
+    """Return `path` if it is free or holds the same evaluation; otherwise a name with a digest of
+    the evaluation, which the same evaluation finds again."""
     if not path.exists() or _same(path, result):
         return path
     text = json.dumps(identity(result), sort_keys=True)
@@ -196,13 +196,13 @@ def _write(
 
 
 def write_result(path: Path, result: dict[str, Any], scores: VideoScores | None = None) -> None:
-    """Write a result, and the scores it names before it.
+    """Write a result, and before it the scores that it names.
 
     Args:
         path: The result's file.
-        result: Gets `results`, its path; and with scores `scores_file`, a name beside it, and
-            `scores_sha256`.
-        scores: Of each video.
+        result: Gets `results`, its path; with scores also `scores_file`, the name of a file beside
+            it, and `scores_sha256`.
+        scores: The scores of each video.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     result["results"] = str(path)

@@ -47,12 +47,12 @@ INDIFFERENT = {
         ),
     ),
 }
-"""Keys of a recipe that change nothing about an evaluation; the store's fingerprint is compared."""
+"""Recipe keys that do not affect an evaluation; the store is compared by its fingerprint."""
 
 
 @dataclass(frozen=True, slots=True)
 class VideoScores:
-    """What an evaluation said of each video.
+    """The scores of each video in an evaluation.
 
     Attributes:
         videos: Their ids.
@@ -72,18 +72,18 @@ class VideoScores:
 
     @property
     def right_R(self) -> Array:
-        """Whether each video is named rightly."""
+        """Whether each video is classified correctly."""
         return self.score_RL.argmax(axis=1) == self.label_R
 
 
 def scores_path(path: Path) -> Path:
-    """Return where the scores of the videos are, beside the result `path`."""
+    """Return the file of the scores of single videos, beside the result `path`."""
     return path.with_suffix(".safetensors")
 
 
 def results_home(path: Path, checkpoint: Path) -> Path:
-    """Return the folder that results go into: the run's, and for weights that belong to no run
-    `runs/<name of their folder or file>`."""
+    """Return the folder of results: the run's, or for weights that belong to no run `runs/<name of
+    their folder or file>`."""
     if (path / "checkpoints").is_dir():
         return path
     if checkpoint.parent.name == "checkpoints":
@@ -92,8 +92,8 @@ def results_home(path: Path, checkpoint: Path) -> Path:
 
 
 def identity(result: dict[str, Any]) -> dict[str, Any]:
-    """Return what an evaluation is of: weights, data, videos left out, and the recipe but for keys
-    that change nothing."""
+    """Return what identifies an evaluation: weights, data, skipped videos, and the recipe without
+    the keys that do not affect the result."""
     recipe = {
         name: {key: one for key, one in value.items() if key not in INDIFFERENT.get(name, ())}
         if isinstance(value, dict)
@@ -111,7 +111,7 @@ def read_result(path: Path) -> dict[str, Any]:
     """Read a result.
 
     Raises:
-        DataError: If it is none, or damaged.
+        DataError: If it is not a result, or damaged.
     """
     try:
         result = read_json(path)
@@ -130,7 +130,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def results_in(run: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the results of a run that can be read, the newest first."""
+    """Yield the readable results of a run, newest first."""
     found = []
     for path in (run / "results").glob("*.json"):
         with suppress(DataError):
@@ -139,16 +139,16 @@ def results_in(run: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def read_scores(path: Path, result: dict[str, Any]) -> VideoScores:
-    """Read the scores of the videos that belong to a result.
+    """Read the scores of single videos that belong to a result.
 
     Raises:
-        DataError: If it has none, or they are damaged or of another evaluation.
+        DataError: If there are none, or they are damaged or of another evaluation.
     """
     from safetensors import SafetensorError, safe_open
 
     again = "evaluate the run again"
     if "scores_file" not in result:
-        raise DataError(f"`{path}` has no scores of single videos beside it", hint=again)
+        raise DataError(f"`{path}` has no scores of single videos", hint=again)
     beside = path.with_name(Path(result["scores_file"]).name)
     try:
         if sha256(beside) != result.get("scores_sha256"):
@@ -175,13 +175,13 @@ def unreadable_videos(
     split: str | None,
     rows: Sequence[int] | None = None,
 ) -> list[dict[str, str]]:
-    """Return `video` and `reason` of the rows of a split that were left out, in their order.
+    """Return `video` and `reason` of the skipped rows of a split, in order.
 
     Args:
         skipped: Rows that cannot be read or could not be prepared, and why.
         store: Their store.
-        split: The split that was asked for; None is the whole store.
-        rows: The rows of it that were asked for, of those that were prepared; None is all.
+        split: The split; None is the whole store.
+        rows: Its prepared rows that were used; None is all of them.
     """
     asked = {*(store.part(split) if rows is None else rows), *store.failed(split)}
     return [
@@ -243,7 +243,7 @@ class _Result(BaseModel):
 
 
 def _is_result(found: Any) -> bool:
-    """Whether an object has what every result has."""
+    """Whether an object has the keys of every result."""
     if not isinstance(found, dict) or not {"protocol", "split", "segments"} <= found.keys():
         return False
     recipe = found.get("recipe")
