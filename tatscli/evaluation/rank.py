@@ -1,4 +1,4 @@
-"""Effective rank of features, a measure of quality that needs no label.
+"""Effective rank of features, a quality measure that needs no labels.
 
 Shapes: Q features, D width.
 """
@@ -16,9 +16,9 @@ EPS = 1e-7  # RankMe's, against the logarithm of 0
 def effective_rank(features_QD: Tensor) -> float:
     """Return RankMe (Garrido et al. 2023, arXiv 2210.02885, equation 1).
 
-    That is exp of the entropy of the singular values as shares of their sum: 1 where all features
-    lie on a line, at most min(Q, D). So only those of equally many features compare. It is NaN
-    where a feature is not finite.
+    This is exp of the entropy of the normalised singular values: 1 if all features lie on a line,
+    at most min(Q, D). So compare only values of equally many features. It is NaN if a feature is
+    not finite.
     """
     if not features_QD.isfinite().all():
         return math.nan

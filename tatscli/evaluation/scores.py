@@ -1,4 +1,4 @@
-"""From scores of views to numbers about videos: merging, accuracy, confusion.
+"""From scores of views to metrics of videos: merging, accuracy, confusion.
 
 Shapes: V views, R videos, L classes, G members of a group of classes.
 """
@@ -44,7 +44,7 @@ def merge_views(views: ViewScores) -> ViewScores:
 def top_accuracy(videos: ViewScores, k: int) -> float:
     """Return the share of videos whose class is among the k with the highest scores.
 
-    It is NaN where it is undefined: where a score is not finite.
+    It is NaN, since it is undefined, if a score is not finite.
     """
     if not videos.score_VL.isfinite().all():
         return math.nan
@@ -53,8 +53,7 @@ def top_accuracy(videos: ViewScores, k: int) -> float:
 
 
 def top5_accuracy(videos: ViewScores) -> float | None:
-    """Return `top_accuracy` of 5; None where there are no more than 5 classes, of which the right
-    one is always among the best 5."""
+    """Return the top-5 accuracy; None for 5 classes or fewer, where it is always 1."""
     return top_accuracy(videos, 5) if videos.score_VL.shape[1] > 5 else None
 
 
@@ -96,13 +95,12 @@ def by_duration(
     Args:
         videos: One entry per video.
         seconds_R: How long each is.
-        edges: Seconds, ascending: where each part begins. The last has no end.
+        edges: Seconds, ascending: the start of each range. The last has no end.
 
     Returns:
-        `by_duration`: of each part, in order, `from` (in it) and `to` (not in it, None for the
-        last), `videos`, and `top1` and `top5`, None where there are no videos, and `top5` also for
-        5 classes or fewer; and
-        `shorter_than_all`, the videos before the first part.
+        `by_duration`: for each range, in order, `from` (inclusive) and `to` (exclusive, None for
+        the last), `videos`, and `top1` and `top5`, None without videos, and `top5` also for 5
+        classes or fewer; and `shorter_than_all`, the number of videos before the first range.
     """
     seconds = torch.tensor(seconds_R, dtype=torch.float64)
     parts: list[dict[str, Any]] = []
@@ -121,17 +119,18 @@ def by_duration(
 
 
 def group_accuracy(videos: ViewScores, groups: Mapping[str, Sequence[int]]) -> dict[str, float]:
-    """Return the top-1 accuracy of what classes are combinations of, such as verb and noun.
+    """Return the top-1 accuracy of the groups that classes are combinations of, such as verb and
+    noun.
 
-    A member scores the sum of the scores of its classes: the probability of a verb is that of its
-    actions, whatever their nouns.
+    The score of a member is the sum of the scores of its classes: the probability of a verb is the
+    sum over all actions with that verb.
 
     Args:
         videos: One entry per video.
-        groups: By name, the index of each class's member.
+        groups: By name of the group, the member of each class.
 
     Returns:
-        The share of videos whose member scores best, by group; NaN where a score is not finite.
+        The accuracy by group; NaN if a score is not finite.
     """
     if not videos.score_VL.isfinite().all():
         return dict.fromkeys(groups, math.nan)

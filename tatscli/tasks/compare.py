@@ -223,8 +223,8 @@ def _matched(
     if not common and not len(left) == len(one.videos) == len(two.videos):
         raise DataError(
             f"{names} have different videos: {len(left)} are in both, "
-            f"{len(one.videos) - len(left)} only in the first, {len(two.videos) - len(left)} only in "
-            "the second",
+            f"{len(one.videos) - len(left)} only in the first, "
+            f"{len(two.videos) - len(left)} only in the second",
             hint="`--common` compares on the videos that are in both",
         )
     pair = _part(one, left), _part(two, right)

@@ -1,4 +1,4 @@
-"""Fewer tokens in fine-tuning and evaluation: what a stage needs for `drop`, and what it costs.
+"""Dropping tokens in fine-tuning and evaluation: what a stage needs for `drop`, and its cost.
 
 Shapes: K tokens kept.
 """
@@ -23,16 +23,16 @@ from tatscli.system.drop import TokenDrop
 
 
 def finetune_drop(recipe: Recipe, encoder: Encoder) -> TokenDrop | None:
-    """Return what leaves tokens out of training clips, if anything does.
+    """Return what drops tokens of training clips, if anything does.
 
     Raises:
-        RecipeError: If the mask would keep nothing, or leave nothing out.
+        RecipeError: If the mask would keep no token, or drop none.
     """
     return _drop(recipe.finetune.drop, "finetune.drop", recipe, encoder)
 
 
 def evaluate_drop(recipe: Recipe, encoder: Encoder) -> TokenDrop | None:
-    """Return what leaves tokens out of the views that are scored, if anything does; it raises as
+    """Return what drops tokens of the views that are scored, if anything does; errors as in
     `finetune_drop`."""
     return _drop(recipe.evaluate.drop, "evaluate.drop", recipe, encoder)
 
@@ -44,12 +44,12 @@ def _drop(config: FixedMask | None, key: str, recipe: Recipe, encoder: Encoder) 
 def motion_to_drop_by(
     drop: TokenDrop | None, store: Store, rows: list[int], recipe: Recipe, here: Session
 ) -> MotionSource | None:
-    """Return what gives clips the motion that the mask follows, if it follows any.
+    """Return the source of motion for a mask that follows motion, if it does.
 
-    Of videos that have none it is said what stands in.
+    A warning counts videos without motion and says what is used instead.
 
     Raises:
-        DataError: If there are some and the recipe allows no fallback.
+        DataError: If there are such videos and the recipe allows no fallback.
     """
     if drop is None or not drop.needs_motion:
         return None
@@ -57,7 +57,7 @@ def motion_to_drop_by(
     unknown = len(source.unknown(rows))  # on all ranks: it may refuse
     if unknown and here.world.main:
         here.reporter.warn(
-            f"{unknown} of {len(rows)} videos have no motion: there `{drop.key}.kind: "
+            f"{unknown} of {len(rows)} videos have no motion: for them `{drop.key}.kind: "
             f"{drop.masker.config.kind}` falls back to `{recipe.data.motion.fallback}`"
         )
     return source
@@ -69,7 +69,7 @@ def scoring_facts(
     views: EvalViews,
     build: Callable[[], Classifier | PooledFeatures],
 ) -> dict[str, Any]:
-    """Return `token_facts`, and how many of the videos scored have no motion to drop tokens by."""
+    """Return `token_facts`, and the number of scored videos without motion to drop tokens by."""
     source = views.motion_source
     unknown = {} if source is None else {"videos_without_motion": len(source.unknown(views.rows))}
     return token_facts(recipe, drop, build) | unknown
@@ -80,12 +80,12 @@ def token_facts(
 ) -> dict[str, Any]:
     """Return `tokens`, `tokens_kept` and `gflops_per_clip` of a forward pass of one view.
 
-    A mask that looks at patch embeddings has them made once more, of all tokens.
+    For a mask that needs patch embeddings, all patches are embedded once more.
 
     Args:
-        recipe: Says how large a view is.
-        drop: Leaves tokens out.
-        build: Makes the model; on the meta device, where it costs nothing.
+        recipe: Gives the size of a view.
+        drop: Drops tokens.
+        build: Builds the model, on the meta device.
     """
     t, h, w = recipe.grid
     tokens = t * h * w

@@ -1,6 +1,6 @@
-"""What frozen features say: neighbours and probes, from any encoder.
+"""Nearest neighbours and probes on frozen features, of any encoder.
 
-Shapes: Q stored features, R features asked about, D width.
+Shapes: Q stored features, R queries, D width.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from tatscli.tasks.results import unreadable_videos
 
 
 def frozen_encoder(recipe: Recipe, checkpoint: Checkpoint | None) -> Encoder:
-    """Build the encoder with a checkpoint's weights; None leaves those a training begins with.
+    """Build the encoder with a checkpoint's weights, or with initial weights for None.
 
-    Every training builds its encoder first, so that the seed alone says what it begins with.
+    Every training builds its encoder first, so that its initial weights depend only on the seed.
 
     Raises:
         RecipeError: If the recipe trains a tokenizer.
@@ -47,7 +47,7 @@ def frozen_encoder(recipe: Recipe, checkpoint: Checkpoint | None) -> Encoder:
     if recipe.tokenizer is not None:
         raise RecipeError(
             "this recipe trains a tokenizer: it has no encoder to evaluate",
-            hint="`tats evaluate RUN` of a trained one tells what it reconstructs",
+            hint="`tats evaluate RUN` scores the reconstructions of a trained tokenizer",
         )
     seed_torch(recipe.run.seed)
     encoder = build_encoder(recipe.model, recipe.grid)
@@ -63,28 +63,28 @@ def score_neighbours(
     here: Session,
     skipped: Skipped | None = None,
 ) -> tuple[ViewScores, dict[str, Any]]:
-    """Let the nearest training videos vote on every view; neighbours are one centre view each.
+    """Classify every view by the vote of its nearest training videos, one centre view of each.
 
     Args:
-        encoder: Frozen.
-        recipe: Says how.
+        encoder: The frozen encoder.
+        recipe: Gives the settings.
         store: Labelled videos.
         here: Device, precision and peers.
-        skipped: Where videos that cannot be read are entered; None lets the first one stop it.
+        skipped: Collects videos that cannot be read; with None the first one is an error.
 
     Returns:
-        Shares of the vote, and what the results say beside the usual.
+        Shares of the vote, and further entries for the result.
 
     Raises:
-        TatsError: If the recipe's layer, or its labels, are not there.
+        TatsError: If the recipe's layer or labels are missing.
     """
     settings = recipe.evaluate.knn
     drop = evaluate_drop(recipe, encoder)
     if drop is not None and settings.pool != "clip":
         raise RecipeError(
-            f"`evaluate.knn.pool: {settings.pool}` joins features of places, and `evaluate.drop` "
-            "leaves out other places of every clip",
-            hint="with fewer tokens set `evaluate.knn.pool=clip`, the mean of those that are left",
+            f"`evaluate.knn.pool: {settings.pool}` needs all tokens, and `evaluate.drop` drops "
+            "different ones in every clip",
+            hint="`evaluate.knn.pool=clip` takes the mean of the tokens that are left",
         )
     groups = {"clip": 1, "slice": encoder.grid[0], "token": encoder.tokens}[settings.pool]
     model = PooledFeatures(encoder, groups, layer=recipe.evaluate.layer).to(here.device)
@@ -155,7 +155,7 @@ class Probed(nn.Module):
         self.probe = probe
 
     def forward(self, video_BCTHW: Tensor, visible_BK: Tensor | None = None) -> Tensor:
-        """Score a standardised video: (B, classes); of some of its tokens, where they are named."""
+        """Score a standardised video: (B, classes); from some of its tokens, if given."""
         features_BX = self.features(video_BCTHW, visible_BK)
         with full_precision(features_BX.device):  # as it was trained
             return self.probe(features_BX.float())
@@ -171,18 +171,18 @@ def score_probe(
 ) -> tuple[ViewScores, dict[str, Any]]:
     """Train a probe on features of the training videos, and score every view with it.
 
-    The videos to be scored are not read before it is chosen and trained.
+    The videos to score are not read before the probe is chosen and trained.
 
     Args:
-        encoder: Frozen.
-        recipe: Says how.
+        encoder: The frozen encoder.
+        recipe: Gives the settings.
         store: Labelled videos.
         protocol: `linear` or `attentive`.
         here: Device, precision and peers.
-        skipped: Where videos that cannot be read are entered; None lets the first one stop it.
+        skipped: Collects videos that cannot be read; with None the first one is an error.
 
     Returns:
-        Class probabilities, and what the results say beside the usual.
+        Class probabilities, and further entries for the result.
 
     Raises:
         TatsError: If the recipe's layer, labels or queries do not fit, or features are too large.
@@ -266,7 +266,7 @@ def score_probe(
 
 
 def reference_rows(recipe: Recipe, store: Store, split: str) -> list[int]:
-    """Return the rows of a split whose labels may be used: all, or so many of each class.
+    """Return the rows of a split whose labels may be used: all, or `evaluate.shots` of each class.
 
     Raises:
         DataError: If labels are missing, or a class has fewer videos.
@@ -280,10 +280,10 @@ def reference_rows(recipe: Recipe, store: Store, split: str) -> list[int]:
 
 
 def scored_views(recipe: Recipe, store: Store, drop: TokenDrop | None, here: Session) -> EvalViews:
-    """Return the views of the split that is scored, with their motion where tokens go by it.
+    """Return the views of the split that is scored, with motion if tokens are dropped by it.
 
     Raises:
-        DataError: If labels are missing, or motion is and the recipe allows no fallback.
+        DataError: If labels are missing, or motion is missing and the recipe allows no fallback.
     """
     rows = labelled(store, recipe.evaluate.split)
     return EvalViews(
@@ -301,12 +301,12 @@ def scored_views(recipe: Recipe, store: Store, drop: TokenDrop | None, here: Ses
 def _training_facts(
     rows: list[int], store: Store, split: str, skipped: Skipped | None
 ) -> dict[str, Any]:
-    """Return how many labelled videos were used, and which cannot be read."""
+    """Return how many labelled videos were used, and which were skipped."""
     left_out = unreadable_videos(skipped, store, split, rows)
     read = [row for row in rows if not skipped or row not in skipped]
     return {"train_videos": len(read), "train_skipped": left_out}
 
 
 def _features_of(recipe: Recipe) -> PooledFeatures:
-    """Build what makes one feature of a clip, for counting what it costs."""
+    """Build the network of one clip feature, to count its operations."""
     return PooledFeatures(build_encoder(recipe.model, recipe.grid), layer=recipe.evaluate.layer)

@@ -1,4 +1,4 @@
-"""From scores of views to what a result says of them."""
+"""From scores of views to the numbers of a result."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def measures(
 
     Args:
         views: Scores of every view.
-        recipe: Its `run.seed` draws the bootstrap, `evaluate.durations` divides the videos.
-        store: Where they are from.
-        names: Names of the classes.
-        groups: What they are combinations of; empty where they are none.
+        recipe: `run.seed` seeds the bootstrap, `evaluate.durations` divides the videos by length.
+        store: Their store.
+        names: Class names.
+        groups: The groups that classes are combinations of, if any.
 
     Returns:
-        The scores of each video, and what the result says of them.
+        The scores of each video, and the entries for the result.
 
     Raises:
         CheckpointError: If scores are not finite.

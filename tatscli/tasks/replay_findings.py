@@ -1,4 +1,4 @@
-"""What `tats replay` has found: as one object, and as tables."""
+"""The findings of `tats replay`: as one object, and as tables."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from tatscli.engine.training import Training
 from tatscli.tasks.training import Stage
 
 LARGEST = 10
-"""Modules that are listed for the size of what they put out."""
+"""Modules listed as those with the largest outputs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """One micro-batch that was taken.
+    """One micro-batch that was replayed.
 
     Attributes:
-        rank: Whose it was.
+        rank: The rank it belongs to.
         part: Its number among those of the rank.
-        batch: What was in it.
-        loss: Of it.
+        batch: The batch.
+        loss: Its loss.
         by_sample: The losses of its views.
-        trace: What was seen.
+        trace: Outputs and gradients of the modules.
     """
 
     rank: int
@@ -50,15 +50,15 @@ def describe(
     passed: list[Passed],
     norm: float,
 ) -> dict[str, Any]:
-    """Return what was found, as `replay` does.
+    """Return the findings, as `replay` does.
 
     Args:
         run: The run folder.
         kept: The bad step.
         stage: What was trained.
-        training: As it was put together again.
+        training: The restored training.
         passed: All micro-batches.
-        norm: Of the model's gradient.
+        norm: Norm of the model's gradient.
     """
     loss = sum(one.loss for one in passed) / len(passed)
     limit = kept.meta["limit"]
@@ -66,7 +66,7 @@ def describe(
     if not math.isfinite(loss):
         problems.append("the loss is not finite")
     elif limit is not None and loss > limit:
-        problems.append(f"the loss is above {limit:.4g}, which was the limit of that step")
+        problems.append(f"the loss is above {limit:.4g}, the limit of that step")
     if not math.isfinite(norm):
         problems.append("the gradient is not finite")
     parameters = dict(stage.model.named_parameters())
@@ -97,7 +97,7 @@ def _finite(tensor: Tensor | None) -> bool:
 
 
 def _first(passed: list[Passed], stage: Stage, what: str) -> dict[str, Any] | None:
-    """Describe the first output or gradient that is not finite, of the first micro-batch that has
+    """Describe the first output or gradient that is not finite, in the first micro-batch with
     one."""
     for one in passed:
         found = first_bad(getattr(one.trace, what))
@@ -154,7 +154,7 @@ def _videos(one: Passed, stage: Stage) -> list[dict[str, Any]]:
 
 
 def show(result: dict[str, Any], reporter: Reporter, *, limit: int) -> None:
-    """Print what `replay` found, with at most so many videos, the worst first."""
+    """Print the findings of `replay`, with at most `limit` videos, the worst first."""
     reporter.table(
         f"step {result['step']} of {result['run']} in {result['precision']}: "
         + ("; ".join(result["problems"]) or "everything is finite"),
