@@ -1,7 +1,7 @@
 """Safetensors files, written piece by piece, and digests of what they hold.
 
-The library's own writer wants all tensors in memory, makes files that only their owner can read
-(mode 0600), and orders the metadata by chance, so that equal tensors give different files.
+The library's own writer needs all tensors in memory, creates files that only their owner can read
+(mode 0600), and writes metadata in random order, so that equal tensors give different files.
 
 The format is eight bytes with the length of the header, the header in JSON, and the data without
 gaps (https://github.com/huggingface/safetensors#format).
@@ -25,7 +25,7 @@ from tatscli.files import publish
 if TYPE_CHECKING:
     import torch
 
-PIECE = 1 << 20  # bytes that are read at once
+PIECE = 1 << 20  # bytes read at once
 LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
 
 _NAMES = {"f8": "F64", "i8": "I64", "f4": "F32", "i4": "I32", "f2": "F16", "u1": "U8", "b1": "BOOL"}
@@ -57,7 +57,7 @@ class Tensor:
         name: Its name in the file.
         dtype: Type of its elements, little-endian.
         shape: Its shape.
-        content: An array, a file that holds the bytes, or what yields them.
+        content: An array, a file with the bytes, or a function that yields them.
         type: The format's name of the type; by default that of `dtype`.
     """
 
@@ -103,11 +103,11 @@ class Tensor:
 def write_tensors(
     path: Path, tensors: Sequence[Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file that appears complete or not at all.
+    """Write a safetensors file atomically.
 
     Args:
         path: The file.
-        tensors: In the order of their data; large elements first keeps each one aligned.
+        tensors: In the order of their data; large elements first keeps all aligned.
         metadata: Texts beside the tensors.
     """
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
@@ -130,7 +130,7 @@ def save_tensors(
     """Write torch tensors as a safetensors file; equal tensors and metadata give equal bytes.
 
     Args:
-        path: The file; it appears complete or not at all.
+        path: The file; it is written atomically.
         tensors: By name.
         metadata: Texts beside the tensors.
     """

@@ -28,7 +28,7 @@ WARMUP = 0.05  # share of the steps with a linearly rising learning rate; then i
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Trial:
     """A learning rate and a weight decay, and their scores.
 
     Attributes:
@@ -45,7 +45,7 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class ChosenProbe:
     """A probe that was chosen and trained.
 
     Attributes:
@@ -56,14 +56,14 @@ class Chosen:
     """
 
     probe: nn.Module
-    choice: Choice
-    choices: list[Choice]
+    choice: Trial
+    choices: list[Trial]
     held_out: int
 
 
 def choose_probe(
     start: nn.Module, data: Features, settings: Probe, *, seed: int, here: Session
-) -> Chosen:
+) -> ChosenProbe:
     """Train a probe for every learning rate and weight decay, choose one on videos held out of
     `data`, and train it again on all of `data`.
 
@@ -81,7 +81,7 @@ def choose_probe(
         DataError: If there are several trials and no video can be held out; or as in
             `train_probes`.
     """
-    choices = [Choice(rate, decay) for rate, decay in product(settings.rates, settings.decays)]
+    choices = [Trial(rate, decay) for rate, decay in product(settings.rates, settings.decays)]
     everyone, held = torch.arange(len(data.label_R)), 0
     if len(choices) > 1:
         kept_R, held_R = hold_out(
@@ -99,10 +99,10 @@ def choose_probe(
         choices = [judged[choice.rate, choice.decay] for choice in choices]
     best = max(choices, key=_merit)
     (probe,) = train_probes(start, data, everyone, [best], settings, seed=seed, here=here)
-    return Chosen(probe.eval(), best, choices, held)
+    return ChosenProbe(probe.eval(), best, choices, held)
 
 
-def _merit(choice: Choice) -> tuple[float, float]:
+def _merit(choice: Trial) -> tuple[float, float]:
     return choice.top1 or 0.0, -math.inf if choice.loss is None else -choice.loss
 
 
@@ -110,7 +110,7 @@ def train_probes(
     start: nn.Module,
     data: Features,
     video_R: Tensor,
-    choices: Sequence[Choice],
+    choices: Sequence[Trial],
     settings: Probe,
     *,
     seed: int,
@@ -182,8 +182,8 @@ def _height(step: int, total: int) -> float:
 
 @torch.inference_mode()
 def judge(
-    probe: nn.Module, data: Features, video_R: Tensor, choice: Choice, device: torch.device
-) -> Choice:
+    probe: nn.Module, data: Features, video_R: Tensor, choice: Trial, device: torch.device
+) -> Trial:
     """Return a trial with the scores of its probe on some videos, averaged over views.
 
     The top-1 of a probe whose scores are not finite is 0.
@@ -191,11 +191,11 @@ def judge(
     probe.eval()
     share_RL = torch.cat([_shares(probe, data, part_B, device) for part_B in video_R.split(64)])
     if not share_RL.isfinite().all():
-        return Choice(choice.rate, choice.decay, top1=0.0)
+        return Trial(choice.rate, choice.decay, top1=0.0)
     label_R = data.label_R[video_R]
     loss = F.nll_loss(share_RL.clamp(min=1e-12).log(), label_R)
     right = (share_RL.argmax(dim=1) == label_R).double().mean()
-    return Choice(choice.rate, choice.decay, top1=float(right), loss=float(loss))
+    return Trial(choice.rate, choice.decay, top1=float(right), loss=float(loss))
 
 
 def _shares(probe: nn.Module, data: Features, video_B: Tensor, device: torch.device) -> Tensor:

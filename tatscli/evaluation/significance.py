@@ -47,7 +47,8 @@ def mean_interval(
 ) -> tuple[float, float | None, list[float] | None]:
     """Return the mean, the standard deviation (n - 1) and Student's interval of the mean.
 
-    Standard deviation and interval are None for a single value. The interval assumes a normal distribution.
+    Standard deviation and interval are None for a single value. The interval assumes a normal
+    distribution.
     """
     mean = fmean(values)
     if len(values) < 2:
@@ -69,7 +70,7 @@ def student_quantile(share: float, freedom: int) -> float:
 
 
 def _student_below(value: float, freedom: int) -> float:
-    """Return the CDF of Student's t distribution for an integer number of degrees of freedom, by the
+    """Return the CDF of Student's t distribution for a whole number of degrees of freedom, by the
     finite sums of Abramowitz and Stegun, 26.7.3 and 26.7.4."""
     angle = math.atan2(value, math.sqrt(freedom))
     sine, cosine = math.sin(angle), math.cos(angle)

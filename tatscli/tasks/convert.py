@@ -64,8 +64,8 @@ def convert(
 
     Returns:
         `source`, `layout`, `kind`, `to`, `out`, `files`, `sha256` of the source file; its
-        `tensors`, `matched`, `missing`, `unexpected`, `dropped`, `made`; `written`, `parameters`, `left_out`,
-        `not_finite`, `notes`; `frames`, `size`, `classes`.
+        `tensors`, `matched`, `missing`, `unexpected`, `dropped`, `made`; `written`, `parameters`,
+        `left_out`, `not_finite`, `notes`; `frames`, `size`, `classes`.
 
     Raises:
         TatsError: If the source cannot be read or does not fit, or the target cannot hold it.
@@ -199,7 +199,7 @@ def _publish_folder(
         "version": __version__,
         "kind": export.kind,
         "derived": bool(meta.get("derived")),
-        "frames": export.form.frames,
+        "frames": export.spec.frames,
         "sampling": sampling.model_dump(mode="json"),
         "recipe": export.recipe.model_dump(mode="json"),
     }

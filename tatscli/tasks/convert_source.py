@@ -17,10 +17,10 @@ from tatscli.recipe.load import override_recipe
 from tatscli.recipe.schema import Recipe
 from tatscli.store.schema import ClassGroup
 from tatscli.weights.classes import read_class_map, read_class_names, selected
-from tatscli.weights.form import form_of, shapes_of
 from tatscli.weights.layouts import Given
 from tatscli.weights.open import ForeignWeights, open_foreign
 from tatscli.weights.paths import is_foreign, own_folder
+from tatscli.weights.spec import shapes_of, spec_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ def _described(checkpoint: Checkpoint, overrides: Sequence[str]) -> Recipe:
     recipe = override_recipe(before, overrides, origin=checkpoint.path)
     labels = checkpoint.meta.get("class_names")
     classes = None if labels is None else len(labels)
-    old, new = (form_of(one, classes=classes) for one in (before, recipe))
+    old, new = (spec_of(one, classes=classes) for one in (before, recipe))
     if shapes_of(old) != shapes_of(new):
         raise RecipeError(
             f"the tensors of `{checkpoint.path}` have other shapes than these recipe keys describe",
