@@ -17,7 +17,7 @@ from tatscli.data.footage import ArrayFootage, FileFootage, Footage
 from tatscli.data.normalize import standardized
 from tatscli.data.windows import Span, Windows
 from tatscli.engine.device import choose_device, choose_precision
-from tatscli.errors import DataError, UsageError
+from tatscli.errors import CheckpointError, DataError, UsageError
 from tatscli.evaluation.predictions import Merged, Prediction, best_classes
 from tatscli.evaluation.windows import Runner
 from tatscli.nn.classifier import Classifier
@@ -31,7 +31,7 @@ Frames = np.ndarray | Tensor | Sequence[object]
 Source = str | os.PathLike[str] | Frames
 """A video: the path of a file, or frames in memory."""
 
-_FPS = 25.0  # of frames in memory, where nobody says and only the times of results depend on it
+_FPS = 25.0  # assumed for frames in memory, if not given and only times of results depend on it
 
 
 def load(
@@ -40,13 +40,13 @@ def load(
     """Load a trained run, ready to use: in evaluation mode, on a device.
 
     Args:
-        path: A run folder, one of its checkpoints, or whatever else `--init` takes.
+        path: A run folder, one of its checkpoints, or weights from another program.
         device: `auto` (a GPU if there is one), `cpu`, `cuda`, `mps`, or a torch device.
-        checkpoint: Of a run, `last` or `best`: the best one on `finetune.val_split`.
+        checkpoint: `last`, or `best`, the best one on `finetune.val_split`.
 
     Raises:
         CheckpointError: If there is no such checkpoint, or it is a tokenizer's.
-        UsageError: If the device is not there.
+        UsageError: If the device is not available.
     """
     if checkpoint not in ("last", "best"):
         raise UsageError(f"`checkpoint={checkpoint!r}` must be `last` or `best`")
@@ -56,18 +56,18 @@ def load(
 
 
 class VideoModel(nn.Module):
-    """A trained network with all that belongs to its weights: sampling, views, normalisation.
+    """A trained network together with its sampling, views and normalisation.
 
-    Called with a standardised video, float (B, C, T, H, W), a fine-tuned one gives logits (B, L); a
-    pretrained one gives the tokens' features (B, N, D) behind the last norm.
+    Called with a standardised video, float (B, C, T, H, W), a fine-tuned model returns logits (B,
+    L), and a pretrained one token features (B, N, D) after the last norm.
 
     Args:
         run: Its checkpoint.
-        network: What `load_network` makes of it.
+        network: The network of `load_network`.
 
     Attributes:
         run: The checkpoint, and the recipe it was trained with.
-        network: The classifier or encoder, in our own layout.
+        network: The classifier or encoder.
     """
 
     def __init__(self, run: LoadedRun, network: Classifier | Encoder) -> None:
@@ -82,7 +82,7 @@ class VideoModel(nn.Module):
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the classes, in the order of the logits; none of a pretrained run."""
+        """Class names, in the order of the logits; empty for a pretrained run."""
         return class_names_of(self.run)
 
     @property
@@ -92,11 +92,11 @@ class VideoModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.parameters()).device
 
     def forward(self, video_BCTHW: Tensor) -> Tensor:
-        """Return logits (B, L), or of a pretrained run token features (B, N, D)."""
+        """Return logits (B, L), or for a pretrained run token features (B, N, D)."""
         if isinstance(self.network, Encoder):
             return self.features(video_BCTHW)
         return self.network(video_BCTHW)
@@ -107,8 +107,8 @@ class VideoModel(nn.Module):
 
         Args:
             video_BCTHW: Standardised video.
-            layer: Blocks to run: 0 gives the patch embeddings with their positions, None all blocks
-                and the last norm, which no other layer has.
+            layer: Number of blocks to run: 0 returns the patch embeddings with their positions,
+                None runs all blocks and the last norm.
 
         Raises:
             UsageError: If the encoder has fewer blocks.
@@ -124,9 +124,9 @@ class VideoModel(nn.Module):
         """Raise a UsageError if the encoder has no such layer."""
         if layer is not None and not 0 <= layer <= self.encoder.depth:
             raise UsageError(
-                f"`layer {layer}` is not one of the encoder's {self.encoder.depth} blocks",
-                hint=f"allowed are 0 (the patch embeddings) to {self.encoder.depth}; without a "
-                "layer all blocks run, and the last norm",
+                f"`layer {layer}` is not among the encoder's {self.encoder.depth} blocks",
+                hint=f"allowed are 0 (the patch embeddings) to {self.encoder.depth}; by default "
+                "all blocks and the last norm run",
             )
 
     def preprocess(
@@ -137,23 +137,22 @@ class VideoModel(nn.Module):
         fps: float | None = None,
         sampled: bool | None = None,
     ) -> Tensor:
-        """Make the input of `forward`: decode, sample, resize, crop the centre, standardise.
+        """Make the input of `forward`: decode, sample, resize, centre-crop, standardise.
 
         Args:
             source: A video.
-            windows: Windows along time, spread as `evaluate.segments`; a single one lies in the
-                middle of the video.
-            fps: Frames a second of frames in memory, which a recipe that samples by the clock must
-                know.
-            sampled: Whether frames in memory are those of one window already, so that none is left
-                out. By default they are if there are as many as the model sees at once.
+            windows: Number of windows along time, spread as by `evaluate.segments`; a single one
+                lies in the middle of the video.
+            fps: Frame rate of frames in memory, needed if the recipe samples at a frame rate.
+            sampled: Whether frames in memory are already those of one window. By default they are
+                if there are as many as the model sees at once.
 
         Returns:
             float32 (windows, C, T, H, W), on the model's device.
 
         Raises:
             DataError: If the video cannot be read.
-            UsageError: If the frames are no video, or `fps` is missing.
+            UsageError: If the frames are not a video, or `fps` is missing.
         """
         footage, sampling = self._footage(source, fps, sampled)
         cut = self.windows(count=windows, sampling=sampling)
@@ -175,21 +174,21 @@ class VideoModel(nn.Module):
         fps: float | None = None,
         sampled: bool | None = None,
     ) -> list[Prediction]:
-        """Return the most probable classes of a video, the best first: means over its windows.
+        """Return the most probable classes of a video, best first, by the mean over its windows.
 
         Args:
-            source: A video of any length; never more of a file than a few windows is in memory.
-            top: Classes to return.
-            windows: So many windows, spread evenly; by default they cover the video.
-            every: A new window every so many seconds instead.
+            source: A video of any length; only a few windows of a file are in memory.
+            top: Number of classes to return.
+            windows: Number of evenly spread windows; by default they cover the video.
+            every: Seconds from one window to the next, instead.
             crops: Views of a window: 1 or 3.
             fps: As for `preprocess`.
             sampled: As for `preprocess`.
 
         Raises:
-            CheckpointError: If the run has no classifier.
+            CheckpointError: If the run has no classifier, or scores are not finite.
             DataError: If the video cannot be read.
-            UsageError: If `windows`, `every` and the recipe's sampling do not go together.
+            UsageError: If `windows`, `every` and the recipe's sampling contradict each other.
         """
         footage, sampling = self._footage(source, fps, sampled)
         cut = self.windows(count=windows, every=every, crops=crops, sampling=sampling)
@@ -210,8 +209,8 @@ class VideoModel(nn.Module):
         fps: float | None = None,
         sampled: bool | None = None,
     ) -> Iterator[list[Prediction]]:
-        """Yield the most probable classes of every window, in order. Arguments and errors are those
-        of `predict`."""
+        """Yield the most probable classes of every window, in order; arguments and errors as in
+        `predict`."""
         footage, sampling = self._footage(source, fps, sampled)
         cut = self.windows(count=windows, every=every, crops=crops, sampling=sampling)
         names = self.class_names
@@ -227,8 +226,8 @@ class VideoModel(nn.Module):
         crops: int = 1,
         sampling: Sampling | None = None,
     ) -> Windows:
-        """Return how videos are cut into windows for this model: by default so that they are
-        covered, sampled as the recipe evaluates."""
+        """Return how videos are cut into windows for this model: by default covering the video,
+        sampled as in evaluation."""
         data = self.recipe.data
         if sampling is None:
             sampling = self.recipe.view_sampling
@@ -243,8 +242,8 @@ class VideoModel(nn.Module):
         )
 
     def runner(self, network: Callable[[Tensor], Tensor], *, threads: int = 0) -> Runner:
-        """Return what runs a part of this model over windows, on its device, in the precision that
-        `run.precision` means there."""
+        """Return a runner for a part of this model, on its device, in the precision of
+        `run.precision`."""
         recipe = self.recipe
         dtype, _ = choose_precision(recipe.run.precision, self.device)
         batch = recipe.evaluate.batch_per_device
@@ -267,12 +266,13 @@ class VideoModel(nn.Module):
                 if seen.error is not None:
                     raise about_video(footage, seen.error) from seen.error
                 if seen.span is not None and seen.output is not None:
+                    refuse_not_finite(seen.output, footage)
                     yield seen.span, seen.output
 
     def _footage(
         self, source: Source, fps: float | None, sampled: bool | None
     ) -> tuple[Footage, Sampling]:
-        """Open a video and say how it is sampled."""
+        """Open a video, and return how it is sampled."""
         sampling = self.recipe.view_sampling
         if isinstance(source, str | os.PathLike):
             return FileFootage(Path(source)), sampling
@@ -280,20 +280,34 @@ class VideoModel(nn.Module):
         frames, wanted = len(footage.video_TCHW), self.recipe.data.frames
         if sampled if sampled is not None else frames == wanted:
             if frames != wanted:
-                raise UsageError(f"`sampled` frames must be {wanted}, not {frames}")
-            return footage, Sampling(mode="uniform")  # of as many frames it takes every one
+                raise UsageError(f"with `sampled` there must be {wanted} frames, not {frames}")
+            return footage, Sampling(mode="uniform")  # which takes every frame
         if sampling.fps is not None and fps is None:
             raise UsageError(
-                f"the recipe samples {sampling.fps:g} frames a second",
-                hint="say how many a second these are: `fps=25`",
+                f"the recipe samples {sampling.fps:g} frames a second, and the frame rate of these "
+                "frames is unknown",
+                hint="give it, such as `fps=25`",
             )
         return footage, sampling
 
 
 def about_video(footage: Footage, error: DataError) -> DataError:
-    """Return an error that says which video cannot be read."""
+    """Return the error with the name of the video."""
     reason = error.message.removeprefix("cannot be read: ")
     return DataError(f"`{footage.name}` cannot be read: {reason}", error.hint)
+
+
+def refuse_not_finite(score_VL: Tensor, footage: Footage) -> None:
+    """Refuse scores that are not finite: they would still name a class.
+
+    Raises:
+        CheckpointError: If one is not.
+    """
+    if not score_VL.isfinite().all():
+        raise CheckpointError(
+            f"the scores of `{footage.name}` are not finite",
+            hint="take an earlier checkpoint of the run (`RUN/checkpoints/step-...`)",
+        )
 
 
 def _device(device: str | torch.device) -> torch.device:
@@ -307,9 +321,9 @@ def _device(device: str | torch.device) -> torch.device:
             return choose_device("auto")[0]
         place = torch.device(device)
         torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts it
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA raises the latter
         raise UsageError(
             f"the device `{device}` is not available on this machine",
-            hint="`tats env` shows what torch sees; `auto` takes what is there",
+            hint="`tats env` shows the devices; `auto` uses what is available",
         ) from error
     return place

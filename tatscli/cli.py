@@ -12,8 +12,9 @@ from typing import Annotated
 import typer
 
 from tatscli import __version__
+from tatscli.console import escape_what_streams_cannot_hold
 from tatscli.errors import Exit, Stopped, TatsError, Told
-from tatscli.files import DISK_ERRORS, system_error
+from tatscli.files import DISK_ERRORS, TOO_MANY_FILES, open_files_allowed, system_error
 
 COMMANDS = {
     "prepare": "tatscli.commands.prepare:prepare",
@@ -57,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: The arguments after the program's name; None takes those of the process.
     """
+    escape_what_streams_cannot_hold()
     try:
         code = _run(argv)
         sys.stdout.flush()
@@ -73,6 +75,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return Exit.FAILED
     except Exception as error:  # the machine's trouble: no space, no permission, no such place
         number, file = system_error(error), getattr(error, "filename", None)
+        if number in TOO_MANY_FILES:
+            allowed = open_files_allowed()
+            _say(
+                f"error: too many open files; this process may have {allowed}",
+                "raise the limit, such as by `ulimit -n 1024`; fewer workers need fewer files",
+            )
+            return Exit.FAILED
         if number is None or (file is None and number not in DISK_ERRORS):
             raise
         what = f"cannot use `{file}`" if file is not None else "cannot write"

@@ -1,7 +1,8 @@
-"""Where output goes: results to stdout, talk and progress to stderr (`Reporter`)."""
+"""Output: results to stdout, messages and progress to stderr (`Reporter`)."""
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import sys
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 
 def without_nan(value: Any) -> Any:
-    """Return a JSON value with null for numbers that are not finite, which JSON does not know."""
+    """Return a JSON value with null for numbers that are not finite, which JSON cannot hold."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -34,21 +35,37 @@ def duration(seconds: float) -> str:
     return f"{days} days {hours} h" if hours else f"{days} days"
 
 
+def escape_what_streams_cannot_hold() -> None:
+    """Make stdout and stderr write escapes, such as `\\u65e5`, for characters their encoding lacks.
+
+    Class and file names may be in any language, and no result should be lost to an encoding.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def writable(text: str, stream: TextIO) -> str:
+    """Return a text with escapes for characters that the encoding of a stream lacks."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
 _warned: set[str] = set()
 
 
 def warn_once(message: str) -> None:
-    """Warn on stderr where no `Reporter` is at hand; the same text once in a process."""
+    """Warn on stderr without a `Reporter`; the same text only once per process."""
     if message not in _warned:
         _warned.add(message)
         tqdm.write(f"warning: {message}", file=sys.stderr)
 
 
 class Reporter:
-    """Speaks for a command: messages, tables, progress bars and the JSON result.
+    """The output of a command: messages, tables, progress bars and the JSON result.
 
-    Commands make one and pass it down, so that tasks never touch the streams and tests can
-    replace them.
+    Commands create one and pass it on, so that tasks never touch the streams and tests can replace
+    them.
 
     Args:
         json_output: Print exactly one JSON object on stdout and no tables.
@@ -75,16 +92,16 @@ class Reporter:
         self._said: set[str] = set()
 
     def silenced(self) -> Reporter:
-        """Return one that says nothing but warnings, on the same streams."""
+        """Return a reporter that prints only warnings, on the same streams."""
         return Reporter(quiet=True, stdout=self.stdout, stderr=self.stderr)
 
     def info(self, message: str) -> None:
-        """Say what happens, on stderr."""
+        """Print a message on stderr."""
         if not self.quiet:
             self._write(message)
 
     def detail(self, message: str) -> None:
-        """Say something only `--verbose` asks for."""
+        """Print a detail on stderr, with `--verbose` only."""
         if self.verbose and not self.quiet:
             self._write(message)
 
@@ -96,10 +113,10 @@ class Reporter:
         self._write(f"warning: {message}")
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-        """Print a result table on stdout, unless the result is asked for as JSON.
+        """Print a table on stdout, unless JSON output was requested.
 
-        In a file or pipe each row is one line, however long. On a terminal a table that is too wide
-        does without lines between its columns, before words are broken.
+        In a file or pipe each row is one line, however long. On a terminal, a table that is too
+        wide loses the lines between its columns before its cells are wrapped.
         """
         if self.json_output:
             return
@@ -109,11 +126,11 @@ class Reporter:
         from rich.text import Text
 
         console = Console(file=self.stdout)
-        table = Table(title=title, title_justify="left")
+        table = Table(title=Text(writable(title, self.stdout)), title_justify="left")
         for column in columns:
-            table.add_column(column, overflow="fold")
+            table.add_column(writable(column, self.stdout), overflow="fold")
         for row in rows:
-            table.add_row(*(Text(str(cell)) for cell in row))
+            table.add_row(*(Text(writable(str(cell), self.stdout)) for cell in row))
         width = console.measure(table, options=console.options.update_width(10_000)).maximum
         if width > console.width:
             if console.is_terminal:
@@ -124,9 +141,11 @@ class Reporter:
         console.print(table)
 
     def result(self, payload: dict[str, Any]) -> None:
-        """Print the command's result as one JSON object, if JSON was asked for."""
+        """Print the command's result as one JSON object, if JSON output was requested."""
         if self.json_output:
             text = json.dumps(without_nan(payload), ensure_ascii=False, allow_nan=False)
+            if text != writable(text, self.stdout):  # other escapes are not JSON's
+                text = json.dumps(without_nan(payload), allow_nan=False)
             self.stdout.write(text + "\n")
             self.stdout.flush()
 
@@ -139,7 +158,7 @@ class Reporter:
         description: str = "",
         unit: str = "it",
     ) -> tqdm:
-        """Return a tqdm bar with ETA on stderr; silent when quiet or when stderr is no terminal."""
+        """Return a tqdm bar on stderr; silent when quiet or if stderr is not a terminal."""
         return tqdm(
             iterable,
             total=total,

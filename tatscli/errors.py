@@ -22,8 +22,8 @@ class TatsError(Exception):
     """A problem the user can act on: shown as one message and a hint, never as a traceback.
 
     Args:
-        message: What is wrong, the value in backticks, and what is allowed; no final full stop.
-        hint: The next thing to try.
+        message: What is wrong, with the value in backticks, and what is allowed; no full stop.
+        hint: What to try next.
     """
 
     exit_code: int = Exit.FAILED
@@ -35,13 +35,13 @@ class TatsError(Exception):
 
 
 class UsageError(TatsError):
-    """The command line asks for something that cannot be done."""
+    """The command line asks for something impossible."""
 
     exit_code = Exit.USAGE
 
 
 class RecipeError(TatsError):
-    """A recipe, or an override of it, is wrong; the message lists every problem found."""
+    """A recipe or an override is wrong; the message lists every problem."""
 
     exit_code = Exit.USAGE
 
@@ -59,7 +59,7 @@ class CheckpointError(TatsError):
 
 
 class Stopped(TatsError):
-    """A signal ended the work after what was finished had been saved."""
+    """A signal stopped the work after finished work was saved."""
 
     def __init__(self, message: str, hint: str | None = None, *, exit_code: Exit) -> None:
         super().__init__(message, hint)
@@ -67,7 +67,7 @@ class Stopped(TatsError):
 
 
 class Told(TatsError):
-    """An end whose cause another process has told, or will: nothing more is said."""
+    """An end whose cause another process reports: nothing more is printed."""
 
     def __init__(self, *, exit_code: int) -> None:
         super().__init__("")

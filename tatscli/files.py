@@ -1,4 +1,4 @@
-"""Writing files whole or not at all: a kill at any moment leaves the old content or the new one."""
+"""Atomic writes: a kill at any moment leaves either the old content or the new one."""
 
 from __future__ import annotations
 
@@ -16,32 +16,38 @@ from tatscli.errors import UsageError
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 DISK_ERRORS = DISK_FULL | {errno.EIO, errno.EROFS, errno.ESTALE}
-"""Errors of writing that are the machine's trouble and no bug, whatever file it was."""
+"""Write errors that are the machine's fault and not a bug."""
+TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
 
 
-def refuse_unwritable(path: Path) -> None:
-    """Find out, before work is spent on it, that no file or folder can be made at `path`.
+def unwritable(path: Path) -> str | None:
+    """Return why no file or folder can be created at `path`; None if it can.
 
-    Folders that are missing are not made yet.
-
-    Raises:
-        UsageError: If the nearest folder that is there takes no file.
+    Missing folders are not created yet: the nearest existing one is tried.
     """
     folder = path.absolute().parent
     while not os.path.lexists(folder):
         folder = folder.parent
     try:
         with tempfile.TemporaryFile(dir=folder):
-            pass
+            return None
     except OSError as error:
         reason = "it is not a folder" if folder.is_file() else error.strerror
-        raise UsageError(
-            f"cannot write `{path}`: no file can be made in `{folder}`: {reason}"
-        ) from error
+        return f"cannot write `{path}`: no file can be created in `{folder}`: {reason}"
+
+
+def refuse_unwritable(path: Path, hint: str | None = None) -> None:
+    """Refuse, before any work is done, a path where no file or folder can be created.
+
+    Raises:
+        UsageError: If so.
+    """
+    if reason := unwritable(path):
+        raise UsageError(reason, hint=hint)
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
-    """Find out, before work is spent on it, that something would be replaced unasked.
+    """Refuse, before any work is done, to replace an existing file without `overwrite`.
 
     Raises:
         UsageError: If `path` exists, and `overwrite` is not set.
@@ -51,14 +57,19 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
 
 
 def write_safely(path: Path, content: bytes | str) -> None:
-    """Write under a temporary name in the same folder, sync, rename."""
+    """Write to a temporary file in the same folder, sync and rename it.
+
+    Text is written as UTF-8, with escapes as in JSON for bytes of file names that are not UTF-8.
+    """
+    if isinstance(content, str):
+        content = content.encode(errors="backslashreplace")
     temporary = path.with_name(f".{path.name}.part")
     try:
         with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error:  # writing, unlike opening, does not say where
+    except OSError as error:  # write errors, unlike open errors, do not name the file
         temporary.unlink(missing_ok=True)
         error.filename = error.filename or str(path)
         raise
@@ -66,17 +77,17 @@ def write_safely(path: Path, content: bytes | str) -> None:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Give a finished, synced file or folder its name, and make the name itself durable."""
+    """Rename a finished, synced file or folder to its final name, and sync the name."""
     temporary.replace(path)
     sync(path.parent)
 
 
 @contextmanager
 def draft_of(target: Path) -> Iterator[Path]:
-    """Give a path beside `target` to write a file or folder at, which then takes its name.
+    """Give a path beside `target` for a new file or folder, which replaces `target` at the end.
 
-    What was at `target` is there until then, and after an error; the draft is not. A kill between
-    two renames leaves an old folder beside its place, where the next draft puts it back.
+    What was at `target` stays until then, and after an error; the draft is removed. A kill between
+    the two renames leaves the old folder beside its place, and the next draft restores it.
     """
     draft, old = (target.with_name(f".{target.name}.{end}") for end in ("part", "old"))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +111,7 @@ def draft_of(target: Path) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with all it holds; nothing where nothing is."""
+    """Remove a file, or a folder with its content, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -108,16 +119,26 @@ def remove(path: Path) -> None:
 
 
 def in_bytes(count: int) -> str:
-    """Write a number of bytes with three digits: `1.25 MB`, `0.512 GB`, `340 GB`."""
+    """Format a number of bytes with three digits: `1.25 MB`, `0.512 GB`, `340 GB`."""
     value, unit = (count / 1e9, "GB") if count >= 1e8 else (count / 1e6, "MB")
     return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
 
 
+def open_files_allowed() -> int | None:
+    """Return how many files this process may have open; None where there is no such limit."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
 def system_error(error: BaseException) -> int | None:
-    """Return the number of the system's error; None of any other."""
+    """Return the errno of an error of the system; None for other errors."""
     if isinstance(error, OSError):
         return error.errno
-    if type(error).__name__ == "SafetensorError":  # has it in its text alone
+    if type(error).__name__ == "SafetensorError":  # has it only in its text
         found = re.search(r"os error (\d+)", str(error))
         return int(found[1]) if found else None
     return None
@@ -139,7 +160,7 @@ def sha256(path: Path) -> str:
 
 
 def sha256_of(paths: Iterable[Path]) -> str:
-    """Return the SHA-256 of a file; of several, that of their digests in the order of names."""
+    """Return the SHA-256 of a file; for several, that of their digests in the order of names."""
     digests = [sha256(path) for path in sorted(paths)]
     return (
         digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

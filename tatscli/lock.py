@@ -1,4 +1,4 @@
-"""One run at a time on a folder: a lock of the kernel's, which a killed run cannot leave behind."""
+"""One run at a time in a folder, with a kernel lock that does not outlive a killed process."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -16,36 +17,41 @@ from tatscli.errors import DataError
 
 LOCK = ".lock"
 _TRIES = 1000
+_PAUSE = 0.05  # seconds between two looks at a lock that is waited for
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 @contextmanager
-def locked(file: Path, what: Path, reporter: Reporter) -> Iterator[None]:
-    """Hold the lock `file`, which says who does, and remove it at the end.
+def locked(file: Path, what: Path, reporter: Reporter, *, wait: float = 0.0) -> Iterator[None]:
+    """Hold the lock `file`, which names its holder, and remove it at the end.
 
     Args:
         file: The lock, in a folder that exists.
-        what: What it protects, for messages.
-        reporter: Warns where the file system knows no locks.
+        what: The path it protects, for messages.
+        reporter: Warns where the file system does not support file locks.
+        wait: Seconds to wait for another process that holds it.
 
     Raises:
         DataError: Another process holds it.
         OSError: The file cannot be written.
     """
-    from filelock import FileLock, Timeout  # here, lest every `--help` pay for it
+    from filelock import FileLock, Timeout  # here, so that `--help` does not load it
 
-    # A file for a lock where the kernel has none would outlive a killed run: no fallback.
+    # No fallback to a lock file: it would outlive a killed run.
     lock = FileLock(file, blocking=False, fallback_to_soft=False, on_acquired=_sign)
-    lockless, tries = False, 0
+    lockless, tries, until = False, 0, time.monotonic() + wait
     try:
         while not (lock.is_locked or lockless):
             try:
                 lock.acquire()
             except Timeout:
+                if time.monotonic() < until:
+                    time.sleep(_PAUSE)
+                    continue
                 with suppress(FileNotFoundError):  # its holder removed it just now: take a new one
                     raise DataError(
                         f"`{what}` is in use by {_holder(file)}",
-                        "wait until that run has ended, or stop it: what it has finished is kept",
+                        "wait until that run has ended, or stop it: its finished work is kept",
                     ) from None
                 tries += 1
                 if tries == _TRIES:  # nobody holds it: no file can be made here
@@ -57,8 +63,8 @@ def locked(file: Path, what: Path, reporter: Reporter) -> Iterator[None]:
                 if not lockless:
                     raise
                 reporter.warn(
-                    f"the file system of `{what}` knows no locks: "
-                    "see to it that no second run uses it"
+                    f"the file system of `{what}` does not support file locks: make sure that no "
+                    "other run uses it"
                 )
         yield
     finally:
@@ -71,9 +77,9 @@ def locked(file: Path, what: Path, reporter: Reporter) -> Iterator[None]:
 
 
 def is_held(file: Path) -> bool | None:
-    """Whether some process holds the lock `file` now; None where that cannot be found out.
+    """Whether some process holds the lock `file` now; None if unknown.
 
-    It looks by locking the file itself for an instant, shared.
+    The file is locked for an instant, shared, to find out.
     """
     try:
         import fcntl
@@ -95,7 +101,7 @@ def is_held(file: Path) -> bool | None:
 
 
 def _sign(descriptor: int) -> None:
-    """Write into the lock, just taken, who holds it."""
+    """Write the holder into the lock that was just taken."""
     started = datetime.now().astimezone().isoformat(" ", "seconds")
     owner = {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
     os.truncate(descriptor, 0)
@@ -103,10 +109,10 @@ def _sign(descriptor: int) -> None:
 
 
 def _holder(file: Path) -> str:
-    """Say in words who signed the lock.
+    """Describe the holder of the lock.
 
     Raises:
-        FileNotFoundError: It is there no more.
+        FileNotFoundError: The lock is gone.
     """
     try:
         owner = json.loads(file.read_bytes())
@@ -114,4 +120,4 @@ def _holder(file: Path) -> str:
     except FileNotFoundError:
         raise
     except (OSError, ValueError, KeyError, TypeError):  # between locking and signing
-        return "another run, which has just begun"
+        return "another run that has just started"

@@ -1,5 +1,8 @@
 """Streamed safetensors files: the library reads what was written piece by piece."""
 
+import os
+import stat
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from tatscli.tensors import Tensor, write_tensors
+from tatscli.tensors import Tensor, digest_of, digest_of_file, save_tensors, write_tensors
 
 TYPES = st.sampled_from(["f8", "i8", "f4", "i4", "f2", "u1", "?"])
 
@@ -54,3 +57,59 @@ def test_a_file_of_the_wrong_length_leaves_what_was_there(tmp_path):
         write_tensors(target, [Tensor("rows", np.dtype("u1"), (9,), tmp_path / "rows")])
     assert target.read_bytes() == b"before"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "rows"]
+
+
+def _weights():
+    import torch
+
+    return {
+        "b/ü": torch.arange(6).reshape(2, 3).bfloat16(),
+        "a": torch.tensor([True, False, True]),
+        "scalar": torch.tensor(2.5, dtype=torch.float64),
+        "empty": torch.zeros(0, 4),
+        "turned": torch.arange(6.0).reshape(2, 3).T,
+    }
+
+
+def test_torch_tensors_are_read_back_by_the_library(tmp_path):
+    import torch
+    from safetensors.torch import load_file
+
+    save_tensors(tmp_path / "a.safetensors", _weights(), {"step": "1"})
+    found = load_file(tmp_path / "a.safetensors")
+    assert found.keys() == _weights().keys()
+    for name, one in _weights().items():
+        assert found[name].dtype == one.dtype
+        assert torch.equal(found[name], one)
+
+
+def test_equal_tensors_are_equal_bytes_in_files_that_follow_the_umask(tmp_path):
+    metadata = {f"key {number}": "value" for number in range(20)}
+    before = os.umask(0o027)
+    try:
+        save_tensors(tmp_path / "a.safetensors", _weights(), metadata)
+        turned = dict(reversed(_weights().items())), dict(reversed(metadata.items()))
+        save_tensors(tmp_path / "b.safetensors", *turned)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    assert stat.S_IMODE((tmp_path / "a.safetensors").stat().st_mode) == 0o640
+
+
+def test_a_digest_is_of_the_tensors_and_not_of_the_file(tmp_path):
+    from safetensors.torch import save_file
+
+    tensors = {name: one.contiguous() for name, one in _weights().items()}
+    wanted = digest_of(tensors)
+    for number in range(3):  # the library orders the metadata by chance
+        metadata = {f"key {place}": str(number) for place in range(9)}
+        save_file(tensors, tmp_path / f"{number}.safetensors", metadata)
+        assert digest_of_file(tmp_path / f"{number}.safetensors") == wanted
+    changed = {
+        "a value": tensors | {"scalar": tensors["scalar"] + 1},
+        "a shape": tensors | {"turned": tensors["turned"].reshape(2, 3)},
+        "a type": tensors | {"b/ü": tensors["b/ü"].half()},
+        "a name": {name.replace("a", "A"): one for name, one in tensors.items()},
+    }
+    for what, others in changed.items():
+        assert digest_of(others) != wanted, what

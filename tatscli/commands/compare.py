@@ -1,4 +1,4 @@
-"""`tats compare`: results side by side, over seeds, and video by video."""
+"""`tats compare`: results side by side, averaged over seeds, and video by video."""
 
 from __future__ import annotations
 
@@ -27,32 +27,32 @@ def compare(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN...", help="Run folders, of which the newest result is taken, or results."
+            metavar="RUN...", help="Run folders, each for its newest result, or result files."
         ),
     ],
     paired: Annotated[
         bool,
-        typer.Option("--paired", help="Test each against the first, on the same videos."),
+        typer.Option("--paired", help="Compare each with the first, on the same videos."),
     ] = False,
     common: Annotated[
         bool,
-        typer.Option("--common", help="With --paired: on the videos that both results have."),
+        typer.Option("--common", help="With --paired: use the videos that both results have."),
     ] = False,
     group: Annotated[
         bool,
         typer.Option(
-            "--group", help="Mean and deviation of results that differ in seed and weights alone."
+            "--group", help="Mean and standard deviation of results that differ only in seed."
         ),
     ] = False,
     name: Annotated[
         str | None,
-        typer.Option("--name", help="Result to take of each run, such as finetuned-val-2x3."),
+        typer.Option("--name", help="Result to use of each run, such as finetuned-val-2x3."),
     ] = None,
     split: Annotated[
-        str | None, typer.Option("--split", help="Take results of this split alone.")
+        str | None, typer.Option("--split", help="Use only results of this split.")
     ] = None,
     protocol: Annotated[
-        str | None, typer.Option("--protocol", help="Take results of this protocol alone.")
+        str | None, typer.Option("--protocol", help="Use only results of this protocol.")
     ] = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -108,7 +108,7 @@ def _show_groups(groups: Sequence[dict[str, Any]], say: Reporter) -> None:
         return number(one["mean"]) + (f" +- {number(one['std'])}" if one["std"] is not None else "")
 
     say.table(
-        "over seeds: mean +- standard deviation; of top-1 Student's 95 % interval of the mean",
+        "over seeds: mean +- standard deviation; top-1 with Student's 95 % interval of the mean",
         ["runs", "result", "seeds", "top-1", "top-5", "mean class", "ECE"],
         [
             (
@@ -128,8 +128,8 @@ def _show_pairs(pairs: Sequence[dict[str, Any]], say: Reporter) -> None:
     columns = ["run", "videos", "first only", "this only", "difference", "p", "mid-p"]
     columns += ["p, Holm"] * corrected
     say.table(
-        f"against {pairs[0]['against']}: videos that one alone names rightly, difference of top-1 "
-        "with its 95 % interval, McNemar's test",
+        f"against {pairs[0]['against']}: videos that only one gets right, difference in top-1 with "
+        "its 95 % interval, McNemar's test",
         columns,
         [
             (
@@ -148,10 +148,10 @@ def _show_pairs(pairs: Sequence[dict[str, Any]], say: Reporter) -> None:
 
 
 def number(value: float | None) -> str:
-    """Write a score; nothing, where an older result does not have it."""
+    """Write a score; nothing where there is none."""
     return "" if value is None else f"{value:.4f}"
 
 
 def interval(ends: Sequence[float] | None, *, sign: Literal["", "+"] = "") -> str:
-    """Write the ends of an interval; nothing, where there is none."""
+    """Write the ends of an interval; nothing where there is none."""
     return "" if ends is None else f"({ends[0]:{sign}.4f} to {ends[1]:{sign}.4f})"

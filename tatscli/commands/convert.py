@@ -1,4 +1,4 @@
-"""`tats convert`: weights between our runs, `transformers` and the official layout."""
+"""`tats convert`: weights between our runs, `transformers` and VideoMAE's official layout."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def convert(
         list[str] | None,
         typer.Argument(
             metavar="KEY=VALUE",
-            help="What weights of others do not say, such as data.frames=32 or data.size=112.",
+            help="What weights from other programs do not say, such as data.frames=32.",
         ),
     ] = None,
     checkpoint: WhichCheckpoint = Which.LAST,
@@ -63,21 +63,19 @@ def convert(
         typer.Option(
             "--classes",
             metavar="MAP.json",
-            help="Classes to keep: a list of rows of the classifier, or an object of them.",
+            help="Classes to keep: a list of classifier rows, or an object from name to row.",
         ),
     ] = None,
     class_names: Annotated[
         Path | None,
-        typer.Option(
-            "--class-names", metavar="FILE", help="Names of the classes, one a line, or JSON."
-        ),
+        typer.Option("--class-names", metavar="FILE", help="Class names, one a line, or JSON."),
     ] = None,
     heads: Annotated[
         int | None,
         typer.Option(
             "--heads",
             min=1,
-            help="Attention heads, which no tensor shows.",
+            help="Attention heads of the encoder, which no tensor shows.",
             show_default="config.json, or as published for the width",
         ),
     ] = None,
@@ -106,7 +104,7 @@ def convert(
         bool,
         typer.Option(
             "--partial",
-            help="Take or write what fits, and say what does not; else that is an error.",
+            help="Take or write what fits and report the rest, instead of failing.",
         ),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DST.")] = False,
@@ -114,7 +112,7 @@ def convert(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Convert weights: every tensor is counted, and what does not fit is an error."""
+    """Convert weights: every tensor is counted, and one that does not fit is an error."""
     from tatscli.tasks.convert import convert as run_conversion
     from tatscli.tasks.convert import describe
     from tatscli.weights.layouts import Given

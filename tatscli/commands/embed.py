@@ -1,4 +1,4 @@
-"""`tats embed`: features of videos, on disk."""
+"""`tats embed`: write features of videos to a file."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def embed(
         Per,
         typer.Option(
             "--per",
-            help="What a row is: the mean of a `clip`, of each `window`, or each window with all "
+            help="One row is the mean of a `clip`, the mean of a `window`, or a window with all "
             "its tokens (`token`).",
         ),
     ] = Per.CLIP,
@@ -81,18 +81,18 @@ def embed(
         ),
     ] = None,
     precision: Annotated[
-        Precision, typer.Option("--precision", help="Of the numbers in the file.")
+        Precision, typer.Option("--precision", help="Precision of the numbers in the file.")
     ] = Precision.FLOAT32,
     split: Annotated[
-        str | None, typer.Option("--split", help="Part of a store.", show_default="all of it")
+        str | None, typer.Option("--split", help="Split of a store.", show_default="all")
     ] = None,
     windows: Windows = None,
     every: Every = None,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out videos that cannot be read.")
+        bool, typer.Option("--skip-bad", help="Skip videos that cannot be read or prepared.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the file, or what another run has begun.")
+        bool, typer.Option("--overwrite", help="Replace the file, or the parts of another command.")
     ] = False,
     device: Device = "auto",
     checkpoint: WhichCheckpoint = Which.LAST,
@@ -100,7 +100,7 @@ def embed(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write features of videos to a file, by a run's frozen encoder; resumable."""
+    """Write the features that a run's frozen encoder computes from videos; resumable."""
     from tatscli.tasks.embed import embed as run_embedding
 
     say = reporter(json, quiet, verbose)
@@ -123,7 +123,7 @@ def embed(
     shape = " x ".join(str(side) for side in result["shape"])
     say.table(
         "features",
-        ["videos", "rows", "shape", "numbers", "left out"],
+        ["videos", "rows", "shape", "numbers", "skipped"],
         [(result["videos"], result["rows"], shape, precision.value, len(result["skipped"]))],
     )
     say.info(f"wrote {result['out']}")

@@ -1,4 +1,4 @@
-"""`tats evaluate`: numbers about videos, from a fine-tuned run or from frozen features."""
+"""`tats evaluate`: how well a fine-tuned run, or frozen features, classify videos."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def evaluate(
         Path,
         typer.Argument(
             metavar="RUN",
-            help="A run, a checkpoint folder or weights of others; with --untrained also a recipe.",
+            help="A run, a checkpoint, or weights from another program; with --untrained also a "
+            "recipe.",
         ),
     ],
     overrides: Overrides = None,
@@ -71,40 +72,41 @@ def evaluate(
         Protocol | None,
         typer.Option(
             "--protocol",
-            help="`finetuned`: the classifier. On frozen features, `knn`: neighbours; `linear`, "
-            "`attentive`: a probe, its learning rate chosen on held-out training videos. "
-            "`reconstruction`: of a tokenizer.",
-            show_default="finetuned, of a tokenizer reconstruction",
+            help="`finetuned`: the run's classifier. On frozen features: `knn`, nearest "
+            "neighbours; `linear` or `attentive`, a probe whose learning rate is chosen on "
+            "held-out training videos. `reconstruction`: for tokenizers.",
+            show_default="finetuned; reconstruction for tokenizers",
         ),
     ] = None,
     store: StoreOption = None,
     split: Annotated[
-        str | None, typer.Option("--split", help="Part to score.", show_default="evaluate.split")
+        str | None, typer.Option("--split", help="Split to score.", show_default="evaluate.split")
     ] = None,
     checkpoint: WhichCheckpoint = Which.LAST,
     untrained: Annotated[
         bool,
-        typer.Option("--untrained", help="The encoder as training begins, not the run's weights."),
+        typer.Option("--untrained", help="Score the encoder with its initial weights."),
     ] = False,
     recipe: Annotated[
         str | None,
         typer.Option(
             "--recipe",
             metavar="RECIPE",
-            help="Take store, sampling and views from this recipe, for weights that come without.",
+            help="Take store, sampling and views from this recipe, for weights that come without "
+            "one.",
         ),
     ] = None,
     skip_bad: Annotated[
         bool,
         typer.Option(
             "--skip-bad",
-            help="Leave out videos that cannot be read, and name them in the result. Without it "
-            "the first one is an error.",
+            help="Skip videos that cannot be read or prepared, and list them in the result; "
+            "otherwise the first one is an error.",
         ),
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Result file.", show_default="in RUN/results"),
+        typer.Option("--out", help="Result file, ending in .json.", show_default="in RUN/results"),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the file that --out names.")
@@ -113,8 +115,8 @@ def evaluate(
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
-) -> None:
-    """Score a run: segments x crops per video, merged by video; no video is ever replaced."""
+) -> int:
+    """Score a run on videos: segments x crops views of each, averaged; none is ever replaced."""
     from tatscli.nn.load import is_tokenizer
     from tatscli.tasks.evaluate import evaluate as run_evaluation
     from tatscli.tasks.evaluate_tokenizer import evaluate_tokenizer
@@ -141,7 +143,7 @@ def evaluate(
             overwrite=overwrite,
         )
         _show_reconstruction(result, say)
-        return
+        return _end(result, say)
     protocol = protocol or Protocol.FINETUNED
     result = run_evaluation(
         run,
@@ -168,8 +170,17 @@ def evaluate(
             f"{result['tokens_kept']} of {result['tokens']} tokens, "
             f"{result['gflops_per_clip']:.3g} GFLOPs a view forwards"
         )
-    say.info(f"wrote {result['results']}")
+    return _end(result, say)
+
+
+def _end(result: dict[str, Any], say: Reporter) -> int:
+    """Print the result itself; the exit code says whether it could be written."""
+    from tatscli.errors import Exit
+
+    if result["results"] is not None:
+        say.info(f"wrote {result['results']}")
     say.result(result)
+    return Exit.FAILED if "write_failed" in result else Exit.OK
 
 
 def _classes(result: dict[str, Any]) -> list[tuple[object, ...]]:
@@ -190,7 +201,7 @@ def _totals(result: dict[str, Any]) -> list[tuple[object, ...]]:
     empty = result["classes_without_videos"]
     return [
         row("top-1", "top1"),
-        row("top-5", "top5"),
+        *([] if result["top5"] is None else [row("top-5", "top5")]),
         row("mean class" + (f", {empty} without videos" if empty else ""), "mean_class"),
         row("calibration error", "ece"),
         row("negative log-likelihood", "nll"),
@@ -202,39 +213,40 @@ def _totals(result: dict[str, Any]) -> list[tuple[object, ...]]:
 
 
 def _show_durations(result: dict[str, Any], say: Reporter) -> None:
+    keys = [key for key in ("top1", "top5") if result[key] is not None]
     rows = [
         (
             f"{part['from']:g} s and longer"
             if part["to"] is None
             else f"{part['from']:g} to {part['to']:g} s",
             part["videos"],
-            *("" if part[key] is None else f"{part[key]:.4f}" for key in ("top1", "top5")),
+            *("" if part[key] is None else f"{part[key]:.4f}" for key in keys),
         )
         for part in result["by_duration"]
     ]
-    say.table("by duration", ["length", "videos", "top-1", "top-5"], rows)
+    say.table("by duration", ["length", "videos", "top-1", "top-5"][: 2 + len(keys)], rows)
     if result["shorter_than_all"]:
         say.info(
             f"{result['shorter_than_all']} videos are shorter than "
-            f"{result['by_duration'][0]['from']:g} s: they are in no row, and in the total"
+            f"{result['by_duration'][0]['from']:g} s: they are only in the total"
         )
 
 
 def _refuse_labels(run: Path, protocol: Protocol | None, untrained: bool) -> None:
-    """Find out that something is asked of a tokenizer that it does not have.
+    """Refuse options that tokenizers do not have.
 
     Raises:
-        UsageError: If so.
+        UsageError: If one was given.
     """
     from tatscli.errors import UsageError
 
     if protocol not in (None, Protocol.RECONSTRUCTION):
         raise UsageError(
             f"`{run}` is a tokenizer: it has no encoder for `--protocol {protocol.value}`",
-            hint="leave `--protocol` out: it is scored by what it reconstructs",
+            hint="leave out `--protocol`: tokenizers are scored by their reconstructions",
         )
     if untrained:
-        raise UsageError(f"`{run}` is a tokenizer, and `--untrained` is about encoders")
+        raise UsageError(f"`--untrained` is for encoders, and `{run}` is a tokenizer")
 
 
 def _show_reconstruction(result: dict[str, Any], say: Reporter) -> None:
@@ -253,5 +265,3 @@ def _show_reconstruction(result: dict[str, Any], say: Reporter) -> None:
              f"{result['perplexity']:.1f}")
         ],
     )  # fmt: skip
-    say.info(f"wrote {result['results']}")
-    say.result(result)

@@ -1,4 +1,4 @@
-"""`tats export`: a trained network as a file for other programs."""
+"""`tats export`: write a trained network as a file for other programs."""
 
 from __future__ import annotations
 
@@ -47,22 +47,22 @@ def export(
         Path | None,
         typer.Option(
             "--out",
-            help="The file.",
-            show_default="RUN/model.onnx, of an encoder encoder.onnx, always replaced",
+            help="File to write.",
+            show_default="RUN/model.onnx, for encoders RUN/encoder.onnx; replaced if it exists",
         ),
     ] = None,
     features: Annotated[
         bool,
         typer.Option(
-            "--features", help="The encoder of a fine-tuned run instead of its classifier."
+            "--features", help="Export the encoder of a fine-tuned run instead of the classifier."
         ),
     ] = False,
     input: Annotated[
         Input,
         typer.Option(
             "--input",
-            help="`uint8`: RGB frames (batch, frames, height, width, 3), standardised by the file. "
-            "`float`: standardised video (batch, 3, frames, height, width).",
+            help="`uint8`: RGB frames (batch, frames, height, width, 3), which the file "
+            "standardises. `float`: standardised video (batch, 3, frames, height, width).",
         ),
     ] = Input.UINT8,
     opset: Annotated[

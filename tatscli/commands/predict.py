@@ -1,4 +1,4 @@
-"""`tats predict`: what a fine-tuned run sees in videos."""
+"""`tats predict`: classify videos with a fine-tuned run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def predict(
     run: Annotated[
         Path, typer.Option("--run", help="A fine-tuned run, or one of its checkpoints.")
     ],
-    top: Annotated[int, typer.Option("--top", min=1, help="Classes to name.")] = 5,
+    top: Annotated[int, typer.Option("--top", min=1, help="Number of classes to print.")] = 5,
     windows: Windows = None,
     every: Every = None,
     crops: Annotated[
@@ -54,8 +54,8 @@ def predict(
         Path | None,
         typer.Option(
             "--out",
-            help="Write the video with its predictions drawn, without sound: an mp4, mkv or mov; "
-            "of several clips a folder.",
+            help="Write the video with its predictions drawn on it, without sound: an mp4, mkv or "
+            "mov; for several clips a folder.",
         ),
     ] = None,
     device: Device = "auto",
@@ -64,7 +64,7 @@ def predict(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> int:
-    """Name what videos show: the most probable classes of every window and of the whole."""
+    """Classify videos: the most probable classes of every window and of the whole video."""
     from tatscli.errors import Exit, UsageError
     from tatscli.tasks.predict import predict as run_prediction
 
@@ -108,7 +108,8 @@ def _show(result: dict[str, Any], say: Reporter) -> None:
         ]
         say.table("window by window", ["seconds", "class", "probability"], windows)
     for clip in clips:
-        if "out" in clip:
+        if clip.get("out"):
             say.info(f"wrote {clip['out']}")
     if result["failed"]:
-        say.warn(f"{len(result['failed'])} of {len(result['failed']) + len(clips)} clips failed")
+        names = {one["clip"] for one in (*clips, *result["failed"])}
+        say.warn(f"{len(result['failed'])} of {len(names)} clips failed")

@@ -1,4 +1,4 @@
-"""`tats replay`: the step that ended a training because of bad numbers, once more."""
+"""`tats replay`: repeat the bad step that stopped a training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EPILOG = """Examples:
 
 
 class Precision(StrEnum):
-    """What it is computed in."""
+    """The precision of the computation."""
 
     FP32 = "fp32"
     BF16 = "bf16"
@@ -31,11 +31,11 @@ class Precision(StrEnum):
 def replay(
     run: Annotated[
         Path,
-        typer.Argument(metavar="RUN", help="A run whose training has ended because of bad steps."),
+        typer.Argument(metavar="RUN", help="A run that stopped because of bad steps."),
     ],
     precision: Annotated[
         Precision | None,
-        typer.Option("--precision", help="Compute in this.", show_default="the training's"),
+        typer.Option("--precision", help="Precision.", show_default="as in training"),
     ] = None,
     device: Annotated[
         str | None,
@@ -51,9 +51,9 @@ def replay(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> int:
-    """Re-run the bad step of a training: the first module and the videos that are not finite.
+    """Repeat the bad step of a training: find the module and videos that are not finite.
 
-    Exits with 1 if the step is still bad, with 0 if nothing is wrong with it now.
+    The exit code is 1 if the step is still bad, 0 if everything is finite now.
     """
     from tatscli.errors import Exit
     from tatscli.tasks.replay import replay as run_replay

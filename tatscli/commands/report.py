@@ -1,4 +1,4 @@
-"""`tats report`: one page about a run."""
+"""`tats report`: an HTML page about a run."""
 
 from __future__ import annotations
 
@@ -35,18 +35,21 @@ def report(
     overrides: Overrides = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="The page.", show_default="RUN/report.html, always replaced"),
+        typer.Option(
+            "--out", help="Page to write.", show_default="RUN/report.html, replaced if it exists"
+        ),
     ] = None,
     result: Annotated[
         Path | None,
         typer.Option(
             "--result",
-            help="The evaluation to show in detail.",
+            help="Evaluation to show in detail.",
             show_default="the newest in RUN/results",
         ),
     ] = None,
     clips: Annotated[
-        int, typer.Option("--clips", min=0, help="Videos in each gallery; 0 reads no store.")
+        int,
+        typer.Option("--clips", min=0, help="Videos in each gallery; 0 needs no store."),
     ] = 6,
     checkpoint: WhichCheckpoint = Which.LAST,
     store: StoreOption = None,
@@ -57,7 +60,7 @@ def report(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write one HTML page about a run: curves, masks, mistakes, neighbours, recipe."""
+    """Write an HTML page about a run: curves, masks, mistakes, neighbours, recipe."""
     from tatscli.tasks.recipes import shorthand
     from tatscli.tasks.report import report as write_report
 

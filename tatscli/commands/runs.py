@@ -1,4 +1,4 @@
-"""`tats runs`: list run folders, find the best, see how two differ."""
+"""`tats runs`: list run folders, find the best, compare two."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ Examples:
   tats runs list
   tats runs list runs --json
 
-States: `finished`, all steps are done; `running`, a training is at work in it; `active`, one may
-be, where the file system knows no locks; `stopped`, unfinished; `converted`, by `tats convert`;
-`results`, results alone; `damaged`, see the last column.
+States: `finished`: all steps are done; `running`: being trained now; `active`: perhaps being
+trained, on a file system without file locks; `stopped`: unfinished; `converted`: written by
+`tats convert`; `results`: results only; `damaged`: see the last column.
 """
 
 BEST_EPILOG = """\b
@@ -58,7 +58,7 @@ class _ListByDefault(TyperGroup):
     """`tats runs DIR` is `tats runs list DIR`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put `list` where no command is named."""
+        """Insert `list` where no command is given."""
         if not args or (args[0] not in self.commands and args[0] not in ("--help", "-h")):
             args = ["list", *args]
         return super().parse_args(ctx, args)
@@ -67,10 +67,10 @@ class _ListByDefault(TyperGroup):
 runs = typer.Typer(
     rich_markup_mode=None,
     cls=_ListByDefault,
-    help="List run folders (`tats runs DIR`), find the best, see how two differ",
+    help="List run folders (`tats runs DIR`), find the best, compare two",
 )
 
-Folder = Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder that the runs are in.")]
+Folder = Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder with the runs.")]
 
 
 @runs.command("list", epilog=LIST_EPILOG)
@@ -80,18 +80,21 @@ def list_runs(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """List runs: how far they came, their last loss and best score, their size."""
+    """List runs: how far they got, their last loss, best score and speed, their size."""
     from dataclasses import asdict
 
     from tatscli.tasks.runs import list_runs as listed
 
     say = reporter(json, quiet, verbose)
     found = listed(folder)
-    columns = ["run", "kind", "recipe", "state", "step", "loss", "best", "age", "size"]
+    rates = any(one.clips_per_second is not None for one in found)
+    shares = any(one.mfu is not None for one in found)
     problems = any(one.problem for one in found)
+    columns = ["run", "kind", "recipe", "state", "step", "loss", "best"]
+    columns += ["clips/s"] * rates + ["MFU"] * shares + ["age", "size"] + ["problem"] * problems
     say.table(
         f"runs in {folder}",
-        columns + ["problem"] * problems,
+        columns,
         [
             (
                 one.name,
@@ -99,8 +102,10 @@ def list_runs(
                 one.recipe or "",
                 one.state,
                 "" if one.step is None else f"{one.step}/{one.total or '?'}",
-                "" if one.loss is None else f"{one.loss:.4g}",
+                _written(one.loss, ".4g"),
                 number(one.best),
+                *([_written(one.clips_per_second, ".3g")] if rates else []),
+                *([_written(one.mfu, ".1%")] if shares else []),
                 _age(one.age),
                 _size(one.bytes),
                 *([one.problem or ""] if problems else []),
@@ -116,20 +121,23 @@ def best(
     folder: Folder = Path("runs"),
     metric: Annotated[
         Metric,
-        typer.Option("--metric", help="`val`: best score of a fine-tuning; the others of results."),
+        typer.Option(
+            "--metric",
+            help="`val`: best validation score; the others are from results.",
+        ),
     ] = Metric.TOP1,
     split: Annotated[
-        str | None, typer.Option("--split", help="Look at results of this split alone.")
+        str | None, typer.Option("--split", help="Use only results of this split.")
     ] = None,
     protocol: Annotated[
-        str | None, typer.Option("--protocol", help="Look at results of this protocol alone.")
+        str | None, typer.Option("--protocol", help="Use only results of this protocol.")
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Lines of the table.")] = 10,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Rank runs by their results, or by the best score of their fine-tuning."""
+    """Rank runs by their results, or by their best validation score."""
     from tatscli.tasks.runs import best_runs
 
     say = reporter(json, quiet, verbose)
@@ -157,7 +165,7 @@ def compare(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show how the recipes of two runs differ, and their numbers side by side."""
+    """Show the recipe keys in which two runs differ, and their numbers side by side."""
     from tatscli.recipe.text import dump_value
     from tatscli.tasks.runs import compare_runs
 
@@ -179,8 +187,13 @@ def compare(
     say.result(answer)
 
 
+def _written(value: float | None, form: str) -> str:
+    """Write a number; nothing where there is none."""
+    return "" if value is None else format(value, form)
+
+
 def _age(seconds: float | None) -> str:
-    """Write a span of time in its largest unit."""
+    """Write a time span in its largest unit."""
     if seconds is None:
         return ""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
@@ -190,7 +203,7 @@ def _age(seconds: float | None) -> str:
 
 
 def _size(count: int) -> str:
-    """Write bytes in a unit of at most three digits."""
+    """Write a number of bytes with three digits."""
     size, units = float(count), ["B", "kB", "MB", "GB", "TB"]
     while size >= 1000 and len(units) > 1:
         size /= 1000

@@ -7,6 +7,7 @@ small: there a full one kills whoever writes, in the middle of a training.
 
 from __future__ import annotations
 
+import errno
 import math
 import mmap
 import os
@@ -21,7 +22,7 @@ from torch import Tensor
 from tatscli.data.batch import Batch
 from tatscli.data.memory import unnamed_file
 from tatscli.errors import TatsError
-from tatscli.files import in_bytes
+from tatscli.files import TOO_MANY_FILES, in_bytes, open_files_allowed
 
 _STEP = 64  # tensors begin at multiples of so many bytes
 
@@ -73,12 +74,16 @@ def send(connection: Connection, answer: Any) -> None:
     except ConnectionError:
         raise
     except OSError as error:
-        connection.send(
-            TatsError(
-                f"there is no memory for a batch of {in_bytes(size)}: {error}",
-                "fewer `data.workers` or a smaller `optim.batch_per_device` need less",
-            )
+        problem = TatsError(
+            f"there is no memory for a batch of {in_bytes(size)}: {error.strerror}",
+            "fewer `data.workers` or a smaller `optim.batch_per_device` need less",
         )
+        if error.errno in TOO_MANY_FILES:
+            problem = TatsError(
+                f"too many open files in a loader worker, which may have {open_files_allowed()}",
+                "raise the limit, such as by `ulimit -n 1024`",
+            )
+        connection.send(problem)
 
 
 def receive(connection: Connection) -> Any:
@@ -87,11 +92,15 @@ def receive(connection: Connection) -> Any:
     Raises:
         EOFError: If the sender has gone.
         ConnectionError: If it went in the middle.
+        OSError: If this process has too many files open.
     """
     answer = connection.recv()
     if not isinstance(answer, _Parcel):
         return answer
-    descriptor = recv_handle(connection)
+    try:
+        descriptor = recv_handle(connection)
+    except RuntimeError as error:  # it came, and had no place among the open files
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from error
     try:
         flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)  # all pages in one call
         memory = mmap.mmap(descriptor, answer.size, flags=flags) if answer.size else b""

@@ -25,6 +25,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from tatscli.data.descriptors import refuse_too_few_files
 from tatscli.data.memory import unnamed_file
 from tatscli.data.passing import receive, send
 from tatscli.errors import DataError
@@ -81,6 +82,7 @@ class Workers:
         timeout: float,
         warn: Callable[[str], object] | None = None,
     ) -> None:
+        refuse_too_few_files(count)
         self._name, self._timeout, self._warn = name, timeout, warn
         self._table = _Table(count)
         self._seen = [(-1, 0, 0.0)] * count

@@ -11,19 +11,21 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from tatscli.engine import distributed
 from tatscli.engine.bad_steps import BadSteps, Fault
 from tatscli.engine.checkpoint import FORMAT, Checkpoint
-from tatscli.engine.history import read_object
 from tatscli.engine.learner import Learner
 from tatscli.engine.parallel import full_tensors
 from tatscli.engine.training import Training
-from tatscli.errors import TatsError, UsageError
-from tatscli.files import draft_of, system_error
+from tatscli.errors import DataError, TatsError, UsageError
+from tatscli.files import draft_of, system_error, write_safely
+from tatscli.jsonfiles import read_object, reason_of
+from tatscli.tensors import save_tensors
 
 FOLDER = "bad-step"
 
@@ -61,8 +63,6 @@ def save_bad_step(training: Training, fault: Fault, where: Path) -> None:
     Raises:
         OSError, SafetensorError: If it cannot be written.
     """
-    from safetensors.torch import save_file
-
     facts: dict[str, Any] = {
         "format": FORMAT,
         "step": fault.step,
@@ -78,15 +78,15 @@ def save_bad_step(training: Training, fault: Fault, where: Path) -> None:
         if not isinstance(part, Learner | BadSteps):
             for key, one in full_tensors(part.tensors()):  # all processes gather, one keeps
                 if training.world.main:
-                    kept.setdefault(name, {})[key] = one.detach().cpu().contiguous()
+                    kept.setdefault(name, {})[key] = one.detach().cpu()
     try:
         if training.world.main:
             with draft_of(where) as draft:
                 draft.mkdir()
                 for name, tensors in kept.items():
-                    save_file(tensors, draft / f"{name}.safetensors")
+                    save_tensors(draft / f"{name}.safetensors", tensors)
                 text = json.dumps(facts, indent=1, ensure_ascii=False)
-                (draft / "meta.json").write_text(text, encoding="utf-8")
+                write_safely(draft / "meta.json", text)
     finally:
         distributed.wait()  # a launcher ends all processes as soon as one has failed
 
@@ -111,4 +111,23 @@ def read_bad_step(run: Path) -> Checkpoint:
             hint="`skipped` in its metrics.jsonl counts single steps, which training survives; "
             "`run.max_bad_steps=1` ends it at the first",
         )
+    try:
+        _BadStep.model_validate(meta, strict=True)
+    except ValidationError as error:
+        raise DataError(f"`{folder / 'meta.json'}` is damaged: {reason_of(error)}") from error
     return Checkpoint(folder, meta)
+
+
+class _BadStep(BaseModel):
+    """What is read of the `meta.json` of a bad step; there is more."""
+
+    kind: Literal["pretrained", "finetuned", "tokenizer"]
+    step: int
+    name: str
+    recipe: dict[str, Any]
+    store_fingerprint: str
+    rows: Annotated[list[list[int]], Field(min_length=1)]
+    precision: Literal["float32", "bfloat16", "float16"]
+    seed: int
+    reason: str
+    limit: float | None

@@ -30,6 +30,9 @@ from tatscli.engine.folders import (
 from tatscli.engine.part import Part
 from tatscli.errors import CheckpointError
 from tatscli.files import sha256
+from tatscli.recipe.schema import Recipe
+from tatscli.recipe.stored import read_stored
+from tatscli.tensors import digest_of_file
 
 FORMAT = 2
 READABLE = (1, 2)  # 1 kept no copy of a sampler's last good state
@@ -57,6 +60,20 @@ class Checkpoint:
         """Optimiser steps done."""
         return int(self.meta["step"])
 
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe it was trained with.
+
+        Raises:
+            CheckpointError: If this version cannot read it.
+        """
+        return read_stored(
+            self.meta.get("recipe"),
+            file=self.path / "meta.json",
+            wrote=self.meta.get("tats"),
+            warn=warn_once,
+        )
+
     def has(self, part: str) -> bool:
         """Whether there is a file of a part."""
         return (self.path / f"{part}.safetensors").is_file()
@@ -78,7 +95,20 @@ class Checkpoint:
             ) from error
 
     def digest(self) -> str:
-        """Return the SHA-256 of the model file: the identity of the weights in results."""
+        """Return the SHA-256 of the model's tensors (`digest_of`): equal weights have equal ones,
+        whatever file they are in. It is `checkpoint_sha256` in results.
+
+        Raises:
+            CheckpointError: If the file is missing or damaged.
+        """
+        path = self.path / "model.safetensors"
+        try:
+            return digest_of_file(path)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"cannot read `{path}`: {error}") from error
+
+    def file_digest(self) -> str:
+        """Return the SHA-256 of the model file, by which checkpoints know frozen networks."""
         return sha256(self.path / "model.safetensors")
 
     @property
@@ -224,10 +254,10 @@ def _open(folder: Path) -> Checkpoint | str:
             f"this version reads {' and '.join(map(str, READABLE))}",
             hint="install the version of tats that wrote it: see `run.json`",
         )
-    run = meta.get("recipe", {}).get("run", {})
-    if run.get("keep") == 1:  # once allowed
-        run["keep"] = 2
     problem = damage_of(folder, meta)
+    run = meta.get("recipe", {}).get("run") if problem is None else None
+    if isinstance(run, dict) and run.get("keep") == 1:  # once allowed
+        run["keep"] = 2
     return Checkpoint(folder.resolve(), meta) if problem is None else problem
 
 

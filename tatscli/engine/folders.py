@@ -7,15 +7,38 @@ which says how long the file must be. Bytes that rotted inside the data are not 
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError
+
+from tatscli.errors import DataError
+from tatscli.jsonfiles import read_object, reason_of
+from tatscli.tensors import read_header
 
 PREFIX = "step-"
 REPLACED = "replaced"
 """In a run folder: the run that this one replaces as soon as it has a checkpoint."""
-LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
+
+
+class _Meta(BaseModel):
+    """What the keys of a `meta.json` must be where they are there; there are others."""
+
+    kind: Literal["pretrained", "finetuned", "tokenizer"]
+    step: Annotated[int, Field(ge=0)]
+    files: list[str] = []
+    recipe: dict[str, Any] = {}
+    name: str | None = None
+    tats: str | None = None
+    store: str | None = None
+    store_fingerprint: str | None = None
+    init: str | None = None
+    class_names: list[str] | None = None
+    class_groups: dict[str, dict[str, Any]] = {}
+    frozen: list[dict[Literal["path", "sha256"], str]] = []
+    best_score: float | None = None
+    processes: int = 1
 
 
 def kept_in(root: Path) -> list[Path]:
@@ -59,13 +82,13 @@ def step_in(name: str) -> int | None:
 def read_meta(folder: Path) -> dict[str, Any] | str:
     """Read `meta.json` of a checkpoint; a string says why it cannot be used."""
     try:
-        meta = json.loads((folder / "meta.json").read_bytes())
-    except FileNotFoundError:
+        meta = read_object(folder / "meta.json")
+    except DataError as error:
+        return error.message
+    if meta is None:
         return "its `meta.json` is missing" if folder.is_dir() else "it is missing"
-    except (OSError, ValueError) as error:
-        return f"its `meta.json` cannot be read: {error}"
-    if not isinstance(meta, dict) or "format" not in meta:
-        return "its `meta.json` is not that of a checkpoint"
+    if type(meta.get("format")) is not int:
+        return "its `meta.json` is not that of a checkpoint: it has no `format`"
     return meta
 
 
@@ -79,6 +102,10 @@ def damage_of(folder: Path, meta: dict[str, Any]) -> str | None:
     missing = [key for key in ("kind", "step") if key not in meta]
     if missing:
         return f"its `meta.json` has no `{missing[0]}`"
+    try:
+        _Meta.model_validate(meta, strict=True)
+    except ValidationError as error:
+        return f"its `meta.json` is not right: {reason_of(error)}"
     for name in meta.get("files", ["model.safetensors"]):
         if not (folder / name).is_file():
             return f"`{name}` is missing"
@@ -92,14 +119,9 @@ def damage_of(folder: Path, meta: dict[str, Any]) -> str | None:
 def _wrong_length(file: Path) -> str | None:
     """Compare the length of a safetensors file with what its header says."""
     try:
-        size = file.stat().st_size
-        with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            if size < 8 or not 2 <= length <= min(size - 8, LARGEST_HEADER):
-                return "is cut short, or no safetensors file"
-            header = json.loads(opened.read(length))
-        ends = [one["data_offsets"][1] for key, one in header.items() if key != "__metadata__"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        header, start = read_header(file)
+        ends = [one["data_offsets"][1] for one in header.values()]
+        size, wanted = file.stat().st_size, start + max(ends, default=0)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return f"cannot be read: {error}"
-    wanted = 8 + length + max(ends, default=0)
     return None if size == wanted else f"has {size} bytes, and its header asks for {wanted}"

@@ -1,4 +1,4 @@
-"""What a run folder tells of itself, read without torch: `run.json` and `metrics.jsonl`."""
+"""The numbers that a training has logged, read without torch."""
 
 from __future__ import annotations
 
@@ -7,28 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tatscli.errors import DataError
-
-
-def read_object(path: Path) -> dict[str, Any] | None:
-    """Read a JSON object; None where there is no such file.
-
-    Raises:
-        DataError: If the file cannot be read, or holds something else.
-    """
-    try:
-        found = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise DataError(f"`{path.name}` cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise DataError(f"`{path.name}` is not an object")
-    return found
-
 
 def read_metrics(path: Path, *, tail: int | None = None) -> list[dict[str, Any]]:
-    """Read the lines of a `metrics.jsonl`, without those that a kill cut short.
+    """Read the lines of a `metrics.jsonl`, without those that a kill cut short or damage spoiled.
 
     Args:
         path: The file; where there is none, there are no lines.
@@ -45,8 +26,8 @@ def read_metrics(path: Path, *, tail: int | None = None) -> list[dict[str, Any]]
     for line in lines:
         try:
             value = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(value, dict) and "step" in value:
+        if isinstance(value, dict) and type(value.get("step")) in (int, float):
             found.append(value)
     return found

@@ -16,6 +16,7 @@ from tatscli.engine.checkpoint import FORMAT
 from tatscli.engine.folders import PREFIX, REPLACED, kept_in, pointed_at, read_meta
 from tatscli.errors import CheckpointError
 from tatscli.files import DISK_FULL, in_bytes, publish, remove, sync, system_error, write_safely
+from tatscli.tensors import save_tensors
 
 _HEADERS = 1 << 20  # bytes that names, shapes and `meta.json` may take beside the tensors
 
@@ -81,20 +82,15 @@ def _fill(
     meta: dict[str, Any],
     needed: int,
 ) -> None:
-    from safetensors.torch import save_file
-
     if shutil.disk_usage(draft.parent).free < needed:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     draft.mkdir()
     strings = {"format": str(FORMAT), "kind": str(meta["kind"]), "step": str(step)}
     for part, named in tensors.items():
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
-        save_file(plain, draft / f"{part}.safetensors", metadata=strings)
+        save_tensors(draft / f"{part}.safetensors", named, strings)
     files = sorted(file.name for file in draft.iterdir())
     about = {"format": FORMAT, "step": step, **meta, "files": files}
-    (draft / "meta.json").write_text(
-        json.dumps(about, indent=1, ensure_ascii=False), encoding="utf-8"
-    )
+    write_safely(draft / "meta.json", json.dumps(about, indent=1, ensure_ascii=False))
     for file in draft.iterdir():
         sync(file)
 

@@ -35,7 +35,9 @@ class MetricsLog:
         self.path = path
         kept: list[str] = []
         if path.exists():
-            kept = [line for line in path.read_text("utf-8").splitlines() if _step(line) <= step]
+            # Bytes that are not UTF-8 spoil their line, not the others.
+            lines = path.read_bytes().decode(errors="replace").split("\n")
+            kept = [line for line in lines if _step(line) <= step]
             write_safely(path, "".join(f"{line}\n" for line in kept))
         self._trackers = track([json.loads(line) for line in kept]) if track else None
 
@@ -150,8 +152,8 @@ class Averages:
 
 
 def _step(line: str) -> float:
-    # A line cut short by a kill belongs to no step.
+    # A line that is cut short or damaged belongs to no step.
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return math.inf

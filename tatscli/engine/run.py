@@ -18,10 +18,10 @@ import torch
 from tatscli import __version__
 from tatscli.console import Reporter, warn_once
 from tatscli.engine.folders import has_checkpoints
-from tatscli.engine.history import read_object
 from tatscli.engine.replaced import content, put_back, recover, set_aside
 from tatscli.errors import CheckpointError, DataError, UsageError
 from tatscli.files import write_safely
+from tatscli.jsonfiles import read_object
 from tatscli.lock import LOCK, locked
 
 
@@ -31,7 +31,7 @@ def held_run(folder: Path, reporter: Reporter, *, main: bool) -> Iterator[None]:
 
     Args:
         folder: The run folder; it is made.
-        reporter: Warns where the file system knows no locks.
+        reporter: Warns where the file system does not support file locks.
         main: Whether this process is the one that writes.
 
     Raises:

@@ -84,7 +84,7 @@ class WandB:
         self._wandb = wandb
         file = folder / "wandb" / "run-id"
         known = file.exists()
-        name = file.read_text("utf-8").strip() if known else secrets.token_hex(4)
+        name = file.read_text("utf-8", errors="replace").strip() if known else secrets.token_hex(4)
         file.parent.mkdir(parents=True, exist_ok=True)
         self._run: Any = wandb.init(
             dir=str(folder),

@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say.
+"""Calibration: whether predicted probabilities match accuracy.
 
 Shapes: R videos, L classes.
 """
@@ -12,11 +12,11 @@ import torch
 from tatscli.evaluation.scores import ViewScores
 
 BINS = 15  # as in Guo et al. 2017
-LEAST = 1e-12  # probability that stands for 0, whose logarithm is not finite
+LEAST = 1e-12  # smallest probability, since the logarithm of 0 is not finite
 
 
 def calibration(videos: ViewScores, bins: int = BINS) -> dict[str, Any]:
-    """Return how far confidence is from accuracy, and the likelihood of the true classes.
+    """Return the expected calibration error and the likelihood of the true classes.
 
     The confidence of a video is its largest probability, after its views were averaged. Bins are of
     equal width, `i / bins < confidence <= (i + 1) / bins`, and the expected calibration error (Guo
@@ -26,10 +26,10 @@ def calibration(videos: ViewScores, bins: int = BINS) -> dict[str, Any]:
 
     Args:
         videos: One entry per video.
-        bins: How many.
+        bins: Number of bins.
 
     Returns:
-        `ece`; `nll`, the mean of -log of the true class's probability, which counts as at least
+        `ece`; `nll`, the mean of -log of the true class's probability, clamped to at least
         1e-12; and `calibration`, one entry for each bin: `from` (not in it), `to` (in it),
         `videos`, and `confidence` and `accuracy`, None where there are no videos.
     """

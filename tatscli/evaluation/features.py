@@ -26,12 +26,12 @@ GB = 10**9
 
 
 class PooledFeatures(nn.Module):
-    """The frozen encoder over all tokens or some, means of groups of them, joined.
+    """The frozen encoder, followed by means over groups of tokens, concatenated.
 
     Args:
         encoder: The encoder.
-        groups: Runs of tokens that are averaged: 1, slices or tokens of a clip; of what is left,
-            where tokens are left out.
+        groups: Number of groups of consecutive tokens that are averaged: 1, slices or tokens of a
+            clip; of the remaining tokens where some are dropped.
         layer: Blocks to run; None runs all, and the last norm.
 
     Raises:
@@ -51,16 +51,16 @@ class PooledFeatures(nn.Module):
 
     @property
     def numbers(self) -> int:
-        """Numbers of a feature: groups x D."""
+        """Length of a feature: groups x D."""
         return self.groups * self.encoder.width
 
     def forward(self, video_BCTHW: Tensor, visible_BK: Tensor | None = None) -> Tensor:
-        """Return one feature per clip, (B, groups x D); of some tokens, where they are named."""
+        """Return one feature per clip, (B, groups x D); from some tokens, if given."""
         tokens_BKD = self.tokens(video_BCTHW, visible_BK)
         return tokens_BKD.unflatten(1, (self.groups, -1)).mean(dim=2).flatten(1)
 
     def tokens(self, video_BCTHW: Tensor, visible_BK: Tensor | None = None) -> Tensor:
-        """Return the tokens that features are means of: (B, K, D)."""
+        """Return the tokens before averaging: (B, K, D)."""
         tokens_BKD = self.encoder.embed(self.encoder.cubes(video_BCTHW, visible_BK))
         if self.layer is None:
             return self.encoder(tokens_BKD, visible_BK)
@@ -74,7 +74,7 @@ class Features:
     Attributes:
         row_R: Manifest row of each video, int64, in the order of the views' rows.
         label_R: Its class, int64.
-        value_RVX: Its views' features.
+        value_RVX: The features of its views.
         source_R: Number of the file it was cut from, int64; None where each has its own.
     """
 
@@ -97,21 +97,21 @@ def collect_features(
 ) -> Features:
     """Run the encoder once over all views, spread over the ranks; every rank keeps all features.
 
-    Where a feature is kept depends on its video and view alone, not on ranks or batches.
+    The order of features depends only on video and view, not on ranks or batches.
 
     Args:
-        model: What makes features.
-        views: What to run over.
-        recipe: Says how pixels are standardised, the batch, and how much memory may be taken.
+        model: Computes features.
+        views: The views to run over.
+        recipe: Gives normalisation, batch size and memory limit.
         here: Device, precision and peers.
-        dtype: What features wait as.
-        drop: Leaves tokens out of every view.
-        skipped: Where videos that cannot be read are entered; the result is without them. None lets
-            the first one stop the evaluation.
+        dtype: Data type in which features are kept.
+        drop: Drops tokens of every view.
+        skipped: Collects videos that cannot be read, which are not in the result; with None the
+            first one is an error.
         description: Label of the progress bar.
 
     Raises:
-        RecipeError: If they take more memory than the recipe allows, or numbers than `dtype` holds.
+        RecipeError: If features need more memory than the recipe allows, or overflow `dtype`.
         DataError: If a video cannot be read and `skipped` is None, or none can be read.
         CheckpointError: If features are not finite.
     """
@@ -131,8 +131,8 @@ def collect_features(
         finite=True,
         description=description,
     )
-    # Ranks go batch by batch together, so that no more than a batch of each is on its way; those
-    # with fewer videos have nothing to add at the end.
+    # Ranks exchange features batch by batch, so that only one batch of each is in transit; ranks
+    # with fewer videos add nothing at the end.
     mine = -(-videos // here.world.size) * views.views
     for _ in range(-(-mine // recipe.evaluate.batch_per_device)):
         found = next(arriving, None)
@@ -142,8 +142,7 @@ def collect_features(
             kept_BX = output_BX.to(dtype).cpu()
             if not kept_BX.isfinite().all():
                 raise RecipeError(
-                    f"features as large as {float(output_BX.abs().max()):.3g} do not fit into "
-                    f"{dtype}",
+                    f"features as large as {float(output_BX.abs().max()):.3g} overflow {dtype}",
                     hint="set `evaluate.probe.precision=float32`",
                 )
             sent = [(batch.row_B, batch.view_B, batch.label_B, kept_BX)]
@@ -160,14 +159,14 @@ def collect_features(
 
 
 def source_numbers(store: Store, rows: Sequence[int]) -> Tensor:
-    """Number the files that rows were cut from, in the order they come: int64 (R,)."""
+    """Number the files that rows were cut from, in order of appearance: int64 (R,)."""
     numbers: dict[str, int] = {}
     names = [store.rows[row].path or store.rows[row].id for row in rows]
     return torch.tensor([numbers.setdefault(name, len(numbers)) for name in names])
 
 
 def refuse_too_large(shape: tuple[int, int, int], dtype: torch.dtype, limit_gb: float) -> None:
-    """Refuse features that take more memory than the recipe allows.
+    """Refuse features that need more memory than the recipe allows.
 
     Raises:
         RecipeError: If so.
@@ -176,8 +175,9 @@ def refuse_too_large(shape: tuple[int, int, int], dtype: torch.dtype, limit_gb: 
     need = videos * views * numbers * dtype.itemsize / GB
     if need > limit_gb:
         raise RecipeError(
-            f"the features of {videos} videos x {views} views take {need:.3g} GB in each process, "
+            f"the features of {videos} videos x {views} views need {need:.3g} GB in each process, "
             f"more than `evaluate.probe.cache_gb: {limit_gb:g}`",
-            hint="if the memory is there, raise it; else fewer labels (`evaluate.shots`), fewer "
-            "`evaluate.probe.views`, or `--protocol linear`, which keeps one mean of a clip",
+            hint="raise the limit if there is enough memory; otherwise use fewer labels "
+            "(`evaluate.shots`), fewer `evaluate.probe.views`, or `--protocol linear`, which keeps "
+            "one mean per clip",
         )

@@ -1,8 +1,8 @@
-"""How far a score may be from that of other videos of the same kind: bootstrap intervals.
+"""Bootstrap intervals: how much a score depends on which videos are in the test set.
 
-Percentile intervals (Efron and Tibshirani 1993, chapter 13): videos are drawn with replacement, as
-many as there are, and the score of each draw is taken. Segments cut from one file are alike, so
-files are drawn, each with all its segments. Shapes: R videos, U files, L classes.
+Percentile intervals (Efron and Tibshirani 1993, chapter 13): as many videos as there are are drawn
+with replacement, and each draw is scored. Segments of one file are correlated, so files are drawn,
+each with all its segments. Shapes: R videos, U files, L classes.
 """
 
 from __future__ import annotations
@@ -25,16 +25,15 @@ def accuracy_intervals(
 
     Args:
         label_R: Class of each video.
-        right_R: Whether it was named rightly.
+        right_R: Whether it was classified correctly.
         source_R: Number of the file it was cut from.
-        seed: Of the draws.
-        resamples: How often is drawn.
+        seed: Seed of the draws.
+        resamples: Number of draws.
 
     Returns:
-        `top1_interval` and `mean_class_interval`, each `[low, high]`, or None where there is one
-        file; and `bootstrap`: `method`, `level`, `resamples`, `seed`, and `unit` (`video`, or
-        `file` where a file has several segments) and `units`, what was drawn and how many there
-        are.
+        `top1_interval` and `mean_class_interval`, each `[low, high]`, or None if there is only one
+        file; and `bootstrap`: `method`, `level`, `resamples`, `seed`, `unit`, which is `video`, or
+        `file` where a file has several segments, and `units`, their number.
     """
     files = len(np.unique(source_R))
     top1, mean_class = [], []
@@ -61,9 +60,10 @@ def accuracy_intervals(
 def difference_interval(
     right_R: Array, other_R: Array, source_R: Array, *, seed: int, resamples: int = RESAMPLES
 ) -> list[float] | None:
-    """Return the 95 % interval of how much more videos the other names rightly, by the same draws.
+    """Return the 95 % interval of the difference in top-1 between two classifiers.
 
-    Arguments are those of `accuracy_intervals`; the result is a difference of top-1.
+    Arguments are those of `accuracy_intervals`; the difference is the other's top-1 minus the
+    first's, on the same draws.
     """
     gain_R = other_R.astype(float) - right_R
     files = len(np.unique(source_R))
@@ -72,7 +72,7 @@ def difference_interval(
 
 
 def drawn_weights(source_R: Array, *, seed: int, resamples: int) -> Iterator[Array]:
-    """Yield how often each video is in a draw: float64 (R)."""
+    """Yield how often each video occurs in a draw: float64 (R)."""
     _, place_R = np.unique(source_R, return_inverse=True)
     files = int(place_R.max()) + 1
     generator = np.random.default_rng(seed)
@@ -82,7 +82,7 @@ def drawn_weights(source_R: Array, *, seed: int, resamples: int) -> Iterator[Arr
 
 
 def percentile_interval(values: list[float]) -> list[float] | None:
-    """Return the middle 95 % of what the draws gave; None of no draws."""
+    """Return the middle 95 % of the draws; None without draws."""
     if not values:
         return None
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK = 1024  # queries compared at once: the whole matrix of a large set does not fit anywhere
+CHUNK = 1024  # queries compared at once: the full similarity matrix may not fit into memory
 
 
 def knn_scores(
@@ -24,17 +24,17 @@ def knn_scores(
     neighbours: int,
     temperature: float,
 ) -> Tensor:
-    """Let the nearest stored videos vote, each with weight exp(cosine / temperature).
+    """Classify by a vote of the nearest stored videos, each with weight exp(cosine / temperature).
 
     Args:
         query_RD: Features to classify.
         stored_QD: Features of labelled videos.
         label_Q: Their classes.
-        query_row_R: Which video each query is of; a video is no neighbour of itself.
-        stored_row_Q: Which video each stored feature is of.
+        query_row_R: The video of each query; a video is not a neighbour of itself.
+        stored_row_Q: The video of each stored feature.
         classes: Number of classes.
-        neighbours: Voters; all stored videos, if there are fewer.
-        temperature: Of the weights.
+        neighbours: Number of voters; all stored videos, if there are fewer.
+        temperature: Temperature of the weights.
 
     Returns:
         Shares of the vote, (R, classes), each row summing to 1.
@@ -59,18 +59,18 @@ def nearest(
     stored_row_Q: Tensor,
     neighbours: int,
 ) -> tuple[Tensor, Tensor]:
-    """Find the stored features that are most alike.
+    """Find the most similar stored features.
 
     Args:
-        query_RD: Features asked about.
-        stored_QD: Features looked among.
-        query_row_R: Which video each query is of; a video is no neighbour of itself.
-        stored_row_Q: Which video each stored feature is of.
-        neighbours: How many; all stored ones, if there are fewer.
+        query_RD: Query features.
+        stored_QD: Features to search.
+        query_row_R: The video of each query; a video is not a neighbour of itself.
+        stored_row_Q: The video of each stored feature.
+        neighbours: Number of neighbours; all stored features, if there are fewer.
 
     Returns:
-        Cosines, descending, and indices of stored features, both (R, neighbours). The video itself
-        comes last, with a cosine of minus infinity.
+        Cosines, descending, and indices of stored features, both (R, neighbours). The query's own
+        video comes last, with a cosine of minus infinity.
     """
     stored_QD = F.normalize(stored_QD.float(), dim=1)
     found = []
@@ -82,15 +82,15 @@ def nearest(
 
 
 def whiten(stored_QD: Tensor, query_RD: Tensor, components: int) -> tuple[Tensor, Tensor]:
-    """Describe features by the stored ones' principal components, each of variance 1.
+    """Project features onto the principal components of the stored ones, scaled to unit variance.
 
-    The cosine between plain features is that of what all videos share, where they share most. Ours:
-    Wu et al. compare features that were trained to be compared.
+    Between plain features the cosine is dominated by what all videos have in common. This step is
+    ours: Wu et al. compare features that were trained to be compared.
 
     Args:
-        stored_QD: Features whose mean and components are taken.
-        query_RD: Other features, described in the same way.
-        components: How many; fewer, if the stored features have fewer.
+        stored_QD: Features that determine mean and components.
+        query_RD: Other features, projected in the same way.
+        components: Number of components; fewer, if the stored features have fewer.
 
     Returns:
         The stored features (Q, K) and the others (R, K), float32.
@@ -98,12 +98,12 @@ def whiten(stored_QD: Tensor, query_RD: Tensor, components: int) -> tuple[Tensor
     stored_QD, query_RD = stored_QD.double(), query_RD.double()
     mean_D = stored_QD.mean(dim=0)
     stored_QD, query_RD = stored_QD - mean_D, query_RD - mean_D
-    # The smaller of the two matrices of products has the same components, and is much faster.
+    # The smaller of the two Gram matrices has the same components, and is much faster.
     wide = stored_QD.shape[1] > len(stored_QD)
     spread_K, axis_K = torch.linalg.eigh(
         stored_QD @ stored_QD.T if wide else stored_QD.T @ stored_QD
     )
-    # Centred features have one component less than there are videos; the rest is rounding.
+    # N centred features have at most N - 1 components; the rest is rounding error.
     kept = min(components, int((spread_K > 1e-12 * spread_K[-1]).sum()))
     first = len(spread_K) - kept
     spread_K, axis_K = spread_K[first:].flip(0), axis_K[:, first:].flip(1)

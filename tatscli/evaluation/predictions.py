@@ -1,4 +1,4 @@
-"""From class probabilities to what people read: the best classes and when they were seen.
+"""From class probabilities to predictions: the best classes, and when they occur.
 
 Shapes: V views, L classes.
 """
@@ -14,14 +14,14 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A class and how probable it is.
+    """A class and its probability.
 
     Attributes:
-        name: Of the class.
-        index: Its number among the run's classes.
+        name: Name of the class.
+        index: Its index among the run's classes.
         probability: Between 0 and 1.
-        start: Seconds from the first frame of the video to where this was seen.
-        end: Where it ends.
+        start: Seconds from the first frame of the video to the start of the window.
+        end: Seconds to its end.
     """
 
     name: str

@@ -1,5 +1,4 @@
-"""Training probes on features that are there already, and choosing one without the videos it will
-be scored on.
+"""Training probes on precomputed features, and choosing one without the videos to be scored.
 
 Shapes: R videos, V views of a video, X numbers of a feature, B batch, L classes.
 """
@@ -29,14 +28,14 @@ WARMUP = 0.05  # share of the steps with a linearly rising learning rate; then i
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """A learning rate and a weight decay, and what came of them.
+class Trial:
+    """A learning rate and a weight decay, and their scores.
 
     Attributes:
         rate: Peak learning rate.
         decay: Weight decay.
-        top1: Share of the held-out videos that are named rightly; None where none were held out.
-        loss: Cross-entropy of the held-out videos; None also where it is not finite.
+        top1: Top-1 accuracy on the held-out videos; None if none were held out.
+        loss: Cross-entropy on the held-out videos; also None if it is not finite.
     """
 
     rate: float
@@ -46,42 +45,43 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class ChosenProbe:
     """A probe that was chosen and trained.
 
     Attributes:
         probe: The probe, in evaluation mode.
         choice: Its learning rate and weight decay.
-        choices: All of them, with their held-out scores.
-        held_out: Videos they were chosen on.
+        choices: All pairs, with their held-out scores.
+        held_out: Number of held-out videos.
     """
 
     probe: nn.Module
-    choice: Choice
-    choices: list[Choice]
+    choice: Trial
+    choices: list[Trial]
     held_out: int
 
 
 def choose_probe(
     start: nn.Module, data: Features, settings: Probe, *, seed: int, here: Session
-) -> Chosen:
-    """Train a probe for every learning rate and weight decay, choose by videos held out of `data`,
-    and train the chosen one again on all of it.
+) -> ChosenProbe:
+    """Train a probe for every learning rate and weight decay, choose one on videos held out of
+    `data`, and train it again on all of `data`.
 
-    The best is that of most held-out videos named rightly, then of the lower loss, then the first.
-    Choices are shared out to the ranks; what becomes of one does not depend on the others.
+    The best has the highest held-out top-1, then the lowest loss, then comes first. Trials are
+    distributed over the ranks; a trial does not depend on the others.
 
     Args:
-        start: The probe as all begin.
-        data: Features of labelled videos; those to be scored are not among them.
+        start: The initial probe.
+        data: Features of labelled videos, without those to be scored.
         settings: The recipe's `evaluate.probe`.
-        seed: Of the parting and of the order.
+        seed: Seed of the split and of the order.
         here: Device and peers.
 
     Raises:
-        DataError: If there is a choice, and no video can be held out; or as `train_probes`.
+        DataError: If there are several trials and no video can be held out; or as in
+            `train_probes`.
     """
-    choices = [Choice(rate, decay) for rate, decay in product(settings.rates, settings.decays)]
+    choices = [Trial(rate, decay) for rate, decay in product(settings.rates, settings.decays)]
     everyone, held = torch.arange(len(data.label_R)), 0
     if len(choices) > 1:
         kept_R, held_R = hold_out(
@@ -99,10 +99,10 @@ def choose_probe(
         choices = [judged[choice.rate, choice.decay] for choice in choices]
     best = max(choices, key=_merit)
     (probe,) = train_probes(start, data, everyone, [best], settings, seed=seed, here=here)
-    return Chosen(probe.eval(), best, choices, held)
+    return ChosenProbe(probe.eval(), best, choices, held)
 
 
-def _merit(choice: Choice) -> tuple[float, float]:
+def _merit(choice: Trial) -> tuple[float, float]:
     return choice.top1 or 0.0, -math.inf if choice.loss is None else -choice.loss
 
 
@@ -110,35 +110,35 @@ def train_probes(
     start: nn.Module,
     data: Features,
     video_R: Tensor,
-    choices: Sequence[Choice],
+    choices: Sequence[Trial],
     settings: Probe,
     *,
     seed: int,
     here: Session,
 ) -> list[nn.Module]:
-    """Train a copy of a probe for each choice, side by side on the same batches.
+    """Train a copy of a probe for each trial, side by side on the same batches.
 
     Args:
-        start: What each begins as.
+        start: The initial probe.
         data: Features.
         video_R: Indices of the videos to train on.
-        choices: Learning rate and weight decay of each.
-        settings: Passes and batch.
-        seed: Of the order and of the views.
+        choices: Learning rate and weight decay of each trial.
+        settings: Passes and batch size.
+        seed: Seed of the order and of the views.
         here: Device and reporter.
 
     Returns:
-        The probes, in the order of the choices.
+        The probes, in the order of the trials.
 
     Raises:
-        DataError: If a step has one video, over which a BatchNorm tells nothing.
+        DataError: If a batch has a single video, on which BatchNorm cannot work.
     """
     size = min(settings.batch, len(video_R))
     if size < 2 and any(isinstance(one, nn.BatchNorm1d) for one in start.modules()):
         raise DataError(
-            f"a probe with BatchNorm needs two videos in a step, and with `evaluate.probe.batch: "
-            f"{settings.batch}` and {len(video_R)} to train on there is one",
-            hint="raise it, or label more videos; an attentive probe of "
+            f"a probe with BatchNorm needs two videos in a batch, and with `evaluate.probe.batch: "
+            f"{settings.batch}` and {len(video_R)} training videos there is one",
+            hint="raise it, or label more videos; the attentive probe "
             "`evaluate.probe.form=vjepa` has no BatchNorm",
         )
     probes = [copy.deepcopy(start).to(here.device).train() for _ in choices]
@@ -164,7 +164,7 @@ def train_probes(
             feature_BX = data.value_RVX[order_R[some], view_R[some]].to(here.device).float()
             label_B = data.label_R[order_R[some]].to(here.device)
             set_lr(optimizer, _height(step, total))
-            for probe in probes:  # one after the other: only one graph is in memory
+            for probe in probes:  # one after the other, so that only one graph is in memory
                 F.cross_entropy(probe(feature_BX), label_B).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -182,20 +182,20 @@ def _height(step: int, total: int) -> float:
 
 @torch.inference_mode()
 def judge(
-    probe: nn.Module, data: Features, video_R: Tensor, choice: Choice, device: torch.device
-) -> Choice:
-    """Return a choice with the scores of its probe on some videos, views averaged.
+    probe: nn.Module, data: Features, video_R: Tensor, choice: Trial, device: torch.device
+) -> Trial:
+    """Return a trial with the scores of its probe on some videos, averaged over views.
 
-    A probe whose scores are not finite has named none rightly.
+    The top-1 of a probe whose scores are not finite is 0.
     """
     probe.eval()
     share_RL = torch.cat([_shares(probe, data, part_B, device) for part_B in video_R.split(64)])
     if not share_RL.isfinite().all():
-        return Choice(choice.rate, choice.decay, top1=0.0)
+        return Trial(choice.rate, choice.decay, top1=0.0)
     label_R = data.label_R[video_R]
     loss = F.nll_loss(share_RL.clamp(min=1e-12).log(), label_R)
     right = (share_RL.argmax(dim=1) == label_R).double().mean()
-    return Choice(choice.rate, choice.decay, top1=float(right), loss=float(loss))
+    return Trial(choice.rate, choice.decay, top1=float(right), loss=float(loss))
 
 
 def _shares(probe: nn.Module, data: Features, video_B: Tensor, device: torch.device) -> Tensor:

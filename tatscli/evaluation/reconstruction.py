@@ -1,4 +1,4 @@
-"""How good reconstructions are, and how well a codebook is used.
+"""Quality of reconstructions, and use of a codebook.
 
 Shapes: X pictures, C colours, H and W pixels, K codes, ... any.
 """
@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-_TAPS, _SIGMA = 11, 1.5  # of SSIM's window
+_TAPS, _SIGMA = 11, 1.5  # SSIM's window
 _C1, _C2 = 0.01**2, 0.03**2
 
 
@@ -23,15 +23,15 @@ def psnr(pictures_XCHW: Tensor, true_XCHW: Tensor) -> Tensor:
 def ssim(pictures_XCHW: Tensor, true_XCHW: Tensor) -> Tensor:
     """Return the structural similarity of each picture in [0, 1] to the true one: (X).
 
-    As published (Wang et al. 2004): a Gaussian window of 11 x 11 and deviation 1.5, where it fits
-    whole; the mean over positions and colours. Pictures smaller than that have a smaller window.
+    As published (Wang et al. 2004): a Gaussian window of 11 x 11 with standard deviation 1.5,
+    without padding, averaged over positions and colours. Smaller pictures have a smaller window.
     """
     side = min(_TAPS, *pictures_XCHW.shape[-2:])
     taps = [math.exp(-0.5 * ((at - (side - 1) / 2) / _SIGMA) ** 2) for at in range(side)]
     weights = [tap / sum(taps) for tap in taps]
 
     def blurred(values_XCHW: Tensor) -> Tensor:
-        # Sums and not convolutions, which autocast and TF32 would round: variances are small
+        # Sums instead of convolutions, which autocast and TF32 would round: variances are small
         # differences of these.
         for dim in (2, 3):
             size = values_XCHW.shape[dim] - side + 1
@@ -52,20 +52,20 @@ def ssim(pictures_XCHW: Tensor, true_XCHW: Tensor) -> Tensor:
 
 
 def code_counts(codes: Tensor, size: int, counted: Tensor | None = None) -> Tensor:
-    """Count how often each code is used, where `counted` is not 0: float32 (K)."""
+    """Count the uses of each code at places where `counted` is not 0: float32 (K)."""
     once = torch.ones_like(codes, dtype=torch.float32) if counted is None else (counted > 0).float()
     count_K = torch.zeros(size, device=codes.device)
     return count_K.scatter_add_(0, codes.flatten(), once.flatten())
 
 
 def code_use(count_K: Tensor) -> Tensor:
-    """Return the share of codes that are used at all, of as many as could be: no more than were
+    """Return the share of codes that are used, of those that could be: at most as many as were
     counted."""
     most = count_K.sum().clamp(max=count_K.numel())
     return (count_K > 0).sum() / most
 
 
 def perplexity(count_K: Tensor) -> Tensor:
-    """Return how many evenly used codes would be as hard to guess: exp of the entropy."""
+    """Return the perplexity of the codes: exp of the entropy of their use."""
     share_K = count_K / count_K.sum()
     return (-torch.special.xlogy(share_K, share_K).sum()).exp()

@@ -1,10 +1,11 @@
-"""From scores of views to numbers about videos: merging, accuracy, confusion.
+"""From scores of views to metrics of videos: merging, accuracy, confusion.
 
 Shapes: V views, R videos, L classes, G members of a group of classes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,22 +42,28 @@ def merge_views(views: ViewScores) -> ViewScores:
 
 
 def top_accuracy(videos: ViewScores, k: int) -> float:
-    """Return the share of videos whose class is among the k best scored (all classes, if fewer).
+    """Return the share of videos whose class is among the k with the highest scores.
 
-    Scores that are not finite name no class.
+    It is NaN, since it is undefined, if a score is not finite.
     """
+    if not videos.score_VL.isfinite().all():
+        return math.nan
     best = videos.score_VL.topk(min(k, videos.score_VL.shape[1]), dim=1).indices
-    found_V = (best == videos.label_V.unsqueeze(1)).any(dim=1)
-    return float((found_V & videos.score_VL.isfinite().all(dim=1)).float().mean())
+    return float((best == videos.label_V.unsqueeze(1)).any(dim=1).float().mean())
+
+
+def top5_accuracy(videos: ViewScores) -> float | None:
+    """Return the top-5 accuracy; None for 5 classes or fewer, where it is always 1."""
+    return top_accuracy(videos, 5) if videos.score_VL.shape[1] > 5 else None
 
 
 def summarise(videos: ViewScores, class_names: list[str]) -> dict[str, Any]:
-    """Return accuracy of all videos and of each class.
+    """Return accuracy of all videos and of each class; all scores must be finite.
 
     Returns:
-        `top1`, `top5`; `mean_class`, the mean of the classes' top-1, without those that have no
-        videos, which `classes_without_videos` counts; the `per_class` table; and the `confusion`
-        matrix (true class x predicted).
+        `top1`; `top5`, None for 5 classes or fewer; `mean_class`, the mean of the classes' top-1,
+        without those that have no videos, which `classes_without_videos` counts; the `per_class`
+        table; and the `confusion` matrix (true class x predicted).
     """
     classes = len(class_names)
     guess_R = videos.score_VL.argmax(dim=1)
@@ -65,7 +72,7 @@ def summarise(videos: ViewScores, class_names: list[str]) -> dict[str, Any]:
     counts_L, hits_L = confusion_LL.sum(dim=1), confusion_LL.diagonal()
     return {
         "top1": top_accuracy(videos, 1),
-        "top5": top_accuracy(videos, 5),
+        "top5": top5_accuracy(videos),
         "mean_class": float((hits_L / counts_L)[counts_L > 0].double().mean()),
         "classes_without_videos": int((counts_L == 0).sum()),
         "per_class": [
@@ -88,12 +95,12 @@ def by_duration(
     Args:
         videos: One entry per video.
         seconds_R: How long each is.
-        edges: Seconds, ascending: where each part begins. The last has no end.
+        edges: Seconds, ascending: the start of each range. The last has no end.
 
     Returns:
-        `by_duration`: of each part, in order, `from` (in it) and `to` (not in it, None for the
-        last), `videos`, and `top1` and `top5`, None where there are no videos; and
-        `shorter_than_all`, the videos before the first part.
+        `by_duration`: for each range, in order, `from` (inclusive) and `to` (exclusive, None for
+        the last), `videos`, and `top1` and `top5`, None without videos, and `top5` also for 5
+        classes or fewer; and `shorter_than_all`, the number of videos before the first range.
     """
     seconds = torch.tensor(seconds_R, dtype=torch.float64)
     parts: list[dict[str, Any]] = []
@@ -104,26 +111,29 @@ def by_duration(
         some = ViewScores(
             videos.row_V[inside_R], videos.label_V[inside_R], videos.score_VL[inside_R]
         )
-        top1, top5 = (top_accuracy(some, k) if len(some.row_V) else None for k in (1, 5))
-        parts.append(
-            {"from": low, "to": high, "videos": len(some.row_V), "top1": top1, "top5": top5}
-        )
+        part = {"from": low, "to": high, "videos": len(some.row_V), "top1": None, "top5": None}
+        if len(some.row_V):
+            part |= {"top1": top_accuracy(some, 1), "top5": top5_accuracy(some)}
+        parts.append(part)
     return {"by_duration": parts, "shorter_than_all": int((seconds < edges[0]).sum())}
 
 
 def group_accuracy(videos: ViewScores, groups: Mapping[str, Sequence[int]]) -> dict[str, float]:
-    """Return the top-1 accuracy of what classes are combinations of, such as verb and noun.
+    """Return the top-1 accuracy of the groups that classes are combinations of, such as verb and
+    noun.
 
-    A member scores the sum of the scores of its classes: the probability of a verb is that of its
-    actions, whatever their nouns.
+    The score of a member is the sum of the scores of its classes: the probability of a verb is the
+    sum over all actions with that verb.
 
     Args:
         videos: One entry per video.
-        groups: By name, the index of each class's member.
+        groups: By name of the group, the member of each class.
 
     Returns:
-        The share of videos whose member scores best, by group.
+        The accuracy by group; NaN if a score is not finite.
     """
+    if not videos.score_VL.isfinite().all():
+        return dict.fromkeys(groups, math.nan)
     found = {}
     for name, members in groups.items():
         member_L = torch.tensor(members)

@@ -1,4 +1,4 @@
-"""Which labelled videos may be used, and which of them are kept for choosing.
+"""Drawing labelled videos: few-shot subsets, and held-out videos for choosing a probe.
 
 Shapes: R videos.
 """
@@ -25,19 +25,19 @@ def draw_shots(
     key: str = "evaluate.shots",
     skips_empty: bool = False,
 ) -> list[int]:
-    """Draw as many rows of each class; those of fewer shots are among those of more.
+    """Draw `shots` rows of each class; those of fewer shots are among those of more.
 
     Args:
         rows: Rows to draw from.
         labels: Their classes.
-        shots: Rows of each class.
-        seed: Of the draw.
-        names: Names of the classes.
-        key: The recipe key that says how many; for messages.
-        skips_empty: Draw nothing from a class without any row, instead of refusing it.
+        shots: Rows per class.
+        seed: Seed of the draw.
+        names: Class names.
+        key: The recipe key of the number, for messages.
+        skips_empty: Accept classes without any row.
 
     Returns:
-        The rows drawn, in the order they were given in.
+        The drawn rows, in their original order.
 
     Raises:
         DataError: If a class has too few.
@@ -53,8 +53,8 @@ def draw_shots(
     if short:
         label = min(short, key=lambda one: short[one])
         raise DataError(
-            f"`{key}: {shots}` asks for more videos than {len(short)} of {len(names)} "
-            f"classes have; `{names[label]}` has {short[label]}",
+            f"`{key}: {shots}` is more than the videos of {len(short)} of {len(names)} classes; "
+            f"`{names[label]}` has {short[label]}",
             hint=f"the smallest class allows `{key}={short[label]}`"
             if short[label]
             else "choose a `split` that has videos of every class",
@@ -69,16 +69,15 @@ def draw_shots(
 def hold_out(
     label_R: Tensor, share: float, *, seed: int, source_R: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Part videos, those of each class alike: at least one is held out of a class of two.
+    """Hold out a share of the videos of each class: at least one of a class of two.
 
-    Segments of one file stay together, for they look alike: the file counts for the class of its
-    first segment.
+    Segments of one file stay together; the file counts for the class of its first segment.
 
     Args:
         label_R: Class of each video.
-        share: Share that is held out.
-        seed: Of the draw.
-        source_R: Number of the file each was cut from; None where each has its own.
+        share: Share to hold out.
+        seed: Seed of the draw.
+        source_R: Number of the file each was cut from; None if each has its own.
 
     Returns:
         Indices of the videos to train on and of those held out, ascending.
@@ -100,9 +99,9 @@ def hold_out(
         held += [place for places in files[:count] for place in places]
     if not held:
         raise DataError(
-            "no video can be held out to choose learning rate and weight decay on: each class has "
-            "one labelled video",
-            hint="name one of each, such as `evaluate.probe.rates=[1e-3] "
+            "no video can be held out to choose learning rate and weight decay: each class has one "
+            "labelled video",
+            hint="give a single rate and decay, such as `evaluate.probe.rates=[1e-3] "
             "evaluate.probe.decays=[0.01]`, or raise `evaluate.shots`",
         )
     kept = torch.ones(len(label_R), dtype=torch.bool)

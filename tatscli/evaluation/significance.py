@@ -1,6 +1,6 @@
-"""Whether one classifier is better than another, and how sure the mean of a few seeds is.
+"""Whether one classifier is better than another, and confidence intervals over seeds.
 
-Only the standard library: whole numbers of any size make the exact test exact.
+Only the standard library is used: integers of any size keep the exact test exact.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from statistics import fmean, stdev
 def mcnemar(only_first: int, only_second: int) -> tuple[float, float]:
     """Return McNemar's exact two-sided p of two classifiers on the same videos, and its mid-p.
 
-    If both are equally good, each video that one alone names rightly is a fair coin. The exact p is
-    conservative: it falls below 0.05 in fewer than 5 % of such cases. The mid-p (Fagerland et al.
-    2013, doi 10.1186/1471-2288-13-91) counts the outcome at hand by half and is closer to that.
+    If both are equally good, each video that only one classifies correctly is a fair coin toss. The
+    exact p is conservative: it falls below 0.05 in fewer than 5 % of such cases. The mid-p
+    (Fagerland et al. 2013, doi 10.1186/1471-2288-13-91) gives the observed outcome half weight and
+    is closer to 5 %.
 
     Args:
-        only_first: Videos that the first names rightly and the second wrongly.
-        only_second: The other way round.
+        only_first: Videos that only the first classifies correctly.
+        only_second: Videos that only the second classifies correctly.
     """
     together, fewer = only_first + only_second, min(only_first, only_second)
-    ways, here = 0, 1  # outcomes up to `fewer`, and those of exactly so many
+    ways, here = 0, 1  # outcomes up to `fewer`, and those of exactly k
     for k in range(fewer + 1):
         ways += here
         last, here = here, here * (together - k) // (k + 1)
@@ -46,7 +47,8 @@ def mean_interval(
 ) -> tuple[float, float | None, list[float] | None]:
     """Return the mean, the standard deviation (n - 1) and Student's interval of the mean.
 
-    Deviation and interval are None for a single value. The interval assumes a normal distribution.
+    Standard deviation and interval are None for a single value. The interval assumes a normal
+    distribution.
     """
     mean = fmean(values)
     if len(values) < 2:
@@ -57,7 +59,7 @@ def mean_interval(
 
 
 def student_quantile(share: float, freedom: int) -> float:
-    """Return the value that a share, above one half, of Student's t distribution lies below."""
+    """Return the quantile of Student's t distribution for a share above one half."""
     low, high = 0.0, 1.0
     while _student_below(high, freedom) < share:
         low, high = high, 2 * high
@@ -68,8 +70,8 @@ def student_quantile(share: float, freedom: int) -> float:
 
 
 def _student_below(value: float, freedom: int) -> float:
-    """Return Student's cumulative distribution for a whole number of degrees of freedom: the finite
-    sums of Abramowitz and Stegun, 26.7.3 and 26.7.4."""
+    """Return the CDF of Student's t distribution for a whole number of degrees of freedom, by the
+    finite sums of Abramowitz and Stegun, 26.7.3 and 26.7.4."""
     angle = math.atan2(value, math.sqrt(freedom))
     sine, cosine = math.sin(angle), math.cos(angle)
     if freedom % 2:

@@ -1,4 +1,4 @@
-"""Running a frozen model over every view of a split.
+"""Running a model over every view of a split, in evaluation mode.
 
 Shapes: B batch, V views, L classes or D width.
 """
@@ -24,7 +24,7 @@ from tatscli.recipe.schema import Recipe
 from tatscli.system.drop import TokenDrop
 
 Skipped = dict[int, str]
-"""Rows of videos that were left out because they cannot be read, and why."""
+"""Rows of skipped videos, and why they cannot be read."""
 
 
 def score_views(
@@ -41,25 +41,23 @@ def score_views(
 ) -> ViewScores:
     """Run `model` over all views, spread over the ranks, and return every rank's results.
 
-    Views of a video that show the very same are looked at once, and count as often as they are
-    asked for.
+    Identical views of a video are computed once and repeated in the result.
 
     Args:
         model: Maps standardised video to (B, L); put in evaluation mode.
-        views: What to run over.
-        recipe: Says how pixels are standardised, and the batch.
+        views: The views to run over.
+        recipe: Gives normalisation and batch size.
         here: Device, precision and peers.
         output: Applied to the model's float32 output; softmax by default.
-        drop: Leaves tokens out of every view; the model then takes those that are kept, (B, K),
-            as well.
-        skipped: Where videos that cannot be read are entered, those of all ranks; no view of them
-            is in the result. None lets the first one stop the evaluation.
+        drop: Drops tokens of every view; the model then also takes the tokens to keep, (B, K).
+        skipped: Collects videos of all ranks that cannot be read; no view of them is in the result.
+            With None the first one is an error.
         finite: Refuse outputs that are not finite.
         description: Label of the progress bar.
 
     Raises:
         DataError: If a video cannot be read and `skipped` is None, or none can be read.
-        CheckpointError: If an output is not finite, where that is refused.
+        CheckpointError: If an output is not finite and `finite` is set.
     """
     finish = output or (lambda logits: logits.softmax(dim=-1))
     rows, labels, outputs = list[Tensor](), list[Tensor](), list[Tensor]()
@@ -81,19 +79,19 @@ def score_views(
         rows.append(batch.row_B.repeat_interleave(times_B))
         labels.append(batch.label_B.repeat_interleave(times_B))
         outputs.append(finish(result).cpu().repeat_interleave(times_B, dim=0))
-    # A rank beyond the last view has nothing to add.
+    # A rank without views has nothing to add.
     mine = [(torch.cat(rows), torch.cat(labels), torch.cat(outputs))] if rows else []
     parts = distributed.gathered(mine)
     share_skipped(skipped, views)
     row_V, label_V, score_VL = (torch.cat(column) for column in zip(*parts, strict=True))
-    if skipped:  # views of theirs may have been read before one could not
+    if skipped:  # other views of theirs may have been read before
         kept_V = ~torch.isin(row_V, torch.tensor(list(skipped)))
         row_V, label_V, score_VL = row_V[kept_V], label_V[kept_V], score_VL[kept_V]
     return ViewScores(row_V, label_V, score_VL)
 
 
 def as_is(output_BD: Tensor) -> Tensor:
-    """Return a model's output as it is; for `score_views` of features."""
+    """Return a model's output unchanged; for `score_views` of features."""
     return output_BD
 
 
@@ -111,12 +109,12 @@ def run_views(
 ) -> Iterator[tuple[Batch, Tensor]]:
     """Run `model`, in evaluation mode and without gradient, over this rank's share of the views.
 
-    Arguments and errors are those of `score_views`; `skipped` gets this rank's videos alone, and
-    views of theirs that could be read may be among those yielded. `distinct` leaves out views that
-    show the very same as an earlier one of their video.
+    Arguments and errors are those of `score_views`; `skipped` gets only this rank's videos, and
+    readable views of skipped videos may be yielded. `distinct` leaves out views that are identical
+    to an earlier one of their video.
 
     Yields:
-        Batches, on the CPU, and the model's float32 outputs, where the model is.
+        Batches, on the CPU, and the model's float32 outputs, on its device.
     """
     model.eval()
     size = recipe.evaluate.batch_per_device
@@ -135,7 +133,7 @@ def run_views(
     ):
         pixels_BCTHW = batch.video_BCTHW.to(here.device, non_blocking=True)
         video_BCTHW = standardized(pixels_BCTHW, recipe.data.mean, recipe.data.std)
-        # Entered anew for every batch: a generator must not leave its caller without gradients.
+        # Entered for every batch: a generator must not leave its caller in inference mode.
         with torch.inference_mode(), autocast(here.device, here.dtype):
             if drop is None:
                 result = model(video_BCTHW).float()
@@ -147,10 +145,10 @@ def run_views(
 
 
 def share_skipped(skipped: Skipped | None, views: EvalViews) -> None:
-    """Let every rank know the videos that any rank has left out.
+    """Exchange the skipped videos between all ranks.
 
     Raises:
-        DataError: If nothing of `views` is left.
+        DataError: If no video of `views` is left.
     """
     if skipped is None:
         return
@@ -160,15 +158,15 @@ def share_skipped(skipped: Skipped | None, views: EvalViews) -> None:
     if len(bad) == len(views.rows):
         raise DataError(
             f"none of the {len(bad)} videos can be read; the first: {skipped[bad[0]]}",
-            hint="`tats store verify STORE` says what is wrong with the store",
+            hint="`tats store verify STORE` checks the store",
         )
 
 
 def refuse_not_finite(result_BL: Tensor, batch: Batch, views: EvalViews) -> None:
-    """Find out that a model's outputs are not finite.
+    """Refuse outputs that are not finite.
 
     Raises:
-        CheckpointError: If so; it names the first video and view.
+        CheckpointError: If there are some; it names the first video and view.
     """
     finite_B = result_BL.isfinite().flatten(1).all(dim=1)
     if finite_B.all():

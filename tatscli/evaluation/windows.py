@@ -1,4 +1,4 @@
-"""Running a frozen network over the windows of many videos, in batches that videos share.
+"""Running a network over the windows of many videos, in batches shared by videos.
 
 Shapes: B batch, V views of a window, C channels, T frames, H and W pixels.
 """
@@ -22,13 +22,13 @@ from tatscli.recipe.schema import Data
 
 
 class Seen(NamedTuple):
-    """A window that has been seen, or the end of a video.
+    """The output for a window, or the end of a video.
 
     Attributes:
         video: Number of the video.
-        span: When the window is; None at the end of the video.
-        output: What the network makes of its views, (V, ...) float32 on the CPU; None at the end.
-        error: At the end, why the video could not be read to its end.
+        span: Time and frames of the window; None at the end of the video.
+        output: The network's output for its views, (V, ...) float32 on the CPU; None at the end.
+        error: At the end, the error if the video could not be read completely.
     """
 
     video: int
@@ -38,7 +38,7 @@ class Seen(NamedTuple):
 
 
 def show_progress(bar: tqdm, videos: Sequence[Footage], seen: Seen) -> None:
-    """Move a bar that counts videos, also within one: an hour is one video, too."""
+    """Move a bar that counts videos, also within a video, which may be an hour long."""
     share = 1.0
     if seen.span is not None:
         seconds = videos[seen.video].seconds
@@ -47,15 +47,15 @@ def show_progress(bar: tqdm, videos: Sequence[Footage], seen: Seen) -> None:
 
 
 class Runner(NamedTuple):
-    """How windows are seen.
+    """Runs a network over windows.
 
     Attributes:
         network: Maps standardised video (B, C, T, H, W) to one output each.
-        data: Says how pixels are standardised.
-        device: Where the network is.
+        data: Gives the normalisation.
+        device: Device of the network.
         dtype: Autocast precision.
-        batch: Views per forward pass, at most.
-        threads: Videos that are read at once; 0 reads in this thread.
+        batch: Maximum views per forward pass.
+        threads: Videos that are read in parallel; 0 reads in this thread.
     """
 
     network: Callable[[Tensor], Tensor]
@@ -68,20 +68,20 @@ class Runner(NamedTuple):
     def run(
         self, videos: Sequence[Footage], windows: Windows, *, first: int = 0, skip: int = 0
     ) -> Iterator[list[Seen]]:
-        """See all windows of videos, one after the other.
+        """Run over all windows of videos, one after the other.
 
-        Which windows share a batch depends only on where the run began, so that one that goes on
-        behind a batch of another makes the same numbers. A video that cannot be read ends with its
-        error, and the next one follows.
+        Which windows share a batch depends only on the starting point, so that a run that resumes
+        after a batch computes the same numbers. A video that cannot be read ends with its error,
+        and the next one follows.
 
         Args:
             videos: The videos.
             windows: How they are cut.
-            first: Number of the first video to look at.
-            skip: Windows of that one that are passed over.
+            first: Number of the first video.
+            skip: Windows of that video to skip.
 
         Yields:
-            What came of every batch: windows in order, and the ends of videos among them.
+            The outputs of every batch: windows in order, with the ends of videos between them.
         """
         together = max(1, self.batch // windows.crops)
         waiting: list[tuple[int, Window | None, DataError | None]] = []

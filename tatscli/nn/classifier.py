@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from tatscli.engine.device import at_least_float32
-from tatscli.errors import RecipeError
+from tatscli.errors import CheckpointError, RecipeError
+from tatscli.jsonfiles import reason_of
 from tatscli.nn.batch_norm import BatchNorm
 from tatscli.nn.pool import EfficientPool
 from tatscli.nn.vit import NORM_EPS, Block, Encoder, build_encoder
@@ -212,9 +214,18 @@ def build_classifier(
 
 
 def groups_of(meta: Mapping[str, Any]) -> dict[str, ClassGroup]:
-    """Return the class groups that a checkpoint's `meta.json` holds; older ones hold none."""
+    """Return the class groups that a checkpoint's `meta.json` holds; older ones hold none.
+
+    Raises:
+        CheckpointError: If they are damaged.
+    """
     groups = meta.get("class_groups", {})
-    return {name: ClassGroup.model_validate(group) for name, group in groups.items()}
+    try:
+        return {name: ClassGroup.model_validate(group) for name, group in groups.items()}
+    except ValidationError as error:
+        raise CheckpointError(
+            f"the `class_groups` of a checkpoint's `meta.json` cannot be read: {reason_of(error)}"
+        ) from error
 
 
 def chosen_groups(

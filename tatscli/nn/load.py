@@ -36,8 +36,8 @@ def open_checkpoint(path: Path | str, *, prefer: str = "last") -> LoadedRun:
         CheckpointError: If there is none.
     """
     checkpoint = find_weights(path, prefer=prefer)
-    recipe = Recipe.model_validate(checkpoint.meta["recipe"])
-    return LoadedRun(with_store_found(recipe, checkpoint.meta.get("store")), checkpoint)
+    recipe = with_store_found(checkpoint.recipe, checkpoint.meta.get("store"))
+    return LoadedRun(recipe, checkpoint)
 
 
 def find_weights(path: Path | str, *, prefer: str = "last") -> Checkpoint:
@@ -149,7 +149,7 @@ def fits(module: nn.Module, given: dict[str, Tensor], checkpoint: Checkpoint) ->
 
 def positions_moved(checkpoint: Checkpoint, recipe: Recipe) -> str:
     """Say what loading a checkpoint's encoder for a recipe does about positions, if anything."""
-    return moved_words(Recipe.model_validate(checkpoint.meta["recipe"]).grid, recipe.grid)
+    return moved_words(checkpoint.recipe.grid, recipe.grid)
 
 
 def _on_own_grid(
@@ -158,7 +158,7 @@ def _on_own_grid(
     """Bring positions, if the module has any, from the grid of the checkpoint's recipe."""
     if not position_tables(module):
         return given, ""
-    return carried_over(module, given, Recipe.model_validate(checkpoint.meta["recipe"]).grid)
+    return carried_over(module, given, checkpoint.recipe.grid)
 
 
 def _compared(

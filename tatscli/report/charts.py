@@ -13,11 +13,11 @@ import numpy as np
 from tatscli.errors import UsageError
 
 MOST_POINTS = 400
-"""Of a curve: a longer one is drawn as means of equal stretches."""
-_SCORES = "top-1 on videos that are not trained on"
+"""Points of a curve; a longer one is drawn as means of equal parts."""
+_SCORES = "top-1 on held-out videos"
 _MAIN = ("loss", _SCORES, "learning rate", "grad_norm", "seconds of a step")
 _NAMED = 60  # classes whose names fit beside a confusion matrix
-_PLACES = ("step", "epoch", "wall")  # where a line stands, in steps, passes and seconds
+_PLACES = ("step", "epoch", "wall")  # position of a line, in steps, passes and seconds
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: it can be searched, and weighs less
     "svg.hashsalt": "tats",  # the same figures give the same file
@@ -36,9 +36,9 @@ class Chart:
     """Curves that share axes.
 
     Attributes:
-        title: What is drawn.
-        curves: By name, values of each line of the log that has them: (step, value).
-        main: Whether everyone looks at it.
+        title: Its title.
+        curves: By name, (step, value) of each line of the log that has it.
+        main: Whether it is among the most important ones.
     """
 
     title: str
@@ -47,12 +47,10 @@ class Chart:
 
 
 def group_curves(lines: Sequence[Mapping[str, Any]]) -> tuple[list[Chart], dict[str, float]]:
-    """Sort the numbers of a `metrics.jsonl` into charts: what is alike shares one.
-
-    The charts that everyone looks at come first: the `main` ones.
+    """Group the numbers of a `metrics.jsonl` into charts of related numbers, `main` ones first.
 
     Returns:
-        The charts, and the numbers that were the same in every line, which need none.
+        The charts, and the numbers that are the same in every line, which need no chart.
     """
     curves: dict[str, list[tuple[int, float]]] = {}
     for line in lines:
@@ -93,7 +91,7 @@ def draw_curves(chart: Chart) -> str:
 
 
 def draw_confusion(confusion_LL: np.ndarray, names: Sequence[str]) -> str:
-    """Draw a confusion matrix, rows true and columns predicted, each row as shares of its videos.
+    """Draw a confusion matrix: rows are true classes, columns predicted, each row sums to 1.
 
     Raises:
         UsageError: If matplotlib is not installed.
@@ -118,13 +116,13 @@ def draw_confusion(confusion_LL: np.ndarray, names: Sequence[str]) -> str:
 
 
 def _figure(paint: Callable[[Any], None], size: tuple[float, float]) -> str:
-    """Draw without a display, and return the `<svg>` element alone."""
+    """Draw without a display, and return the `<svg>` element."""
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UsageError(
-            "`tats report` draws with matplotlib, which is not installed",
+            "`tats report` needs matplotlib, which is not installed",
             hint="pip install 'tats[report]'",
         ) from error
     with rc_context(_STYLE):
@@ -137,7 +135,7 @@ def _figure(paint: Callable[[Any], None], size: tuple[float, float]) -> str:
 
 
 def _chart_of(name: str) -> str:
-    """Return the chart that a number of the log belongs to."""
+    """Return the chart of a number of the log."""
     if name.endswith("top1"):
         return _SCORES
     name = name.removeprefix("watch/")
@@ -154,7 +152,7 @@ def _rank(name: str) -> int:
 
 
 def _thinned(points: Sequence[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
-    """Return steps and values; of a long curve the means of equal stretches."""
+    """Return steps and values; for a long curve the means of equal parts."""
     step, value = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))
     if len(step) <= MOST_POINTS:
         return step, value

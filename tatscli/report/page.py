@@ -1,4 +1,4 @@
-"""The page of a report: what it may show, and the template it is shown by."""
+"""The HTML page of a report: its data, and rendering them with the template."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A share as a bar.
+    """A share, shown as a bar.
 
     Attributes:
-        name: What it is of.
+        name: Its label.
         share: In [0, 1].
-        words: What stands at its end.
+        words: Text at its end.
     """
 
     name: str
@@ -39,9 +39,9 @@ class Figure:
 
     Attributes:
         source: A data URI.
-        title: What it shows.
-        lines: More about it.
-        mark: `right` or `wrong`, where there is an answer; empty where there is none.
+        title: Its title.
+        lines: Further lines of text.
+        mark: `right` or `wrong` for predictions; empty otherwise.
     """
 
     source: str
@@ -60,18 +60,18 @@ class Gallery:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A part of the page; what it has is shown in this order.
+    """A section of the page; its parts are shown in this order.
 
     Attributes:
         title: Its heading.
         note: A sentence below it.
         charts: SVG elements.
-        further: More of them, folded away.
-        table: Numbers.
-        bars: Shares.
-        galleries: Pictures.
-        text: Preformatted text, folded away under `fold`.
-        fold: What is written on the fold.
+        further: Further SVG elements, collapsed.
+        table: A table.
+        bars: Bars.
+        galleries: Galleries.
+        text: Preformatted text, collapsed under `fold`.
+        fold: Label of the collapsed text.
     """
 
     title: str
@@ -91,9 +91,9 @@ class Page:
 
     Attributes:
         title: The run's name.
-        subtitle: What kind of run it is.
+        subtitle: A description of the run.
         facts: The most important numbers: name and value.
-        sections: The rest.
+        sections: The sections.
     """
 
     title: str
@@ -103,7 +103,7 @@ class Page:
 
 
 def render(page: Page) -> str:
-    """Write a page as one HTML file that loads nothing else. All text is escaped.
+    """Render a page as one HTML file that loads nothing else. All text is escaped.
 
     Raises:
         UsageError: If Jinja is not installed.
@@ -113,13 +113,13 @@ def render(page: Page) -> str:
         from markupsafe import Markup, escape
     except ImportError as error:
         raise UsageError(
-            "`tats report` writes with Jinja, which is not installed",
+            "`tats report` needs Jinja, which is not installed",
             hint="pip install 'tats[report]'",
         ) from error
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    # What messages put in backticks is code here.
+    # Backticks in messages become code.
     environment.filters["prose"] = lambda text: Markup(
         re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text)))
     )

@@ -1,4 +1,4 @@
-"""Pictures of a report as data URIs, so that the page needs no other file.
+"""Images of a report as data URIs, so that the page needs no other files.
 
 Shapes: T frames, C channels, H and W pixels.
 """
@@ -17,12 +17,12 @@ _GAP = 2  # white pixels between the frames of a strip
 
 
 def strip(video_TCHW: Tensor, *, frames: int = 4, height: int = 96) -> str:
-    """Put some frames of a clip side by side, evenly spread: a JPEG.
+    """Show evenly spread frames of a clip side by side, as a JPEG.
 
     Args:
         video_TCHW: uint8.
-        frames: How many, from the first to the last.
-        height: Of the picture, in pixels.
+        frames: Number of frames, from the first to the last.
+        height: Height of the image, in pixels.
     """
     chosen = np.linspace(0, len(video_TCHW) - 1, min(frames, len(video_TCHW))).round().astype(int)
     tall, wide = video_TCHW.shape[-2:]
@@ -35,7 +35,7 @@ def strip(video_TCHW: Tensor, *, frames: int = 4, height: int = 96) -> str:
 
 
 def animation(panels_TYX3: np.ndarray, *, fps: float) -> str:
-    """Encode frames as one moving picture that repeats: WebP. On paper its first frame is seen."""
+    """Encode frames as a looping WebP animation; printed, it shows its first frame."""
     first, *rest = (Image.fromarray(one) for one in panels_TYX3)
     return _encoded(
         first,
@@ -50,7 +50,7 @@ def animation(panels_TYX3: np.ndarray, *, fps: float) -> str:
 
 
 def picture_file(path: Path) -> str:
-    """Take a PNG file as it is."""
+    """Return a PNG file unchanged."""
     return _uri("png", path.read_bytes())
 
 

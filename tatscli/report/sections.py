@@ -1,4 +1,4 @@
-"""Parts of a report that are made of what a run has written, without a look at its videos.
+"""Sections of a report that are made from the files of a run, without its videos.
 
 Shapes: L classes.
 """
@@ -29,7 +29,7 @@ _CONFUSED = 20  # pairs of classes in the table
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What an evaluation wrote.
+    """The result of an evaluation.
 
     Attributes:
         path: The JSON file.
@@ -41,7 +41,7 @@ class Result:
 
 
 def subtitle(opened: LoadedRun, described: dict[str, Any]) -> str:
-    """Say what kind of run it is, how far it came and where it began."""
+    """Describe the run: its kind, how far it got and where it started."""
     checkpoint, kinds = opened.checkpoint, {"pretrained": "pretraining", "finetuned": "fine-tuning"}
     words = [kinds.get(checkpoint.kind, checkpoint.kind), f"checkpoint of step {checkpoint.step:,}"]
     if described.get("started"):
@@ -54,7 +54,7 @@ def subtitle(opened: LoadedRun, described: dict[str, Any]) -> str:
 def headline(
     opened: LoadedRun, lines: Sequence[dict[str, Any]], shown: Result | None
 ) -> list[tuple[str, str]]:
-    """Return the numbers that matter most, by name: the last of the log, and of an evaluation."""
+    """Return the most important numbers, by name: the last of the log, and of an evaluation."""
     last: dict[str, Any] = {}
     for line in lines:
         last |= line
@@ -68,7 +68,8 @@ def headline(
     facts += [(words, f"{last[key]:.4g}") for key, words in names.items() if _number(last.get(key))]
     if shown is not None:
         for key, words in (("top1", "top-1"), ("top5", "top-5")):
-            facts.append((f"{words}, {shown.facts['split']}", f"{shown.facts[key]:.4f}"))
+            if _number(shown.facts.get(key)):
+                facts.append((f"{words}, {shown.facts['split']}", f"{shown.facts[key]:.4f}"))
         for group, top1 in shown.facts.get("group_top1", {}).items():
             facts.append((f"{group} top-1, {shown.facts['split']}", f"{top1:.4f}"))
         facts.append(("videos scored", f"{shown.facts['videos']:,}"))
@@ -87,7 +88,7 @@ def curves(lines: Sequence[dict[str, Any]]) -> Section:
     note = f"Steps {lines[0]['step']:,} to {lines[-1]['step']:,} of metrics.jsonl."
     if constant:
         same = ", ".join(f"{name} {value:g}" for name, value in constant.items())
-        note += f" Always the same: {same}."
+        note += f" Constant: {same}."
     return Section(
         "Curves",
         note=note,
@@ -97,7 +98,7 @@ def curves(lines: Sequence[dict[str, Any]]) -> Section:
 
 
 def training_pictures(run: Path) -> Iterator[Section]:
-    """Show the last picture that the training itself left."""
+    """Show the last picture that training wrote."""
     files = sorted((run / "pictures").glob("*.png"))
     if files:
         gallery = Gallery("", [Figure(picture_file(files[-1]), files[-1].stem)])
@@ -107,7 +108,7 @@ def training_pictures(run: Path) -> Iterator[Section]:
 def evaluations(found: Sequence[Result], shown: Result | None) -> Iterator[Section]:
     """Show all evaluations as a table, and the chosen one by class."""
     if not found and shown is None:
-        yield Section("Evaluations", note="None yet: run tats evaluate on this run.")
+        yield Section("Evaluations", note="None yet: `tats evaluate` makes them.")
         return
     columns = ["result", "protocol", "split", "videos", "views"]
     numbers = {
@@ -139,26 +140,26 @@ def evaluations(found: Sequence[Result], shown: Result | None) -> Iterator[Secti
         )
         for one in classes
     ]
-    yield Section("Top-1 by class", note=f"Of {shown.path.stem}.", bars=bars)
+    yield Section("Top-1 by class", note=f"From {shown.path.stem}.", bars=bars)
     confusion_LL = np.array(facts["confusion"])
     names = list(facts["class_names"])
     yield Section(
         "Confusion",
-        note="Each row is a true class; darker is a larger share of its videos.",
+        note="Each row is a true class; a darker cell is a larger share of its videos.",
         charts=[draw_confusion(confusion_LL, names)],
         table=_confused(confusion_LL, names),
     )
 
 
 def _measured(value: Any) -> str:
-    """Write a number, or the ends of an interval; empty where there is none."""
+    """Format a number, or the ends of an interval; empty if there is none."""
     if isinstance(value, list):
         return " to ".join(map(_measured, value))
     return f"{value:.4f}" if _number(value) else ""
 
 
 def _confused(confusion_LL: np.ndarray, names: Sequence[str]) -> Table | None:
-    """List the pairs of classes that are mistaken most often."""
+    """List the pairs of classes that are confused most often."""
     wrong_LL = confusion_LL - np.diag(np.diag(confusion_LL))
     order = np.argsort(-wrong_LL, axis=None, kind="stable")[:_CONFUSED]
     pairs = [divmod(int(place), len(names)) for place in order if wrong_LL.flat[place]]
@@ -172,19 +173,19 @@ def _confused(confusion_LL: np.ndarray, names: Sequence[str]) -> Table | None:
 
 
 def recipe_changes(opened: LoadedRun, described: dict[str, Any]) -> Section:
-    """Show the recipe, and what it changes of the shipped one it began as."""
+    """Show the recipe, and how it differs from the shipped recipe of that name."""
     text = dump_recipe(opened.recipe)
     name = str(described.get("recipe") or opened.checkpoint.meta.get("name") or "")
     parent = next((one for one in shipped() if one.name.replace("/", "-") == name), None)
     if parent is None:
-        return Section("Recipe", note="It is not one that ships.", text=text, fold="whole recipe")
+        return Section("Recipe", note="It is not a shipped recipe.", text=text, fold="whole recipe")
     try:
         before = load_recipe(parent.name).recipe.model_dump(mode="json")
     except RecipeError as error:
         return Section("Recipe", note=error.message, text=text, fold="whole recipe")
     after = opened.recipe.model_dump(mode="json")
     rows = [[key, _value(old), _value(new)] for key, old, new in differences(before, after)]
-    note = f"{len(rows)} keys differ from `{parent.name}` as this version ships it."
+    note = f"{len(rows)} keys differ from `{parent.name}` as shipped with this version."
     table = Table(["key", parent.name, "this run"], rows) if rows else None
     return Section("Recipe", note=note, table=table, text=text, fold="whole recipe")
 
@@ -194,14 +195,14 @@ def _value(value: Any) -> str:
 
 
 def environment(described: dict[str, Any], opened: LoadedRun) -> Section:
-    """Show what `run.json` says, whose longer parts are folded away."""
+    """Show the content of `run.json`, longer parts collapsed."""
     rows = [
         [key, " ".join(map(str, value)) if isinstance(value, list) else str(value)]
         for key, value in described.items()
         if not isinstance(value, dict) and key != "earlier"
     ]
     rows += [
-        ["sessions", str(1 + len(described.get("earlier", [])))],
+        ["sessions", str(1 + len(described.get("earlier") or []))],
         ["checkpoint", str(opened.checkpoint.path)],
         ["checkpoint sha256", opened.checkpoint.digest()],
         ["report by", f"tats {__version__}"],

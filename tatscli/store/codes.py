@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 
 from tatscli.errors import DataError
 from tatscli.files import write_safely
+from tatscli.jsonfiles import read_json
 from tatscli.recipe.schema import Data
 from tatscli.store.reader import Store
 from tatscli.tensors import Tensor, write_tensors
@@ -87,8 +88,8 @@ class Codes:
             "(or `--tokenizer PATH --size N`, with the target's `--kind` and `--scale`)"
         )
         try:
-            facts = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            facts = read_json(self.folder / INDEX)
+        except FileNotFoundError as error:
             others = sorted(self.folder.parent.glob(f"{key[:16]}-*/{INDEX}"))
             there = ", ".join(f"`{one.parent.name}`" for one in others if one.parent.name != key)
             raise DataError(
@@ -96,7 +97,7 @@ class Codes:
                 + (f"; of others it holds {there}" if there else ""),
                 again,
             ) from error
-        if facts.get("store_fingerprint") != store.fingerprint():
+        if not isinstance(facts, dict) or facts.get("store_fingerprint") != store.fingerprint():
             raise DataError(f"the codes in `{self.folder}` are of other videos", again)
         self.by_clip = facts.get("clips") is not None
         self.scored = bool(facts.get("scores"))

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 
 from tatscli.errors import DataError, UsageError
 from tatscli.files import refuse_existing, write_safely
+from tatscli.jsonfiles import read_object, reason_of
 from tatscli.tensors import Tensor, write_tensors
 
 PLAN = "plan.json"
@@ -177,8 +178,8 @@ class FeatureParts:
 
     def _known_plan(self) -> dict[str, Any] | None:
         try:
-            return json.loads((self.folder / PLAN).read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+            return read_object(self.folder / PLAN)
+        except DataError:  # another plan than any
             return None
 
     def _refuse(self, known: dict[str, Any] | None, plan: dict[str, Any], overwrite: bool) -> None:
@@ -210,5 +211,5 @@ def _read_state(file: Path) -> tuple[State, np.ndarray | None]:
             return state, part.get_tensor(_CARRY) if _CARRY in part.keys() else None  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"`{file}` is damaged: {error}", "`--overwrite` begins anew, without it"
+            f"`{file}` is damaged: {reason_of(error)}", "`--overwrite` begins anew, without it"
         ) from error

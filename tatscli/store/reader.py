@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from tatscli.errors import DataError
+from tatscli.jsonfiles import UNREADABLE, reason_of
 from tatscli.store.schema import (
     DATASET,
     FORMAT_VERSION,
@@ -68,9 +68,10 @@ class Store:
                     f"`{path}` has store format `{version}`; this tats reads {FORMAT_VERSION}",
                     "prepare it anew, or use the tats version that wrote it",
                 )
-            dataset, rows = Dataset.model_validate_json(text), read_rows(path / MANIFEST)
-        except (ValidationError, ValueError, AttributeError) as error:
-            raise DataError(f"the store `{path}` is damaged: {error}", again) from error
+            dataset = Dataset.model_validate_json(text)
+            rows = read_rows(path / MANIFEST)
+        except UNREADABLE as error:
+            raise DataError(f"the store `{path}` is damaged: {reason_of(error)}", again) from error
         if not dataset.complete:
             raise DataError(
                 f"the store `{path}` is unfinished: {len(rows)} sources so far",
@@ -120,6 +121,14 @@ class Store:
                 "its `manifest.jsonl` says why each source failed",
             )
         return readable
+
+    def failed(self, split: str | None) -> list[int]:
+        """Return the indices of the rows of a split that could not be prepared; None takes all."""
+        return [
+            index
+            for index, row in enumerate(self.rows)
+            if row.status == "failed" and row.in_split(split)
+        ]
 
     def check_split(self, split: str | None) -> None:
         """Refuse a split that the store does not have; None is the whole store.

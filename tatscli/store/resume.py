@@ -8,9 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from tatscli.errors import DataError, UsageError
+from tatscli.jsonfiles import reason_of
 from tatscli.lock import LOCK
 from tatscli.store.schema import (
     DATASET,
@@ -132,8 +131,8 @@ def _read(out: Path) -> tuple[Dataset, list[Row]]:
     try:
         dataset = Dataset.model_validate_json((out / DATASET).read_bytes())
         rows = read_rows(out / MANIFEST)
-    except ValidationError as error:
-        raise DataError(f"the store `{out}` is damaged: {error}", _OTHER) from error
+    except ValueError as error:
+        raise DataError(f"the store `{out}` is damaged: {reason_of(error)}", _OTHER) from error
     if dataset.format_version != FORMAT_VERSION:
         raise UsageError(f"`{out}` has store format `{dataset.format_version}`", _OTHER)
     return dataset, rows

@@ -13,10 +13,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tatscli.errors import UsageError
 from tatscli.files import write_safely
+from tatscli.jsonfiles import reason_of
 
 FORMAT_VERSION = 1
 DATASET, MANIFEST, SHARDS = "dataset.json", "manifest.jsonl", "shards"
@@ -223,12 +224,19 @@ def read_rows(path: Path) -> list[Row]:
     """Read a manifest; a last line that a killed run left unfinished is dropped.
 
     Raises:
-        pydantic.ValidationError: A finished line is not a row.
+        ValueError: A finished line is not a row; it names the line.
     """
     if not path.exists():
         return []
     lines = path.read_bytes().split(b"\n")
-    return [Row.model_validate_json(line) for line in lines[:-1] if line]
+    rows = []
+    for number, line in enumerate(lines[:-1], start=1):
+        if line:
+            try:
+                rows.append(Row.model_validate_json(line))
+            except ValidationError as error:
+                raise ValueError(f"`{path.name}`, line {number}: {reason_of(error)}") from error
+    return rows
 
 
 def row_line(row: Row) -> bytes:

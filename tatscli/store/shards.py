@@ -169,7 +169,7 @@ class Shard:
             return np.frombuffer(file.read(stop - start), _NUMPY[tensor.dtype])
 
 
-def _digest(pieces: Iterable[bytes]) -> str:
+def _digest(pieces: Iterable[bytes | memoryview]) -> str:
     digest = blake2b(digest_size=16)
     for piece in pieces:
         digest.update(piece)

@@ -1,4 +1,4 @@
-"""Comparing results: side by side, several seeds as one, and video by video."""
+"""Comparing results: side by side, averaged over seeds, and video by video."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ SEED = 0  # of the draws that a difference is judged by
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A result that is compared.
+    """A result to compare.
 
     Attributes:
-        name: What the user calls it: run folder or file.
-        path: The result's file.
+        name: The run folder or file that the user gave.
+        path: The result file.
         facts: Its content.
     """
 
@@ -57,28 +57,28 @@ def compare(
     """Put results side by side.
 
     Args:
-        runs: Run folders, of which the newest result is taken, or files of results.
-        reporter: Warns of what cannot be compared.
-        name: Result to take of each run, such as `finetuned-val-2x3`.
-        split: Take results of this split alone.
-        protocol: Take results of this protocol alone.
-        group: Also join results that differ in nothing but seed and weights.
-        paired: Also test each result against the first, on the same videos.
-        common: Test on the videos that both have, if they are not the same.
+        runs: Run folders, each for its newest result, or result files.
+        reporter: Warns of differences between the results.
+        name: Result to use of each run, such as `finetuned-val-2x3`.
+        split: Use only results of this split.
+        protocol: Use only results of this protocol.
+        group: Also average results that differ only in seed and weights.
+        paired: Also compare each result with the first, on the same videos.
+        common: Compare on the videos that both have, if they differ.
 
     Returns:
-        `results`, one entry each; with `group` `groups`: `seeds` and of every metric `mean`, `std`
-        and Student's `interval`; with `paired` `paired`, and how it was tested in `test`.
+        `results`, one entry each; with `group` also `groups`: `seeds`, and for every metric `mean`,
+        `std` and Student's `interval`; with `paired` also `paired`, and in `test` the methods.
 
     Raises:
         TatsError: If there is no such result, or scores do not belong together.
     """
     if group and paired:
-        raise UsageError("`--group` and `--paired` exclude each other: results are paired singly")
+        raise UsageError("`--group` and `--paired` exclude each other")
     if common and not paired:
-        raise UsageError("`--common` goes with `--paired`")
+        raise UsageError("`--common` needs `--paired`")
     if paired and len(runs) < 2:
-        raise UsageError("`--paired` needs two results")
+        raise UsageError("`--paired` needs at least two results")
     found = [find_result(run, name=name, split=split, protocol=protocol) for run in runs]
     _warn_of_differences(found, reporter)
     answer: dict[str, Any] = {"results": [_row(one) for one in found]}
@@ -102,17 +102,17 @@ def compare(
 def find_result(
     run: Path, *, name: str | None = None, split: str | None = None, protocol: str | None = None
 ) -> Compared:
-    """Return the result that `run` means: a file, or the newest of a run folder, or of weights of
-    others, that fits.
+    """Return the result that `run` means: a file, or the newest matching one of a run folder or of
+    weights from another program.
 
     Raises:
-        DataError: If there is none with top-1.
+        DataError: If there is none with a top-1 accuracy.
     """
     home = results_home(run, run) if is_foreign(run) else run
     if home is run and not run.is_dir():
         found = Compared(str(run), run, read_result(run))
         if "top1" not in found.facts:
-            raise DataError(f"`{run}` has no top-1: it is of `{found.facts['protocol']}`")
+            raise DataError(f"`{run}` has no top-1: its protocol is `{found.facts['protocol']}`")
         return found
     there = [one for one in results_in(home) if "top1" in one[1]]
     for path, facts in there:
@@ -126,16 +126,16 @@ def find_result(
     ]
     have = ", ".join(f"`{path.stem}`" for path, _ in there)
     raise DataError(
-        f"`{run}` has no result of a classification" + (f" of {' '.join(wanted)}" if have else ""),
+        f"`{run}` has no classification result" + (f" for {' '.join(wanted)}" if have else ""),
         hint=f"it has {have}" if have else f"`tats evaluate {run}` makes one",
     )
 
 
 def groups(found: Sequence[Compared]) -> list[dict[str, Any]]:
-    """Join results of the same evaluation that differ in nothing but seed and weights.
+    """Average results of the same evaluation that differ only in seed and weights.
 
     Raises:
-        DataError: If two of a group have the same seed, so that one counts twice.
+        DataError: If two of a group have the same seed.
     """
     together: dict[str, list[Compared]] = {}
     for one in found:
@@ -147,9 +147,9 @@ def groups(found: Sequence[Compared]) -> list[dict[str, Any]]:
             seed = one.facts["recipe"]["run"]["seed"]
             if seed in by_seed:
                 raise DataError(
-                    f"`{by_seed[seed].name}` and `{one.name}` are of the same recipe and the same "
+                    f"`{by_seed[seed].name}` and `{one.name}` have the same recipe and the same "
                     f"seed, {seed}",
-                    hint="name one of them",
+                    hint="leave out one of them",
                 )
             by_seed[seed] = one
         scores: dict[str, Any] = {}
@@ -172,9 +172,9 @@ def compare_pair(
     """Compare two results video by video.
 
     Returns:
-        `run` and `against` (the first); `videos`, and how many the first and the other have
-        `beside` them; how many `both` name rightly, `only_first`, `only_second` and `neither`;
-        `difference` of top-1 (the other's minus the first's) with `difference_interval`; `p` and
+        `run` and `against` (the first); `videos` compared, and in `beside` how many others the two
+        have; how many `both` classify correctly, `only_first`, `only_second` and `neither`;
+        `difference` in top-1 (the other's minus the first's) with `difference_interval`; `p` and
         `mid_p` of McNemar's test.
 
     Raises:
@@ -186,8 +186,8 @@ def compare_pair(
     source_R = left.source_R
     if len(np.unique(source_R)) < len(source_R):
         reporter.warn(
-            "several of the videos are segments of one file: McNemar's test takes them for "
-            "independent, the interval of the difference does not",
+            "some videos are segments of one file: McNemar's test treats them as independent, the "
+            "interval of the difference does not",
             once=True,
         )
     only_first, only_second = int((one_R & ~two_R).sum()), int((two_R & ~one_R).sum())
@@ -211,27 +211,28 @@ def compare_pair(
 def _matched(
     first: Compared, one: VideoScores, other: Compared, two: VideoScores, *, common: bool
 ) -> tuple[VideoScores, VideoScores]:
-    """Bring the videos that both results have into the same order."""
+    """Return the videos that both results have, in the same order."""
     names = f"`{first.path}` and `{other.path}`"
     if one.class_names != two.class_names:
-        raise DataError(f"{names} are of different classes: nothing to compare video by video")
+        raise DataError(f"{names} have different classes and cannot be compared video by video")
     place = {video: at for at, video in enumerate(two.videos)}
     left = [at for at, video in enumerate(one.videos) if video in place]
     right = [place[one.videos[at]] for at in left]
     if not left:
-        raise DataError(f"{names} have no video in common")
+        raise DataError(f"{names} have no videos in common")
     if not common and not len(left) == len(one.videos) == len(two.videos):
         raise DataError(
-            f"{names} are not of the same videos: {len(left)} are in both, "
-            f"{len(one.videos) - len(left)} and {len(two.videos) - len(left)} in one alone",
-            hint="`--common` compares on those that are in both",
+            f"{names} have different videos: {len(left)} are in both, "
+            f"{len(one.videos) - len(left)} only in the first, "
+            f"{len(two.videos) - len(left)} only in the second",
+            hint="`--common` compares on the videos that are in both",
         )
     pair = _part(one, left), _part(two, right)
     differing = np.flatnonzero(pair[0].label_R != pair[1].label_R)
     if len(differing):
         raise DataError(
-            f"{names} have different labels for {len(differing)} videos, "
-            f"`{pair[0].videos[differing[0]]}` for one"
+            f"{names} have different labels for {len(differing)} videos, such as "
+            f"`{pair[0].videos[differing[0]]}`"
         )
     return pair
 
@@ -261,7 +262,7 @@ def _row(one: Compared) -> dict[str, Any]:
 
 
 def _recipe_without_seed(facts: dict[str, Any]) -> str:
-    """Return a text that is the same for results that differ in nothing but seed and weights."""
+    """Return a text that is equal for results that differ only in seed and weights."""
     plain = identity(facts)
     del plain["checkpoint_sha256"]
     plain["recipe"] = plain["recipe"] | {"run": plain["recipe"]["run"] | {"seed": None}}
@@ -278,4 +279,4 @@ def _warn_of_differences(found: Sequence[Compared], reporter: Reporter) -> None:
         values = {one.facts.get(key) for one in found}
         if len(values) > 1:
             named = "" if key == "store_fingerprint" else f": {', '.join(sorted(map(str, values)))}"
-            reporter.warn(f"the results are of different {what}{named}")
+            reporter.warn(f"the results have different {what}{named}")

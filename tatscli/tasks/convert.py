@@ -1,4 +1,4 @@
-"""Weights from one layout into another: ours, a folder of `transformers`, official files."""
+"""Converting weights between layouts: our runs, folders of `transformers`, official files."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from tatscli import __version__
 from tatscli.console import Reporter
+from tatscli.engine.checkpoint import Checkpoint
 from tatscli.engine.keeping import save_checkpoint
 from tatscli.engine.run import describe_run, write_run_json
 from tatscli.errors import UsageError
@@ -23,11 +24,11 @@ from tatscli.weights.paths import CONFIG, name_of
 Layout = Literal["tats", "hf", "videomae"]
 
 _MARKS = {"tats": "recipe.yaml", "hf": CONFIG}
-"""What a folder must have to be replaced by `overwrite`."""
+"""A file that a folder must have to be replaced by `overwrite`."""
 
 _NOT_IN_FILES = (
-    "the official layout has no place for heads, frames, size, mean and deviation, or names of "
-    "classes: whoever reads the file has to know them"
+    "the official layout does not store heads, frames, size, mean, standard deviation or class "
+    "names: whoever reads the file has to know them"
 )
 
 
@@ -45,26 +46,26 @@ def convert(
     license: str | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write weights in another layout; nothing is written where anything does not fit.
+    """Write weights in another layout; nothing is written if anything does not fit.
 
     Args:
-        source: A run or checkpoint, or weights of others.
+        source: A run or checkpoint, or weights from another program.
         to: `tats`, a run folder at step 0; `hf`, a folder of `transformers`; `videomae`, a file in
             the official layout.
         out: The folder or file to write.
         reporter: Speaks to the user.
-        overrides: Recipe keys to change, of weights of others alone.
+        overrides: Recipe keys to change; only for weights from other programs.
         prefer: Which checkpoint of a run.
-        given: What is known of weights that do not say it, and whether less than all will do.
+        given: What the weights do not say themselves, and whether a part of them is enough.
         classes: A map of the classes to keep (`weights/classes.py`).
-        class_names: Their names.
-        license: Identifier of the licence for the model card.
+        class_names: A file with their names.
+        license: Licence identifier for the model card.
         overwrite: Replace what is at `out`.
 
     Returns:
-        `source`, `layout`, `kind`, `to`, `out`, `files`, `sha256` of the source; `tensors` in it,
-        `matched`, `missing`, `unexpected`, `dropped`, `made`; `written`, `parameters`, `left_out`,
-        `not_finite`, `notes`; `frames`, `size`, `classes`.
+        `source`, `layout`, `kind`, `to`, `out`, `files`, `sha256` of the source file; its
+        `tensors`, `matched`, `missing`, `unexpected`, `dropped`, `made`; `written`, `parameters`,
+        `left_out`, `not_finite`, `notes`; `frames`, `size`, `classes`.
 
     Raises:
         TatsError: If the source cannot be read or does not fit, or the target cannot hold it.
@@ -74,10 +75,10 @@ def convert(
     found = open_source(source, overrides, prefer, given, classes, class_names)
     for remark in found.checkpoint.remarks:
         reporter.info(remark)
-    digest, checkpoint = found.checkpoint.digest(), found.checkpoint
+    digest, checkpoint = found.checkpoint.file_digest(), found.checkpoint
     if bad := [name for name, one in found.tensors.items() if not one.isfinite().all()]:
         reporter.warn(
-            f"`{source}`: {len(bad)} of {len(found.tensors)} tensors hold numbers that are not "
+            f"`{source}`: {len(bad)} of {len(found.tensors)} tensors have values that are not "
             f"finite, the first is `{bad[0]}`"
         )
     if to == "tats":
@@ -119,7 +120,7 @@ def convert(
 
 
 def _refuse_target(target: Path, to: Layout, source: Path, *, overwrite: bool) -> None:
-    """Find out that a target cannot be written, before anything is read.
+    """Refuse a target that cannot be written, before anything is read.
 
     Raises:
         UsageError: If so.
@@ -127,13 +128,15 @@ def _refuse_target(target: Path, to: Layout, source: Path, *, overwrite: bool) -
     if to == "videomae" and target.suffix not in (".pth", ".pt"):
         raise UsageError(f"`--out {target}` must end in .pth", hint="the official layout is a file")
     if to != "videomae" and target.suffix in (".pth", ".pt", ".safetensors"):
-        raise UsageError(f"`--out {target}` looks like a file, and `--to {to}` writes a folder")
+        raise UsageError(f"`--out {target}` is the name of a file, and `--to {to}` writes a folder")
     if not target.exists():
         refuse_unwritable(target)
         return
     here, there = target.resolve(), source.resolve()
     if here == there or here in there.parents:
-        raise UsageError(f"`--out {target}` is the source, or holds it", hint="name another")
+        raise UsageError(
+            f"`--out {target}` is the source, or contains it", hint="choose another `--out`"
+        )
     refuse_existing(target, overwrite=overwrite)
     if target.is_dir() and any(target.iterdir()):
         mark = _MARKS.get(to)
@@ -141,7 +144,7 @@ def _refuse_target(target: Path, to: Layout, source: Path, *, overwrite: bool) -
             raise UsageError(
                 f"`{target}` does not look like what `--to {to}` writes, so `--overwrite` leaves "
                 "it alone",
-                hint="name another `--out`, or delete it yourself",
+                hint="choose another `--out`, or delete it yourself",
             )
 
 
@@ -170,33 +173,33 @@ def _publish_run(source: Source, target: Path, digest: str) -> list[str]:
         draft.mkdir()
         save_checkpoint(draft, step=0, tensors=parts, meta=meta, keep=1, best=False)
         (draft / "recipe.yaml").write_text(dump_recipe(source.recipe), encoding="utf-8")
-        write_run_json(draft, describe_run(recipe=meta["name"], **facts, taken=source.counts))
+        write_run_json(draft, describe_run(recipe=meta.get("name"), **facts, taken=source.counts))
     return ["recipe.yaml", "run.json", "checkpoints/last"]
 
 
 def _publish_folder(
     source: Source, export: Export, target: Path, digest: str, license: str | None
 ) -> list[str]:
-    """Write a folder of `transformers` with its card."""
+    """Write a folder for `transformers` with its model card."""
     checkpoint, meta = source.checkpoint, source.checkpoint.meta
     sampling = sampling_of(export.recipe, export.kind)
     in_run = checkpoint.path.parent.name == "checkpoints"
     scored = in_run and not source.chosen and export.kind == checkpoint.kind
-    began = meta.get("init")
+    began, name = meta.get("init"), meta.get("name") or target.name
     facts = Facts(
-        name=str(meta.get("name") or target.name),
+        name=str(name),
         license=license,
-        source=f"`{meta['name']}`, layout {source.counts['layout']}, sha256 {digest}",
+        source=f"`{name}`, layout {source.counts['layout']}, sha256 {digest}",
         store=meta.get("store"),
         derived=bool(meta.get("derived")),
         base=_run_name(Path(began)) if began else None,
-        results=_results_of(checkpoint.path.parents[1], digest) if scored else [],
+        results=_results_of(checkpoint) if scored else [],
     )
     tats = {
         "version": __version__,
         "kind": export.kind,
         "derived": bool(meta.get("derived")),
-        "frames": export.form.frames,
+        "frames": export.spec.frames,
         "sampling": sampling.model_dump(mode="json"),
         "recipe": export.recipe.model_dump(mode="json"),
     }
@@ -205,12 +208,14 @@ def _publish_folder(
         return write_hf(draft, export, tats=tats, card=model_card(export, facts))
 
 
-def _results_of(run: Path, digest: str) -> list[dict[str, Any]]:
-    """Return the evaluations of a run that are of these very weights, in the order of names."""
+def _results_of(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """Return the evaluations of a run's checkpoint, in the order of their names."""
+    # Results of earlier versions have the digest of the file.
+    digests = (checkpoint.digest(), checkpoint.file_digest())
     return [
         facts
-        for _, facts in sorted(results_in(run), key=lambda one: one[0])
-        if facts.get("checkpoint_sha256") == digest and not facts.get("untrained")
+        for _, facts in sorted(results_in(checkpoint.path.parents[1]), key=lambda one: one[0])
+        if facts.get("checkpoint_sha256") in digests and not facts.get("untrained")
         if facts.get("top1") is not None
     ]
 
@@ -223,12 +228,12 @@ def _publish_file(export: Export, target: Path) -> list[str]:
 
 
 def _run_name(path: Path) -> str:
-    """Return the name of a run by a checkpoint of it, or of other weights by their path."""
+    """Return the name of the run of a checkpoint, or a name for other weights."""
     return path.parents[1].name if path.parent.name == "checkpoints" else name_of(path)
 
 
 def describe(result: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return what was converted as rows of a table."""
+    """Return the rows of the table that is printed."""
     rows = [
         ("source", f"{result['source']} ({result['layout']}, {result['kind']})"),
         ("tensors taken", f"{result['matched']} of {result['tensors']}"),

@@ -1,4 +1,4 @@
-"""What is converted: weights of a run or of others, and the choice among their classes."""
+"""The source of a conversion: weights of a run or another program, and which classes to keep."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from tatscli.recipe.load import override_recipe
 from tatscli.recipe.schema import Recipe
 from tatscli.store.schema import ClassGroup
 from tatscli.weights.classes import read_class_map, read_class_names, selected
-from tatscli.weights.form import form_of, shapes_of
 from tatscli.weights.layouts import Given
 from tatscli.weights.open import ForeignWeights, open_foreign
 from tatscli.weights.paths import is_foreign, own_folder
+from tatscli.weights.spec import shapes_of, spec_of
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What is converted.
+    """Weights to convert.
 
     Attributes:
         checkpoint: The weights.
         recipe: Their recipe, overrides included.
-        tensors: Their model, after classes were chosen.
-        labels: Names of the classes of a classifier.
-        groups: What these are combinations of, if they are.
-        chosen: Whether classes were chosen, so that no evaluation is of what is written.
+        tensors: The model, with the classes to keep.
+        labels: Class names of a classifier.
+        groups: The groups that classes are combinations of, if any.
+        chosen: Whether only some classes are kept, so that evaluations of the source do not apply.
     """
 
     checkpoint: Checkpoint
@@ -45,7 +45,7 @@ class Source:
 
     @property
     def counts(self) -> dict[str, Any]:
-        """What was taken of them, and what was not."""
+        """Counts of the tensors that were read and of those that were not."""
         if isinstance(self.checkpoint, ForeignWeights):
             return self.checkpoint.count.facts()
         count = len(self.checkpoint.tensors("model"))
@@ -61,33 +61,33 @@ def open_source(
     classes: Path | None,
     class_names: Path | None,
 ) -> Source:
-    """Open what is converted, and choose among its classes.
+    """Open the source of a conversion, and keep some of its classes if asked.
 
     Raises:
-        TatsError: If it cannot be read, or the options are not for it.
+        TatsError: If it cannot be read, or the options do not apply to it.
     """
     path = own_folder(Path(path))
     checkpoint: Checkpoint
     if is_foreign(path):
         if prefer != "last":
-            raise UsageError(f"`--checkpoint {prefer}` is about runs; `{path}` is not a run")
+            raise UsageError(f"`--checkpoint {prefer}` is for runs, and `{path}` is not a run")
         checkpoint = open_foreign(path, given)
         recipe = _described(checkpoint, overrides)
     else:
         checkpoint = find_checkpoint(path, prefer=prefer)
         refuse_tokenizer(checkpoint)
-        recipe = Recipe.model_validate(checkpoint.meta["recipe"])
+        recipe = checkpoint.recipe
         if overrides or given._replace(partial=False) != Given():
             raise UsageError(
-                f"`{path}` is a run, and its recipe is the one it was trained with",
-                hint="recipe keys, `--heads`, `--decoder-heads` and `--tubelet` are for weights of "
-                "others",
+                f"`{path}` is a run, which has its own recipe",
+                hint="recipe keys, `--heads`, `--decoder-heads` and `--tubelet` are for weights "
+                "from other programs",
             )
     tensors, labels = checkpoint.tensors("model"), checkpoint.meta.get("class_names")
     if checkpoint.kind != "finetuned":
         labels = None
         if classes is not None or class_names is not None:
-            raise UsageError(f"`{path}` has no classifier, so there are no classes to choose")
+            raise UsageError(f"`{path}` has no classifier, so it has no classes to choose from")
     named, groups = None, groups_of(checkpoint.meta)
     if labels is not None and classes is not None:
         rows, named = read_class_map(classes)
@@ -104,25 +104,25 @@ def open_source(
 
 
 def _described(checkpoint: Checkpoint, overrides: Sequence[str]) -> Recipe:
-    """Return the recipe of weights of others, with what the user says of them.
+    """Return the recipe of weights from another program, with the user's overrides.
 
     Raises:
         RecipeError: If an override contradicts the weights.
     """
-    before = Recipe.model_validate(checkpoint.meta["recipe"])
+    before = checkpoint.recipe
     recipe = override_recipe(before, overrides, origin=checkpoint.path)
     labels = checkpoint.meta.get("class_names")
     classes = None if labels is None else len(labels)
-    old, new = (form_of(one, classes=classes) for one in (before, recipe))
+    old, new = (spec_of(one, classes=classes) for one in (before, recipe))
     if shapes_of(old) != shapes_of(new):
         raise RecipeError(
-            f"`{checkpoint.path}` has tensors of other shapes than these changes describe",
-            hint="`data.frames`, `data.size`, `data.mean` and the like can be set; "
-            "`model.patch` and depths are in the weights",
+            f"the tensors of `{checkpoint.path}` have other shapes than these recipe keys describe",
+            hint="`data.frames`, `data.size`, `data.mean` and the like can be set; `model.patch` "
+            "and the number of blocks are fixed by the weights",
         )
     if checkpoint.has("masker") and old.tokens != new.tokens:
         raise RecipeError(
             f"the sampler in `{checkpoint.path}` has positions for {old.tokens} tokens, and these "
-            f"changes make {new.tokens}"
+            f"recipe keys give {new.tokens}"
         )
     return recipe

@@ -46,7 +46,7 @@ def motion_to_drop_by(
     """Return the source of motion for the mask, if it follows motion; warn of videos without any.
 
     Raises:
-        DataError: If there are some and the recipe allows no fallback.
+        DataError: If there are such videos and the recipe allows no fallback.
     """
     if drop is None or not drop.needs_motion:
         return None
@@ -77,7 +77,7 @@ def token_facts(
 ) -> dict[str, Any]:
     """Return `tokens`, `tokens_kept` and `gflops_per_clip` of a forward pass of one view.
 
-    A mask that looks at patch embeddings has them made once more, of all tokens.
+    For a mask that needs patch embeddings, all patches are embedded once more.
 
     Args:
         recipe: Says how large a view is.

@@ -1,4 +1,4 @@
-"""Features of videos, written to disk: of every clip, window or token; continued after a kill."""
+"""Writing features of videos to disk: of every clip, window or token; resumable after a kill."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tatscli.data.footage import FileFootage, Footage, StoreFootage, find_videos
 from tatscli.data.loader import worker_count
 from tatscli.data.windows import Windows
 from tatscli.errors import UsageError
+from tatscli.evaluation.views import Skipped
 from tatscli.evaluation.windows import show_progress
 from tatscli.files import refuse_unwritable
 from tatscli.lock import locked
@@ -24,9 +25,10 @@ from tatscli.store.features import FeatureParts, Rows
 from tatscli.store.reader import Store
 from tatscli.store.schema import DATASET
 from tatscli.tasks.embedding import Embedding, Per, Precision
+from tatscli.tasks.failed_rows import take_failed, tell_failed
 
 PART_BYTES = 1 << 24  # of features that wait in memory
-PART_SECONDS = 30.0  # of work that a kill may cost
+PART_SECONDS = 30.0  # of work that a kill may lose
 
 
 def embed(
@@ -46,7 +48,7 @@ def embed(
     device: str = "auto",
     prefer: str = "last",
 ) -> dict[str, Any]:
-    """Write the features of videos to a file; the same command goes on where a killed one stopped.
+    """Write the features of videos to a file; repeating the command resumes an interrupted one.
 
     Args:
         sources: A store; or video files, and folders of them.
@@ -56,12 +58,12 @@ def embed(
         per: What a row is: a `clip`, the mean over windows and tokens; a `window`, the mean over
             its tokens; or a window with all its tokens, `token`.
         layer: Blocks to run; None runs all, and the last norm.
-        precision: Of the numbers on disk.
-        split: Part of a store; None is all of it.
-        windows: Windows of each video, spread evenly; None covers it.
-        every: Seconds from one window to the next; None is one behind the other.
-        skip_bad: Leave out videos that cannot be read.
-        overwrite: Replace the file, and throw away the beginning of another run.
+        precision: Precision of the numbers on disk.
+        split: Split of a store; None is the whole store.
+        windows: Number of evenly spread windows of each video; None covers it.
+        every: Seconds from one window to the next; None takes consecutive windows.
+        skip_bad: Skip videos that cannot be read or prepared.
+        overwrite: Replace the file, and discard the parts of another command.
         device: As `tatscli.load`.
         prefer: Which checkpoint of a run to take.
 
@@ -79,7 +81,8 @@ def embed(
     if out.suffix != ".safetensors":
         raise UsageError(f"cannot write `{out}`: its suffix must be .safetensors")
     refuse_unwritable(out)
-    videos, labels, origin = _open(sources, split, reporter)
+    unprepared: dict[str, str] | None = {} if skip_bad else None
+    videos, labels, origin = _open(sources, split, unprepared, reporter)
     model = load(run, device=device, checkpoint=prefer)
     model.check_layer(layer)
     cut = model.windows(count=windows, every=every)
@@ -109,7 +112,7 @@ def embed(
         state, carry = parts.last()
         done = state.video
         if parts.files:
-            reporter.info(f"continues behind {done} of {len(videos)} videos")
+            reporter.info(f"resuming after {done} of {len(videos)} videos")
         reporter.info(f"{model.run.checkpoint.path}, on {model.device}")
         for remark in model.run.checkpoint.remarks:
             reporter.info(f"weights: {remark}")
@@ -139,18 +142,36 @@ def embed(
         "videos": len(videos) - len(skipped),
         "rows": shape[0],
         "shape": list(shape),
-        "skipped": [{"name": videos[n].name, "reason": why} for n, why in skipped.items()],
+        "skipped": [
+            {"name": name, "reason": why}
+            for name, why in [
+                *((videos[n].name, why) for n, why in skipped.items()),
+                *(unprepared or {}).items(),
+            ]
+        ],
         "continued_at": done,
         "seconds": round(time.perf_counter() - began, 3),
     }
 
 
 def _open(
-    sources: Sequence[Path], split: str | None, reporter: Reporter
+    sources: Sequence[Path],
+    split: str | None,
+    unprepared: dict[str, str] | None,
+    reporter: Reporter,
 ) -> tuple[Sequence[Footage], list[int] | None, dict[str, Any]]:
-    """Return the videos, their classes where a store knows them, and what they are known by."""
+    """Return the videos, their labels if they are from a store, and what identifies the source.
+
+    Rows of a store that could not be prepared are added to `unprepared`, by id; None refuses
+    them.
+    """
     if len(sources) == 1 and (sources[0] / DATASET).is_file():
         store = Store.open(sources[0])
+        by_row: Skipped | None = None if unprepared is None else {}
+        take_failed(store, split, by_row)
+        if unprepared is not None and by_row:
+            tell_failed(store, [split], reporter)
+            unprepared |= {store.rows[row].id: reason for row, reason in by_row.items()}
         stored = StoreFootage.all(store, split)
         known = [store.rows[one.row].label for one in stored]
         labels = [-1 if label is None else label for label in known]
@@ -160,12 +181,12 @@ def _open(
         raise UsageError(f"`--split {split}` is for stores, and `{sources[0]}` is not a store")
     videos, closed = find_videos(sources)
     for folder in closed:
-        reporter.warn(f"the folder `{folder}` cannot be read: videos in there are left out")
+        reporter.warn(f"the folder `{folder}` cannot be read: its videos are skipped")
     return videos, None, {"files_sha256": _listing(videos)}
 
 
 def _listing(videos: Sequence[FileFootage]) -> str:
-    """Return a digest of names, sizes and dates: it changes where a file does."""
+    """Return a digest of names, sizes and dates, which changes when a file does."""
     digest = hashlib.sha256()
     for video in videos:
         status = video.path.stat()
@@ -178,7 +199,7 @@ def _text(value: Any) -> str:
 
 
 def _write(work: Embedding, parts: FeatureParts, cut: Windows, reporter: Reporter) -> None:
-    """Compute what is missing, part by part."""
+    """Compute the missing features, part by part."""
     recipe, state = work.model.recipe, work.state
     threads = min(worker_count(recipe.data.workers), len(work.videos))
     runner = work.model.runner(work.network, threads=threads)

@@ -1,4 +1,4 @@
-"""From what a network makes of windows to the rows of a file of features.
+"""From the network's outputs for windows to the rows of a feature file.
 
 Shapes: B batch, V views of a window, N tokens, D width, R rows.
 """
@@ -23,21 +23,21 @@ Precision = Literal["float32", "float16"]
 
 
 class Embedding:
-    """From what comes of batches to rows.
+    """Turns batches of outputs into rows.
 
     Args:
         model: The network.
-        videos: All of them.
+        videos: All videos.
         per: What a row is.
         layer: Blocks to run.
-        precision: Of the numbers on disk.
-        skip_bad: Whether a video that cannot be read may be left out.
-        reporter: Is told of those.
-        state: Where to go on.
-        carry: Sum of the features of the video that is not done.
+        precision: Precision of the numbers on disk.
+        skip_bad: Whether videos that cannot be read are skipped.
+        reporter: Warns of those.
+        state: Where to resume.
+        carry: Sum of the features of the unfinished video.
 
     Attributes:
-        state: Behind the last batch that was taken in whole; so is `carry`.
+        state: The position after the last complete batch; `carry` belongs to it.
     """
 
     def __init__(
@@ -67,12 +67,12 @@ class Embedding:
         self.shape = (*tokens, encoder.width)
 
     def network(self, video_BCTHW: Tensor) -> Tensor:
-        """Return what is kept of every view: all tokens, or their mean."""
+        """Return the features of every view: all tokens, or their mean."""
         tokens_BND = self.model.features(video_BCTHW, self.layer)
         return tokens_BND if self.per == "token" else tokens_BND.mean(dim=1)
 
     def take(self, batch: Sequence[Seen]) -> Rows:
-        """Take in a batch and return the rows that it completes.
+        """Add a batch and return the rows that it completes.
 
         Raises:
             DataError: If a video cannot be read and `skip_bad` is off.
@@ -128,23 +128,23 @@ class Embedding:
             raise UsageError(
                 f"features of `{self.videos[seen.video].name}` as large as "
                 f"{np.abs(value).max():.3g} do not fit into {self.dtype}",
-                hint="`--precision float32` holds them",
+                hint="use `--precision float32`",
             )
         return cast
 
     def _give_up(self, number: int, error: DataError) -> str:
-        """Return the reason why a video is left out.
+        """Return the reason why a video is skipped.
 
         Raises:
-            DataError: If none may be.
+            DataError: If videos may not be skipped.
         """
         if not self.skip_bad:
             problem = about_video(self.videos[number], error)
-            problem.hint = "`--skip-bad` leaves such videos out" + (
+            problem.hint = "`--skip-bad` skips such videos" + (
                 f"; {error.hint}" if error.hint else ""
             )
             raise problem from error
-        self.reporter.warn(f"`{self.videos[number].name}` is left out: {error.message}")
+        self.reporter.warn(f"`{self.videos[number].name}` is skipped: {error.message}")
         return error.message
 
     def _warn(self, seen: Seen) -> None:

@@ -1,5 +1,5 @@
-"""Evaluation: a fine-tuned classifier over segments x crops, or neighbours and probes on frozen
-features."""
+"""Evaluation: a fine-tuned classifier over segments x crops views, or nearest neighbours and
+probes on frozen features."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tatscli.console import Reporter
-from tatscli.engine import distributed
 from tatscli.engine.checkpoint import Checkpoint
 from tatscli.engine.run import describe_run
 from tatscli.engine.session import Session, session
@@ -19,7 +18,6 @@ from tatscli.engine.threads import use_threads
 from tatscli.errors import CheckpointError, DataError, RecipeError, UsageError
 from tatscli.evaluation.scores import ViewScores
 from tatscli.evaluation.views import Skipped, score_views
-from tatscli.files import refuse_unwritable
 from tatscli.nn.classifier import build_classifier, groups_of
 from tatscli.nn.load import LoadedRun, open_checkpoint, positions_moved
 from tatscli.nn.trained import load_classifier
@@ -28,6 +26,7 @@ from tatscli.recipe.load import load_recipe, override_recipe, with_protocol
 from tatscli.recipe.schema import Recipe
 from tatscli.store.reader import Store
 from tatscli.tasks.dropping import evaluate_drop, scoring_facts
+from tatscli.tasks.failed_rows import take_failed
 from tatscli.tasks.frozen import (
     frozen_encoder,
     score_neighbours,
@@ -37,14 +36,8 @@ from tatscli.tasks.frozen import (
 from tatscli.tasks.labels import labelled
 from tatscli.tasks.measures import measures
 from tatscli.tasks.pretrain import pretrain_folder
-from tatscli.tasks.results import (
-    VideoScores,
-    checked_out,
-    results_home,
-    results_path,
-    unreadable_videos,
-    write_result,
-)
+from tatscli.tasks.result_files import checked_out, find_place, save_result
+from tatscli.tasks.results import results_home, unreadable_videos
 from tatscli.weights.paths import is_foreign
 
 Protocol = Literal["finetuned", "knn", "linear", "attentive"]
@@ -56,13 +49,18 @@ class Subject:
 
     Attributes:
         recipe: Overrides included.
-        checkpoint: Whose weights; None for those that a training begins with.
+        checkpoint: The weights; None for initial weights.
         home: The run folder, where results go.
     """
 
     recipe: Recipe
     checkpoint: Checkpoint | None
     home: Path
+
+    @property
+    def trained_frames(self) -> int | None:
+        """Frames of the clips that the weights were trained on."""
+        return self.checkpoint.recipe.data.frames if self.checkpoint else None
 
 
 def evaluate(
@@ -86,19 +84,19 @@ def evaluate(
         protocol: `finetuned` needs a fine-tuned run; the others take any, and freeze its encoder.
         overrides: Recipe keys to change, such as `evaluate.segments=5`.
         prefer: Which checkpoint of a run to take.
-        untrained: Evaluate the encoder as a training by this recipe begins: what training must
-            beat.
-        protocol_of: A recipe to take store, sampling and views from, for weights that come without.
-        skip_bad: Leave out videos that cannot be read, and name them in the result; else the first
-            one stops the evaluation.
+        untrained: Evaluate the encoder with its initial weights: the baseline for training.
+        protocol_of: A recipe to take store, sampling and views from, for weights that come without
+            one.
+        skip_bad: Skip videos that cannot be read or prepared, and list them in the result;
+            otherwise the first one stops the evaluation.
         out: Where the result is written; by default in the run (`results_path`).
         overwrite: Replace what is at `out`.
 
     Returns:
-        The results object: protocol, split, counts of videos, views and tokens, top-1, top-5 and
-            mean-class accuracy with intervals, calibration, per-class table, confusion matrix,
-            accuracy by duration, and what repeats the evaluation: command, versions, hashes of
-            checkpoint and store; of a probe, how it was chosen.
+        The result: protocol, split, counts of videos, views and tokens, top-1, top-5 and mean-class
+            accuracy with intervals, calibration, per-class table, confusion matrix, accuracy by
+            duration, and what is needed to repeat the evaluation: command, versions, hashes of
+            checkpoint and store; for a probe, how it was chosen.
 
     Raises:
         TatsError: If run, store or labels cannot be used, a video cannot be read, or scores are not
@@ -109,8 +107,9 @@ def evaluate(
     subject = open_subject(
         path, overrides, prefer=prefer, untrained=untrained, protocol_of=protocol_of
     )
-    if target is None:
-        refuse_unwritable(subject.home / "results" / "result.json")
+    place = find_place(
+        target, subject.home, prefer, reporter, trained_frames=subject.trained_frames
+    )
     recipe, checkpoint, drop = subject.recipe, subject.checkpoint, subject.recipe.evaluate.drop
     if protocol == "finetuned":
         _refuse_frozen_settings(recipe, untrained=untrained)
@@ -118,6 +117,9 @@ def evaluate(
     meta = checkpoint.meta if checkpoint else {}
     names, groups = store.class_names, store.class_groups
     skipped: Skipped | None = {} if skip_bad else None
+    store.check_split(recipe.evaluate.split)
+    for split in _splits_read(recipe, protocol):
+        take_failed(store, split, skipped)
     with (
         session(recipe.run, reporter) as here,
         use_threads(recipe.run.threads, _work(recipe), here.device) as reason,
@@ -141,7 +143,6 @@ def evaluate(
             else:
                 views, extra = score_probe(encoder, recipe, store, protocol, here, skipped)
         scores, measured = measures(views, recipe, store, names, groups=groups)
-        asked, ids = store.part(recipe.evaluate.split), [row.id for row in store.rows]
         result: dict[str, Any] = {
             "protocol": protocol,
             "split": recipe.evaluate.split,
@@ -153,7 +154,7 @@ def evaluate(
             "untrained": untrained,
             "videos": len(scores.videos),
             "views": len(views.row_V),
-            "skipped": unreadable_videos(skipped, asked, ids),
+            "skipped": unreadable_videos(skipped, store, recipe.evaluate.split),
             **extra,
             **measured,
             "class_names": names,
@@ -170,14 +171,16 @@ def evaluate(
             **facts,
             "seconds": round(time.perf_counter() - began, 3),
         }
-        trained = meta["recipe"]["data"]["frames"] if "recipe" in meta else None
-        save_result(
-            result,
-            target or results_path(result, subject.home, prefer, trained_frames=trained),
-            here,
-            scores,
-        )
+        save_result(result, place, here, scores)
     return result
+
+
+def _splits_read(recipe: Recipe, protocol: Protocol) -> list[str]:
+    """Return the splits that a protocol reads: the one it scores, and that of its neighbours or
+    probe."""
+    settings = recipe.evaluate
+    others = {"finetuned": [], "knn": [settings.knn.split]}
+    return [settings.split, *others.get(protocol, [settings.probe.split])]
 
 
 def _work(recipe: Recipe) -> float:
@@ -189,29 +192,13 @@ def _work(recipe: Recipe) -> float:
 
 
 def describe_evaluation(here: Session, overrides: Sequence[str]) -> dict[str, Any]:
-    """Return how an evaluation was called, with what versions, and on what it runs."""
+    """Return command, versions and device of an evaluation."""
     return describe_run(
         overrides=list(overrides),
         device=here.reasons["device"],
         precision=here.reasons["precision"],
         processes=here.world.size,
     )
-
-
-def save_result(
-    result: dict[str, Any], target: Path, here: Session, scores: VideoScores | None = None
-) -> None:
-    """Write a result by the first rank, and tell of videos left out; every rank's result then says
-    where it is."""
-    for part, left in (("", "videos"), ("train_", "train_videos")):
-        if bad := result.get(f"{part}skipped"):
-            here.reporter.warn(
-                f"{len(bad)} of {len(bad) + result[left]} {left.replace('_', 'ing ')} cannot be "
-                f"read and are left out; the first: {bad[0]['reason']}"
-            )
-    if here.world.main:
-        write_result(target, result, scores)
-    result |= distributed.gathered([result])[0]
 
 
 def open_subject(
@@ -222,17 +209,17 @@ def open_subject(
     untrained: bool,
     protocol_of: str | None = None,
 ) -> Subject:
-    """Find what a path means: a run or checkpoint, or without its weights also a recipe.
+    """Open what a path means: a run, a checkpoint, or with `untrained` also a recipe.
 
-    The results of a recipe's untrained encoder go to `runs/<recipe>-untrained`, so that its run
-    folder stays free.
+    Results of a recipe's untrained encoder go to `runs/<recipe>-untrained`, so that its run folder
+    stays free.
 
     Raises:
         TatsError: If there is neither, or the overrides are wrong.
     """
     path = Path(path)
     if untrained and prefer == "best":
-        raise UsageError("`--checkpoint` chooses weights, and `--untrained` takes none")
+        raise UsageError("`--checkpoint best` and `--untrained` exclude each other")
     ours = (path / "checkpoints").is_dir() or (path / "meta.json").is_file()
     if untrained and not (ours or is_foreign(path)):
         loaded = load_recipe(str(path), overrides)
@@ -253,12 +240,12 @@ def _finetuned(
     here: Session,
     skipped: Skipped | None,
 ) -> tuple[ViewScores, dict[str, Any]]:
-    """Class probabilities of every view by the fine-tuned classifier, and what it costs."""
+    """Return class probabilities of every view from the fine-tuned classifier, and their cost."""
     if checkpoint.kind != "finetuned":
         raise CheckpointError(
             f"`{checkpoint.path}` is a {checkpoint.kind} run: it has no classifier to evaluate",
             hint="train one with `tats finetune RUN`, or use `--protocol knn`, `linear` or "
-            "`attentive`, which need none",
+            "`attentive`, which do not need one",
         )
     labelled(store, recipe.evaluate.split)
     _refuse_other_classes(store, names)
@@ -283,31 +270,31 @@ def _finetuned(
 
 
 def _refuse_other_classes(store: Store, names: list[str]) -> None:
-    """A classifier knows the classes it was trained on, frozen features know none."""
+    """Refuse a store with other classes than those the classifier was trained on."""
     if store.class_names != names:
         raise DataError(
-            f"the classes of `{store.path}` ({len(store.class_names)}) are not those the run was "
-            f"trained on ({len(names)})",
-            hint="these weights do not name their classes: `tats convert --class-names FILE` does"
+            f"the classes of `{store.path}` ({len(store.class_names)}) are not those that the run "
+            f"was trained on ({len(names)})",
+            hint="these weights have no class names: `tats convert --class-names FILE` adds them"
             if names[:1] == ["LABEL_0"]
-            else "evaluate on a store prepared with the same `labels.txt` or class folders, or its "
-            "frozen features with `--protocol knn`, `linear` or `attentive`",
+            else "evaluate on a store prepared with the same `labels.txt` or class folders, or "
+            "evaluate frozen features with `--protocol knn`, `linear` or `attentive`",
         )
 
 
 def _refuse_frozen_settings(recipe: Recipe, *, untrained: bool) -> None:
-    """Refuse what makes no sense for a classifier that is there already."""
+    """Refuse settings that are only for frozen features."""
     others = "`--protocol knn`, `linear` and `attentive`"
     if untrained:
         raise UsageError(
             "an untrained encoder has no classifier for `--protocol finetuned`",
-            hint=f"`--untrained` goes with {others}",
+            hint=f"use `--untrained` with {others}",
         )
     for key in ("layer", "shots"):
         value = getattr(recipe.evaluate, key)
         if value is not None:
             raise RecipeError(
-                f"`evaluate.{key}: {value}` is for frozen features, and `--protocol finetuned` "
-                "scores the classifier of the run as it is",
-                hint=f"it goes with {others}; `evaluate.{key}=null` takes it back",
+                f"`evaluate.{key}: {value}` is for frozen features; `--protocol finetuned` scores "
+                "the run's classifier",
+                hint=f"use it with {others}, or set `evaluate.{key}=null`",
             )

@@ -1,4 +1,4 @@
-"""Evaluating a tokenizer: what its codes keep of videos, and how many of them it uses.
+"""Evaluating a tokenizer: how well it reconstructs videos, and how many of its codes it uses.
 
 Shapes: B batch, C colours, T frames, X = B * T pictures, K codes that are used.
 """
@@ -25,26 +25,27 @@ from tatscli.engine.session import Session, session
 from tatscli.errors import UsageError
 from tatscli.evaluation.reconstruction import perplexity, psnr, ssim
 from tatscli.evaluation.views import Skipped, refuse_not_finite, share_skipped
-from tatscli.files import refuse_unwritable
 from tatscli.nn.load import open_checkpoint
 from tatscli.recipe.load import override_recipe
 from tatscli.recipe.schema import Recipe
 from tatscli.store.reader import Store
-from tatscli.tasks.evaluate import describe_evaluation, save_result
-from tatscli.tasks.results import checked_out, results_home, results_path, unreadable_videos
+from tatscli.tasks.evaluate import describe_evaluation
+from tatscli.tasks.failed_rows import take_failed
+from tatscli.tasks.result_files import checked_out, find_place, save_result
+from tatscli.tasks.results import results_home, unreadable_videos
 from tatscli.tokenizer.base import TrainedTokenizer, pictures_of
 from tatscli.tokenizer.load import open_run
 
 
 @dataclass(slots=True)
 class _Tally:
-    """What is known of a video's pictures.
+    """Scores of a video's frames.
 
     Attributes:
-        psnr: Of every picture, in dB.
-        ssim: Of every picture.
+        psnr: Of every frame, in dB.
+        ssim: Of every frame.
         codes: How often each code was used; codebooks may be far larger than a video.
-        kept: Codes that were used, and those that could have been.
+        kept: Number of codes that were used, and of those that could have been.
     """
 
     psnr: list[float] = field(default_factory=list)
@@ -82,8 +83,8 @@ def evaluate_tokenizer(
         reporter: Speaks to the user.
         overrides: Recipe keys to change, such as `evaluate.segments=5`.
         prefer: Which checkpoint of a run to take.
-        skip_bad: Leave out videos that cannot be read, and name them in the result; else the first
-            one stops the evaluation.
+        skip_bad: Skip videos that cannot be read or prepared, and list them in the result;
+            otherwise the first one stops the evaluation.
         out: Where the result is written; by default in the run's `results`.
         overwrite: Replace what is at `out`.
 
@@ -95,16 +96,15 @@ def evaluate_tokenizer(
         store.
 
     Raises:
-        TatsError: If run or store cannot be used, a video cannot be read, or what is decoded is not
-            finite.
+        TatsError: If run or store cannot be used, a video cannot be read, or a reconstruction is
+            not finite.
     """
     chosen = checked_out(out, overwrite=overwrite)
     began = time.perf_counter()
     run = open_checkpoint(path, prefer=prefer)
     home = results_home(Path(path), run.checkpoint.path)
-    if chosen is None:
-        refuse_unwritable(home / "results" / "result.json")
-    tokenizer, digest, checkpoint = open_run(run.checkpoint.path)
+    place = find_place(chosen, home, prefer, reporter, trained_frames=run.recipe.data.frames)
+    tokenizer, _, checkpoint = open_run(run.checkpoint.path)
     recipe = override_recipe(run.recipe, overrides, origin=checkpoint.path)
     store, settings = Store.open(recipe.data.store), recipe.evaluate
     for key in ("drop", "durations", "layer", "shots"):
@@ -112,7 +112,9 @@ def evaluate_tokenizer(
             raise UsageError(f"`evaluate.{key}` is for encoders, and `{path}` is a tokenizer")
     split: str | None = settings.split
     if not any(row.split for row in store.rows):
-        reporter.info(f"`{store.path}` has no splits: all videos are scored, trained on or not")
+        reporter.info(
+            f"`{store.path}` has no splits: all videos are scored, training videos included"
+        )
         split = None
     rows = store.part(split)
     views = EvalViews(
@@ -124,6 +126,7 @@ def evaluate_tokenizer(
         crops=settings.crops,
     )
     skipped: Skipped | None = {} if skip_bad else None
+    take_failed(store, split, skipped)
     with session(recipe.run, reporter) as here:
         facts = describe_evaluation(here, overrides)
         tallies = reconstruct(tokenizer.to(here.device).eval(), views, recipe, here, skipped)
@@ -137,7 +140,7 @@ def evaluate_tokenizer(
             "crops": settings.crops,
             "videos": len(numbers),
             "views": len(numbers) * views.views,
-            "skipped": unreadable_videos(skipped, rows, [row.id for row in store.rows]),
+            "skipped": unreadable_videos(skipped, store, split),
             "pictures": sum(len(one.psnr) for one in tallies.values()),
             "psnr": fmean(one["psnr"] for one in numbers.values()),
             "ssim": fmean(one["ssim"] for one in numbers.values()),
@@ -147,20 +150,18 @@ def evaluate_tokenizer(
             "kept": used / places,
             "per_video": [{"id": store.rows[row].id, **numbers[row]} for row in sorted(numbers)],
             "checkpoint": str(checkpoint.path),
-            "checkpoint_sha256": digest,
+            "checkpoint_sha256": checkpoint.digest(),
             "step": checkpoint.step,
             "store": str(store.path),
             "store_fingerprint": store.fingerprint(),
-            "trained_on": checkpoint.meta["store_fingerprint"],
-            "trained_with": checkpoint.meta["tats"],
+            "trained_on": checkpoint.meta.get("store_fingerprint"),
+            "trained_with": checkpoint.meta.get("tats"),
             "seed": recipe.run.seed,
             "recipe": recipe.model_dump(mode="json"),
             **facts,
             "seconds": round(time.perf_counter() - began, 3),
         }
-        frames = run.recipe.data.frames
-        usual = results_path(result, home, prefer, trained_frames=frames)
-        save_result(result, chosen or usual, here)
+        save_result(result, place, here)
     return result
 
 
@@ -172,17 +173,17 @@ def reconstruct(
     here: Session,
     skipped: Skipped | None = None,
 ) -> dict[int, _Tally]:
-    """Encode and decode all views, spread over the ranks, and return what came of each video.
+    """Encode and decode all views, spread over the ranks, and return the scores of each video.
 
     Args:
         tokenizer: In evaluation mode, on its device.
-        views: What to look at.
-        recipe: Says the batch.
+        views: The views to reconstruct.
+        recipe: Gives the batch size.
         here: Device, precision and peers.
-        skipped: Where videos that cannot be read are entered; None lets the first one stop it.
+        skipped: Collects videos that cannot be read; with None the first one is an error.
 
     Raises:
-        TatsError: If a video cannot be read, or what is decoded is not finite.
+        TatsError: If a video cannot be read, or a reconstruction is not finite.
     """
     batch_size = recipe.evaluate.batch_per_device
     batches = evaluation_batches(

@@ -1,4 +1,4 @@
-"""A trained network as a file for other programs: pixels in, class scores or features out.
+"""Exporting a trained network for other programs: pixels in, class scores or features out.
 
 Shapes: B batch, T frames, H and W pixels, C colours, N tokens, D width.
 """
@@ -46,12 +46,12 @@ _RESIZE = {"antialias": "with antialiasing", "videomae": "without antialiasing"}
 
 @dataclass(frozen=True, slots=True)
 class Exportable:
-    """What a file is made of.
+    """A network to export.
 
     Attributes:
-        network: Maps standardised video (B, C, T, H, W) to a tensor or several; on the CPU.
-        outputs: What each of them is, by name.
-        classes: Names of the classes; None of an encoder.
+        network: Maps standardised video (B, C, T, H, W) to one or several tensors; on the CPU.
+        outputs: Description of each output, by name.
+        classes: Class names; None for an encoder.
     """
 
     network: nn.Module
@@ -73,20 +73,20 @@ def export_onnx(
 ) -> dict[str, Any]:
     """Write the classifier of a fine-tuned run, or the encoder of any run, as an ONNX file.
 
-    The file is compared with torch in onnxruntime at two batch sizes, and appears only if it
-    passes; without onnxruntime it is written unchecked.
+    The file is compared with torch in onnxruntime at two batch sizes and is only kept if it passes;
+    without onnxruntime it is written unchecked.
 
     Args:
         path: Run or checkpoint folder.
         reporter: Speaks to the user.
         overrides: Recipe keys to change, such as `data.frames=32`.
         prefer: Which checkpoint of a run to take.
-        features: The encoder of a fine-tuned run instead of its classifier.
-        pixels: What the file takes: `uint8` frames as decoders give them, which it standardises
-            itself, or `float` video that is standardised already.
+        features: Export the encoder of a fine-tuned run instead of its classifier.
+        pixels: The input: `uint8` frames as decoders give them, which the file standardises, or
+            `float` video that is standardised already.
         opset: Version of ONNX's operators.
-        out: The file; by default `model.onnx` in the run, of an encoder `encoder.onnx`, which is
-            replaced.
+        out: The file; by default `model.onnx` in the run, or `encoder.onnx` for an encoder, which
+            is replaced if it exists.
         overwrite: Replace `out`.
 
     Returns:
@@ -95,8 +95,8 @@ def export_onnx(
 
     Raises:
         UsageError: If the extra `onnx` is missing, or `out` or `opset` cannot be used.
-        RecipeError: If the recipe asks for what an exported network cannot do.
-        TatsError: If the run cannot be used, or the file computes something else.
+        RecipeError: If the recipe uses something that cannot be exported.
+        TatsError: If the run cannot be used, or the file's outputs differ from torch's.
     """
     need_onnx()
     if out is not None and Path(out).is_dir():
@@ -117,7 +117,7 @@ def export_onnx(
         reporter.info(f"`{checkpoint.path}`: {moved}")
     default = "encoder.onnx" if what.classes is None else "model.onnx"
     target = subject.home / default if out is None else Path(out)
-    refuse_unwritable(target)
+    refuse_unwritable(target, "`--out FILE.onnx` writes it elsewhere")
     graph = graph_of(what, recipe, checkpoint, pixels=pixels, opset=opset)
     with _draft_folder(target) as draft:
         difference = write_onnx(graph, draft, reporter)
@@ -139,14 +139,14 @@ def open_exportable(checkpoint: Checkpoint, recipe: Recipe, *, features: bool) -
 
     Raises:
         CheckpointError: If it is a tokenizer's, or the weights do not fit.
-        RecipeError: If the recipe leaves tokens out of what is scored.
+        RecipeError: If the recipe drops tokens in evaluation.
     """
     refuse_tokenizer(checkpoint)
     drop = recipe.evaluate.drop
     if drop is not None:
         raise RecipeError(
-            f"`evaluate.drop.kind: {drop.kind}` chooses tokens by a draw of its own for every "
-            "view, which an exported network cannot make",
+            f"`evaluate.drop.kind: {drop.kind}` draws tokens for every view, which an exported "
+            "network cannot do",
             hint="`evaluate.drop=null` exports the network over all tokens",
         )
     if checkpoint.kind == "finetuned" and not features:
@@ -156,7 +156,7 @@ def open_exportable(checkpoint: Checkpoint, recipe: Recipe, *, features: bool) -
         return Exportable(classifier.eval(), outputs, classes)
     encoder = frozen_encoder(recipe, checkpoint)
     outputs = {
-        "feature": f"float32 (batch, {encoder.width}), the mean of the tokens",
+        "feature": f"float32 (batch, {encoder.width}), the mean over the tokens",
         "tokens": f"float32 (batch, {encoder.tokens}, {encoder.width}), by time, row and column",
     }
     return Exportable(EncoderFeatures(encoder, layer=recipe.evaluate.layer).eval(), outputs)
@@ -184,7 +184,7 @@ class FromFrames(nn.Module):
     Args:
         network: Takes float32 (B, C, T, H, W).
         mean: Of red, green and blue in [0, 1].
-        std: Deviation of those.
+        std: Standard deviations of those.
     """
 
     mean_C: Tensor
@@ -206,7 +206,7 @@ class FromFrames(nn.Module):
 def graph_of(
     what: Exportable, recipe: Recipe, checkpoint: Checkpoint, *, pixels: Pixels, opset: int
 ) -> Graph:
-    """Return the network with the input that the file takes."""
+    """Return the network with the input of the file."""
     data = recipe.data
     frames, (height, width) = data.frames, data.view_size
 
@@ -240,7 +240,7 @@ def graph_of(
 def describe(
     what: Exportable, recipe: Recipe, checkpoint: Checkpoint, pixels: Pixels
 ) -> dict[str, str]:
-    """Return what a file says of itself: how its input is made, and where it comes from.
+    """Return the metadata of a file: how its input is made, and where it comes from.
 
     Everything but plain text is JSON.
     """
@@ -276,8 +276,8 @@ def describe(
 
 @contextmanager
 def _draft_folder(target: Path) -> Iterator[Path]:
-    """Give a path to write to: in a folder beside the target, so that the finished file only has to
-    be renamed; a kill leaves one such folder at most."""
+    """Give a path to write to, in a folder beside the target, so that the finished file only has to
+    be renamed; a kill leaves at most one such folder."""
     folder = target.with_name(f".{target.name}.part")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -5,6 +5,7 @@ Shapes: B batch, C channels, T frames, K tokens kept, L classes.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +218,7 @@ class Finetuning(Stage):
 
     def facts(self, resumed: Checkpoint | None) -> dict[str, Any]:
         """Name the classes and what they are combinations of, and the weights it all began with."""
-        origin = self.origin if resumed is None else resumed.meta["init"]
+        origin = self.origin if resumed is None else resumed.meta.get("init")
         frozen = self.auxiliary.facts(resumed) if self.auxiliary is not None else {}
         groups = {key: one.model_dump(mode="json") for key, one in self.store.class_groups.items()}
         names = self.store.class_names
@@ -260,7 +261,7 @@ class Finetuning(Stage):
         """
         refuse_faulty_plans(means, self.recipe)
 
-    def score(self, epoch: int, here: Session) -> tuple[float, dict[str, float]] | None:
+    def score(self, epoch: int, here: Session) -> tuple[float | None, dict[str, float]] | None:
         """Return top-1 on the validation split, after every so many passes and the last, and that
         of the groups that classes are combinations of."""
         settings, last = self.settings, epoch == self.settings.optim.epochs
@@ -269,9 +270,20 @@ class Finetuning(Stage):
         views = score_views(self.scored, self.val_views, self.recipe, here, drop=self.val_drop)
         videos = merge_views(views)
         top1 = top_accuracy(videos, 1)
+        if math.isnan(top1):
+            here.reporter.warn(
+                f"after pass {epoch}: scores of validation videos are not finite, so there is no "
+                "validation accuracy"
+            )
         groups = {name: group.of for name, group in self.store.class_groups.items()}
         by_group = group_accuracy(videos, groups)
-        return top1, {"val_top1": top1, **{f"val_{key}_top1": by_group[key] for key in by_group}}
+        metrics = {"val_top1": top1, **{f"val_{key}_top1": by_group[key] for key in by_group}}
+        return None if math.isnan(top1) else top1, metrics
+
+    def splits(self) -> list[str | None]:
+        """Return the splits that are trained and validated on."""
+        validation = [self.settings.val_split] if self.settings.val_split else []
+        return [self.settings.split, *validation]
 
     def modules(self) -> dict[str, nn.Module]:
         """Return the classifier, and the parts of the masked half."""

@@ -1,6 +1,6 @@
-"""What frozen features say: neighbours and probes, from any encoder.
+"""Nearest neighbours and probes on frozen features, of any encoder.
 
-Shapes: Q stored features, R features asked about, D width.
+Shapes: Q stored features, R queries, D width.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tatscli.engine.checkpoint import Checkpoint
 from tatscli.engine.device import full_precision
 from tatscli.engine.rng import seed_torch
 from tatscli.engine.session import Session
-from tatscli.errors import RecipeError
+from tatscli.errors import DataError, RecipeError
 from tatscli.evaluation.features import PooledFeatures, collect_features
 from tatscli.evaluation.knn import knn_scores, whiten
 from tatscli.evaluation.probe import choose_probe
@@ -36,9 +36,9 @@ from tatscli.tasks.results import unreadable_videos
 
 
 def frozen_encoder(recipe: Recipe, checkpoint: Checkpoint | None) -> Encoder:
-    """Build the encoder with a checkpoint's weights; None leaves those a training begins with.
+    """Build the encoder with a checkpoint's weights, or with initial weights for None.
 
-    Every training builds its encoder first, so that the seed alone says what it begins with.
+    Every training builds its encoder first, so that its initial weights depend only on the seed.
 
     Raises:
         RecipeError: If the recipe trains a tokenizer.
@@ -47,7 +47,7 @@ def frozen_encoder(recipe: Recipe, checkpoint: Checkpoint | None) -> Encoder:
     if recipe.tokenizer is not None:
         raise RecipeError(
             "this recipe trains a tokenizer: it has no encoder to evaluate",
-            hint="`tats evaluate RUN` of a trained one tells what it reconstructs",
+            hint="`tats evaluate RUN` scores the reconstructions of a trained tokenizer",
         )
     seed_torch(recipe.run.seed)
     encoder = build_encoder(recipe.model, recipe.grid)
@@ -63,28 +63,28 @@ def score_neighbours(
     here: Session,
     skipped: Skipped | None = None,
 ) -> tuple[ViewScores, dict[str, Any]]:
-    """Let the nearest training videos vote on every view; neighbours are one centre view each.
+    """Classify every view by the vote of its nearest training videos, one centre view of each.
 
     Args:
-        encoder: Frozen.
-        recipe: Says how.
+        encoder: The frozen encoder.
+        recipe: Gives the settings.
         store: Labelled videos.
         here: Device, precision and peers.
-        skipped: Where videos that cannot be read are entered; None lets the first one stop it.
+        skipped: Collects videos that cannot be read; with None the first one is an error.
 
     Returns:
-        Shares of the vote, and what the results say beside the usual.
+        Shares of the vote, and further entries for the result.
 
     Raises:
-        TatsError: If the recipe's layer, or its labels, are not there.
+        TatsError: If the recipe's layer or labels are missing.
     """
     settings = recipe.evaluate.knn
     drop = evaluate_drop(recipe, encoder)
     if drop is not None and settings.pool != "clip":
         raise RecipeError(
-            f"`evaluate.knn.pool: {settings.pool}` joins features of places, and `evaluate.drop` "
-            "leaves out other places of every clip",
-            hint="with fewer tokens set `evaluate.knn.pool=clip`, the mean of those that are left",
+            f"`evaluate.knn.pool: {settings.pool}` needs all tokens, and `evaluate.drop` drops "
+            "different ones in every clip",
+            hint="`evaluate.knn.pool=clip` takes the mean of the tokens that are left",
         )
     groups = {"clip": 1, "slice": encoder.grid[0], "token": encoder.tokens}[settings.pool]
     model = PooledFeatures(encoder, groups, layer=recipe.evaluate.layer).to(here.device)
@@ -112,6 +112,7 @@ def score_neighbours(
         )
         for some, split in ((views, settings.split), (scored, recipe.evaluate.split))
     )
+    _refuse_no_neighbour(store, stored, asked, settings.split)
     stored_QD, asked_RD = stored.score_VL, asked.score_VL
     if settings.whiten is not None:
         stored_QD, asked_RD = whiten(stored_QD, asked_RD, settings.whiten)
@@ -126,8 +127,23 @@ def score_neighbours(
         temperature=settings.temperature,
     )
     facts = scoring_facts(recipe, drop, scored, lambda: _features_of(recipe))
-    used = _training_facts(rows, store, skipped)
+    used = _training_facts(rows, store, settings.split, skipped)
     return ViewScores(asked.row_V, asked.label_V, votes), {**used, **facts}
+
+
+def _refuse_no_neighbour(store: Store, stored: ViewScores, asked: ViewScores, split: str) -> None:
+    """Refuse a video whose only stored neighbour would be itself: nobody can vote on it.
+
+    Raises:
+        DataError: If there is one.
+    """
+    alone, *others = stored.row_V.unique().tolist()
+    if not others and alone in asked.row_V.tolist():
+        raise DataError(
+            f"`{store.rows[alone].id}` has no neighbours: it is the only video of "
+            f"`evaluate.knn.split: {split}`, and a video does not vote on itself",
+            hint="`evaluate.knn.split` names the split whose videos vote, such as `train`",
+        )
 
 
 class Probed(nn.Module):
@@ -139,7 +155,7 @@ class Probed(nn.Module):
         self.probe = probe
 
     def forward(self, video_BCTHW: Tensor, visible_BK: Tensor | None = None) -> Tensor:
-        """Score a standardised video: (B, classes); of some of its tokens, where they are named."""
+        """Score a standardised video: (B, classes); from some of its tokens, if given."""
         features_BX = self.features(video_BCTHW, visible_BK)
         with full_precision(features_BX.device):  # as it was trained
             return self.probe(features_BX.float())
@@ -155,18 +171,18 @@ def score_probe(
 ) -> tuple[ViewScores, dict[str, Any]]:
     """Train a probe on features of the training videos, and score every view with it.
 
-    The videos to be scored are not read before it is chosen and trained.
+    The videos to score are not read before the probe is chosen and trained.
 
     Args:
-        encoder: Frozen.
-        recipe: Says how.
+        encoder: The frozen encoder.
+        recipe: Gives the settings.
         store: Labelled videos.
         protocol: `linear` or `attentive`.
         here: Device, precision and peers.
-        skipped: Where videos that cannot be read are entered; None lets the first one stop it.
+        skipped: Collects videos that cannot be read; with None the first one is an error.
 
     Returns:
-        Class probabilities, and what the results say beside the usual.
+        Class probabilities, and further entries for the result.
 
     Raises:
         TatsError: If the recipe's layer, labels or queries do not fit, or features are too large.
@@ -242,11 +258,15 @@ def score_probe(
         facts["form"] = settings.form
         facts["queries"] = settings.queries if settings.form == "efficient" else 1
     tokens = scoring_facts(recipe, drop, asked, lambda: _features_of(recipe))
-    return scored, {**_training_facts(rows, store, skipped), "probe": facts, **tokens}
+    return scored, {
+        **_training_facts(rows, store, settings.split, skipped),
+        "probe": facts,
+        **tokens,
+    }
 
 
 def reference_rows(recipe: Recipe, store: Store, split: str) -> list[int]:
-    """Return the rows of a split whose labels may be used: all, or so many of each class.
+    """Return the rows of a split whose labels may be used: all, or `evaluate.shots` of each class.
 
     Raises:
         DataError: If labels are missing, or a class has fewer videos.
@@ -260,10 +280,10 @@ def reference_rows(recipe: Recipe, store: Store, split: str) -> list[int]:
 
 
 def scored_views(recipe: Recipe, store: Store, drop: TokenDrop | None, here: Session) -> EvalViews:
-    """Return the views of the split that is scored, with their motion where tokens go by it.
+    """Return the views of the split that is scored, with motion if tokens are dropped by it.
 
     Raises:
-        DataError: If labels are missing, or motion is and the recipe allows no fallback.
+        DataError: If labels are missing, or motion is missing and the recipe allows no fallback.
     """
     rows = labelled(store, recipe.evaluate.split)
     return EvalViews(
@@ -278,12 +298,15 @@ def scored_views(recipe: Recipe, store: Store, drop: TokenDrop | None, here: Ses
     )
 
 
-def _training_facts(rows: list[int], store: Store, skipped: Skipped | None) -> dict[str, Any]:
-    """Return how many labelled videos were used, and which cannot be read."""
-    left_out = unreadable_videos(skipped, rows, [row.id for row in store.rows])
-    return {"train_videos": len(rows) - len(left_out), "train_skipped": left_out}
+def _training_facts(
+    rows: list[int], store: Store, split: str, skipped: Skipped | None
+) -> dict[str, Any]:
+    """Return how many labelled videos were used, and which were skipped."""
+    left_out = unreadable_videos(skipped, store, split, rows)
+    read = [row for row in rows if not skipped or row not in skipped]
+    return {"train_videos": len(read), "train_skipped": left_out}
 
 
 def _features_of(recipe: Recipe) -> PooledFeatures:
-    """Build what makes one feature of a clip, for counting what it costs."""
+    """Build the network of one clip feature, to count its operations."""
     return PooledFeatures(build_encoder(recipe.model, recipe.grid), layer=recipe.evaluate.layer)

@@ -36,7 +36,7 @@ def labelled(store: Store, split: str) -> list[int]:
     if bare:
         raise DataError(
             f"{len(bare)} of {len(rows)} videos of split `{split}` in `{store.path}` "
-            f"have no label, `{store.rows[bare[0]].id}` for one",
+            f"have no label, such as `{store.rows[bare[0]].id}`",
             hint=hint,
         )
     if classes < 2:

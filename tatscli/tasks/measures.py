@@ -1,4 +1,4 @@
-"""From scores of views to what a result says of them."""
+"""From scores of views to the numbers of a result."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def measures(
 
     Args:
         views: Scores of every view.
-        recipe: Its `run.seed` draws the bootstrap, `evaluate.durations` divides the videos.
-        store: Where they are from.
-        names: Names of the classes.
-        groups: What they are combinations of; empty where they are none.
+        recipe: `run.seed` seeds the bootstrap, `evaluate.durations` divides the videos by length.
+        store: Their store.
+        names: Class names.
+        groups: The groups that classes are combinations of, if any.
 
     Returns:
-        The scores of each video, and what the result says of them.
+        The scores of each video, and the entries for the result.
 
     Raises:
         CheckpointError: If scores are not finite.
@@ -72,11 +72,11 @@ def measures(
 
 
 def _refuse_not_finite(videos: ViewScores, store: Store) -> None:
-    """Find out that merged scores are no numbers, such as votes of nobody."""
+    """Refuse merged scores that are not finite: they would still name a class."""
     finite_R = videos.score_VL.isfinite().all(dim=1)
     if not finite_R.all():
         row = int(videos.row_V[torch.nonzero(~finite_R)[0]])
         raise CheckpointError(
             f"the scores of `{store.rows[row].id}` are not finite",
-            hint="with `--protocol knn`, `evaluate.knn.split` needs another video than this one",
+            hint="take an earlier checkpoint of the run (`RUN/checkpoints/step-...`)",
         )

@@ -1,4 +1,4 @@
-"""What a classifier sees in videos: windows of every clip, merged, and perhaps drawn over it."""
+"""Classifying videos: windows of every clip, merged, and optionally drawn on it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from tatscli.api import VideoModel, about_video, load
+from tatscli.api import VideoModel, about_video, load, refuse_not_finite
 from tatscli.console import Reporter
 from tatscli.data.footage import FileFootage, find_videos
 from tatscli.data.loader import worker_count
 from tatscli.data.windows import Windows
-from tatscli.errors import CheckpointError, DataError, UsageError
+from tatscli.errors import DataError, UsageError
 from tatscli.evaluation.predictions import Merged, Prediction, best_classes
 from tatscli.evaluation.windows import Seen, show_progress
 from tatscli.files import refuse_unwritable
@@ -32,13 +32,13 @@ from tatscli.visualize.predictions import draw_predictions
 
 @dataclass(slots=True)
 class _Clip:
-    """What has been seen of a clip so far.
+    """The predictions for a clip so far.
 
     Attributes:
         footage: The file.
         merged: Mean probabilities.
-        windows: When each window is, its frames, and its best classes.
-        best: Of the whole clip, once it has ended.
+        windows: Frames and best classes of each window.
+        best: Best classes of the whole clip, once it has ended.
     """
 
     footage: FileFootage
@@ -47,8 +47,8 @@ class _Clip:
     best: list[Prediction] = field(default_factory=list)
 
     def at(self, seconds: float) -> tuple[list[Prediction], str]:
-        """Return what is said about a moment, and its caption: that of the last window that has
-        begun and not ended, or that of the clip where none looks."""
+        """Return the classes to show at a time, and their caption: those of the last window that
+        has begun and not ended, or those of the whole clip in gaps between windows."""
         begun = bisect_right(self.windows, seconds, key=lambda window: window[1][0].start)
         if begun:
             _, window = self.windows[begun - 1]
@@ -57,7 +57,7 @@ class _Clip:
         return self.best, "whole video"
 
     def facts(self) -> dict[str, Any]:
-        """Return it as an object of JSON."""
+        """Return the predictions as a JSON object."""
         return {
             "clip": self.footage.name,
             "seconds": self.best[0].end,
@@ -88,20 +88,21 @@ def predict(
     device: str = "auto",
     prefer: str = "last",
 ) -> dict[str, Any]:
-    """Name what videos show, window by window and as a whole.
+    """Classify videos, window by window and as a whole.
 
-    A clip that cannot be read is named, and the others go on. Frames are decoded as they are
-    needed: of a video of any length no more than a few windows are in memory.
+    A clip that cannot be read is reported, and the others are still processed. Frames are decoded
+    as they are needed: only a few windows are in memory, however long the video is.
 
     Args:
         clips: Video files, and folders of them.
         run: Fine-tuned run or checkpoint.
         reporter: Speaks to the user.
-        top: Classes to name.
-        windows: Windows of each clip, spread evenly; None covers it.
-        every: Seconds from one window to the next; None is one behind the other.
+        top: Number of classes to return.
+        windows: Number of evenly spread windows of each clip; None covers it.
+        every: Seconds from one window to the next; None takes consecutive windows.
         crops: Views of a window, 1 or 3.
-        out: Where clips go with their predictions drawn: a file for one clip, else a folder.
+        out: Where to write clips with their predictions drawn: a file for one clip, else a
+            folder.
         device: As `tatscli.load`.
         prefer: Which checkpoint of a run to take.
 
@@ -115,7 +116,7 @@ def predict(
     began = time.perf_counter()
     videos, closed = find_videos(clips)
     for folder in closed:
-        reporter.warn(f"the folder `{folder}` cannot be read: videos in there are left out")
+        reporter.warn(f"the folder `{folder}` cannot be read: its videos are skipped")
     targets = {} if out is None else _targets(clips, videos, out)
     model = load(run, device=device, checkpoint=prefer)
     refuse_no_classifier(model.run)
@@ -139,8 +140,14 @@ def predict(
             facts = clip.facts()
             if out is not None:
                 target = targets[clip.footage.path]
-                _draw(clip, target)
                 facts["out"] = str(target)
+                try:
+                    _draw(clip, target)
+                except OSError as problem:  # what was predicted is not lost for that
+                    reason = f"cannot write `{target}`: {problem.strerror}"
+                    reporter.warn(reason)
+                    failed.append({"clip": name, "reason": reason})
+                    facts["out"] = None
             found.append(facts)
     return {
         "run": str(run),
@@ -158,21 +165,21 @@ def _class_facts(one: Prediction) -> dict[str, Any]:
 
 
 def _cut_words(model: VideoModel, cut: Windows) -> str:
-    """Say how videos are looked at."""
+    """Describe the windows of videos."""
     sampling = cut.sampling
     if sampling.mode == "uniform":
         pace = "spread over the whole video"
     elif sampling.fps is not None:
-        pace = f"{sampling.fps:g} a second"
+        pace = f"{sampling.fps:g} frames a second"
     else:
-        pace = f"every {sampling.stride}" if sampling.stride != 1 else "in a row"
+        pace = f"stride {sampling.stride}" if sampling.stride != 1 else "consecutive"
     if cut.every is not None:
         number = f"a window every {cut.every:g} s"
     elif cut.count is not None or sampling.mode == "uniform":
-        number = f"{cut.count or 1} evenly spread"
+        number = f"{cut.count or 1} windows, evenly spread"
     else:
         number = "windows that cover the video"
-    return f"{cut.frames} frames a window, {pace}; {number}; crops: {cut.crops}"
+    return f"{cut.frames} frames a window, {pace}; {number}; {cut.crops} crops"
 
 
 def _progress(videos: Sequence[FileFootage], reporter: Reporter) -> tqdm:
@@ -182,7 +189,7 @@ def _progress(videos: Sequence[FileFootage], reporter: Reporter) -> tqdm:
 def _seen(
     model: VideoModel, videos: Sequence[FileFootage], cut: Windows, top: int, bar: tqdm
 ) -> Iterator[tuple[_Clip, DataError | None]]:
-    """Yield every clip once it has ended, and why it could not be read, if so."""
+    """Yield every clip once it has ended, with the error if it could not be read."""
     threads = min(worker_count(model.recipe.data.workers), len(videos))
     runner = model.runner(model.probabilities, threads=threads)
     clip: _Clip | None = None
@@ -206,17 +213,13 @@ def _seen(
 
 
 def _add(clip: _Clip, seen: Seen, model: VideoModel, top: int) -> None:
-    """Take in a window.
+    """Add the output of a window.
 
     Raises:
         CheckpointError: If its scores are not finite.
     """
     assert seen.span is not None and seen.output is not None
-    if not seen.output.isfinite().all():
-        raise CheckpointError(
-            f"the scores of `{clip.footage.name}` are not finite",
-            hint="take an earlier checkpoint of the run",
-        )
+    refuse_not_finite(seen.output, clip.footage)
     clip.merged.add(seen.output)
     best = best_classes(
         seen.output.mean(dim=0),
@@ -229,25 +232,24 @@ def _add(clip: _Clip, seen: Seen, model: VideoModel, top: int) -> None:
 
 
 def _targets(clips: Sequence[Path], videos: Sequence[FileFootage], out: Path) -> dict[Path, Path]:
-    """Work out where every clip is drawn to.
+    """Choose the output file of every clip.
 
     Raises:
-        UsageError: If two clips, or a clip and its drawing, would share a file, or several clips a
-            film.
+        UsageError: If two clips, or a clip and its output, would share a file.
     """
     film = out.suffix.lower() in H264 and not out.is_dir()
     one = len(videos) == 1 and clips[0] == videos[0].path
     if film and not one:
         raise UsageError(
-            f"`{out}` is one film, and there are {len(videos)} clips to draw"
+            f"`{out}` is a single video file, and there are {len(videos)} clips"
             if len(videos) > 1
-            else f"`{out}` is a film, and `{clips[0]}` is a folder",
-            hint="name a folder with `--out`",
+            else f"`{out}` is a video file, and `{clips[0]}` is a folder",
+            hint="give a folder as `--out`",
         )
     if one and not film and out.suffix and not out.is_dir():
         raise UsageError(
             f"cannot write `{out}`: its suffix must be one of {', '.join(H264)}",
-            hint="without a suffix it is a folder",
+            hint="without a suffix, `--out` is a folder",
         )
     inside: dict[Path, Path] = {}
     for video in videos:
@@ -262,18 +264,18 @@ def _targets(clips: Sequence[Path], videos: Sequence[FileFootage], out: Path) ->
         target = out if film else (out / name).with_suffix(".mp4")
         if target in targets.values():
             raise UsageError(
-                f"two clips would be drawn to `{target}`, one of them `{video.path}`",
-                hint="give them other names, or draw them one by one",
+                f"two clips would be written to `{target}`, one of them `{video.path}`",
+                hint="rename them, or run the command on each alone",
             )
         if target.exists() and target.samefile(video.path):
-            raise UsageError(f"`{target}` is the clip itself", hint="name another `--out`")
+            raise UsageError(f"`{target}` is the clip itself", hint="choose another `--out`")
         refuse_unwritable(target)
         targets[video.path] = target
     return targets
 
 
 def _draw(clip: _Clip, out: Path) -> None:
-    """Write the clip with its predictions, frame by frame, at the times and in the size it has."""
+    """Write the clip with its predictions drawn, with the times and size of its own frames."""
     reader = VideoReader(clip.footage.path)
     frames = shown_frames(reader, short_side=None)
     first = next(frames)  # it has been read before; now the reader knows its rate

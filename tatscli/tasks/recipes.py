@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tatscli.engine.history import read_object
 from tatscli.errors import DataError, UsageError
+from tatscli.jsonfiles import read_object
 from tatscli.recipe.load import LoadedRecipe, load_recipe, with_store_found
 from tatscli.recipe.text import dump_value
 from tatscli.weights.paths import is_foreign

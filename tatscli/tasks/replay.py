@@ -1,5 +1,5 @@
-"""`tats replay`: the step that ended a training, once more: which module, which video, which
-precision.
+"""`tats replay`: repeating the bad step that stopped a training, to find the module, the video and
+the precision at fault.
 
 Shapes: B views of a micro-batch.
 """
@@ -37,7 +37,7 @@ from tatscli.tasks.tokenizer import TokenizerTraining
 from tatscli.tasks.training import Stage
 
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-"""Values of `run.precision` by what they mean."""
+"""Values of `run.precision` by data type."""
 
 
 def replay(
@@ -48,18 +48,18 @@ def replay(
     device: str | None = None,
     store: str | None = None,
 ) -> dict[str, Any]:
-    """Take the forward and backward pass of the bad step that a training has left, with the
-    weights that it had, one rank after the other.
+    """Repeat forward and backward pass of the bad step of a training, with the weights it had, one
+    rank after the other.
 
     Args:
         run: The run folder.
         reporter: Speaks to the user.
-        precision: As `run.precision`; None is that of the training.
-        device: As `run.device`; None is that of the recipe.
-        store: Where the store lies now; None is where the recipe says.
+        precision: As `run.precision`; None takes that of the training.
+        device: As `run.device`; None takes that of the recipe.
+        store: Where the store is now; None takes that of the recipe.
 
     Returns:
-        `finite`: whether nothing is wrong with it now; `loss`, `grad_norm`; `first_output` and
+        `finite`: whether everything is finite now; `loss`, `grad_norm`; `first_output` and
         `first_gradient` that are not finite, by module; `largest_outputs`; `videos`.
 
     Raises:
@@ -71,14 +71,14 @@ def replay(
     changes = {"run.precision": precision or own, "run.device": device, "data.store": store}
     words = [f"{key}={dump_value(value)}" for key, value in changes.items() if value is not None]
     words += ["data.workers=0", "data.cache=none", "run.compile=false", "run.track=[]"]
-    trained = with_store_found(Recipe.model_validate(kept.meta["recipe"]), kept.meta.get("store"))
+    trained = with_store_found(kept.recipe, kept.meta.get("store"))
     recipe = override_recipe(trained, words, origin=kept.path / "meta.json")
     stage = stage_of(kept, recipe, run)
     processes = len(kept.meta["rows"])
     if processes > 1:
         reporter.info(
-            f"the batches of {processes} processes, one after the other; what a step averages over "
-            "processes, as a BatchNorm does, is that of one at a time"
+            f"replaying the batches of {processes} processes one after the other; averages over "
+            "processes, such as those of BatchNorm, are taken over one process at a time"
         )
     with session(recipe.run, reporter, joins=False) as here:
         training, schedule = _prepared(stage, kept, here)
@@ -90,7 +90,7 @@ def replay(
 
 
 def stage_of(kept: Checkpoint, recipe: Recipe, run: Path) -> Stage:
-    """Return the stage that a run was trained by.
+    """Return the training stage of a run.
 
     Raises:
         UsageError: If the store is not the one that it was trained on.
@@ -99,8 +99,8 @@ def stage_of(kept: Checkpoint, recipe: Recipe, run: Path) -> Stage:
     if store.fingerprint() != kept.meta["store_fingerprint"]:
         raise UsageError(
             f"the store `{store.path}` is not the one that `{run}` was trained on: videos or "
-            "settings have changed, and so would the batch",
-            hint="name the one it was with `--store`",
+            "settings have changed, so the batch would differ",
+            hint="give the original store as `--store`",
         )
     loaded = LoadedRecipe(recipe, kept.meta["name"], kept.path / "meta.json", recipe.model_dump())
     if kept.kind == "finetuned":
@@ -111,7 +111,7 @@ def stage_of(kept: Checkpoint, recipe: Recipe, run: Path) -> Stage:
 
 
 def _prepared(stage: Stage, kept: Checkpoint, here: Session) -> tuple[Training, Schedule]:
-    """Build everything as the training did, and put back what the step found."""
+    """Build everything as the training did, and restore the state before the step."""
     schedule = derive_schedule(
         stage.optim,
         videos=len(stage.rows),
@@ -143,19 +143,19 @@ def _prepared(stage: Stage, kept: Checkpoint, here: Session) -> tuple[Training, 
         learner.begin(training.done)
     for module in stage.modules().values():
         if isinstance(module, ScheduleMasker):
-            module.done = training.done  # it has counted the steps up to the end of the training
+            module.done = training.done  # it counts steps, and has counted to the end of training
     stage.model.train()
     scale = training.loss_scale
     if scale is not None and not kept.has("loss_scale"):
-        scale.scale = torch.ones_like(scale.scale)  # whatever overflows then is no scale's fault
+        scale.scale = torch.ones_like(scale.scale)  # so that an overflow is not due to the scale
     return training, schedule
 
 
 def _pass(
     stage: Stage, training: Training, schedule: Schedule, kept: Checkpoint, here: Session
 ) -> list[Passed]:
-    """Take every micro-batch of every rank forwards and backwards; gradients add up to those that
-    the ranks would have averaged."""
+    """Run forward and backward pass of every micro-batch of every rank; gradients accumulate to the
+    average over the ranks."""
     passed, rows = list[Passed](), kept.meta["rows"]
     count = len(rows) * schedule.accumulation
     bar = here.reporter.progress(total=count, description="replaying", unit="batch")
@@ -179,14 +179,14 @@ def _pass(
                 bar.update()
             if found != wanted:
                 here.reporter.warn(
-                    f"rank {rank}: the batch is not the one that was saved; are there videos that "
-                    "could not be read then, or cannot now?"
+                    f"rank {rank}: the batch differs from the saved one; perhaps some videos could "
+                    "not be read then, or cannot be read now"
                 )
     return passed
 
 
 def _one(stage: Stage, training: Training, batch: Batch, part: int, share: float) -> Passed:
-    """Take one micro-batch, whose loss is a share of the step's."""
+    """Run one micro-batch, whose loss counts as a share of the step's loss."""
     there = batch.to(training.device)
     trace = Trace(len(there.row_B))
     with trace.watching(stage.modules()):

@@ -1,8 +1,9 @@
-"""What `tats replay` has found: as one object, and as tables."""
+"""The findings of `tats replay`: as one object, and as tables."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,20 @@ from tatscli.engine.training import Training
 from tatscli.tasks.training import Stage
 
 LARGEST = 10
-"""Modules that are listed for the size of what they put out."""
+"""Modules listed as those with the largest outputs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """One micro-batch that was taken.
+    """One micro-batch that was replayed.
 
     Attributes:
-        rank: Whose it was.
+        rank: The rank it belongs to.
         part: Its number among those of the rank.
-        batch: What was in it.
-        loss: Of it.
+        batch: The batch.
+        loss: Its loss.
         by_sample: The losses of its views.
-        trace: What was seen.
+        trace: Outputs and gradients of the modules.
     """
 
     rank: int
@@ -49,15 +50,15 @@ def describe(
     passed: list[Passed],
     norm: float,
 ) -> dict[str, Any]:
-    """Return what was found, as `replay` does.
+    """Return the findings, as `replay` does.
 
     Args:
         run: The run folder.
         kept: The bad step.
         stage: What was trained.
-        training: As it was put together again.
+        training: The restored training.
         passed: All micro-batches.
-        norm: Of the model's gradient.
+        norm: Norm of the model's gradient.
     """
     loss = sum(one.loss for one in passed) / len(passed)
     limit = kept.meta["limit"]
@@ -65,7 +66,7 @@ def describe(
     if not math.isfinite(loss):
         problems.append("the loss is not finite")
     elif limit is not None and loss > limit:
-        problems.append(f"the loss is above {limit:.4g}, which was the limit of that step")
+        problems.append(f"the loss is above {limit:.4g}, the limit of that step")
     if not math.isfinite(norm):
         problems.append("the gradient is not finite")
     parameters = dict(stage.model.named_parameters())
@@ -96,7 +97,7 @@ def _finite(tensor: Tensor | None) -> bool:
 
 
 def _first(passed: list[Passed], stage: Stage, what: str) -> dict[str, Any] | None:
-    """Describe the first output or gradient that is not finite, of the first micro-batch that has
+    """Describe the first output or gradient that is not finite, in the first micro-batch with
     one."""
     for one in passed:
         found = first_bad(getattr(one.trace, what))
@@ -153,7 +154,7 @@ def _videos(one: Passed, stage: Stage) -> list[dict[str, Any]]:
 
 
 def show(result: dict[str, Any], reporter: Reporter, *, limit: int) -> None:
-    """Print what `replay` found, with at most so many videos, the worst first."""
+    """Print the findings of `replay`, with at most `limit` videos, the worst first."""
     reporter.table(
         f"step {result['step']} of {result['run']} in {result['precision']}: "
         + ("; ".join(result["problems"]) or "everything is finite"),
@@ -162,9 +163,9 @@ def show(result: dict[str, Any], reporter: Reporter, *, limit: int) -> None:
             ("skipped because", result["reason"]),
             ("loss", f"{result['loss']:.6g}"),
             ("gradient norm", f"{result['grad_norm']:.6g}"),
-            ("first output that is not finite", _said(result["first_output"])),
-            ("first gradient that is not finite", _said(result["first_gradient"])),
-            ("weights that are not finite", ", ".join(result["weights_not_finite"][:3]) or "none"),
+            *_bad_rows("output", result["first_output"]),
+            *_bad_rows("gradient", result["first_gradient"]),
+            ("weights that are not finite", _named(result["weights_not_finite"] or ["none"])),
         ],
     )
     reporter.table(
@@ -177,8 +178,9 @@ def show(result: dict[str, Any], reporter: Reporter, *, limit: int) -> None:
     )
     worst = sorted(result["videos"], key=_badness, reverse=True)
     reporter.table(
-        f"videos, the worst {min(limit, len(worst))} of {len(worst)}",
-        ["video", "loss", "first module not finite, else the largest", "not finite", "largest"],
+        f"videos, the worst {min(limit, len(worst))} of {len(worst)}; `module`: the first whose "
+        "output is not finite, else that with the largest output",
+        ["video", "loss", "module", "not finite", "largest"],
         [
             (one["id"], f"{one['loss']:.4g}", one["module"] or "", f"{one['not_finite']:.1%}",
              f"{one['largest']:.4g}")
@@ -192,9 +194,21 @@ def _badness(video: dict[str, Any]) -> tuple[float, float]:
     return video["not_finite"], loss if math.isfinite(loss) else math.inf
 
 
-def _said(found: dict[str, Any] | None) -> str:
+def _bad_rows(what: str, found: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Return rows about the first output or gradient that is not finite: a line each, so that the
+    table stays narrow."""
+    name = f"first {what} that is not finite"
     if found is None:
-        return "none"
+        return [(name, "none")]
     shape = " x ".join(map(str, found["shape"]))
-    where = f"`{found['module']}` ({found['type']}, {shape}): {found['share']:.1%} of it"
-    return where + (f", in {', '.join(found['videos'][:3])}" if found["videos"] else "")
+    rows = [
+        (name, f"{found['module']} ({found['type']})"),
+        ("", f"{found['share']:.1%} of its {shape} values"),
+    ]
+    return rows + ([("", f"in {_named(found['videos'])}")] if found["videos"] else [])
+
+
+def _named(names: Sequence[str]) -> str:
+    """Write the first name, and how many more there are."""
+    more = len(names) - 1
+    return names[0] + (f" and {more} more" if more else "")

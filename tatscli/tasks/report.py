@@ -1,4 +1,4 @@
-"""`tats report`: one page about a run, for people who were not there."""
+"""`tats report`: an HTML page about a run."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 
 from tatscli.console import Reporter
 from tatscli.engine.checkpoint import Checkpoint
-from tatscli.engine.history import read_metrics, read_object
+from tatscli.engine.history import read_metrics
 from tatscli.engine.session import Session, session
 from tatscli.errors import DataError, TatsError, UsageError
 from tatscli.files import refuse_existing, refuse_unwritable, write_safely
+from tatscli.jsonfiles import read_object
 from tatscli.nn.load import open_checkpoint
 from tatscli.recipe.load import override_recipe
 from tatscli.recipe.schema import Recipe
@@ -43,24 +44,24 @@ def report(
     prefer: str = "last",
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write a page about a run that needs no other file.
+    """Write a self-contained HTML page about a run.
 
     Args:
         run: A run folder.
         reporter: Speaks to the user.
-        out: The page; by default `<run>/report.html`, which is replaced.
+        out: The page; by default `<run>/report.html`, which is replaced if it exists.
         result: Which evaluation to show in detail; by default the newest in `<run>/results` that
-            has classes and is of the run's own weights.
+            has classes and is of trained weights.
         overrides: Recipe keys to change, such as `data.store` where the store has moved.
-        clips: Videos in each gallery; 0 shows none, and reads no store.
-        prefer: Which checkpoint looks at the clips, `last` or `best`.
+        clips: Videos in each gallery; 0 shows none and needs no store.
+        prefer: Which checkpoint is used, `last` or `best`.
         overwrite: Replace `out`.
 
     Returns:
         `run`, `report`, `bytes`, `sections` and `left_out`: what could not be shown, and why.
 
     Raises:
-        UsageError: If `out` exists, `run` is no run folder, or what draws is not installed.
+        UsageError: If `out` exists, `run` is not a run folder, or matplotlib or Jinja is missing.
         CheckpointError: If there is no run.
         DataError: If `result` cannot be read.
         RecipeError: If an override is wrong.
@@ -71,15 +72,15 @@ def report(
     if out is not None:
         refuse_existing(out, overwrite=overwrite)
     if run.is_dir():
-        refuse_unwritable(target)
+        refuse_unwritable(target, "`--out FILE` writes it elsewhere")
     if not (run / "checkpoints").is_dir() and run.is_dir() and (run / "meta.json").is_file():
         raise UsageError(
-            f"`{run}` is a checkpoint, and a report is about a whole run",
-            hint="give the run folder that holds its `checkpoints`",
+            f"`{run}` is a checkpoint, and a report needs a whole run",
+            hint="give the run folder, which has a `checkpoints` folder",
         )
     if is_foreign(run):
         raise UsageError(
-            f"`{run}` holds weights that another program wrote, and a report is about a run",
+            f"`{run}` has weights that another program wrote, and a report needs a run",
             hint=f"`tats convert {run} --to tats --out RUN` makes a run of them",
         )
     opened = open_checkpoint(run, prefer=prefer)
@@ -118,7 +119,7 @@ def report(
 
 
 def _described(run: Path, left_out: list[str]) -> dict[str, Any]:
-    """Read `run.json`; without it a report has no environment."""
+    """Read `run.json`; without it the report has no environment section."""
     try:
         return read_object(run / "run.json") or {}
     except DataError as error:
@@ -130,19 +131,23 @@ def _chosen(found: Sequence[Result], wanted: Path | None) -> Result | None:
     """Return the evaluation to show in detail.
 
     Raises:
-        UsageError: If the one asked for is no evaluation of classes.
+        UsageError: If the given one does not score classes.
     """
     if wanted is not None:
         shown = Result(wanted, read_result(wanted))
-        if "confusion" not in shown.facts:
+        if not _scores_classes(shown):
             raise UsageError(
-                f"`{wanted}` scores no classes",
-                hint="name a result of a classifier, of neighbours or of a probe",
+                f"`{wanted}` has no scores of classes",
+                hint="choose a result of a classifier, of `knn` or of a probe",
             )
         return shown
     return next(
-        (one for one in found if "confusion" in one.facts and not one.facts.get("untrained")), None
+        (one for one in found if _scores_classes(one) and not one.facts.get("untrained")), None
     )
+
+
+def _scores_classes(result: Result) -> bool:
+    return {"confusion", "per_class", "class_names", "top1", "videos"} <= result.facts.keys()
 
 
 def _clips(
@@ -153,7 +158,7 @@ def _clips(
     here: Session,
     left_out: list[str],
 ) -> Iterator[Section]:
-    """Show masks, videos with their predictions, and neighbours, each where it can be."""
+    """Yield the sections about videos: masks, predictions, neighbours."""
     if count == 0:
         return
     try:
@@ -164,11 +169,11 @@ def _clips(
         return
     asked: list[tuple[str, str, Any]] = []
     if checkpoint.kind == "pretrained":
-        note = "What the mask hides of a video, and what the model makes of it."
+        note = "Which tokens of a video the mask hides, and what the model predicts for them."
         asked.append(("Masks", note, lambda: mask_gallery(checkpoint, recipe, store)))
     if shown is not None:
         note = (
-            "Videos by the probability of their true class. Merged over "
+            "Videos by the probability of their true class, averaged over "
             f"{shown.facts['segments']} x {shown.facts['crops']} views."
         )
         asked.append(
@@ -177,7 +182,7 @@ def _clips(
     if checkpoint.kind != "tokenizer":
         note = (
             "The training videos with the most similar features: cosine similarity of the mean "
-            "token features of centre views, after subtracting their mean over all videos."
+            "token features of centre views, after subtracting the mean over all videos."
         )
         asked.append(
             (

@@ -56,7 +56,7 @@ def checkpoint_to_resume(folder: Path, store: Store, here: Session) -> Checkpoin
         )
     found = [find_checkpoint(folder, say=here.reporter.warn)] if here.world.main else []
     checkpoint = distributed.gathered(found)[0]
-    if checkpoint.meta["store_fingerprint"] != store.fingerprint():
+    if checkpoint.meta.get("store_fingerprint") != store.fingerprint():
         raise UsageError(
             f"the store `{store.path}` is not the one that `{folder}` was trained on: "
             "videos or settings have changed",

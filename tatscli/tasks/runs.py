@@ -1,29 +1,31 @@
-"""Looking over run folders: what each is, how far it came, how good it is, how two differ.
+"""Listing run folders: what each is, how far it got, how good it is, how two differ.
 
-Reads JSON alone, so that a folder of many runs is listed fast; checkpoints are not opened.
+Only JSON is read, so that many runs are listed fast; checkpoints are not opened.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import BaseModel, ValidationError
+
 from tatscli.console import Reporter
 from tatscli.engine.folders import kept_in, pointed_at
-from tatscli.engine.history import read_metrics, read_object
+from tatscli.engine.history import read_metrics
 from tatscli.errors import CheckpointError, DataError
+from tatscli.jsonfiles import read_object, reason_of
 from tatscli.lock import LOCK, is_held
 from tatscli.recipe.keys import differences
 from tatscli.recipe.load import load_recipe
 from tatscli.tasks.results import results_in
 
 METRICS = {"top1": True, "top5": True, "mean_class": True, "ece": False, "nll": False, "val": True}
-"""What runs are ranked by, and whether more is better; `val` is the best score of a fine-tuning."""
+"""What runs are ranked by, and whether higher is better; `val` is the best validation score."""
 
 ACTIVE = 600.0  # seconds since the last write in which a training that holds no lock may be running
 DEPTH = 3  # folders below the one that is looked through
@@ -34,25 +36,27 @@ State = Literal["finished", "running", "active", "stopped", "converted", "result
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """What can be told of a run without opening its weights.
+    """What is known of a run without opening its weights.
 
     Attributes:
-        name: Path below the folder that was looked through.
+        name: Path below the folder that is listed.
         path: Its folder.
-        state: `finished`, all steps are done; `running`, a training is at work in it; `active`, one
-            may be: it is on a file system without locks, unfinished, and was written to within the
-            last ten minutes; `stopped`; `converted`, `tats convert` wrote it, and there is
-            no training to finish; `results`, the folder has nothing but results; `damaged`.
+        state: `finished`: all steps are done; `running`: being trained now; `active`: perhaps being
+            trained: unfinished, written to within the last ten minutes, on a file system without
+            locks; `stopped`; `converted`: written by `tats convert`; `results`: the folder has
+            only results; `damaged`.
         kind: `pretrained`, `finetuned` or `tokenizer`; None before its first checkpoint.
         recipe: Name of the recipe.
         step: Of the last checkpoint.
         total: Steps of the whole schedule.
-        loss: The last that was logged.
+        loss: The last loss that was logged.
+        clips_per_second: The last rate that was logged.
+        mfu: The last model FLOPs utilisation that was logged, where the device's peak is known.
         best: Best score on `finetune.val_split`.
-        started: When its first session began.
-        age: Seconds since it was last written to.
-        bytes: On disk; files that are linked are counted once.
-        results: How many there are.
+        started: When it was first started.
+        age: Seconds since the last write.
+        bytes: Size on disk; linked files are counted once.
+        results: Number of results.
         problem: What is damaged.
     """
 
@@ -64,6 +68,8 @@ class RunFacts:
     step: int | None = None
     total: int | None = None
     loss: float | None = None
+    clips_per_second: float | None = None
+    mfu: float | None = None
     best: float | None = None
     started: str | None = None
     age: float | None = None
@@ -73,7 +79,7 @@ class RunFacts:
 
 
 def list_runs(folder: Path) -> list[RunFacts]:
-    """Describe the runs in a folder, those written to last first.
+    """Describe the runs in a folder, most recently written first.
 
     Raises:
         DataError: If there is no such folder.
@@ -81,20 +87,20 @@ def list_runs(folder: Path) -> list[RunFacts]:
     if not folder.is_dir():
         raise DataError(
             f"there is no folder `{folder}`",
-            hint="trainings write to `runs` where they are started",
+            hint="trainings write to `runs` in the folder where they are started",
         )
     found = [describe(path, folder) for path in find_runs(folder)]
     return sorted(found, key=lambda one: (one.age is None, one.age, one.name))
 
 
 def find_runs(folder: Path, depth: int = DEPTH) -> Iterator[Path]:
-    """Yield the run folders at or below `folder`; none lies inside another."""
+    """Yield the run folders at or below `folder`; runs inside runs are not looked for."""
     if _is_run(folder):
         yield folder
     elif depth:
         try:
             below = sorted(path for path in folder.iterdir() if path.is_dir())
-        except OSError:  # somebody else's
+        except OSError:  # not readable by us
             return
         for path in below:
             if not path.name.startswith("."):
@@ -102,15 +108,15 @@ def find_runs(folder: Path, depth: int = DEPTH) -> Iterator[Path]:
 
 
 def describe(path: Path, base: Path) -> RunFacts:
-    """Describe a run; whatever is damaged in it is said, and does not stop it."""
+    """Describe a run; damage is reported in `problem`."""
     problems: list[str] = []
     name = path.resolve().name if path == base else str(path.relative_to(base))
-    about = _object(path / "run.json", problems)
+    about = _object(path / "run.json", problems, _About)
     root = path / "checkpoints"
     last = pointed_at(root, "last") or next(iter(kept_in(root)), root / "last")
-    meta = _object(last / "meta.json", problems)
+    meta = _object(last / "meta.json", problems, _Meta)
     if (root / "last").is_symlink() and not meta and not problems:
-        problems.append("`checkpoints/last` leads nowhere")
+        problems.append("`checkpoints/last` is a broken link")
     if meta and not (last / "model.safetensors").is_file():
         problems.append("there is no `model.safetensors` in `checkpoints/last`")
     only_results = not about and not (path / "recipe.yaml").exists() and not meta
@@ -147,7 +153,7 @@ def describe(path: Path, base: Path) -> RunFacts:
         recipe=about.get("recipe") or meta.get("name"),
         step=None if state == "results" else step,
         total=total,
-        loss=_last_loss(path / "metrics.jsonl"),
+        **_last_logged(path / "metrics.jsonl", ("loss", "clips_per_second", "mfu")),
         best=meta.get("best_score"),
         started=earlier[0].get("started"),
         age=age,
@@ -165,16 +171,16 @@ def best_runs(
     split: str | None = None,
     protocol: str | None = None,
 ) -> dict[str, Any]:
-    """Rank runs by their results, or by the best score of their fine-tuning.
+    """Rank runs by their results, or by their best validation score.
 
-    Results of untrained encoders say nothing about a run, and are left out.
+    Results of untrained encoders are left out.
 
     Args:
-        folder: Where the runs are.
+        folder: The folder with the runs.
         metric: One of `METRICS`.
-        reporter: Warns where unlike is ranked.
-        split: Look at results of this split alone.
-        protocol: Look at results of this protocol alone.
+        reporter: Warns where splits, protocols or stores differ.
+        split: Use only results of this split.
+        protocol: Use only results of this protocol.
 
     Returns:
         `metric`; `best`, the first of `ranked`; and `ranked`: `run`, `result` (its file; None for
@@ -204,34 +210,38 @@ def best_runs(
                 one = {"run": str(path), "result": str(file), "value": value}
                 found.append({**one, "interval": between, **about})
     if not found:
-        hint = "train with `finetune.val_split`" if metric == "val" else "`tats evaluate RUN`"
-        raise DataError(f"no run in `{folder}` has `{metric}`", hint=f"{hint} makes it")
+        hint = (
+            "it is measured while fine-tuning with `finetune.val_split`"
+            if metric == "val"
+            else "`tats evaluate RUN` measures it"
+        )
+        raise DataError(f"no run in `{folder}` has `{metric}`", hint=hint)
     for key in ("protocol", "split"):
         values = sorted({str(one[key]) for one in found if key in one})
         if len(values) > 1:
-            reporter.warn(f"ranked are results of several {key}s: {', '.join(values)}")
+            reporter.warn(f"the ranking mixes results of several {key}s: {', '.join(values)}")
     if len(stores) > 1:
-        reporter.warn(f"ranked are results of {len(stores)} different stores")
+        reporter.warn(f"the ranking mixes results of {len(stores)} different stores")
     found.sort(key=lambda one: one["value"], reverse=METRICS[metric])
     return {"metric": metric, "best": found[0], "ranked": found}
 
 
 def compare_runs(first: Path, second: Path) -> dict[str, Any]:
-    """Return how the recipes of two runs differ, and their numbers side by side.
+    """Return the recipe keys in which two runs differ, and their numbers side by side.
 
     Returns:
         `runs`, both folders; `recipe`: `key` and the two `values` wherever they differ; `metrics`:
         `name` and the two `values`, None where a run does not have it.
 
     Raises:
-        TatsError: If one is no run, or its recipe cannot be read.
+        TatsError: If one is not a run, or its recipe cannot be read.
     """
     recipes, numbers = [], []
     for path in (first, second):
         if not (path / "recipe.yaml").is_file():
             raise CheckpointError(
                 f"`{path}` is not a run folder: it has no `recipe.yaml`",
-                hint="`tats runs` lists the runs there are",
+                hint="`tats runs` lists the runs",
             )
         recipes.append(load_recipe(path / "recipe.yaml").recipe.model_dump(mode="json"))
         numbers.append(_numbers(path))
@@ -248,7 +258,8 @@ def compare_runs(first: Path, second: Path) -> dict[str, Any]:
 
 def _numbers(path: Path) -> dict[str, float]:
     facts = describe(path, path)
-    named: dict[str, Any] = {key: getattr(facts, key) for key in ("step", "total", "loss", "best")}
+    keys = ("step", "total", "loss", "clips_per_second", "mfu", "best")
+    named: dict[str, Any] = {key: getattr(facts, key) for key in keys}
     for file, result in results_in(path):
         for key in ("top1", "top5", "mean_class", "ece", "nll", "psnr", "ssim"):
             named[f"{file.stem} {key}"] = result.get(key)
@@ -261,21 +272,49 @@ def _is_run(folder: Path) -> bool:
     return (folder / "checkpoints").is_dir() or any((folder / "results").glob("*.json"))
 
 
-def _object(path: Path, problems: list[str]) -> dict[str, Any]:
-    """Read a JSON object; an empty one stands for none, and for a damaged one, which is noted."""
+class _Derived(BaseModel):
+    total_steps: int | None = None
+
+
+class _About(BaseModel):
+    """What the keys of a `run.json` must be where they are there; there are others."""
+
+    recipe: str | None = None
+    started: str | None = None
+    derived: _Derived | None = None
+    earlier: list[_About] = []
+
+
+class _Meta(BaseModel):
+    """What the keys of a `meta.json` must be where they are there; there are others."""
+
+    kind: str | None = None
+    step: int = 0
+    name: str | None = None
+    best_score: float | None = None
+
+
+def _object(path: Path, problems: list[str], form: type[BaseModel]) -> dict[str, Any]:
+    """Read a JSON object; a missing or damaged one is empty, and damage is noted."""
     try:
-        return read_object(path) or {}
+        found = read_object(path) or {}
+        form.model_validate(found, strict=True)
     except DataError as error:
         problems.append(error.message)
         return {}
+    except ValidationError as error:
+        problems.append(f"`{path}` is damaged: {reason_of(error)}")
+        return {}
+    return found
 
 
-def _last_loss(path: Path) -> float | None:
-    """Return the loss of the last line that has one."""
-    for line in reversed(read_metrics(path, tail=TAIL)):
-        with suppress(ValueError, KeyError, TypeError):  # a loss that is not finite is null
-            return float(line["loss"])
-    return None
+def _last_logged(path: Path, names: Sequence[str]) -> dict[str, float | None]:
+    """Return the last number of each name; one that is not finite is null in the log."""
+    lines = read_metrics(path, tail=TAIL)
+    found: dict[str, float | None] = dict.fromkeys(names)
+    for line in lines:
+        found |= {name: line[name] for name in names if type(line.get(name)) in (int, float)}
+    return found
 
 
 def _size(folder: Path) -> int:

@@ -140,7 +140,7 @@ class TokenizerTraining(Stage):
                 hint="name the tokenizer of the first stage with `--init RUN`",
             )
         if not resume and self.init is not None:
-            first = find_checkpoint(Path(self.init)).meta["recipe"]["data"]["frames"]
+            first = find_checkpoint(Path(self.init)).recipe.data.frames
             if first != self.recipe.data.frames:
                 raise UsageError(
                     f"`data.frames: {self.recipe.data.frames}` with `tokenizer.train: decoder`: "

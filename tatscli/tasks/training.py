@@ -38,6 +38,7 @@ from tatscli.recipe.load import LoadedRecipe
 from tatscli.recipe.schema import Optim, Recipe
 from tatscli.recipe.text import dump_recipe
 from tatscli.store.reader import Store
+from tatscli.tasks.failed_rows import tell_failed
 from tatscli.tasks.flops import flops_for_mfu
 from tatscli.tasks.resuming import (
     checkpoint_to_resume,
@@ -113,6 +114,10 @@ class Stage:
         """Return additional entries about the data for `run.json` and checkpoints."""
         return {}
 
+    def splits(self) -> list[str | None]:
+        """Return the splits of the store that are trained and scored on; None is all of it."""
+        return [self.recipe.data.split]
+
     def modules(self) -> dict[str, nn.Module]:
         """Return the modules that a step runs, by name; the model's is empty."""
         return {"": self.model}
@@ -173,6 +178,8 @@ def run_training(
         over = is_over(checkpoint, schedule, recipe.run)
         if not over:
             here.reporter.info(schedule_line(schedule, stage.optim, recipe.run))
+        if here.world.main:
+            tell_failed(store, stage.splits(), here.reporter)
         here.reporter.detail(f"frames in memory: {stage.clips.cache_plan}")
         flops = flops_for_mfu(stage, here)
         stage.to(here.device)

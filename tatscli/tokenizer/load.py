@@ -60,4 +60,4 @@ def open_run(path: Path) -> tuple[TrainedTokenizer, str, Checkpoint]:
         )
     tokenizer = build_tokenizer(run.recipe)
     restore_part("model", Weights(tokenizer), run.checkpoint)
-    return tokenizer, run.checkpoint.digest(), run.checkpoint
+    return tokenizer, run.checkpoint.file_digest(), run.checkpoint

@@ -1,4 +1,4 @@
-"""The model card of a folder for `transformers`: what the weights are, and what they are not."""
+"""The model card of a folder for `transformers`."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from tatscli.nn.vit import SIZES
 from tatscli.recipe.schema import Recipe, Sampling
 from tatscli.recipe.text import dump_mapping, dump_recipe
 from tatscli.weights.export import Export
-from tatscli.weights.form import IMAGENET
+from tatscli.weights.spec import IMAGENET
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-"""What the hub takes for the name of a data set or model."""
+"""Names of data sets and models that the hub accepts."""
 
 _METRICS = {"top1": "accuracy", "top5": "top-5 accuracy"}
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a card says beside the weights themselves.
+    """What a card says besides what follows from the weights.
 
     Attributes:
-        name: What they are called.
-        license: Identifier of their licence; None where nobody said.
-        source: Where they come from, and its SHA-256.
-        store: The store that they were trained on; None where it is not known.
-        derived: Whether the recipe was read off the weights, and knows nothing of a training.
-        base: What their training began with, by name.
-        results: Objects of evaluations of these very weights.
+        name: Name of the weights.
+        license: Licence identifier; None if none was given.
+        source: Where they come from, with the SHA-256.
+        store: The store that they were trained on; None if unknown.
+        derived: Whether the recipe was derived from the weights, so that training is unknown.
+        base: Name of the weights that training started from.
+        results: Evaluation results of exactly these weights.
     """
 
     name: str
@@ -76,7 +76,7 @@ def model_card(export: Export, facts: Facts) -> str:
 
 def _head(export: Export, facts: Facts) -> dict[str, Any]:
     """The YAML that the hub reads."""
-    classifies = export.form.classes is not None
+    classifies = export.spec.classes is not None
     head: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "video-classification" if classifies else "feature-extraction",
@@ -110,7 +110,7 @@ def _indexed(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def protocol_words(result: dict[str, Any]) -> str:
-    """Say how an evaluation was done: protocol, views of a video, frames."""
+    """Describe an evaluation: protocol, views of a video, frames."""
     recipe = result.get("recipe") or {}
     frames = (recipe.get("data") or {}).get("frames")
     clips = f"{result.get('segments', '?')} segments x {result.get('crops', '?')} crops"
@@ -118,56 +118,56 @@ def protocol_words(result: dict[str, Any]) -> str:
 
 
 def _about(export: Export, facts: Facts) -> str:
-    vit = export.form.encoder
+    vit = export.spec.encoder
     size = next((f"ViT-{one} " for one, sides in SIZES.items() if sides == vit), "")
     what = "A video classifier"
-    if export.form.classes is None:
+    if export.spec.classes is None:
         what = "A video encoder" if export.encoder_only else "A masked autoencoder of videos"
     said = [
         f"{what} in VideoMAE's architecture, {size}of width {vit.width}, {vit.depth} blocks and "
         f"{vit.heads} heads; open it with `{export.architecture}`. Made from {facts.source} by "
         "`tats convert`.",
     ]
-    if export.form.classes is not None:
-        said.append(f"It distinguishes {export.form.classes} classes.")
+    if export.spec.classes is not None:
+        said.append(f"It has {export.spec.classes} classes.")
     trained = _data_set(facts.store)
     said.append(
-        "What it was trained on is not known."
-        if trained is None
-        else f"It was trained on `{trained}`."
+        "Its training data are unknown." if trained is None else f"It was trained on `{trained}`."
     )
     if facts.base is not None:
-        said.append(f"Its training began with `{facts.base}`.")
+        said.append(f"Training started from `{facts.base}`.")
     if facts.license is None:
-        said.append("Nobody stated a licence for these weights when they were converted.")
+        said.append("No licence was given when these weights were converted.")
     return " ".join(said)
 
 
 def _input(export: Export, facts: Facts) -> list[str]:
-    form = export.form
+    spec = export.spec
     drawn = sampling_words(sampling_of(export.recipe, export.kind))
     if facts.derived:
-        drawn = "how far apart they were in training is not known (4 frames in VideoMAE's Kinetics)"
-    height, width = (form.size, form.size) if isinstance(form.size, int) else form.size
+        drawn = "the frame stride of training is unknown (4 for VideoMAE on Kinetics)"
+    height, width = (spec.size, spec.size) if isinstance(spec.size, int) else spec.size
     said = [
-        f"- {form.frames} frames of {height} x {width} pixels, as `pixel_values` of shape "
-        f"(batch, {form.frames}, 3, {height}, {width})",
-        f"- Frames are chosen by you, for the processor takes them as they come: {drawn}",
-        f"- Pixels in [0, 1] are standardised with mean {list(form.mean)} and deviation "
-        f"{list(form.std)}; the processor files say so, for their defaults are 0.5",
+        f"- {spec.frames} frames of {height} x {width} pixels, as `pixel_values` of shape "
+        f"(batch, {spec.frames}, 3, {height}, {width})",
+        f"- You choose the frames, since the processor takes them as given: {drawn}",
+        f"- Pixels in [0, 1] are standardised with mean {list(spec.mean)} and standard deviation "
+        f"{list(spec.std)}; the processor files set both, since the defaults are 0.5",
     ]
     if height != width:
-        said.append("- The processor resizes to exactly this size and does not keep the aspect")
+        said.append(
+            "- The processor resizes to exactly this size, without keeping the aspect ratio"
+        )
     return said
 
 
 def sampling_of(recipe: Recipe, kind: str) -> Sampling:
-    """Return how frames are drawn for what the weights do."""
+    """Return how frames are sampled for these weights."""
     return recipe.view_sampling if kind == "finetuned" else recipe.data.sampling
 
 
 def sampling_words(sampling: Sampling) -> str:
-    """Say which frames of a video make a clip."""
+    """Describe which frames of a video make a clip."""
     if sampling.mode == "uniform":
         return "one from each of as many equal parts of the video"
     if sampling.fps is not None:
@@ -177,7 +177,7 @@ def sampling_words(sampling: Sampling) -> str:
 
 def _results(results: list[dict[str, Any]]) -> list[str]:
     if not results:
-        return ["No evaluation of these weights came along."]
+        return ["There are no evaluation results for these weights."]
     rows = ["| protocol | data | split | videos | top-1 | top-5 |", "|---|---|---|---|---|---|"]
     for one in results:
         top5 = f"{one['top5']:.4f}" if isinstance(one.get("top5"), int | float) else ""
@@ -195,20 +195,20 @@ def _results(results: list[dict[str, Any]]) -> list[str]:
 
 def _notes(export: Export) -> list[str]:
     said = []
-    if export.form.classes is not None or export.form.decoder is not None:
-        norm = "fc_norm" if export.form.classes is not None else "decoder.norm"
+    if export.spec.classes is not None or export.spec.decoder is not None:
+        norm = "fc_norm" if export.spec.classes is not None else "decoder.norm"
         said.append(
             f"- `transformers` computes `{norm}` with an epsilon of 1e-5 whatever `config.json` "
-            f"says, and the weights were trained with 1e-6: set `model.{norm}.eps = 1e-6` for "
-            "outputs that are equal to the last digit"
+            f"says, while the weights were trained with 1e-6: set `model.{norm}.eps = 1e-6` for "
+            "identical outputs"
         )
-    if export.form.decoder is not None and (export.form.mean, export.form.std) != IMAGENET:
+    if export.spec.decoder is not None and (export.spec.mean, export.spec.std) != IMAGENET:
         said.append(
-            "- The loss of `VideoMAEForPreTraining` puts back ImageNet's mean and deviation, which "
-            "are not those of this model; its logits are right"
+            "- The loss of `VideoMAEForPreTraining` denormalises with ImageNet's mean and standard "
+            "deviation, which are not those of this model; its logits are correct"
         )
-    if export.form.classes is None:
-        said.append("- `use_mean_pooling` stays off: it would remove the encoder's last norm")
+    if export.spec.classes is None:
+        said.append("- Keep `use_mean_pooling` off: it would remove the encoder's last norm")
     for reason, names in export.left_out.items():
         said.append(f"- Left out, {len(names)} tensors: {reason}")
     said += [f"- {one[0].upper()}{one[1:]}" for one in export.notes]
@@ -223,12 +223,12 @@ def _recipe(export: Export, facts: Facts) -> list[str]:
         text = dump_mapping(
             {"data": data} | {key: said[key] for key in ("model", "head", "targets")}
         )
-    known = ["What is known of it; how it was trained is not.", ""] if facts.derived else []
+    known = ["The known part; how it was trained is unknown.", ""] if facts.derived else []
     return [*known, "```yaml", text.rstrip(), "```"]
 
 
 def _data_set(store: object) -> str | None:
-    """The name of a store, where it can be one of a data set."""
+    """Return the name of a store if it is a valid data set name."""
     name = Path(str(store)).name if store else ""
     return name if _HUB_NAME.fullmatch(name) else None
 

@@ -1,4 +1,4 @@
-"""Which classes of a classifier are kept, in which order, and what they are called."""
+"""Selecting, reordering and naming the classes of a classifier."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _HEAD = ("head.weight", "head.bias")
 
 
 def read_class_map(path: Path) -> tuple[list[int], list[str] | None]:
-    """Read which rows of a classifier make which classes, and their names if it says them.
+    """Read which rows of a classifier become which classes, and the class names if there are any.
 
-    A JSON list names a row for each class, in order, as VideoMAE V2's `label_710to400.json` does;
-    an object does so by the number of the class, or by its name.
+    A JSON list gives the row of each class, in order, as VideoMAE V2's `label_710to400.json` does;
+    an object gives it by class number or by class name.
 
     Raises:
         UsageError: If it is neither.
@@ -33,16 +33,16 @@ def read_class_map(path: Path) -> tuple[list[int], list[str] | None]:
             numbers = sorted(found, key=int)
             if [int(key) for key in numbers] == list(range(len(found))):
                 return [found[key] for key in numbers], None
-            raise UsageError(f"`--classes {path}` does not number its classes from 0 without a gap")
+            raise UsageError(f"the classes in `--classes {path}` are not numbered 0, 1, 2, ...")
         return list(found.values()), list(found)
     raise UsageError(
-        f"`--classes {path}` is neither a list of row numbers nor an object of them",
+        f"`--classes {path}` is neither a list of row numbers nor an object with them",
         hint='such as `[12, 3, 40]`, or `{"archery": 12, "bowling": 3}`',
     )
 
 
 def read_class_names(path: Path) -> list[str]:
-    """Read names of classes: one a line, or a JSON list, or JSON by number as in `id2label`.
+    """Read class names: one a line, a JSON list, or a JSON object by number as in `id2label`.
 
     Raises:
         UsageError: If there are none, one is empty or two are the same.
@@ -75,17 +75,17 @@ def selected(
     *,
     called: str,
 ) -> tuple[dict[str, Tensor], list[str], dict[str, ClassGroup]]:
-    """Keep the classes of a classifier that a map names, in its order.
+    """Keep some classes of a classifier, in the order of `rows`.
 
-    With a head for each group of classes the heads stay as they are, for what a class scores is
-    made of its members' scores.
+    With a head for each group of classes the heads are not changed, since class scores are computed
+    from the members' scores.
 
     Args:
         tensors: The classifier.
-        labels: Names of its classes.
-        groups: What the classes are combinations of, if they are.
+        labels: Its class names.
+        groups: The groups that classes are combinations of, if any.
         rows: Numbers of the classes to keep.
-        called: What messages call the map.
+        called: Name of the map in messages.
 
     Returns:
         The classifier, the names, and the groups of the classes that are left.
@@ -96,9 +96,11 @@ def selected(
     classes = len(labels)
     for row in rows:
         if not 0 <= row < classes:
-            raise UsageError(f"`--classes {called}` names row {row}; the classifier has {classes}")
+            raise UsageError(
+                f"`--classes {called}` has row {row}; the classifier has rows 0 to {classes - 1}"
+            )
     if len(set(rows)) < len(rows) or not rows:
-        raise UsageError(f"`--classes {called}` names a row twice, or none")
+        raise UsageError(f"`--classes {called}` is empty or has a row twice")
     index = torch.tensor(rows)
     changed = {name: tensors[name][index] for name in _HEAD if name in tensors}
     left = {

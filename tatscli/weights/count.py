@@ -1,4 +1,4 @@
-"""What became of the tensors of others: taken, missing, unexpected, left out on purpose."""
+"""Counting the tensors of a source: matched, missing, unexpected, dropped on purpose."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from typing import Any
 from torch import Tensor
 
 from tatscli.errors import CheckpointError
-from tatscli.weights.form import Shapes
+from tatscli.weights.spec import Shapes
 
 
 @dataclass(slots=True)
 class Count:
-    """How many tensors of a source were taken, and what happened to all others.
+    """What happened to each tensor of a source.
 
     Attributes:
-        layout: What the source is.
-        total: Tensors in it.
-        matched: Those that were taken, whole or in part.
-        missing: Our names for what it should have and has not.
-        misshapen: Our names for what has another shape, and both shapes in words.
-        unexpected: Its names for what no rule knows.
-        dropped: Its names for what was left out, by reason.
-        made: Our names for what such a source never has, by reason.
-        notes: What else people should know.
+        layout: Layout of the source.
+        total: Number of its tensors.
+        matched: Number of tensors that were read, completely or in part.
+        missing: Tensors that are missing, by our names.
+        misshapen: Tensors with another shape, by our names, with both shapes in words.
+        unexpected: Tensors that no rule matches, by their own names.
+        dropped: Tensors that are not used, by their own names, for each reason.
+        made: Tensors that such a source never has and that were created, by our names, for each
+            reason.
+        notes: Further remarks for the user.
     """
 
     layout: str
@@ -44,11 +45,11 @@ class Count:
         return not (self.missing or self.misshapen or self.unexpected)
 
     def drop(self, reason: str, names: Iterable[str]) -> None:
-        """Note what is left out, and why."""
+        """Record tensors that are not used, and why."""
         self.dropped.setdefault(reason, []).extend(names)
 
     def make(self, reason: str, names: Iterable[str]) -> None:
-        """Note what is made because such a source never has it."""
+        """Record tensors that are created because such a source never has them."""
         self.made.setdefault(reason, []).extend(names)
 
     @property
@@ -64,16 +65,16 @@ class Count:
         )
 
     def lines(self) -> list[str]:
-        """Return everything in sentences for people, the counts first."""
-        said = [f"{self.layout}: {self.matched} of {self.total} tensors taken"]
+        """Return everything in sentences, the counts first."""
+        said = [f"{self.layout}: {self.matched} of {self.total} tensors read"]
         for reason, names in self.dropped.items():
-            said.append(f"{len(names)} tensors left out: {reason}")
+            said.append(f"{len(names)} tensors not used: {reason}")
         for reason, names in self.made.items():
-            said.append(f"{len(names)} tensors made: {reason}")
+            said.append(f"{len(names)} tensors created: {reason}")
         return said + self.notes
 
     def facts(self) -> dict[str, Any]:
-        """Return the counts for JSON; names of what does not fit."""
+        """Return the counts for JSON, with the names of what does not fit."""
         return {
             "layout": self.layout,
             "tensors": self.total,
@@ -86,7 +87,7 @@ class Count:
         }
 
     def refuse(self, called: str) -> None:
-        """Find out that not everything fits.
+        """Refuse a source of which not everything fits.
 
         Raises:
             CheckpointError: If so, with counts and first names.
@@ -95,20 +96,20 @@ class Count:
             raise CheckpointError(
                 f"`{called}` ({self.layout}): {self.matched} of {self.total} tensors match; "
                 f"{self.problems}",
-                hint="`tats convert --partial` takes what fits, and says what it leaves out",
+                hint="`tats convert --partial` reads what fits and reports the rest",
             )
 
 
 class Renaming:
-    """Tensors on their way from a source's names to ours, so that nothing is lost unseen.
+    """Renames the tensors of a source to our names, and accounts for every one.
 
     Args:
         source: All of its tensors.
-        layout: What the source is called.
+        layout: Name of its layout.
 
     Attributes:
-        left: What no rule has taken yet.
-        tensors: What was taken, by our names, in float32.
+        left: Tensors that no rule has matched yet.
+        tensors: Renamed tensors, in float32.
         count: What happened so far.
     """
 
@@ -119,25 +120,25 @@ class Renaming:
         self._dropped = 0
         halves = sum(one.is_floating_point() and one.element_size() < 4 for one in source.values())
         if halves:
-            self.count.notes.append(f"{halves} tensors of half precision, now in float32")
+            self.count.notes.append(f"{halves} tensors in half precision were converted to float32")
 
     def pop(self, name: str) -> Tensor:
         """Take a tensor of the source, in float32."""
         return self.left.pop(name).float()
 
     def take(self, theirs: str, ours: str) -> None:
-        """Give a tensor our name."""
+        """Rename a tensor."""
         self.tensors[ours] = self.pop(theirs)
 
     def take_all(self, rename: Callable[[str], str | None]) -> None:
-        """Give every tensor our name that a rule has one for."""
+        """Rename every tensor for which a rule returns a name."""
         for theirs in list(self.left):
             ours = rename(theirs)
             if ours is not None:
                 self.take(theirs, ours)
 
     def drop(self, reason: str, wanted: Callable[[str], bool]) -> None:
-        """Leave out what a rule says, for a reason."""
+        """Drop the tensors that a rule selects, for a reason."""
         names = [name for name in self.left if wanted(name)]
         if names:
             self.count.drop(reason, names)
@@ -146,12 +147,12 @@ class Renaming:
         self._dropped += len(names)
 
     def make(self, ours: str, value: Tensor, reason: str) -> None:
-        """Add what such a source never has."""
+        """Add a tensor that such a source never has."""
         self.tensors[ours] = value
         self.count.make(reason, [ours])
 
     def compare(self, wanted: Shapes) -> None:
-        """Count what is missing, misshapen and unexpected against the shapes of a model."""
+        """Compare with the shapes of a model: count missing, misshapen and unexpected tensors."""
         count = self.count
         count.missing = [name for name in wanted if name not in self.tensors]
         count.misshapen = {

@@ -1,4 +1,4 @@
-"""What other layouts can hold of a checkpoint, and folders and files of them.
+"""Writing a checkpoint in other layouts, as far as they can hold it.
 
 Shapes: D width, L classes.
 """
@@ -18,33 +18,34 @@ from tatscli.engine.checkpoint import Checkpoint
 from tatscli.errors import CheckpointError
 from tatscli.nn.batch_norm import EPS as BATCH_EPS
 from tatscli.recipe.schema import Recipe
-from tatscli.weights.form import ENCODER, POSITIONS, Form, form_of, shapes_of
+from tatscli.tensors import save_tensors
 from tatscli.weights.hf import BASE, to_hf
 from tatscli.weights.hf_config import config_of, processors_of
+from tatscli.weights.spec import ENCODER, POSITIONS, ModelSpec, shapes_of, spec_of
 from tatscli.weights.videomae import to_videomae
 
 SHARD_BYTES = 5_000_000_000
-"""Weights of `transformers` are split into files of at most so many bytes."""
+"""Maximum size of a file of weights for `transformers`; larger weights are split."""
 
 _STEM = "model"
 
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """A checkpoint as far as VideoMAE's layouts have words for it.
+    """The part of a checkpoint that VideoMAE's layouts can hold.
 
     Attributes:
         kind: `pretrained` or `finetuned`.
-        form: What is written.
-        tensors: By our names.
-        recipe: The recipe that describes what is written.
-        labels: Names of the classes of a classifier.
-        left_out: Our names for what is not written, by reason.
-        notes: What else people should know.
+        spec: Sizes of the model.
+        tensors: Its tensors, by our names.
+        recipe: The recipe that describes them.
+        labels: Class names of a classifier.
+        left_out: Tensors that are not written, by our names, for each reason.
+        notes: Further remarks for the user.
     """
 
     kind: str
-    form: Form
+    spec: ModelSpec
     tensors: dict[str, Tensor]
     recipe: Recipe
     labels: list[str] | None = None
@@ -54,12 +55,12 @@ class Export:
     @property
     def encoder_only(self) -> bool:
         """Whether there is neither a decoder nor a classifier."""
-        return self.form == self.form.bare
+        return self.spec == self.spec.bare
 
     @property
     def architecture(self) -> str:
-        """Class of `transformers` that opens it."""
-        if self.form.classes is not None:
+        """The class of `transformers` that loads it."""
+        if self.spec.classes is not None:
             return "VideoMAEForVideoClassification"
         return "VideoMAEModel" if self.encoder_only else "VideoMAEForPreTraining"
 
@@ -72,44 +73,44 @@ def exported(
     *,
     partial: bool,
 ) -> Export:
-    """Work out what can be written of a checkpoint.
+    """Determine what can be written of a checkpoint.
 
-    Of a pretraining whose head or targets are not VideoMAE's the encoder alone is written. Another
-    classifier than VideoMAE's is refused, and with `partial` its encoder is written.
+    If head or targets of a pretraining are not VideoMAE's, only the encoder is written. A
+    classifier that is not VideoMAE's is refused; with `partial` its encoder is written.
 
     Args:
         checkpoint: The checkpoint.
         recipe: Its recipe.
         tensors: Its model.
-        labels: Names of its classes, of a classifier.
-        partial: Whether less than all of a classifier will do.
+        labels: Class names, for a classifier.
+        partial: Whether the encoder of a classifier is enough.
 
     Raises:
-        CheckpointError: If positions were taken over from another grid, or a classifier or an
+        CheckpointError: If positions were interpolated from another grid, or a classifier or an
             encoder is not VideoMAE's.
     """
     left_out: dict[str, list[str]] = {}
     moved = [name for name in tensors if name.startswith(ENCODER) and name.endswith(POSITIONS)]
     if moved:
         raise CheckpointError(
-            f"`{checkpoint.path}` has positions of its own, interpolated from another grid: no "
-            "layout but ours has a place for them, and without them the weights are wrong",
-            hint="`--to tats` keeps them; or convert the run that it began with",
+            f"`{checkpoint.path}` has position embeddings interpolated from another grid: other "
+            "layouts cannot store them, and without them the weights are wrong",
+            hint="`--to tats` keeps them; or convert the run that it started from",
         )
     for part in ("masker", "targets", "head"):
         if checkpoint.has(part):
             left_out[f"the file `{part}` of the checkpoint"] = list(checkpoint.tensors(part))
-    form = form_of(recipe, classes=None if labels is None else len(labels))
+    spec = spec_of(recipe, classes=None if labels is None else len(labels))
     notes: list[str] = []
     if checkpoint.kind == "finetuned":
         tensors, recipe = _without_batch_norm(tensors, recipe, notes)
         names = [name for name in tensors if name.startswith(f"{ENCODER}norm.")]
         kept = {name: one for name, one in tensors.items() if name not in names}
-        wanted = {name: one for name, one in shapes_of(form).items() if name not in names}
+        wanted = {name: one for name, one in shapes_of(spec).items() if name not in names}
         if _same_shapes(kept, wanted):
             if names:
-                left_out["the encoder's last norm, which the classifier passes over"] = names
-            return Export("finetuned", form, kept, recipe, labels, left_out, notes)
+                left_out["the encoder's last norm, which the classifier does not use"] = names
+            return Export("finetuned", spec, kept, recipe, labels, left_out, notes)
         if not partial:
             finetune = recipe.finetune
             key = f"finetune.head.pool: {finetune.head.pool}"
@@ -118,36 +119,36 @@ def exported(
             extra = sorted((kept.keys() ^ wanted.keys()) or kept.keys())
             raise CheckpointError(
                 f"the classifier of `{checkpoint.path}` is not VideoMAE's (`{key}`): other layouts "
-                f"have no place for {len(extra)} of its tensors, first `{extra[0]}`",
-                hint="`--to tats` keeps it; `--partial` writes its encoder alone",
+                f"cannot store {len(extra)} of its tensors, first `{extra[0]}`",
+                hint="`--to tats` keeps it; `--partial` writes only its encoder",
             )
-    elif _same_shapes(tensors, shapes_of(form)):
-        return Export("pretrained", form, tensors, recipe, None, left_out)
+    elif _same_shapes(tensors, shapes_of(spec)):
+        return Export("pretrained", spec, tensors, recipe, None, left_out)
     rest = [name for name in tensors if not name.startswith(ENCODER)]
     if rest:
         left_out[_reason(recipe, checkpoint.kind)] = rest
     encoder = {name: one for name, one in tensors.items() if name.startswith(ENCODER)}
-    if not _same_shapes(encoder, shapes_of(form.bare)):
+    if not _same_shapes(encoder, shapes_of(spec.bare)):
         raise CheckpointError(f"the encoder of `{checkpoint.path}` does not fit its recipe")
-    return Export("pretrained", form.bare, encoder, recipe, None, left_out)
+    return Export("pretrained", spec.bare, encoder, recipe, None, left_out)
 
 
 def write_hf(
     folder: Path, export: Export, *, tats: dict[str, Any], card: str, limit: int = SHARD_BYTES
 ) -> list[str]:
-    """Write a folder that `transformers` opens, and return the names of its files.
+    """Write a folder that `transformers` can load, and return the names of its files.
 
     Args:
         folder: An empty folder.
-        export: What is written.
-        tats: What a way back to us needs.
+        export: The model.
+        tats: What converting back to a run needs.
         card: The model card.
-        limit: Largest number of bytes in a file of weights.
+        limit: Maximum bytes in a file of weights.
     """
     renamed = to_hf(export.tensors, prefix="" if export.encoder_only else BASE)
     names = _write_shards(folder, renamed, limit)
-    config = config_of(export.form, export.architecture, labels=export.labels, tats=tats)
-    for name, content in {"config.json": config, **processors_of(export.form)}.items():
+    config = config_of(export.spec, export.architecture, labels=export.labels, tats=tats)
+    for name, content in {"config.json": config, **processors_of(export.spec)}.items():
         (folder / name).write_text(_text(content), encoding="utf-8")
         names.append(name)
     (folder / "README.md").write_text(card, encoding="utf-8")
@@ -155,16 +156,14 @@ def write_hf(
 
 
 def write_videomae(path: Path, export: Export) -> None:
-    """Write a file in the official layout, which holds nothing but tensors."""
+    """Write a file in the official layout, which holds only tensors."""
     renamed = to_videomae(export.tensors, kind=export.kind)
-    with path.open("wb") as file:  # given a name, torch turns what goes wrong into RuntimeErrors
+    with path.open("wb") as file:  # given a path, torch turns OSErrors into RuntimeErrors
         torch.save({"model": {name: one.clone() for name, one in renamed.items()}}, file)
 
 
 def _write_shards(folder: Path, tensors: Mapping[str, Tensor], limit: int) -> list[str]:
-    """Write one file of weights, or several and their index."""
-    from safetensors.torch import save_file
-
+    """Write one file of weights, or several with an index."""
     shards: list[dict[str, Tensor]] = [{}]
     sizes = [0]
     for name, tensor in tensors.items():
@@ -177,7 +176,7 @@ def _write_shards(folder: Path, tensors: Mapping[str, Tensor], limit: int) -> li
     names = [f"{_STEM}-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
     names = names if count > 1 else [f"{_STEM}.safetensors"]
     for name, shard in zip(names, shards, strict=True):
-        save_file(shard, folder / name, metadata={"format": "pt"})
+        save_tensors(folder / name, shard, {"format": "pt"})
     if count == 1:
         return names
     places = {one: name for name, shard in zip(names, shards, strict=True) for one in shard}
@@ -193,7 +192,7 @@ def _same_shapes(tensors: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, 
 def _without_batch_norm(
     tensors: dict[str, Tensor], recipe: Recipe, notes: list[str]
 ) -> tuple[dict[str, Tensor], Recipe]:
-    """Multiply a classifier's BatchNorm, which has no weights, into its linear layer: the same."""
+    """Fold a classifier's BatchNorm, which has no weights, into its linear layer."""
     mean_D, var_D = (tensors.get(f"batch_norm.running_{one}_D") for one in ("mean", "var"))
     if mean_D is None or var_D is None or "head.weight" not in tensors:
         return tensors, recipe
@@ -203,7 +202,7 @@ def _without_batch_norm(
     kept |= {"head.weight": weight_LD.float(), "head.bias": bias_L.float()}
     head = recipe.finetune.head.model_copy(update={"norm": "layer"})
     finetune = recipe.finetune.model_copy(update={"head": head})
-    notes.append("the classifier's BatchNorm is multiplied into its linear layer")
+    notes.append("the classifier's BatchNorm is folded into its linear layer")
     return kept, recipe.model_copy(update={"finetune": finetune})
 
 
@@ -211,7 +210,7 @@ def _reason(recipe: Recipe, kind: str) -> str:
     if kind == "finetuned":
         return "a classifier that is not VideoMAE's"
     targets = ", ".join(f"`{one.kind}`" for one in recipe.targets)
-    return f"the `{recipe.head.kind}` for {targets}, which is not VideoMAE's decoder of pixels"
+    return f"the `{recipe.head.kind}` for {targets}, which is not VideoMAE's pixel decoder"
 
 
 def _text(content: Any) -> str:

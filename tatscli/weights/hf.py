@@ -1,10 +1,10 @@
-"""The layout of `transformers`: its names, its three spellings of biases, its `config.json`.
+"""The layout of `transformers`: its names and its three spellings of biases.
 
-Queries, keys and values are three layers there. Biases of queries and values are `q_bias` and
-`v_bias` in files of its version 4 and of 5.18 and later, `query.bias` and `value.bias` inside
-models since, and from 5.0 to 5.17 there was a `key.bias` as well, which changes no output: it adds
-the same number to every score of a query. Models saved by those releases after reading a file of
-version 4 have zero biases, for they read them as zeros.
+Queries, keys and values are three layers there. Their biases are called `q_bias` and `v_bias` in
+files of version 4 and of 5.18 and later, and `query.bias` and `value.bias` inside newer models.
+Versions 5.0 to 5.17 also had a `key.bias`, which changes no output: it adds the same number to
+every score of a query. These versions read the biases of version 4 files as zeros, and saved them
+so.
 
 Shapes: D width.
 """
@@ -20,7 +20,7 @@ from torch import Tensor
 from tatscli.errors import CheckpointError
 from tatscli.nn.vit import NORM_EPS
 from tatscli.weights.count import Renaming
-from tatscli.weights.form import BRANCH, ENCODER
+from tatscli.weights.spec import BRANCH, ENCODER
 from tatscli.weights.videomae import make_biases, make_last_norm
 
 LAYOUT = "transformers"
@@ -34,7 +34,7 @@ _BLOCK = {
     "output.dense": "mlp.fc2",
 }
 _BARE = ("embeddings.", "encoder.layer.", "layernorm.")
-"""How names of an encoder begin where it is all there is."""
+"""Prefixes of an encoder that was saved on its own."""
 _STACKS = {f"{BASE}encoder.layer.": ENCODER, "decoder.decoder_layers.": f"{BRANCH}decoder."}
 _LAYERS = {
     f"{BASE}embeddings.patch_embeddings.projection": f"{ENCODER}patch_embed.proj",
@@ -52,15 +52,15 @@ _BIASES = {"q_bias": "q_bias", "v_bias": "v_bias", "query.bias": "q_bias", "valu
 
 
 def from_hf(source: dict[str, Tensor], settings: dict[str, Any], *, called: str) -> Renaming:
-    """Give the tensors of a VideoMAE of `transformers` our names.
+    """Rename the tensors of a VideoMAE of `transformers`.
 
     Args:
         source: Its tensors.
         settings: Its `config.json`.
-        called: What messages call it.
+        called: Its name in messages.
 
     Raises:
-        CheckpointError: If it computes something that our model does not.
+        CheckpointError: If it computes something that our model cannot.
     """
     _refuse_others(source, settings, called)
     if not any(name.startswith(BASE) for name in source):  # a `VideoMAEModel` of its own
@@ -72,17 +72,17 @@ def from_hf(source: dict[str, Tensor], settings: dict[str, Any], *, called: str)
     names.take_all(_layer_name)
     _note_zeros(names)
     if "head.weight" in names.tensors:
-        make_last_norm(names, "with mean pooling there is no last norm of the encoder's own")
+        make_last_norm(names, "with mean pooling the encoder has no last norm")
     elif settings.get("use_mean_pooling", True) and f"{ENCODER}norm.weight" in names.tensors:
         names.count.notes.append(
-            "`use_mean_pooling` is on in its `config.json`: transformers itself leaves out the "
-            "encoder's last norm, which is in the file and is taken here"
+            "`use_mean_pooling` is on in its `config.json`: transformers itself ignores the "
+            "encoder's last norm, which is in the file and is read here"
         )
     biased = any(name.endswith("q_bias") for name in names.tensors)
     if biased and not settings.get("qkv_bias", settings.get("qv_bias", True)):
         names.count.notes.append(
-            "its `config.json` turns biases of queries and values off, and its weights have them: "
-            "they are taken"
+            "its `config.json` says that queries and values have no biases, but the weights have "
+            "them: they are read"
         )
     make_biases(names)
     eps = settings.get("layer_norm_eps", 1e-12)
@@ -92,11 +92,11 @@ def from_hf(source: dict[str, Tensor], settings: dict[str, Any], *, called: str)
 
 
 def to_hf(tensors: dict[str, Tensor], *, prefix: str = BASE) -> dict[str, Tensor]:
-    """Give tensors of ours the names that files of `transformers` have.
+    """Rename our tensors to the names in files of `transformers`.
 
     Args:
-        tensors: A pretraining of one decoder, an encoder, or a classifier of VideoMAE's form.
-        prefix: Of the encoder; a `VideoMAEModel` of its own has none.
+        tensors: A pretraining with one decoder, an encoder, or a VideoMAE classifier.
+        prefix: Prefix of the encoder; empty for a `VideoMAEModel`.
     """
     layers = {ours: theirs for theirs, ours in _LAYERS.items()}
     parts = {ours: theirs for theirs, ours in _BLOCK.items()}
@@ -126,7 +126,7 @@ def to_hf(tensors: dict[str, Tensor], *, prefix: str = BASE) -> dict[str, Tensor
 
 
 def _take_stack(names: Renaming, theirs: str, ours: str) -> None:
-    """Take the blocks of encoder or decoder; queries, keys and values become one weight."""
+    """Rename the blocks of encoder or decoder; queries, keys and values become one weight."""
     pattern = re.compile(re.escape(theirs) + r"(\d+)\.attention\.attention\.query\.weight$")
     for found in [one for name in list(names.left) if (one := pattern.match(name))]:
         inner, block = f"{theirs}{found[1]}.attention.attention.", f"{ours}blocks.{found[1]}."
@@ -153,25 +153,25 @@ def _layer_name(name: str) -> str | None:
 
 
 def _note_zeros(names: Renaming) -> None:
-    """Say that biases were lost where the release that saved them is known to lose them."""
+    """Note biases that were probably lost by a version of `transformers` that loses them."""
     biases = [one for name, one in names.tensors.items() if name.endswith(("q_bias", "v_bias"))]
     dropped = any("biases of keys" in reason for reason in names.count.dropped)
     if dropped and biases and not any(one.any() for one in biases):
         names.count.notes.append(
             "all biases of queries and values are zero: transformers 5.0 to 5.17, which wrote "
-            "this, reads those of older files as zeros, so that they are most likely lost; take "
-            "the file it was made from"
+            "this, reads those of older files as zeros, so they are most likely lost; use the "
+            "original file"
         )
 
 
 def _refuse_others(source: dict[str, Tensor], settings: dict[str, Any], called: str) -> None:
-    """Refuse what has a VideoMAE's names and computes something else."""
+    """Refuse models with VideoMAE's names that compute something else."""
     if settings.get("hidden_act", "gelu") != "gelu":
         raise CheckpointError(
             f"`{called}` has `hidden_act: {settings['hidden_act']}`; ours is `gelu`"
         )
     if "classifier.weight" in source and "fc_norm.weight" not in source:
         raise CheckpointError(
-            f"`{called}` classifies by its first token (`use_mean_pooling: false`): it has no "
-            "`fc_norm`, and our classifier averages all tokens"
+            f"`{called}` classifies from its first token (`use_mean_pooling: false`) and has no "
+            "`fc_norm`; our classifier averages all tokens"
         )

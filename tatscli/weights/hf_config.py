@@ -1,4 +1,4 @@
-"""What lies beside the weights in a folder of `transformers`: `config.json`, the processors."""
+"""The files beside the weights in a folder of `transformers`: `config.json` and processors."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from tatscli.errors import CheckpointError
 from tatscli.nn.vit import NORM_EPS, SIZES
-from tatscli.weights.form import DECODER_HEADS, IMAGENET, PUBLISHED, Form, Vit
 from tatscli.weights.read import read_json
+from tatscli.weights.spec import DECODER_HEADS, IMAGENET, PUBLISHED, ModelSpec, Vit
 
 DEFAULTS: dict[str, Any] = {
     "hidden_size": 768,
@@ -24,11 +24,11 @@ DEFAULTS: dict[str, Any] = {
     "decoder_num_attention_heads": 6,
     "decoder_intermediate_size": 1536,
 }
-"""What `VideoMAEConfig` takes for keys that a `config.json` leaves out."""
+"""Defaults of `VideoMAEConfig` for keys that a `config.json` leaves out."""
 
 
 class Normalisation(NamedTuple):
-    """How pixels were standardised, and what people should know of it."""
+    """Mean and standard deviation of the input, and a remark for the user."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -36,13 +36,13 @@ class Normalisation(NamedTuple):
 
 
 def normalisation(folder: Path) -> Normalisation:
-    """Return mean and deviation by a folder's processor files.
+    """Return mean and standard deviation from a folder's processor files.
 
-    Without any file they are ImageNet's, as published weights want. A file that leaves them out
-    means the 0.5 that `transformers` then takes.
+    Without any file they are ImageNet's, as for published weights. A file that leaves them out
+    means 0.5, the default of `transformers`.
 
     Raises:
-        CheckpointError: If a file is no JSON object, or names anything but three numbers.
+        CheckpointError: If a file is not a JSON object, or has anything but three numbers.
     """
     files = {
         "video_preprocessor_config.json": "",
@@ -61,11 +61,11 @@ def normalisation(folder: Path) -> Normalisation:
         if "image_mean" not in said and "image_std" not in said:
             half = (0.5, 0.5, 0.5)
             return Normalisation(
-                half, half, f"`{name}` names no mean and deviation: transformers then takes 0.5"
+                half, half, f"`{name}` has no mean and standard deviation: transformers uses 0.5"
             )
         three = [_three(folder / name, said, key) for key in ("image_mean", "image_std")]
         return Normalisation(three[0], three[1])
-    return Normalisation(*IMAGENET, "no processor file: mean and deviation are ImageNet's")
+    return Normalisation(*IMAGENET, "no processor file: mean and standard deviation are ImageNet's")
 
 
 def _three(path: Path, said: dict[str, Any], key: str) -> tuple[float, ...]:
@@ -77,10 +77,10 @@ def _three(path: Path, said: dict[str, Any], key: str) -> tuple[float, ...]:
 
 
 def checked(settings: dict[str, Any], *, called: str) -> dict[str, Any]:
-    """Return a `config.json` with all sizes in it, those that it leaves out as well.
+    """Return a `config.json` with all sizes, defaults included.
 
     Raises:
-        CheckpointError: If one is no whole number above 0; pictures may be oblong.
+        CheckpointError: If one is not a whole number above 0; image sizes may be pairs.
     """
     found = DEFAULTS | settings
     for key in DEFAULTS:
@@ -94,7 +94,9 @@ def checked(settings: dict[str, Any], *, called: str) -> dict[str, Any]:
             )
         found[key] = sides[0] if len(set(sides)) == 1 else sides
     if found.get("num_channels", 3) != 3:
-        raise CheckpointError(f"`{called}` says `num_channels: {found['num_channels']}`; ours is 3")
+        raise CheckpointError(
+            f"`{called}` has `num_channels: {found['num_channels']}`; it must be 3"
+        )
     return found
 
 
@@ -108,14 +110,14 @@ def known_heads(
 ) -> tuple[int, int]:
     """Return the heads of encoder and decoder: those given, or those of a `config.json`.
 
-    A published width with other heads is refused: converted files are known to name 16 for models
-    that were trained with 6, which no shape shows.
+    A published width with another number of heads is refused: some converted files say 16 for
+    models that were trained with 6, which no shape shows.
 
     Args:
         settings: The `config.json`, checked.
-        called: What messages call its folder.
-        heads: Of the encoder, where the user gave them.
-        decoder_heads: Of the decoder, likewise.
+        called: Name of the folder in messages.
+        heads: Heads of the encoder, if the user gave them.
+        decoder_heads: Heads of the decoder, likewise.
         decodes: Whether there is a decoder.
 
     Raises:
@@ -135,27 +137,27 @@ def known_heads(
         if asked and given is None and not sure and usual not in (None, said):
             raise CheckpointError(
                 f"`{called}` says `{key}: {said}` for a width of {width}, which is published with "
-                f"{usual}; the weights fit both, and with one of them they are wrong",
-                hint=f"`tats convert {called} {option} {usual}` takes {usual}; any other number of "
-                "yours likewise",
+                f"{usual} heads; the weights fit both numbers, and only one is right",
+                hint=f"`tats convert {called} {option} {usual}` uses {usual}; give another "
+                "number if you know it",
             )
         found.append(given or said)
     return found[0], found[1]
 
 
-def refuse_other_sizes(form: Form, settings: dict[str, Any], *, called: str) -> None:
-    """Find out that a checked `config.json` describes other weights than those beside it.
+def refuse_other_sizes(spec: ModelSpec, settings: dict[str, Any], *, called: str) -> None:
+    """Refuse weights that do not match the sizes in their `config.json`.
 
     Raises:
         CheckpointError: If so.
     """
-    encoder, decoder = form.encoder, form.decoder
+    encoder, decoder = spec.encoder, spec.decoder
     found = {
         "hidden_size": encoder.width,
         "num_hidden_layers": encoder.depth,
         "intermediate_size": encoder.mlp,
-        "tubelet_size": form.tubelet,
-        "patch_size": form.patch,
+        "tubelet_size": spec.tubelet,
+        "patch_size": spec.patch,
     }
     if decoder is not None:
         found |= {
@@ -168,36 +170,36 @@ def refuse_other_sizes(form: Form, settings: dict[str, Any], *, called: str) -> 
             raise CheckpointError(
                 f"`{called}` says `{key}: {said}` in its `config.json`, and its weights have "
                 f"{value}",
-                hint="files of two models were mixed, or the download is not complete",
+                hint="files of two models were mixed, or the download is incomplete",
             )
 
 
 def labels_in(settings: dict[str, Any], classes: int) -> list[str]:
-    """Return the names of the classes by `id2label`, numbers where it names none."""
+    """Return the class names in `id2label`, or `LABEL_i` where there is none."""
     given = settings.get("id2label") or {}
     return [str(given.get(str(i), given.get(i, f"LABEL_{i}"))) for i in range(classes)]
 
 
 def config_of(
-    form: Form, architecture: str, *, labels: list[str] | None, tats: dict[str, Any]
+    spec: ModelSpec, architecture: str, *, labels: list[str] | None, tats: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the `config.json` of a model.
 
     Args:
-        form: The model.
-        architecture: Class of `transformers` that opens it.
-        labels: Names of the classes of a classifier.
-        tats: What a way back to us needs and `transformers` has no key for.
+        spec: The model.
+        architecture: Class of `transformers` that loads it.
+        labels: Class names of a classifier.
+        tats: What converting back needs and `transformers` has no key for.
     """
-    encoder, size = form.encoder, form.size
+    encoder, size = spec.encoder, spec.size
     config: dict[str, Any] = {
         "architectures": [architecture],
         "model_type": "videomae",
         "image_size": size if isinstance(size, int) else list(size),
-        "patch_size": form.patch,
+        "patch_size": spec.patch,
         "num_channels": 3,
-        "num_frames": form.frames,
-        "tubelet_size": form.tubelet,
+        "num_frames": spec.frames,
+        "tubelet_size": spec.tubelet,
         **_vit_keys(encoder, ""),
         "hidden_act": "gelu",
         "hidden_dropout_prob": 0.0,
@@ -208,17 +210,18 @@ def config_of(
         "use_mean_pooling": labels is not None,
         "dtype": "float32",
     }
-    if form.decoder is not None:
-        config |= _vit_keys(form.decoder, "decoder_") | {"norm_pix_loss": form.normalize}
+    if spec.decoder is not None:
+        config |= _vit_keys(spec.decoder, "decoder_") | {"norm_pix_loss": spec.normalize}
     if labels is not None:
         config["id2label"] = {str(i): name for i, name in enumerate(labels)}
         config["label2id"] = {name: i for i, name in enumerate(labels)}
     return config | {"tats": tats}
 
 
-def processors_of(form: Form) -> dict[str, dict[str, Any]]:
-    """Return the two processor files by name; mean and deviation are 0.5 there unless written."""
-    height, width = (form.size, form.size) if isinstance(form.size, int) else form.size
+def processors_of(spec: ModelSpec) -> dict[str, dict[str, Any]]:
+    """Return the two processor files by name, with mean and standard deviation, which would be 0.5
+    by default."""
+    height, width = (spec.size, spec.size) if isinstance(spec.size, int) else spec.size
     square = height == width
     shared: dict[str, Any] = {
         "do_resize": True,
@@ -229,8 +232,8 @@ def processors_of(form: Form) -> dict[str, dict[str, Any]]:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(form.mean),
-        "image_std": list(form.std),
+        "image_mean": list(spec.mean),
+        "image_std": list(spec.std),
     }
     video = {"do_convert_rgb": True, "do_sample_frames": False}
     return {

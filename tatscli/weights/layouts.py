@@ -1,4 +1,4 @@
-"""What lies at a path: told by names and `config.json`, renamed by the rules of its layout."""
+"""Recognising the layout of weights by tensor names and `config.json`, and renaming them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
 from torch import Tensor
 
+from tatscli.console import warn_once
 from tatscli.errors import CheckpointError
 from tatscli.recipe.schema import Recipe
+from tatscli.recipe.stored import read_stored
 from tatscli.weights import hf, timm
 from tatscli.weights.count import Renaming
-from tatscli.weights.form import BRANCH, ENCODER, IMAGENET, Form, measured
 from tatscli.weights.hf_config import (
     checked,
     known_heads,
@@ -23,17 +23,18 @@ from tatscli.weights.hf_config import (
 )
 from tatscli.weights.paths import CONFIG
 from tatscli.weights.read import bare_names, read_file, read_folder, read_json, tensors_in
+from tatscli.weights.spec import BRANCH, ENCODER, IMAGENET, ModelSpec, measured
 from tatscli.weights.videomae import from_videomae
 
 
 class Given(NamedTuple):
-    """What a user says of weights that do not say it themselves.
+    """What the user says about weights that do not say it themselves.
 
     Attributes:
         heads: Attention heads of the encoder.
         decoder_heads: Those of the decoder.
-        tubelet: Frames in a token, for weights of pictures.
-        partial: Take what fits, instead of refusing the whole.
+        tubelet: Frames in a token, for image weights.
+        partial: Read what fits, instead of failing.
     """
 
     heads: int | None = None
@@ -43,19 +44,19 @@ class Given(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a layout makes of a path.
+    """Weights as read from a path.
 
     Attributes:
         names: Tensors under our names.
-        form: What they are by their shapes, and by what lies beside them.
-        files: What was read.
-        labels: Names of the classes.
-        recipe: The recipe that we wrote beside them.
-        derived: Whether that, in turn, was derived from weights whose training is not known.
+        spec: Sizes of the model, from the tensors and the files beside them.
+        files: The files that were read.
+        labels: Class names.
+        recipe: The recipe that we wrote beside them, if any.
+        derived: Whether that recipe was itself derived from weights with unknown training.
     """
 
     names: Renaming
-    form: Form
+    spec: ModelSpec
     files: list[Path]
     labels: list[str] | None = None
     recipe: Recipe | None = None
@@ -63,7 +64,7 @@ class Found(NamedTuple):
 
 
 class _Pictures(NamedTuple):
-    """How an image ViT's pictures were made."""
+    """Size and normalisation of an image ViT's input."""
 
     size: int | None = None
     mean: tuple[float, ...] = IMAGENET[0]
@@ -71,16 +72,16 @@ class _Pictures(NamedTuple):
 
 
 def find_layout(path: Path, given: Given) -> Found:
-    """Read weights of others and give their tensors our names; nothing is compared yet.
+    """Read weights from another program and rename their tensors; nothing is compared yet.
 
     Raises:
-        CheckpointError: If they cannot be read, or have the layout of no model known here.
+        CheckpointError: If they cannot be read, or their layout is unknown.
     """
     return _from_folder(path, given) if path.is_dir() else _from_file(path, given)
 
 
 def _from_file(path: Path, given: Given) -> Found:
-    """Read a file, and tell official ones from image ViTs by their patch embedding."""
+    """Read a file: an official one or an image ViT, as its patch embedding shows."""
     called = str(path)
     source = bare_names(tensors_in(read_file(path, called=called), called=called), called=called)
     layout = _layout_of(source)
@@ -88,32 +89,32 @@ def _from_file(path: Path, given: Given) -> Found:
         return _from_pictures(source, given, [path], called, _Pictures())
     if layout == "transformers":
         raise CheckpointError(
-            f"`{called}` has tensors of `transformers` and no `{CONFIG}` beside it",
-            hint="name its whole folder, with the `config.json` that says its heads and frames",
+            f"`{called}` has tensors of `transformers`, but no `{CONFIG}` beside it",
+            hint="give the whole folder, with the `config.json` that has heads and frames",
         )
     if layout != "video":
         raise _unknown(called, source)
     names = from_videomae(source, called=called)
-    form = measured(
+    spec = measured(
         names.tensors, called=called, heads=given.heads, decoder_heads=given.decoder_heads
     )
     names.count.notes.append(
-        f"the file does not say its frames and size: {form.frames} of {form.size} pixels are "
-        "assumed, as published (`tats convert` takes `data.frames` and `data.size`)"
+        f"the file does not say frames and size: {spec.frames} frames of {spec.size} pixels are "
+        "assumed, as published (`tats convert` accepts `data.frames` and `data.size`)"
     )
-    return Found(names, form, [path])
+    return Found(names, spec, [path])
 
 
 def _from_folder(folder: Path, given: Given) -> Found:
-    """Read a folder by its `config.json`: of `transformers`, or of timm."""
+    """Read a folder of `transformers` or timm, by its `config.json`."""
     called, settings = str(folder), read_json(folder / CONFIG)
     kind = settings.get("model_type")
     if kind != "videomae" and "architecture" not in settings:
         raise CheckpointError(
-            f"`{called}` is a `{kind}` of `transformers`; of its models VideoMAE is read"
+            f"`{called}` is a `{kind}` of `transformers`; only VideoMAE is supported"
             if kind
-            else f"the `{CONFIG}` of `{called}` names neither `model_type` nor `architecture`",
-            hint="others can be teachers: `targets` with `kind: teacher`",
+            else f"the `{CONFIG}` of `{called}` has neither `model_type` nor `architecture`",
+            hint="other models can be teachers: `targets` with `kind: teacher`",
         )
     source, files = read_folder(folder)
     if kind != "videomae":
@@ -130,37 +131,37 @@ def _from_folder(folder: Path, given: Given) -> Found:
         decoder_heads=given.decoder_heads,
         decodes=any(name.startswith(BRANCH) for name in names.tensors),
     )
-    form = measured(names.tensors, called=called, heads=heads, decoder_heads=decoder_heads)
-    refuse_other_sizes(form, settings, called=called)
+    spec = measured(names.tensors, called=called, heads=heads, decoder_heads=decoder_heads)
+    refuse_other_sizes(spec, settings, called=called)
     mean, std, note = normalisation(folder)
     names.count.notes += [note] if note else []
-    form = replace(
-        form,
+    spec = replace(
+        spec,
         frames=settings["num_frames"],
         size=settings["image_size"],
         mean=mean,
         std=std,
         normalize=bool(settings.get("norm_pix_loss", True)),
     )
-    labels = None if form.classes is None else labels_in(settings, form.classes)
+    labels = None if spec.classes is None else labels_in(settings, spec.classes)
     tats = settings.get("tats")
     derived = isinstance(tats, dict) and bool(tats.get("derived"))
-    return Found(names, form, files, labels, _own_recipe(tats), derived)
+    return Found(names, spec, files, labels, _own_recipe(tats, folder / CONFIG), derived)
 
 
 def _from_pictures(
     source: dict[str, Tensor], given: Given, files: list[Path], called: str, pictures: _Pictures
 ) -> Found:
-    """Take the encoder of an image ViT; its clips are of the size of its pictures."""
+    """Read the encoder of an image ViT; clips have the size of its images."""
     size = timm.picture_size(source) or pictures.size
     names = timm.from_timm(source, tubelet=given.tubelet)
-    form = measured(names.tensors, called=called, heads=given.heads)
-    form = replace(form, mean=pictures.mean, std=pictures.std, size=size or form.size)
-    return Found(names, form, files)
+    spec = measured(names.tensors, called=called, heads=given.heads)
+    spec = replace(spec, mean=pictures.mean, std=pictures.std, size=size or spec.size)
+    return Found(names, spec, files)
 
 
 def _timm_pictures(settings: dict[str, Any]) -> _Pictures:
-    """Read mean, deviation and size in timm's `config.json`."""
+    """Read mean, standard deviation and size from timm's `config.json`."""
     said = settings.get("pretrained_cfg")
     said = said if isinstance(said, dict) else {}
     size = said.get("input_size")
@@ -171,7 +172,7 @@ def _timm_pictures(settings: dict[str, Any]) -> _Pictures:
 
 
 def _layout_of(source: dict[str, Tensor]) -> str | None:
-    """Tell layouts apart by their names, and videos from pictures by the patch embedding."""
+    """Recognise the layout by tensor names, and video or image by the patch embedding."""
     if any(name.startswith(("videomae.", "embeddings.patch_embeddings.")) for name in source):
         return "transformers"
     if any(name.startswith(BRANCH) for name in source):
@@ -186,24 +187,23 @@ def _layout_of(source: dict[str, Tensor]) -> str | None:
 def _unknown(called: str, source: dict[str, Tensor]) -> CheckpointError:
     first = ", ".join(f"`{name}`" for name in list(source)[:3])
     if any(name.startswith((BRANCH, "encoder.positions.")) for name in source):
-        hint = "it is the file of a run of ours: name the run or its checkpoint folder"
+        hint = "it is a file of a tats run: give the run or its checkpoint folder"
     else:
         hint = (
-            "these are read: official files of VideoMAE, VideoMAE V2 and AdaMAE, folders of "
+            "supported are official files of VideoMAE, VideoMAE V2 and AdaMAE, folders of "
             "`transformers` with a VideoMAE, and image ViTs of MAE or timm"
         )
     return CheckpointError(
-        f"`{called}` has the layout of no model known here: its {len(source)} tensors begin with "
-        f"{first}",
+        f"`{called}` has an unknown layout: its {len(source)} tensors begin with {first}",
         hint=hint,
     )
 
 
-def _own_recipe(said: Any) -> Recipe | None:
+def _own_recipe(said: Any, file: Path) -> Recipe | None:
     """Return the recipe that we wrote into a `config.json`, if this version can read it."""
     if not isinstance(said, dict):
         return None
     try:
-        return Recipe.model_validate(said.get("recipe"))
-    except ValidationError:
+        return read_stored(said.get("recipe"), file=file, wrote=said.get("version"), warn=warn_once)
+    except CheckpointError:
         return None

@@ -1,20 +1,20 @@
-"""Which paths are weights that another program wrote, told without opening them; no torch here."""
+"""Recognising paths of weights that another program wrote, without opening them or torch."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".tar")
-"""How files of weights end."""
+"""Suffixes of files of weights."""
 
 CONFIG = "config.json"
-"""What a folder of `transformers` or timm has, and a run or checkpoint has not."""
+"""A file that folders of `transformers` and timm have, and runs and checkpoints do not."""
 
 
 def is_foreign(path: Path | str) -> bool:
-    """Whether a path is weights of others: a file of them, or a folder with a `config.json`.
+    """Whether a path is weights from another program: a file, or a folder with a `config.json`.
 
-    A file inside a checkpoint means that checkpoint, so it is ours.
+    A file inside one of our checkpoints means that checkpoint.
     """
     path = Path(path)
     if path.is_file():
@@ -24,13 +24,13 @@ def is_foreign(path: Path | str) -> bool:
 
 
 def own_folder(path: Path) -> Path:
-    """Return the checkpoint that a file inside it means; any other path as it is."""
+    """Return the checkpoint folder of a file inside it; any other path unchanged."""
     inside = path.is_file() and path.suffix in SUFFIXES and (path.parent / "meta.json").is_file()
     return path.parent if inside else path
 
 
 def name_of(path: Path) -> str:
-    """Return what to call weights by their path: the folder, or the file without `SUFFIXES`."""
+    """Return a name for weights: that of the folder, or of the file without `SUFFIXES`."""
     path = path.resolve()
     while path.suffix in SUFFIXES and not path.is_dir():
         path = path.with_suffix("")

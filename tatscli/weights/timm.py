@@ -1,7 +1,7 @@
-"""Image ViTs, as MAE publishes and timm saves them: the encoder of a video model to begin with.
+"""Image ViTs, as published by MAE and saved by timm, as the initial encoder of a video model.
 
-A picture's patch embedding is spread over the frames of a token, each with an equal share, so that
-a still clip is embedded as its picture (inflation, Carreira and Zisserman 2017, arXiv 1705.07750).
+The patch embedding is spread evenly over the frames of a token, so that a still clip is embedded
+like its image (inflation, Carreira and Zisserman 2017, arXiv 1705.07750).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from tatscli.weights.count import Renaming
-from tatscli.weights.form import ENCODER
+from tatscli.weights.spec import ENCODER
 from tatscli.weights.videomae import (
     fold_gammas,
     make_biases,
@@ -24,7 +24,7 @@ _PATCHES = "patch_embed.proj.weight"
 
 
 def from_timm(source: dict[str, Tensor], *, tubelet: int) -> Renaming:
-    """Give the encoder of an image ViT our names, with a patch embedding for videos.
+    """Rename the encoder of an image ViT, and inflate its patch embedding for videos.
 
     Args:
         source: Its tensors.
@@ -33,30 +33,29 @@ def from_timm(source: dict[str, Tensor], *, tubelet: int) -> Renaming:
     names = Renaming(source, LAYOUT)
     fold_gammas(names, _FOLDED)
     split_fused_biases(names)
-    _drop(names, "the class token, which our encoder has not", "cls_token")
-    _drop(names, "its positions in a picture; those of ours are sine-cosine", "pos_embed")
-    _drop(names, "its decoder of pictures", "decoder_", "mask_token")
-    _drop(names, "its classifier of pictures", "head.", "fc_norm.")
+    _drop(names, "the class token, which our encoder does not have", "cls_token")
+    _drop(names, "its position embeddings; ours are sine-cosine", "pos_embed")
+    _drop(names, "its image decoder", "decoder_", "mask_token")
+    _drop(names, "its image classifier", "head.", "fc_norm.")
     picture = names.pop(_PATCHES)
     names.tensors[ENCODER + _PATCHES] = inflated(picture, tubelet)
     names.count.notes.append(
-        f"the patch embedding of pictures is spread over {tubelet} frames, 1/{tubelet} each"
+        f"the patch embedding of images is spread over {tubelet} frames, 1/{tubelet} each"
     )
     names.take_all(_name)
-    make_last_norm(names, "its last norm came after the pooling, before a classifier of pictures")
+    make_last_norm(names, "its last norm came after pooling, before the image classifier")
     make_biases(names)
     return names
 
 
 def inflated(picture_DCHW: Tensor, tubelet: int) -> Tensor:
-    """Spread a patch embedding over frames, so that a still clip gives what its picture gives."""
+    """Spread a patch embedding over frames, so that a still clip is embedded like its image."""
     share = picture_DCHW[:, :, None] / tubelet
     return share.expand(-1, -1, tubelet, -1, -1).contiguous()
 
 
 def picture_size(source: dict[str, Tensor]) -> int | None:
-    """Return the height and width that an image ViT has positions for, if they are those of a
-    square."""
+    """Return the image size that an image ViT has positions for, if it is square."""
     table, patches = source.get("pos_embed"), source.get(_PATCHES)
     if table is None or patches is None:
         return None

@@ -1,8 +1,8 @@
 """The layout of official files: VideoMAE, VideoMAE V2 and AdaMAE, pretrained and fine-tuned.
 
-MCG-NJU/VideoMAE, OpenGVLab/VideoMAEv2 and wgcban/adamae share their names. A pretraining has
+MCG-NJU/VideoMAE, OpenGVLab/VideoMAEv2 and wgcban/adamae use the same names. A pretraining has
 `encoder.*`, `encoder_to_decoder.weight`, `mask_token` and `decoder.*`; a fine-tuning has the
-encoder's without a prefix, `fc_norm.*` and `head.*`, and no last norm of the encoder's own.
+encoder without a prefix, `fc_norm.*` and `head.*`, and no last norm of the encoder.
 
 Shapes: D width, N tokens of a clip.
 """
@@ -17,12 +17,12 @@ from torch import Tensor
 
 from tatscli.errors import CheckpointError
 from tatscli.weights.count import Renaming
-from tatscli.weights.form import BRANCH, CLASSIFIER, ENCODER, POSITIONS
+from tatscli.weights.spec import BRANCH, CLASSIFIER, ENCODER, POSITIONS
 
 LAYOUT = "VideoMAE"
 
 _FOLDED = {"gamma_1": "attn.proj", "gamma_2": "mlp.fc2"}
-"""Factors of a block's branches (`init_values`), and the layers whose outputs they scale."""
+"""LayerScale factors (`init_values`), and the layers whose outputs they scale."""
 
 _SAMPLER = "encoder.get_token_probs."
 _SAMPLER_NAMES = {
@@ -39,14 +39,14 @@ _SAMPLER_TENSORS = 14
 
 
 def from_videomae(source: dict[str, Tensor], *, called: str) -> Renaming:
-    """Give the tensors of an official file our names.
+    """Rename the tensors of an official file.
 
     Args:
-        source: Its tensors, without what wrapped models put before their names.
-        called: What messages call it.
+        source: Its tensors, without prefixes of wrapped models.
+        called: Its name in messages.
 
     Raises:
-        CheckpointError: If it attends or classifies in a way that our model does not.
+        CheckpointError: If its attention or classifier differs from ours.
     """
     names = Renaming(source, LAYOUT)
     _refuse_others(source, called)
@@ -57,16 +57,16 @@ def from_videomae(source: dict[str, Tensor], *, called: str) -> Renaming:
     else:
         names.take_all(_finetuned_name)
         if "head.weight" in names.tensors:
-            make_last_norm(names, "a fine-tuned file has no last norm of the encoder's own")
+            make_last_norm(names, "a fine-tuned file has no last norm of the encoder")
     make_biases(names)
     return names
 
 
 def to_videomae(tensors: dict[str, Tensor], *, kind: str) -> dict[str, Tensor]:
-    """Give tensors of ours their names in official files.
+    """Rename our tensors to the names in official files.
 
     Args:
-        tensors: A pretraining of one decoder, an encoder, or a classifier of VideoMAE's form.
+        tensors: A pretraining with one decoder, an encoder, or a VideoMAE classifier.
         kind: `pretrained` or `finetuned`.
     """
     renamed = {}
@@ -79,13 +79,13 @@ def to_videomae(tensors: dict[str, Tensor], *, kind: str) -> dict[str, Tensor]:
 
 
 def sampler_of(names: Renaming, tokens: int) -> dict[str, Tensor]:
-    """Take AdaMAE's sampler by the names of our `adamae` mask, or count it as left out.
+    """Rename AdaMAE's sampler for our `adamae` mask, or count it as dropped.
 
-    The number of its last layer's bias shifts all scores alike, which their softmax ignores.
+    The bias of its last layer shifts all scores equally, which the softmax ignores.
 
     Args:
-        names: The renaming, after everything else was taken.
-        tokens: Tokens N of a clip, for each of which the sampler has a position.
+        names: The renaming, after everything else was renamed.
+        tokens: Tokens N of a clip; the sampler has a position for each.
     """
     theirs = [one for one in names.left if one.startswith((_SAMPLER, "encoder.pos_embed_probs"))]
     if not theirs:
@@ -99,23 +99,23 @@ def sampler_of(names: Renaming, tokens: int) -> dict[str, Tensor]:
                 found[f"policy.{_SAMPLER_NAMES[layer]}.{part}"] = names.left[name].float()
         found["policy.position"] = table[0].float()
     if len(found) != _SAMPLER_TENSORS - 1:
-        reason = "a sampler that is not AdaMAE's, or of another number of tokens"
+        reason = "a sampler that is not AdaMAE's, or for another number of tokens"
         names.drop(reason, lambda name: name in theirs)
         return {}
-    names.drop("the bias of AdaMAE's scores, which their softmax ignores", _is_actor_bias)
+    names.drop("the bias of AdaMAE's scores, which the softmax ignores", _is_actor_bias)
     for name in theirs:
         if not _is_actor_bias(name):
             names.pop(name)
-    names.count.notes.append("AdaMAE's sampler is there for `mask.kind: adamae`")
+    names.count.notes.append("AdaMAE's sampler was read for `mask.kind: adamae`")
     return found
 
 
 def fold_gammas(names: Renaming, folded: dict[str, str]) -> None:
-    """Multiply the factors of blocks' branches into the layers before them, which is the same.
+    """Fold LayerScale factors into the layers before them.
 
     Args:
-        names: The renaming; layers are changed among what is left.
-        folded: Name of a factor in its block, and of the layer whose output it scales.
+        names: The renaming; remaining layers are changed.
+        folded: Name of each factor in its block, and of the layer whose output it scales.
     """
     taken = 0
     for name in list(names.left):
@@ -132,13 +132,13 @@ def fold_gammas(names: Renaming, folded: dict[str, str]) -> None:
         taken += 1
     if taken:
         names.count.notes.append(
-            f"{taken} factors of branches (`{'`, `'.join(folded)}`) multiplied into the layers "
-            "before them"
+            f"{taken} LayerScale factors (`{'`, `'.join(folded)}`) folded into the layers before "
+            "them"
         )
 
 
 def split_fused_biases(names: Renaming) -> None:
-    """Take the biases of queries and values out of one for all three; the keys' changes nothing."""
+    """Split fused biases of queries, keys and values; those of the keys change nothing."""
     fused = [name for name in names.left if name.endswith("attn.qkv.bias")]
     for name in fused:
         query_D, _, value_D = names.left.pop(name).chunk(3)
@@ -155,11 +155,11 @@ def make_biases(names: Renaming) -> None:
         biases = [f"{layer}q_bias", f"{layer}v_bias"]
         if not any(one in names.tensors for one in biases):
             for one in biases:
-                names.make(one, torch.zeros(width), "zero biases, for it was trained without any")
+                names.make(one, torch.zeros(width), "zero biases, since it was trained without")
 
 
 def make_last_norm(names: Renaming, reason: str) -> None:
-    """Add the last norm of an encoder whose classifier passes it over: ones and zeros."""
+    """Add the last norm, of ones and zeros, of an encoder whose classifier does not use it."""
     patches = names.tensors.get(f"{ENCODER}patch_embed.proj.bias")
     if patches is None or f"{ENCODER}norm.weight" in names.tensors:
         return
@@ -183,18 +183,18 @@ def _finetuned_name(name: str) -> str | None:
 
 
 def _refuse_others(source: Iterable[str], called: str) -> None:
-    """Refuse attention by cosine, and a classifier that reads the first token."""
+    """Refuse cosine attention, and classifiers that use the first token."""
     names = set(source)
     scaled = [name for name in names if name.endswith("attn.scale")]
     if scaled:
         raise CheckpointError(
-            f"`{called}` attends by cosine similarity (`cos_attn`; `{min(scaled)}` for one), which "
-            "our blocks do not"
+            f"`{called}` uses cosine attention (`cos_attn`; it has `{min(scaled)}`), which our "
+            "blocks do not have"
         )
     if "head.weight" in names and "fc_norm.weight" not in names and "norm.weight" in names:
         raise CheckpointError(
-            f"`{called}` classifies by its first token (`use_mean_pooling` off): it has a last "
-            "norm and no `fc_norm`, and our classifier averages all tokens",
+            f"`{called}` classifies from its first token (`use_mean_pooling` off): it has a last "
+            "norm and no `fc_norm`; our classifier averages all tokens",
         )
 
 

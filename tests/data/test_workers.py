@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -23,7 +25,7 @@ from tatscli.data.dataset import PretrainClips
 from tatscli.data.loader import evaluation_batches, training_batches
 from tatscli.data.reading import Batches
 from tatscli.data.views import EvalViews
-from tatscli.errors import DataError
+from tatscli.errors import DataError, TatsError
 from tatscli.recipe.derive import derive_schedule
 from tatscli.recipe.schema import Data, Optim, Sampling
 from tests.data.fake_store import FakeStore
@@ -212,3 +214,39 @@ def test_workers_do_without_dev_shm() -> None:
     if done.returncode in (1, 77) and "same" not in done.stdout and "Traceback" not in done.stderr:
         pytest.skip(f"no mount namespaces here: {done.stderr.strip()}")
     assert done.stdout.split() == ["same", "0"], done.stderr
+
+
+@pytest.fixture
+def few_files() -> Iterator[int]:
+    """Let this process open no more than a dozen files beside those it has open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    low = len(os.listdir("/proc/self/fd")) + 12
+    resource.setrlimit(resource.RLIMIT_NOFILE, (low, hard))
+    yield low
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_more_workers_than_open_files_allow_are_refused_in_one_line(
+    few_files: int, method: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    context = multiprocessing.get_context(method)
+    monkeypatch.setattr(loader, "_context", lambda **_: context)
+    store = FakeStore([4] * 40, size=(16, 16))
+    with pytest.raises(
+        DataError, match=f"^8 loader workers need .* may have {few_files}$"
+    ) as error:
+        read(store, workers=8, batch=1)
+    assert "ulimit -n" in str(error.value.hint) and "data.workers" in str(error.value.hint)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_worker_without_room_for_a_batch_says_what_it_lacks(few_files: int) -> None:
+    def fault() -> None:
+        with suppress(OSError):
+            while True:
+                kept.append(os.open(os.devnull, os.O_RDONLY))
+
+    kept: list[int] = []
+    with pytest.raises(TatsError, match=f"too many open files in a loader worker.* {few_files}$"):
+        read(Faulty(fault), workers=1)

@@ -2,11 +2,13 @@ import errno
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tatscli.console import Reporter
 from tatscli.engine import distributed
@@ -413,3 +415,25 @@ def test_a_lock_is_no_content_of_a_run(tmp_path: Path) -> None:
         assert is_held(run / LOCK)
     assert not run.exists()  # nothing was begun
     assert is_held(run / LOCK) is False
+
+
+def test_every_file_of_a_checkpoint_follows_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        path = save(tmp_path, 1)
+    finally:
+        os.umask(before)
+    modes = {one.name: stat.S_IMODE(one.stat().st_mode) for one in path.iterdir()}
+    names = ("meta.json", "model.safetensors", "optimizer.safetensors")
+    assert modes == dict.fromkeys(names, 0o664)
+
+
+def test_a_checkpoint_is_known_by_its_tensors(tmp_path: Path) -> None:
+    one, two = save(tmp_path / "a", 7), save(tmp_path / "b", 7)
+    file = two / "model.safetensors"
+    tensors = find_checkpoint(two).tensors("model")
+    save_file(tensors, file, metadata={"format": "pt", "another": "order"})
+    assert file.read_bytes() != (one / "model.safetensors").read_bytes()
+    assert find_checkpoint(one).digest() == find_checkpoint(two).digest()
+    save_file({"weight": tensors["weight"] + 1}, file)
+    assert find_checkpoint(one).digest() != find_checkpoint(two).digest()

@@ -13,7 +13,7 @@ from tatscli.engine.distributed import World
 from tatscli.engine.session import Session
 from tatscli.errors import DataError, RecipeError
 from tatscli.evaluation.features import Features, refuse_too_large
-from tatscli.evaluation.probe import Choice, Chosen, choose_probe, judge, train_probes
+from tatscli.evaluation.probe import ChosenProbe, Trial, choose_probe, judge, train_probes
 from tatscli.evaluation.shots import draw_shots, hold_out
 from tatscli.nn.probe import AttentiveProbe, build_probe
 from tatscli.recipe.schema import Probe
@@ -51,14 +51,14 @@ def settings(**changes: Any) -> Probe:
     return Probe.model_validate({**plain, **changes})
 
 
-def chosen(protocol: str, data: Features, probe: Probe) -> Chosen:
+def chosen(protocol: str, data: Features, probe: Probe) -> ChosenProbe:
     start = build_probe(protocol, probe, width=WIDTH, heads=4, classes=CLASSES, seed=3)
     return choose_probe(start, data, probe, seed=0, here=here())
 
 
-def accuracy(one: Chosen, data: Features) -> float:
+def accuracy(one: ChosenProbe, data: Features) -> float:
     everyone = torch.arange(len(data.label_R))
-    top1 = judge(one.probe, data, everyone, Choice(1, 1), torch.device("cpu")).top1
+    top1 = judge(one.probe, data, everyone, Trial(1, 1), torch.device("cpu")).top1
     assert top1 is not None
     return top1
 
@@ -93,7 +93,7 @@ def test_attention_finds_what_the_mean_drowns() -> None:
 def test_choices_do_not_depend_on_each_other() -> None:
     data = planted(signal=5)
     start = build_probe("attentive", settings(), width=WIDTH, heads=4, classes=CLASSES, seed=3)
-    choices = [Choice(1e-3, 0.01), Choice(1e-2, 0.4), Choice(1e6, 0.0)]
+    choices = [Trial(1e-3, 0.01), Trial(1e-2, 0.4), Trial(1e6, 0.0)]
     kept, _ = hold_out(data.label_R, 0.2, seed=0)
     together = train_probes(start, data, kept, choices, settings(), seed=0, here=here())
     for choice, probe in zip(choices[:2], together, strict=False):

@@ -7,12 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tatscli.evaluation.knn import CHUNK, knn_scores, whiten
+from tatscli.evaluation.rank import effective_rank
 from tatscli.evaluation.scores import (
     ViewScores,
     by_duration,
     group_accuracy,
     merge_views,
     summarise,
+    top5_accuracy,
     top_accuracy,
 )
 
@@ -58,13 +60,31 @@ def test_summary_counts_by_hand() -> None:
     videos = ViewScores(torch.arange(5), torch.tensor([0, 1, 0, 2, 2]), scores)
     summary = summarise(videos, ["a", "b", "c", "d"][:3])
     assert summary["top1"] == torch.tensor(3 / 5).item()
-    assert summary["top5"] == 1.0
+    assert summary["top5"] is None  # of three classes the right one is always among five
     assert summary["confusion"] == [[1, 1, 0], [0, 1, 0], [1, 0, 1]]
     assert summary["per_class"] == [
         {"class": "a", "videos": 2, "top1": 0.5},
         {"class": "b", "videos": 1, "top1": 1.0},
         {"class": "c", "videos": 2, "top1": 0.5},
     ]
+
+
+@pytest.mark.parametrize("classes", [4, 5, 6])
+def test_top_5_is_of_more_than_five_classes(classes: int) -> None:
+    videos = ViewScores(torch.arange(2), torch.tensor([0, 1]), torch.eye(classes)[[0, 1]])
+    expected = None if classes <= 5 else 1.0
+    assert summarise(videos, list("abcdef"[:classes]))["top5"] == expected
+    assert by_duration(videos, [1.0, 9.0], [0.0])["by_duration"][0]["top5"] == expected
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_scores_that_are_not_finite_answer_nothing(bad: float) -> None:
+    score_VL = torch.full((3, 7), 0.1)
+    score_VL[1] = bad
+    videos = ViewScores(torch.arange(3), torch.arange(3), score_VL)
+    assert math.isnan(top_accuracy(videos, 1)) and math.isnan(top5_accuracy(videos))
+    assert math.isnan(group_accuracy(videos, {"verb": [0, 0, 0, 1, 1, 2, 2]})["verb"])
+    assert math.isnan(effective_rank(score_VL))
 
 
 def test_a_class_without_videos_has_no_accuracy() -> None:

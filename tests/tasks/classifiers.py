@@ -36,6 +36,18 @@ def save_classifier(folder: Path, recipe: Recipe, *, seed: int = 0) -> Path:
     return folder
 
 
+def unprepared(store: Path, copy: Path, ids: Sequence[str]) -> Path:
+    """Copy a store, with rows of some ids as `tats prepare` leaves them where it fails."""
+    shutil.copytree(store, copy)
+    rows = [json.loads(line) for line in (copy / "manifest.jsonl").read_text().splitlines()]
+    for row in rows:
+        if row["id"] in ids:
+            row |= {"status": "failed", "reason": "no frames", "shard": None, "frames": 0}
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (copy / "manifest.jsonl").write_text(text, encoding="utf-8")
+    return copy
+
+
 def spoiled(store: Path, copy: Path, frames: dict[str, Sequence[int] | None]) -> Path:
     """Copy a store and overwrite JPEGs of some videos: the frames named, or None for all.
 

@@ -13,10 +13,10 @@ from tatscli.recipe.schema import Recipe
 from tatscli.recipe.text import dump_recipe
 from tatscli.store.schema import ClassGroup
 from tatscli.system.system import build_system
-from tatscli.weights.form import Form, Vit
+from tatscli.weights.spec import ModelSpec, Vit
 from tests.nn.videomae_weights import randomize
 
-NANO = Form(Vit(32, 2, 2, 128), 2, 8, decoder=Vit(16, 1, 1, 64), frames=8, size=32)
+NANO = ModelSpec(Vit(32, 2, 2, 128), 2, 8, decoder=Vit(16, 1, 1, 64), frames=8, size=32)
 
 
 def make_run(

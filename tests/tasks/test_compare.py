@@ -15,7 +15,8 @@ from tatscli.console import Reporter
 from tatscli.errors import DataError, UsageError
 from tatscli.recipe.schema import Recipe
 from tatscli.tasks.compare import compare, find_result
-from tatscli.tasks.results import VideoScores, read_result, read_scores, write_result
+from tatscli.tasks.result_files import write_result
+from tatscli.tasks.results import VideoScores, read_result, read_scores
 
 RECIPE = {"data": {"store": "s"}, "mask": {"kind": "tube", "ratio": 0.75}}
 CLASSES = ["a", "b", "c"]

@@ -25,28 +25,28 @@ from tatscli.store.schema import ClassGroup
 from tatscli.tasks.convert import convert
 from tatscli.tasks.finetune import finetune
 from tatscli.tasks.pretrain import pretrain
-from tatscli.weights.form import Form, Vit, recipe_of
 from tatscli.weights.layouts import Given
+from tatscli.weights.spec import ModelSpec, Vit, recipe_of
 from tests.tasks.made_runs import NANO, make_run
 from tests.tasks.runs import assert_equal, weights
 from tests.weights.models import equal, official, our_scores, random_video, save_official
 
 QUIET = Reporter(quiet=True)
-ODD = Form(Vit(48, 1, 3, 100), 4, 8, decoder=Vit(24, 2, 3, 70), frames=8, size=(32, 48))
+ODD = ModelSpec(Vit(48, 1, 3, 100), 4, 8, decoder=Vit(24, 2, 3, 70), frames=8, size=(32, 48))
 PLAIN = replace(NANO, normalize=False, mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3))
-SMALL = Form(Vit(384, 1, 6, 96), 2, 16, decoder=Vit(192, 1, 3, 768))
+SMALL = ModelSpec(Vit(384, 1, 6, 96), 2, 16, decoder=Vit(192, 1, 3, 768))
 
 
-def heads_of(form: Form) -> Given:
-    return Given(form.encoder.heads, form.decoder.heads if form.decoder else None)
+def heads_of(spec: ModelSpec) -> Given:
+    return Given(spec.encoder.heads, spec.decoder.heads if spec.decoder else None)
 
 
 @pytest.mark.parametrize("classes", [None, ["b", "a", "ö c"]], ids=["pretraining", "classifier"])
-@pytest.mark.parametrize("form", [NANO, ODD, PLAIN, SMALL], ids=["nano", "odd", "plain", "small"])
+@pytest.mark.parametrize("spec", [NANO, ODD, PLAIN, SMALL], ids=["nano", "odd", "plain", "small"])
 def test_through_all_layouts_no_bit_changes(
-    tmp_path: Path, form: Form, classes: list[str] | None
+    tmp_path: Path, spec: ModelSpec, classes: list[str] | None
 ) -> None:
-    recipe = recipe_of(form if classes is None else replace(form, decoder=None), "x")
+    recipe = recipe_of(spec if classes is None else replace(spec, decoder=None), "x")
     recipe = load_recipe(_written(tmp_path, recipe), ["data.sampling.stride=3"]).recipe
     first = make_run(tmp_path / "first", recipe, classes)
     hf, again, file, last = (tmp_path / name for name in ("hf", "again", "file.pth", "last"))
@@ -55,7 +55,7 @@ def test_through_all_layouts_no_bit_changes(
     convert(again, to="videomae", out=file, reporter=QUIET)
     size = recipe.data.size
     said = [f"data.frames={recipe.data.frames}", f"data.size={json.dumps(size)}"]
-    convert(file, to="tats", out=last, reporter=QUIET, given=heads_of(form), overrides=said)
+    convert(file, to="tats", out=last, reporter=QUIET, given=heads_of(spec), overrides=said)
     before = find_checkpoint(first).tensors("model")
     if classes is not None:  # which neither layout has a place for, and no classifier uses
         before = {k: v for k, v in before.items() if not k.startswith("encoder.norm.")}
@@ -67,7 +67,7 @@ def test_through_all_layouts_no_bit_changes(
     assert restored.recipe == recipe  # frames, stride and everything else
     assert restored.checkpoint.meta.get("class_names") == classes
     grid = open_checkpoint(last).recipe
-    assert (grid.grid, grid.model.heads or 6) == (recipe.grid, form.encoder.heads)
+    assert (grid.grid, grid.model.heads or 6) == (recipe.grid, spec.encoder.heads)
 
 
 def _written(folder: Path, recipe: Recipe) -> Path:
@@ -88,7 +88,7 @@ def test_a_run_of_ours_keeps_its_sampler_at_step_zero(
     equal(weights("runs/copy", "masker"), kept)
     assert not copy.has("optimizer")
     said = json.loads(Path("runs/copy/run.json").read_text())
-    digest = find_checkpoint(run).digest()
+    digest = find_checkpoint(run).file_digest()
     assert said["source_sha256"] == digest == result["sha256"]
     assert said["source"] == str(find_checkpoint(run).path)
     assert load_recipe("runs/copy/recipe.yaml").recipe == open_checkpoint(run).recipe

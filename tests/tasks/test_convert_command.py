@@ -16,7 +16,7 @@ from tatscli.errors import UsageError
 from tatscli.files import draft_of
 from tatscli.tasks.convert import convert
 from tatscli.tasks.pretrain import pretrain
-from tatscli.weights.form import recipe_of
+from tatscli.weights.spec import recipe_of
 from tests.tasks.made_runs import NANO, make_run
 from tests.weights.models import official, save_official
 

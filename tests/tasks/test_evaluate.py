@@ -3,10 +3,18 @@ Pillow, windows and crops by slices, one view at a time."""
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import math
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -20,16 +28,20 @@ from tatscli.cli import main
 from tatscli.console import Reporter
 from tatscli.data.views import EvalViews
 from tatscli.errors import CheckpointError, DataError, UsageError
+from tatscli.evaluation.scores import ViewScores
 from tatscli.nn.classifier import Classifier, build_classifier
 from tatscli.recipe.load import load_recipe
 from tatscli.recipe.schema import Run
 from tatscli.store.reader import Store
+from tatscli.tasks import result_files
 from tatscli.tasks.evaluate import evaluate
 from tatscli.tasks.evaluate_tokenizer import evaluate_tokenizer
-from tatscli.tasks.results import INDIFFERENT, results_home
+from tatscli.tasks.finetune import Finetuning
+from tatscli.tasks.result_files import save_result
+from tatscli.tasks.results import INDIFFERENT, read_scores, results_home
 from tests.clips import pan, render
 from tests.small_runs import tiny_recipe
-from tests.tasks.classifiers import save_classifier, spoiled
+from tests.tasks.classifiers import save_classifier, spoiled, unprepared
 from tests.tokenizer.saved import save_tokenizer
 
 LENGTHS = {  # frames of the videos of each class; the same names in each folder
@@ -218,8 +230,8 @@ def test_a_bad_video_is_an_error_and_with_skip_bad_left_out_wholly(
         assert (found["videos"], found["train_videos"]) == (18, 18)
         assert found["train_skipped"] == found["skipped"] == result["skipped"]
         said = say.stderr.getvalue()  # type: ignore[attr-defined]
-        assert "2 of 20 videos cannot be read" in said
-        assert "2 of 20 training videos cannot be read" in said
+        assert "2 of 20 videos are left out" in said
+        assert "2 of 20 training videos are left out" in said
 
     every = spoiled(varied, tmp_path / "every", {row.id: None for row in Store.open(varied).rows})
     with pytest.raises(
@@ -247,6 +259,55 @@ def test_scores_that_are_not_finite_are_an_error(
         evaluate(sick, reporter=say, protocol=protocol, overrides=words)
     assert "earlier checkpoint" in str(error.value.hint)
     assert not (sick / "results").exists()
+
+
+def test_a_video_that_only_itself_could_vote_on_is_an_error(
+    run: Path, varied: Path, say: Reporter, tmp_path: Path
+) -> None:
+    ids = [row.id for row in Store.open(varied).rows]
+    one = unprepared(varied, tmp_path / "one", ids[1:])
+    words = [f"data.store={one}"]
+    with pytest.raises(DataError, match=rf"`{ids[0]}` has no neighbours: it is the only video"):
+        evaluate(run, reporter=say, protocol="knn", overrides=words, skip_bad=True)
+
+
+def test_videos_that_could_not_be_prepared_are_an_error_or_counted(
+    run: Path, varied: Path, say: Reporter, tmp_path: Path, cli: Callable[..., Any]
+) -> None:
+    gone = ["val/down/2.mp4", "val/left/0.mp4"]
+    words = [f"data.store={unprepared(varied, tmp_path / 'failed', gone)}"]
+    message = (
+        r"2 of 20 videos in split `val` of .* prepared; the first: `val/down/2\.mp4`: no frames"
+    )
+    with pytest.raises(DataError, match=message) as error:
+        evaluate(run, reporter=say, overrides=words)
+    assert "--skip-bad" in str(error.value.hint)
+    outcome = cli("evaluate", run, *words, "--skip-bad", "--protocol", "knn")
+    assert outcome.code == 0, outcome.stderr
+    assert "18 videos, 18 views, 2 skipped" in outcome.stdout
+    assert "2 of 20 videos are left out" in outcome.stderr
+    result = json.loads(Path(outcome.stderr.split("wrote ")[1].strip()).read_text())
+    left_out = [
+        {"video": name, "reason": f"`{name}` could not be prepared: no frames"} for name in gone
+    ]
+    assert result["skipped"] == result["train_skipped"] == left_out
+    assert (result["videos"], result["train_videos"]) == (18, 18)
+
+
+def test_validation_scores_that_are_not_finite_are_no_score(
+    monkeypatch: pytest.MonkeyPatch, say: Reporter
+) -> None:
+    bad = ViewScores(torch.arange(2), torch.tensor([0, 1]), torch.full((2, 3), torch.nan))
+    monkeypatch.setattr("tatscli.tasks.finetune.score_views", lambda *_, **__: bad)
+    stage: Any = SimpleNamespace(
+        settings=SimpleNamespace(optim=SimpleNamespace(epochs=1), val_split="val", val_every=1),
+        store=SimpleNamespace(class_groups={}),
+        **dict.fromkeys(("scored", "val_views", "recipe", "val_drop")),
+    )
+    here: Any = SimpleNamespace(reporter=say)
+    value, metrics = Finetuning.score(stage, 1, here) or (0, {})
+    assert value is None and math.isnan(metrics["val_top1"])
+    assert "not finite" in say.stderr.getvalue()  # type: ignore[attr-defined]
 
 
 def test_a_tokenizer_is_held_to_the_same(varied: Path, say: Reporter, tmp_path: Path) -> None:
@@ -372,5 +433,55 @@ def test_a_named_result_is_replaced_only_when_asked(
     for overwrite in (False, True):
         with pytest.raises(UsageError, match=r"model\.safetensors`"):
             evaluate(run, reporter=say, out=model, overwrite=overwrite)
-    with pytest.raises(UsageError, match="name of a file of scores"):
-        evaluate(run, reporter=say, out=tmp_path / "x.safetensors")
+    for name in ("x.safetensors", "x", "x.jsonl"):  # of `x` and `x.json` the scores were one file
+        with pytest.raises(UsageError, match=r"must end in \.json"):
+            evaluate(run, reporter=say, out=tmp_path / name)
+
+
+def test_results_that_are_written_at_once_get_files_of_their_own(
+    run: Path, say: Reporter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = evaluate(run, reporter=say, out=tmp_path / "result.json")
+    scores, written = read_scores(tmp_path / "result.json", result), result_files.write_result
+
+    def slowly(*words: Any) -> None:
+        time.sleep(0.3)  # an evaluation that looks for a name now finds this one not taken yet
+        written(*words)
+
+    monkeypatch.setattr(result_files, "write_result", slowly)
+    here: Any = SimpleNamespace(world=SimpleNamespace(main=True), reporter=say)
+    found = [{**result, "checkpoint_sha256": str(number)} for number in range(3)]
+    place = result_files.Place(tmp_path / "results")
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda one: save_result(one, place, here, scores), found))
+    assert len({one["results"] for one in found}) == 3
+    for one in found:
+        path = Path(one["results"])
+        assert json.loads(path.read_text())["checkpoint_sha256"] == one["checkpoint_sha256"]
+        assert read_scores(path, one).videos == scores.videos
+    names = {path.name for path in (tmp_path / "results").iterdir()}
+    assert len(names) == 6 and all(name.startswith("finetuned-val-1x1") for name in names)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_result_that_cannot_be_written_is_printed(
+    varied: Path,
+    tmp_path: Path,
+    cli: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    when: str,
+) -> None:
+    home = save_classifier(tmp_path / "run", tiny_recipe(varied))
+    if when == "before":
+        (home / "results").write_text("where the folder would be")
+    else:
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        monkeypatch.setattr(result_files, "write_safely", Mock(side_effect=full))
+    outcome = cli("evaluate", home, "--json")
+    assert outcome.code == (0 if when == "before" else 1)
+    assert outcome.json()["results"] is None and outcome.json()["videos"] == 20
+    reason = "it is not a folder" if when == "before" else "No space left"
+    assert reason in outcome.stderr and "warning: " in outcome.stderr
+    assert not list(home.glob("results/*.safetensors"))
+    assert ("--out FILE" in outcome.stderr) == (when == "before")
+    assert "all: top-1" in cli("evaluate", home).stdout

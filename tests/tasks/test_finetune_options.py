@@ -25,6 +25,8 @@ from tatscli.tasks import finetune as stage
 from tatscli.tasks.dry_run import plan_finetuning
 from tatscli.tasks.evaluate import evaluate
 from tatscli.tasks.finetune import finetune
+from tatscli.tasks.pretrain import pretrain
+from tests.tasks.classifiers import unprepared
 from tests.tasks.runs import assert_equal, metrics, weights
 
 Load = Callable[..., LoadedRecipe]
@@ -248,3 +250,26 @@ def test_wrong_settings_are_one_message_and_leave_nothing(
         finetune(load(*NANO, *words), reporter=reporter, init=None)
     assert "problems" not in str(raised.value)
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "told"),
+    [(pretrain, [("train", 12, 1)]), (finetune, [("train", 12, 1), ("val", 6, 2)])],
+)
+def test_a_training_says_once_which_videos_could_not_be_prepared(
+    load: Load,
+    store: Path,
+    tmp_path: Path,
+    reporter: Reporter,
+    task: Any,
+    told: list[tuple[str, int, int]],
+) -> None:
+    gone = ["train/left/0.mp4", "val/down/0.mp4", "val/left/1.mp4"]
+    partly = unprepared(store, tmp_path / "partly", gone)
+    words = (f"data.store={partly}", "run.max_steps=1", "mask={kind: tube, ratio: 0.75}", NANO[0])
+    task(load(*words), reporter=reporter, init=None, out="runs/partly")
+    said = reporter.stderr.getvalue()  # type: ignore[attr-defined]
+    for split, total, failed in told:
+        message = f"{failed} of {total} videos in split `{split}` of `{partly}` could not be prepar"
+        assert said.count(message) == 1
+    assert said.count("could not be prepared") == len(told)

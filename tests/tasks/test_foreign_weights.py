@@ -185,7 +185,7 @@ def test_a_teacher_is_theirs(load: Callable[..., Any], reporter: Reporter, folde
     target = f"targets=[{{kind: teacher, run: {folders / 'finetuned'}, layer: 2}}]"
     pretrain(load(*SIZES, HEAD, *STILL, target), reporter=reporter, out="runs/taught")
     (frozen,) = find_checkpoint(Path("runs/taught")).meta["frozen"]
-    digest = open_checkpoint(folders / "finetuned").checkpoint.digest()
+    digest = open_checkpoint(folders / "finetuned").checkpoint.file_digest()
     assert frozen == {"path": str((folders / "finetuned").resolve()), "sha256": digest}
 
 

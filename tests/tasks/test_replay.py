@@ -66,6 +66,7 @@ def test_a_step_that_is_still_bad_names_its_first_module_and_all_videos(
     assert table.code == 1 and table.stderr == ""
     assert f"step 3 of {wild} in float32: the loss is not finite" in table.stdout
     assert "videos, the worst 2 of 6" in table.stdout
+    assert max(map(len, table.stdout.splitlines())) <= 100
 
 
 def test_what_fp16_cannot_hold_is_finite_in_fp32(

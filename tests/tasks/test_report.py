@@ -128,7 +128,7 @@ def test_files_that_a_kill_cut_off_cost_no_more_than_they_held(
         log.write('{"step": 99, "loss": 0.')
     (run / "run.json").write_text('{"recipe": "ti')
     written = report(run, reporter=reporter, clips=0)
-    assert "`run.json` cannot be read" in written["left_out"][0]
+    assert "run.json` cannot be read" in written["left_out"][0]
     assert "to 99" not in Parts(run / "report.html").text["Curves"]
 
 

@@ -17,7 +17,7 @@ import pytest
 from tatscli.console import Reporter
 from tatscli.lock import LOCK, locked
 from tatscli.tasks.convert import convert
-from tatscli.tasks.results import write_result
+from tatscli.tasks.result_files import write_result
 from tatscli.tasks.runs import list_runs
 from tests.small_runs import tiny_recipe
 from tests.tasks.classifiers import save_classifier
@@ -81,7 +81,7 @@ def test_states_are_told_by_steps_locks_and_the_last_write(
     assert by_name(runs)["a"].state == "stopped"
     with locked(runs / "a" / LOCK, runs / "a", Reporter(quiet=True)):
         assert by_name(runs)["a"].state == "running"
-        with monkeypatch.context() as patch:  # where the file system knows no locks
+        with monkeypatch.context() as patch:  # where the file system does not support file locks
             patch.setattr(fcntl, "flock", no_locks)
             assert by_name(runs)["a"].state == "active"
             older(runs / "a", 3600)
@@ -109,12 +109,12 @@ def test_states_are_told_by_steps_locks_and_the_last_write(
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        (lambda run: (run / "run.json").write_text('{"recipe": "ti'), "`run.json` cannot be read"),
-        (lambda run: (run / "run.json").write_bytes(b"\xff\xfe"), "`run.json` cannot be read"),
-        (lambda run: (run / "run.json").write_text("[]"), "`run.json` is not an object"),
+        (lambda run: (run / "run.json").write_text('{"recipe": "ti'), "run.json` cannot be read"),
+        (lambda run: (run / "run.json").write_bytes(b"\xff\xfe"), "run.json` cannot be read"),
+        (lambda run: (run / "run.json").write_text("[]"), "run.json` is not a JSON object"),
         (lambda run: (run / "run.json").unlink(), "there is no `run.json`"),
         (lambda run: (run / "recipe.yaml").unlink(), "there is no `recipe.yaml`"),
-        (lambda run: (run / "checkpoints/last/meta.json").write_text(""), "`meta.json` cannot be"),
+        (lambda run: (run / "checkpoints/last/meta.json").write_text(""), "meta.json` cannot be"),
         (lambda run: (run / "checkpoints/last/model.safetensors").unlink(), "no `model.saf"),
         (lambda run: shutil.rmtree((run / "checkpoints/last").resolve()), "leads nowhere"),
     ],
@@ -127,6 +127,26 @@ def test_damaged_runs_are_listed_with_what_is_damaged(
     assert (found["a"].state, found["b"].state) == ("damaged", "finished")
     assert problem in (found["a"].problem or "")
     assert cli("runs").code == 0
+
+
+def test_the_last_speed_that_was_logged_is_listed(runs: Path, cli: Callable[..., Any]) -> None:
+    lines = [
+        {"step": 3, "clips_per_second": 12.5, "mfu": 0.25},
+        {"step": 4, "clips_per_second": 21.25, "mfu": None, "loss": 2.0},
+    ]
+    with (runs / "a" / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(one) + "\n" for one in lines)
+    one = by_name(runs)["a"]
+    assert (one.clips_per_second, one.mfu, one.loss) == (21.25, 0.25, 2.0)
+    table = cli("runs").stdout
+    assert "clips/s" in table and "21.2" in table and "25.0%" in table
+    names = {
+        row["name"]
+        for row in cli("runs", "compare", "runs/a", "runs/b", "--json").json()["metrics"]
+    }
+    assert {"clips_per_second", "mfu"} <= names
+    (runs / "a" / "metrics.jsonl").unlink()
+    assert "clips/s" not in cli("runs").stdout and "MFU" not in cli("runs").stdout
 
 
 def test_cut_lines_and_broken_results_do_no_harm(runs: Path, cli: Callable[..., Any]) -> None:

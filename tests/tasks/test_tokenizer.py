@@ -194,7 +194,7 @@ def test_a_masked_autoencoder_predicts_its_codes(
     assert lines[0]["loss/codes"] == pytest.approx(math.log(16), rel=0.35)
     assert lines[-1]["loss/codes"] < lines[0]["loss/codes"]
     meta = find_checkpoint(Path("runs/straight")).meta
-    assert [one["sha256"] for one in meta["frozen"]] == [find_checkpoint(coder).digest()]
+    assert [one["sha256"] for one in meta["frozen"]] == [find_checkpoint(coder).file_digest()]
     # Neither in the weights nor in what is resumed: the folder alone is named.
     assert not [name for name in weights(Path("runs/straight")) if "quantizer" in name]
     halves = load("mask.kind=tube", codes(coder), "optim.base_lr=0.05", "run.max_steps=4")

@@ -1,4 +1,4 @@
-"""Real clips through transformers' VideoMAE and ours, both ways, S and B of published form."""
+"""Real clips through transformers' VideoMAE and ours, both ways, S and B of published spec."""
 
 from __future__ import annotations
 

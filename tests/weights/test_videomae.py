@@ -20,9 +20,9 @@ from tatscli.nn.load import open_checkpoint
 from tatscli.nn.vit import build_encoder
 from tatscli.system.system import build_system
 from tatscli.tasks.convert import convert
-from tatscli.weights.form import Form, Vit
 from tatscli.weights.layouts import Given
 from tatscli.weights.open import ForeignWeights, open_foreign
+from tatscli.weights.spec import ModelSpec, Vit
 from tests.weights.models import equal, official, save_official
 
 QUIET = Reporter(quiet=True)
@@ -187,16 +187,16 @@ def test_the_giant_of_v2_has_the_form_it_is_published_with(tmp_path: Path) -> No
     }
 
 
-@pytest.mark.parametrize("form", ["list", "numbers", "names"])
-def test_a_label_map_selects_rows_in_its_order(tmp_path: Path, form: str) -> None:
+@pytest.mark.parametrize("spec", ["list", "numbers", "names"])
+def test_a_label_map_selects_rows_in_its_order(tmp_path: Path, spec: str) -> None:
     """As VideoMAE V2 does for its 710 classes: `head.weight[label_map]`."""
     tensors = official("finetuned", classes=710)
     path = save_official(tmp_path / "vit_s_k710.pth", tensors)
     rows = [700, 3, 412, 0]
     said: Any = rows
-    if form == "numbers":
+    if spec == "numbers":
         said = {str(i): row for i, row in reversed(list(enumerate(rows)))}
-    elif form == "names":
+    elif spec == "names":
         said = {f"class {row}": row for row in rows}
     (tmp_path / "map.json").write_text(json.dumps(said))
     result = convert(
@@ -212,7 +212,7 @@ def test_a_label_map_selects_rows_in_its_order(tmp_path: Path, form: str) -> Non
     model = checkpoint.tensors("model")
     assert torch.equal(model["head.weight"], tensors["head.weight"][rows])
     assert torch.equal(model["head.bias"], tensors["head.bias"][rows])
-    stem = "class " if form == "names" else "LABEL_"
+    stem = "class " if spec == "names" else "LABEL_"
     assert checkpoint.meta["class_names"] == [f"{stem}{row}" for row in rows]
 
 
@@ -352,8 +352,8 @@ def test_partial_takes_what_fits_and_says_what_it_leaves(tmp_path: Path) -> None
     path = save_official(tmp_path / "some.pth", tensors)
     found = open_foreign(path, NANO._replace(partial=True))
     model = found.tensors("model")
-    form = Form(Vit(32, 2, 2, 128), 2, 8)
-    assert model.keys() == {name for name in _names(form)}
+    spec = ModelSpec(Vit(32, 2, 2, 128), 2, 8)
+    assert model.keys() == {name for name in _names(spec)}
     assert torch.equal(model["encoder.norm.bias"], tensors["encoder.norm.bias"])
     made = [name for names in found.count.made.values() for name in names]
     assert made == ["encoder.blocks.1.mlp.fc1.weight"]
@@ -362,10 +362,10 @@ def test_partial_takes_what_fits_and_says_what_it_leaves(tmp_path: Path) -> None
     equal(model, open_foreign(path, NANO._replace(partial=True)).tensors("model"))
 
 
-def _names(form: Form) -> list[str]:
-    from tatscli.weights.form import shapes_of
+def _names(spec: ModelSpec) -> list[str]:
+    from tatscli.weights.spec import shapes_of
 
-    return list(shapes_of(form))
+    return list(shapes_of(spec))
 
 
 def test_partial_without_the_classifier_is_an_encoder(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ Nothing is downloaded, and weights in pickles are refused.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tatscli.errors import RecipeError
+from tatscli.errors import DataError, RecipeError
 from tatscli.files import sha256_of
+from tatscli.jsonfiles import read_object
 from tatscli.nn.teachers.base import (
     IMAGENET,
     ByFrame,
@@ -123,7 +123,7 @@ def open_transformers(config: schema.TeacherTarget, given: Given) -> Source:
             "not installed",
             hint="pip install 'tats[hf]'",
         ) from error
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    kind = (_object(folder / "config.json") or {}).get("model_type")
     if kind not in KNOWN:
         known = ", ".join(f"`{name}` ({one.model})" for name, one in KNOWN.items())
         raise RecipeError(
@@ -220,10 +220,17 @@ def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and deviation from the folder's preprocessor, ImageNet's without one."""
     for name in ("video_preprocessor_config.json", "preprocessor_config.json"):
         if (folder / name).is_file():
-            said = json.loads((folder / name).read_text(encoding="utf-8"))
+            said = _object(folder / name) or {}
             if "image_mean" in said and "image_std" in said:
                 return tuple(said["image_mean"]), tuple(said["image_std"])
     return IMAGENET
+
+
+def _object(path: Path) -> dict[str, Any] | None:
+    try:
+        return read_object(path)
+    except DataError as error:
+        raise RecipeError(f"`targets`: a `teacher`: {error.message}") from error
 
 
 def _pair(size: Any) -> tuple[int, int]:

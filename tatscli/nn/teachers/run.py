@@ -58,5 +58,5 @@ def open_run(config: schema.TeacherTarget, given: Given) -> Source:
     return Source(
         teacher,
         str(loaded.checkpoint.path),
-        "" if given.meta else loaded.checkpoint.digest(),
+        "" if given.meta else loaded.checkpoint.file_digest(),
     )

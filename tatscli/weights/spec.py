@@ -1,7 +1,7 @@
-"""The form of a model that weights belong to: its sizes, the shapes of its tensors, its recipe.
+"""Sizes of a model, the shapes of its tensors, and its recipe.
 
-Names of tensors are those of our checkpoints: `encoder.*` as VideoMAE calls them, beside them
-either `head.branches.0.*`, a pretraining's decoder, or `fc_norm.*` and `head.*`, a classifier.
+Tensor names are those of our checkpoints: `encoder.*` as in VideoMAE, and either
+`head.branches.0.*`, the decoder of a pretraining, or `fc_norm.*` and `head.*`, a classifier.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ENCODER, BRANCH = "encoder.", "head.branches.0."
 CLASSIFIER = ("fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias")
 DECODER = (f"{BRANCH}encoder_to_decoder.weight", f"{BRANCH}mask_token")
 POSITIONS = "positions.table_ND"
-"""How positions that were taken over from another grid end; VideoMAE's own are in no file."""
+"""Suffix of positions interpolated from another grid; VideoMAE's own are in no file."""
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 PUBLISHED = ("small", "base", "large", "huge", "giant")
@@ -42,20 +42,20 @@ class Vit(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
-    """Everything that shapes of tensors, and what is written beside them, depend on.
+class ModelSpec:
+    """Everything that tensor shapes, and the files beside them, depend on.
 
     Attributes:
         encoder: The ViT.
         tubelet: Frames in a token.
         patch: Height and width of a token in pixels.
-        decoder: A pretraining's, of one branch that predicts pixels; None without one.
-        classes: Labels of a classifier; None without one.
+        decoder: The decoder of a pretraining, with one branch that predicts pixels; None without.
+        classes: Number of classes of a classifier; None without one.
         frames: Frames in a clip.
         size: Height and width of a clip in pixels: one number, or both.
         mean: Of red, green and blue in [0, 1].
-        std: Their deviation.
-        normalize: Whether a pretraining's pixels are standardised by cube.
+        std: Their standard deviations.
+        normalize: Whether target pixels are normalised per cube.
     """
 
     encoder: Vit
@@ -77,34 +77,34 @@ class Form:
         return self.frames // self.tubelet * places
 
     @property
-    def bare(self) -> Form:
+    def bare(self) -> ModelSpec:
         """The encoder alone."""
         return replace(self, decoder=None, classes=None)
 
 
-def shapes_of(form: Form) -> Shapes:
-    """Return the shapes of all tensors by their names in a checkpoint."""
-    width, (tubelet, patch) = form.encoder.width, (form.tubelet, form.patch)
+def shapes_of(spec: ModelSpec) -> Shapes:
+    """Return the shapes of all tensors by name."""
+    width, (tubelet, patch) = spec.encoder.width, (spec.tubelet, spec.patch)
     shapes: Shapes = {
         f"{ENCODER}patch_embed.proj.weight": (width, 3, tubelet, patch, patch),
         f"{ENCODER}patch_embed.proj.bias": (width,),
-        **_stack(ENCODER, form.encoder),
+        **_stack(ENCODER, spec.encoder),
     }
-    if form.decoder is not None:
-        inner = form.decoder.width
+    if spec.decoder is not None:
+        inner = spec.decoder.width
         pixels = 3 * tubelet * patch * patch
         shapes |= dict(zip(DECODER, [(inner, width), (1, 1, inner)], strict=True))
-        shapes |= _stack(f"{BRANCH}decoder.", form.decoder)
+        shapes |= _stack(f"{BRANCH}decoder.", spec.decoder)
         shapes |= {f"{BRANCH}decoder.head.weight": (pixels, inner)}
         shapes |= {f"{BRANCH}decoder.head.bias": (pixels,)}
-    if form.classes is not None:
-        sides = [(width,), (width,), (form.classes, width), (form.classes,)]
+    if spec.classes is not None:
+        sides = [(width,), (width,), (spec.classes, width), (spec.classes,)]
         shapes |= dict(zip(CLASSIFIER, sides, strict=True))
     return shapes
 
 
 def _stack(prefix: str, vit: Vit) -> Shapes:
-    """Shapes of blocks and the norm after them."""
+    """Return the shapes of blocks and the norm after them."""
     width, mlp = vit.width, vit.mlp
     block: Shapes = {
         "norm1.weight": (width,),
@@ -133,26 +133,26 @@ def measured(
     called: str,
     heads: int | None = None,
     decoder_heads: int | None = None,
-) -> Form:
-    """Read a form off tensors by our names; heads, which no tensor shows, come from a table.
+) -> ModelSpec:
+    """Derive the sizes of a model from its tensors; heads, which no tensor shows, are looked up.
 
     Args:
-        tensors: The weights.
-        called: What messages call them.
-        heads: Attention heads of the encoder, where they are known.
-        decoder_heads: Those of the decoder.
+        tensors: The weights, by our names.
+        called: Name of the source in messages.
+        heads: Attention heads of the encoder, if known.
+        decoder_heads: Those of the decoder, if known.
 
     Raises:
-        CheckpointError: If heads are not known, or there is no patch embedding.
+        CheckpointError: If the heads are unknown, or there is no patch embedding.
     """
     patches = tensors.get(f"{ENCODER}patch_embed.proj.weight")
     if patches is None or patches.ndim != 5:
-        raise CheckpointError(f"`{called}` has no patch embedding of videos")
+        raise CheckpointError(f"`{called}` has no patch embedding for videos")
     width, channels, tubelet, patch, across = patches.shape
     if channels != 3 or patch != across:
         raise CheckpointError(
-            f"`{called}` embeds patches of {patch} x {across} pixels of {channels} colours; "
-            "square ones of 3 are known here"
+            f"`{called}` embeds patches of {patch} x {across} pixels with {channels} channels; "
+            "only square patches with 3 channels are supported"
         )
     if heads is None:
         heads = next((SIZES[one][2] for one in PUBLISHED if SIZES[one][0] == width), None)
@@ -168,9 +168,9 @@ def measured(
         decoder = _vit(prefix, tensors, inner, decoder_heads, called, "--decoder-heads")
     head = tensors.get("head.weight")
     classes = None if head is None else head.shape[0]
-    # What no tensor shows is as published, or the next less that tokens fill.
+    # What no tensor shows is as published, rounded down to a multiple of the token size.
     frames, size = max(16 // tubelet, 1) * tubelet, max(224 // patch, 1) * patch
-    return Form(encoder, tubelet, patch, decoder, classes, frames, size)
+    return ModelSpec(encoder, tubelet, patch, decoder, classes, frames, size)
 
 
 def _vit(
@@ -181,10 +181,10 @@ def _vit(
     called: str,
     option: str,
 ) -> Vit:
-    """Measure a stack of blocks.
+    """Derive the sizes of a stack of blocks.
 
     Raises:
-        CheckpointError: If its heads are not known, or do not divide its width.
+        CheckpointError: If its heads are unknown, or do not divide its width.
     """
     pattern = re.compile(re.escape(prefix) + r"blocks\.(\d+)\.")
     depth = max((int(found[1]) for name in tensors if (found := pattern.match(name))), default=-1)
@@ -192,21 +192,22 @@ def _vit(
     part = "decoder" if "decoder" in option else "encoder"
     if heads is None:
         raise CheckpointError(
-            f"`{called}` does not say how many heads its {part} of width {width} has",
-            hint=f"`tats convert` takes it as `{option} N`; what it writes is read everywhere",
+            f"the number of heads of the {part} of `{called}`, of width {width}, is unknown",
+            hint=f"`tats convert {option} N` sets it; its output is read everywhere",
         )
     if width % heads:
         raise CheckpointError(
             f"`{called}`: {heads} heads do not divide the width {width} of the {part}",
-            hint=f"`tats convert` takes the true number as `{option} N`",
+            hint=f"`tats convert {option} N` sets the right number",
         )
     return Vit(width, depth + 1, heads, 4 * width if inner is None else inner.shape[0])
 
 
-def form_of(recipe: Recipe, *, classes: int | None = None) -> Form:
-    """Return the form that a recipe describes; with classes its classifier's, else its decoder's.
+def spec_of(recipe: Recipe, *, classes: int | None = None) -> ModelSpec:
+    """Return the sizes that a recipe describes: with classes those of its classifier, else with its
+    decoder.
 
-    A head or targets that the form has no words for leave the decoder out.
+    The decoder is left out if head or targets are not VideoMAE's.
     """
     encoder, data = Vit(*model_size(recipe.model)), recipe.data
     decoder, normalize = None, True
@@ -216,7 +217,7 @@ def form_of(recipe: Recipe, *, classes: int | None = None) -> Form:
         width, heads = head_size(head, width=encoder.width, heads=encoder.heads)
         decoder = Vit(width, head.depth, heads, head.mlp or 4 * width)
         normalize = target.normalize
-    return Form(
+    return ModelSpec(
         encoder,
         recipe.model.tubelet,
         recipe.model.patch,
@@ -231,7 +232,7 @@ def form_of(recipe: Recipe, *, classes: int | None = None) -> Form:
 
 
 def expressible(recipe: Recipe) -> bool:
-    """Whether a recipe's head is VideoMAE's: one decoder, of pixels."""
+    """Whether a recipe's head is VideoMAE's: one decoder that predicts pixels."""
     return (
         isinstance(recipe.head, schema.DecoderHead)
         and len(recipe.targets) == 1
@@ -239,15 +240,15 @@ def expressible(recipe: Recipe) -> bool:
     )
 
 
-def recipe_of(form: Form, name: str, *, mask: dict[str, Any] | None = None) -> Recipe:
-    """Return a whole recipe for weights: their form, and defaults for what they do not say.
+def recipe_of(spec: ModelSpec, name: str, *, mask: dict[str, Any] | None = None) -> Recipe:
+    """Return a complete recipe for weights: their sizes, and defaults for everything else.
 
     Args:
-        form: What they are.
-        name: What they are called; the store, which they do not name, is called so too.
+        spec: Their sizes.
+        name: Their name; it is also used for the store, which is unknown.
         mask: The mask section; None is VideoMAE's tube mask.
     """
-    encoder, decoder = form.encoder, form.decoder
+    encoder, decoder = spec.encoder, spec.decoder
     size = next((one for one, sides in SIZES.items() if sides == encoder), None)
     spelled = encoder._asdict() if size is None else {}
     head = {} if decoder is None else {"kind": "decoder", **decoder._asdict()}
@@ -255,14 +256,14 @@ def recipe_of(form: Form, name: str, *, mask: dict[str, Any] | None = None) -> R
         {
             "data": {
                 "store": f"prepared/{name}",
-                "frames": form.frames,
-                "size": form.size,
-                "mean": form.mean,
-                "std": form.std,
+                "frames": spec.frames,
+                "size": spec.size,
+                "mean": spec.mean,
+                "std": spec.std,
             },
-            "model": {"size": size, **spelled, "tubelet": form.tubelet, "patch": form.patch},
+            "model": {"size": size, **spelled, "tubelet": spec.tubelet, "patch": spec.patch},
             "mask": mask or {"kind": "tube", "ratio": 0.9},
-            "targets": [{"kind": "pixels", "normalize": form.normalize}],
+            "targets": [{"kind": "pixels", "normalize": spec.normalize}],
             **({"head": head} if head else {}),
         }
     )
