@@ -46,6 +46,11 @@ class Source:
     also_in: tuple[str, ...] = ()
     segment: Segment | None = None
 
+    @property
+    def file(self) -> str:
+        """The id without the name of a segment."""
+        return self.id if self.segment is None else self.id.rpartition("#")[0] or self.id
+
 
 @dataclass(frozen=True, slots=True)
 class Sources:

@@ -89,14 +89,15 @@ def stored_frames(
     motion_cell: int,
     camera: Camera = "none",
     pictures: bool = True,
+    period: float | None = None,
 ) -> Iterator[StoredFrame]:
     """Yield the frames of a reader as `read_frames` does; the reader keeps what it learns.
 
     The first frame decides the stored size: frames of another size, should the stream change, are
-    scaled to it.
+    scaled to it. `period` is that of `MotionEstimator`.
     """
     scale: Scaler | None = None
-    estimate = MotionEstimator()
+    estimate = MotionEstimator(period)
     for item, source in _sources(reader, pictures):
         if scale is None:
             scale = _scaler(reader, short_side)
@@ -113,7 +114,7 @@ def stored_frames(
                 vectors = vectors[:0]
         elif origin == "reencode":
             assert picture is not None
-            vectors, coded, orientation = estimate(picture), size, UPRIGHT
+            vectors, coded, orientation = estimate(picture, item.time - reader.begin), size, UPRIGHT
         if origin != "none" and len(vectors) > 0:
             field, covered = rasterise(
                 vectors,

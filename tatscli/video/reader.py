@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -59,6 +59,8 @@ class VideoReader:
         pictures: Whether the pictures matter. Without them native vectors come faster and the
             pictures are spoilt.
         segment: The part of the video that is wanted; None is all of it.
+        neighbours: Whether the last two frames before a segment of seconds come too, and the first
+            after it.
         limits: What is refused.
 
     Attributes:
@@ -73,6 +75,8 @@ class VideoReader:
         origin: Whose vectors the file gets.
         step: Seconds between two frames by the header, where time stamps are missing.
         seconds: Length of the file by the header; None where it tells none.
+        announced: Frames of the file by the header; 0 where it tells none.
+        cut: Whether the video ended before the segment did, once the iteration has ended.
         problem: What went wrong on the way, once the iteration has ended; None if nothing did.
     """
 
@@ -83,6 +87,7 @@ class VideoReader:
         motion: Wanted = "none",
         pictures: bool = True,
         segment: Segment | None = None,
+        neighbours: bool = False,
         limits: Limits | None = None,
     ) -> None:
         self.path = Path(path)
@@ -97,10 +102,13 @@ class VideoReader:
         self.origin = Origin("none", "not opened yet")
         self.step = 0.0
         self.seconds: float | None = None
+        self.announced = 0
+        self.cut = False
         self.problem: str | None = None
         self._motion = motion
         self._pictures = pictures
         self._segment = segment
+        self._neighbours = neighbours
         self._limits = limits or Limits()
         self._errors: Counter[str] = Counter()
         self._encrypted = False
@@ -123,16 +131,12 @@ class VideoReader:
             self._limits.check_picture(item.frame.width, item.frame.height)
             self._limits.check_length(count, item.time - first)
             yield item
-        reasons = "; ".join(
-            f"{why} ({times} {'times' if times > 1 else 'time'})"
-            for why, times in self._errors.items()
-        )
         if not count:
             nothing = "the segment lies outside" if self._outside else "there is no picture data"
             locked = "it is encrypted" if self._encrypted else None
+            reasons = _listed(self._errors)
             raise DecodeError(f"no frame can be decoded: {locked or reasons or nothing}")
-        if reasons:
-            self.problem = f"damaged, some frames are missing: {reasons}"
+        self.problem = damage(self._errors)
 
     def _describe(self, frame: VideoFrame) -> None:
         self.size = (frame.width, frame.height)
@@ -160,13 +164,21 @@ class VideoReader:
                 items = self._frames(None)  # no index, or a wrong one
                 first = next(items, None)
             end = math.inf if segment.end is None else segment.end
+            before = deque[Decoded](maxlen=2 if self._neighbours else 0)
             for item in chain([first] if first else [], items):
                 time = item.time - self.begin
                 self._outside = not segment.start <= time < end
                 if not self._outside:
+                    yield from before
+                    before.clear()
                     yield item
                 elif time >= end:
+                    if self._neighbours:
+                        yield item
                     return
+                else:
+                    before.append(item)
+            self.cut = segment.end is not None
 
     def _frames(self, jump: float | None) -> Iterator[Decoded]:
         """Yield the frames from a key frame before `jump` on, with the distances of references.
@@ -208,6 +220,7 @@ class VideoReader:
         self.begin = max(0, (container.start_time or 0) - 1) / 1e6
         self.step = 1 / nominal_fps(stream)
         self.seconds = container.duration / 1e6 if container.duration else None
+        self.announced = stream.frames
         self.aspect = pixel_aspect(stream)
         self.interlaced = is_interlaced(stream)
         self._encrypted = "enc_key_id" in stream.metadata  # FFmpeg says so of WebM alone
@@ -264,6 +277,17 @@ def frame_orientation(frame: VideoFrame) -> Orientation:
     """Return how a decoded frame has to be turned to be upright."""
     matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     return UPRIGHT if matrix is None else Orientation.from_matrix(bytes(matrix))
+
+
+def damage(errors: Counter[str]) -> str | None:
+    """Say what decoding errors mean, by how often each came; None without any."""
+    return f"damaged, some frames are missing: {_listed(errors)}" if errors else None
+
+
+def _listed(errors: Counter[str]) -> str:
+    return "; ".join(
+        f"{why} ({times} {'times' if times > 1 else 'time'})" for why, times in errors.items()
+    )
 
 
 def _between(frames: list[tuple[float, VideoFrame]]) -> Iterator[Decoded]:

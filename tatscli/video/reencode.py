@@ -42,9 +42,17 @@ class MotionEstimator:
     """Finds the vectors between successive pictures of one size.
 
     Only brightness is looked at.
+
+    Args:
+        period: Seconds after which the encoder forgets all but the picture before, at multiples of
+            this on the video's clock: so a picture's vectors are the same wherever reading began,
+            if it was before that. None never forgets.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, period: float | None = None) -> None:
+        self._period = period
+        self._number = 0  # of the present period
+        self._before: VideoFrame | None = None
         self._encoder: VideoCodecContext | None = None
         self._reformatter = VideoReformatter()  # kept, or each picture makes its tables anew
         self._decoder = CodecContext.create("h264", "r")
@@ -52,15 +60,25 @@ class MotionEstimator:
         self._decoder.options = _DECODER
         self._count = 0
 
-    def __call__(self, picture: VideoFrame) -> np.ndarray:
+    def __call__(self, picture: VideoFrame, time: float = 0.0) -> np.ndarray:
         """Return FFmpeg's rows that lead from the picture before to this one; none for the first.
 
         Args:
             picture: In any YUV format; the size is that of the first one.
+            time: When it is shown, in seconds; what periods are counted by.
         """
-        if self._encoder is None:
-            self._encoder = _encoder(picture.width, picture.height)
         gray = self._reformatter.reformat(picture, format="gray", **ONE_THREAD)
+        if self._period is not None:
+            number = int(time // self._period)
+            if number != self._number and self._before is not None:
+                self._encoder = None
+                self._encode(self._before)
+            self._number, self._before = number, gray
+        return self._encode(gray)
+
+    def _encode(self, gray: VideoFrame) -> np.ndarray:
+        if self._encoder is None:
+            self._encoder = _encoder(gray.width, gray.height)
         gray.pts, gray.time_base = self._count, self._encoder.time_base
         gray.pict_type = PictureType.NONE  # a source's key frame would become one here
         self._count += 1

@@ -27,7 +27,7 @@ def long_gop(tmp_path_factory):
 
 def converted(tmp_path, path, *, segment=None, limits=None, **settings):
     job = Job(path, tmp_path / "spool", Settings(**settings), segment, limits or Limits())
-    result = convert(job)
+    (result,) = convert([job])
     assert result.trouble is None
     return result
 
