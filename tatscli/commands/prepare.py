@@ -50,7 +50,9 @@ def prepare(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(metavar="STORE", help="Where to write.  [default: prepared/NAME of SRC]"),
+        typer.Option(
+            "--out", "-o", metavar="STORE", help="Where to write.  [default: prepared/NAME of SRC]"
+        ),
     ] = None,
     annotations: Annotated[
         list[str] | None,
