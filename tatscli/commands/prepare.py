@@ -111,6 +111,12 @@ def prepare(
         float | None,
         typer.Option(min=0, help="Refuse videos of more seconds.  [default: no limit]"),
     ] = None,
+    min_share: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="Share of a video's or segment's frames below which it fails."
+        ),
+    ] = 0.5,
     engine: Annotated[
         Literal["local", "ray"], typer.Option(help="Processes of this machine, or a Ray cluster.")
     ] = "local",
@@ -181,7 +187,7 @@ def prepare(
         report.info(finding)
     for doubt in sources.doubts:
         report.warn(doubt)
-    limits = Limits(max_pixels, max_frames, max_duration)
+    limits = Limits(max_pixels, max_frames, max_duration, min_share)
     timeout = file_timeout or None
     with ExitStack() as stack:
         run: Runner
@@ -264,7 +270,11 @@ def _show(report: Reporter, sources: Sources, outcome: Report, store: Path | Non
     for row in outcome.warnings:
         report.detail(f"`{row.id}`: {row.warning}")
     if outcome.warnings:
-        report.warn(f"{len(outcome.warnings)} damaged but ok; `--verbose` and the manifest say why")
+        report.warn(
+            f"{len(outcome.warnings)} ok but damaged or incomplete, such as"
+            f" `{outcome.warnings[0].id}`: {outcome.warnings[0].warning}; `--verbose` and the"
+            " manifest tell all"
+        )
     if store:
         report.info(f"wrote `{store}`")
     motions = Counter(kind for kind, _ in origins.elements())

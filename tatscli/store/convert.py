@@ -13,6 +13,7 @@ import numpy as np
 from av.video.frame import VideoFrame
 
 from tatscli.errors import DecodeError
+from tatscli.store.completeness import completeness
 from tatscli.store.schema import Settings
 from tatscli.store.shards import Spool, checksum
 from tatscli.video.decode import Limits, Segment
@@ -209,7 +210,7 @@ class _Sink:
         """Return what has come of the frames taken.
 
         Raises:
-            DecodeError: Too few of them could be decoded.
+            DecodeError: Too many are missing.
         """
         job, settings, times = self._job, self._job.settings, reading.times
         facts = _facts(job, reading.reader, times)
@@ -236,7 +237,12 @@ class _Sink:
 
 
 def _facts(job: Job, reader: VideoReader, times: list[float]) -> dict[str, Any]:
-    """Return the fields of the manifest row that reading a whole file reveals."""
+    """Return the fields of the manifest row that reading a whole file reveals.
+
+    Raises:
+        DecodeError: Too many frames are missing.
+    """
+    missing = completeness(reader, times, job.segment, job.limits.min_share)
     span = times[-1] - times[0]
     step = span / (len(times) - 1) if len(times) > 1 else reader.step
     width, height = reader.size
@@ -253,7 +259,7 @@ def _facts(job: Job, reader: VideoReader, times: list[float]) -> dict[str, Any]:
         "source_height": height,
         "rotation": reader.orientation.rotation,
         "mirrored": reader.orientation.mirrored,
-        "warning": reader.problem,
+        "warning": "; ".join(filter(None, [reader.problem, missing])) or None,
     }
     segment = job.segment
     if segment is not None:

@@ -60,7 +60,7 @@ class Row(_Record):
     reason: str | None = None
     """Why it failed."""
     warning: str | None = None
-    """What is missing although it is ok: frames of a damaged file."""
+    """What is missing although it is ok: frames of a damaged or cut file."""
     label: int | None = None
     """Index into the class names."""
     split: str | None = None

@@ -19,6 +19,7 @@ from tatscli.video.decode import (
     Limits,
     Segment,
     StrPath,
+    header_seconds,
     nominal_fps,
     open_video,
     pixel_aspect,
@@ -76,7 +77,8 @@ class VideoReader:
         step: Seconds between two frames by the header, where time stamps are missing.
         seconds: Length of the file by the header; None where it tells none.
         announced: Frames of the file by the header; 0 where it tells none.
-        cut: Whether the video ended before the segment did, once the iteration has ended.
+        length: Seconds of the video stream by the header; None where it tells none.
+        cut: Whether no frame has come from after the segment, once the iteration has ended.
         problem: What went wrong on the way, once the iteration has ended; None if nothing did.
     """
 
@@ -103,6 +105,7 @@ class VideoReader:
         self.step = 0.0
         self.seconds: float | None = None
         self.announced = 0
+        self.length: float | None = None
         self.cut = False
         self.problem: str | None = None
         self._motion = motion
@@ -156,6 +159,7 @@ class VideoReader:
                 self._outside = index < segment.start
                 if not self._outside:
                     yield item
+            self.cut = segment.end is not None
         else:
             jump = segment.start - _LEAD
             items = self._frames(jump if jump > 0 else None)
@@ -221,6 +225,7 @@ class VideoReader:
         self.step = 1 / nominal_fps(stream)
         self.seconds = container.duration / 1e6 if container.duration else None
         self.announced = stream.frames
+        self.length = header_seconds(container, stream)
         self.aspect = pixel_aspect(stream)
         self.interlaced = is_interlaced(stream)
         self._encrypted = "enc_key_id" in stream.metadata  # FFmpeg says so of WebM alone

@@ -67,7 +67,7 @@ def converted(folder: Path, jobs: list[Job]) -> list[dict]:
 
 
 def jobs_of(folder: Path, path: Path, segments: list[Segment], **options) -> list[Job]:
-    limits = options.pop("limits", Limits())
+    limits = options.pop("limits", Limits(min_share=0))
     return [
         Job(path, folder / f"{n}-spool", Settings(**options), segment, limits)
         for n, segment in enumerate(segments)
