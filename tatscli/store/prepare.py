@@ -22,6 +22,7 @@ from tatscli.console import Reporter
 from tatscli.errors import DataError
 from tatscli.lock import LOCK, locked
 from tatscli.store.convert import Converted, Job, convert
+from tatscli.store.holdout import Holdout, split_sources
 from tatscli.store.passes import in_passes
 from tatscli.store.pool import Crash, Runner, Timeout
 from tatscli.store.resume import Start, begin, claim, size_of
@@ -81,6 +82,7 @@ def prepare(
     retry_failed: bool = False,
     add: bool = False,
     part: tuple[int, int] | None = None,
+    holdout: Holdout | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Report:
     """Convert sources into a store.
@@ -96,6 +98,7 @@ def prepare(
         retry_failed: Convert again what failed in an earlier run.
         add: Keep the rows of an existing store that are not among the sources.
         part: (I, N): convert only the I-th of N parts of the sources, counted from 1.
+        holdout: Divide videos without a split into `train` and `val`.
         shard_bytes: A shard is closed once it holds this much.
 
     Raises:
@@ -103,6 +106,9 @@ def prepare(
         DataError: The store cannot be written, is in use, or is damaged.
     """
     begun = time.monotonic()
+    if holdout is not None:  # of all videos: every part divides them alike
+        sources = split_sources(sources, holdout)
+        reporter.info(sources.findings[-1])
     if part is not None:
         sources = part_of(sources, part)
     try:
@@ -116,6 +122,7 @@ def prepare(
                 overwrite=overwrite,
                 retry_failed=retry_failed,
                 add=add,
+                holdout=holdout,
             )
             _tell(start, out, reporter)
             if start.rest:

@@ -184,7 +184,7 @@ def test_of_a_file_that_was_cut_it_says_how_much_is_there(tmp_path, cut, suffix)
     [
         (Segment(1.0, 4.9), None),
         (Segment(1.0, 5.05), None),
-        (Segment(3.0, 5.5), "20 of 25 frames: the video ends at 5.00 s"),
+        (Segment(3.0, 6.0), "20 of 30 frames: the video ends at 5.00 s"),
         (Segment(4.9, 9.0), "only 1 of 41 frames: the video ends at 5.00 s; `--min-share` is 0.5"),
         (Segment(45, 60, "frames"), "only 5 of 15 frames: the video ends at 5.00 s"),
     ],
