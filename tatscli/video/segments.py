@@ -20,16 +20,15 @@ import numpy as np
 from tatscli.errors import DecodeError
 from tatscli.video.camera import Camera
 from tatscli.video.decode import Limits, Segment, StrPath
+from tatscli.video.decoded import Decoded
 from tatscli.video.frames import Reading, StoredFrame, stored_frames
-from tatscli.video.origin import Wanted, settled, why_anew
-from tatscli.video.reader import Decoded, VideoReader, damage
+from tatscli.video.origin import Wanted, final_origin
+from tatscli.video.reader import VideoReader, damage
 
 _PERIOD = 2.0  # seconds; shorter ones cost encoders, longer ones frames that nobody stores
 
 MakeSink = Callable[[int], AbstractContextManager[Callable[[StoredFrame], None]]]
 """Begins to take the frames of a segment, by its index; what was taken before is of no use."""
-
-Outcome = Reading | None
 
 
 def read_segments(
@@ -43,7 +42,7 @@ def read_segments(
     camera: Camera = "none",
     pictures: bool = True,
     limits: Limits | None = None,
-) -> Iterator[tuple[int, Outcome]]:
+) -> Iterator[tuple[int, Reading | None]]:
     """Hand the frames of segments to their sinks and yield the index of each that has ended.
 
     Args:
@@ -59,8 +58,8 @@ def read_segments(
 
     Yields:
         With its index what a segment has shown; None where this pass cannot give it: no frame lies
-        in it, it is too long, or its pictures are not of the kind that the pass began with. Read by
-        itself, it says so.
+        in it, it is too long, its pictures are not of the kind that the pass began with, or the
+        codec's vectors turned out to be unusable. It has to be read by itself.
 
     Raises:
         DecodeError: The pass cannot go on; segments without a result have to be read by themselves.
@@ -68,7 +67,7 @@ def read_segments(
     limits = limits or Limits()
     again: dict[int, str] = {}
 
-    def one_pass(wanted: Wanted, chosen: Sequence[int]) -> Iterator[tuple[int, Outcome]]:
+    def one_pass(wanted: Wanted, chosen: Sequence[int]) -> Iterator[tuple[int, Reading | None]]:
         reader = _Pass(path, [segments[index] for index in chosen], wanted, pictures, limits)
         frames = stored_frames(
             reader,
@@ -78,21 +77,33 @@ def read_segments(
             pictures=pictures,
             period=_PERIOD,
         )
-        return _dealt_out(reader, frames, chosen, segments, make_sink, limits)
+        for index, reading in _dealt_out(reader, frames, chosen, segments, make_sink, limits):
+            if wanted == "auto":
+                why = _why_encode(reader, reading, alone=len(segments) == 1)
+                if why is not None:
+                    again[index] = why
+                    continue
+            yield index, reading
 
-    for index, outcome in one_pass(motion, range(len(segments))):
-        if isinstance(outcome, Reading) and motion == "auto":
-            found = outcome.origin, len(outcome.times), outcome.reader.interlaced
-            why = why_anew(*found)
-            if why is not None:
-                again[index] = why
-                continue
-        yield index, outcome
+    yield from one_pass(motion, range(len(segments)))
     if again:
-        for index, outcome in one_pass("reencode", sorted(again)):
-            if isinstance(outcome, Reading):
-                outcome = replace(outcome, origin=replace(outcome.origin, why=again[index]))
-            yield index, outcome
+        for index, reading in one_pass("reencode", sorted(again)):
+            if reading is not None:
+                origin = replace(reading.origin, why=again[index])
+                reading = replace(reading, origin=origin)
+            yield index, reading
+
+
+def _why_encode(reader: _Pass, reading: Reading | None, *, alone: bool) -> str | None:
+    """Return why a segment has to be read again with vectors of an encoding; None if it has not.
+
+    A segment is judged by its own frames: where others share its pass, what rules the codec's
+    vectors out may have come before it.
+    """
+    if reading is None:
+        return reader.ruled_out if alone else None
+    none = reading.origin.kind == "none" and len(reading.times) > 1
+    return reading.origin.why if none else None
 
 
 class _Mark(NamedTuple):
@@ -100,13 +111,21 @@ class _Mark(NamedTuple):
 
     size: tuple[int, int]
     pixel_format: str
-    interlaced: bool
+    flagged: bool
+    unusable: bool
     errors: Counter[str]
     errors_before_key: Counter[str]
 
 
 class _Pass(VideoReader):
-    """One pass over the frames that segments need, with their marks in the same order."""
+    """One pass over the frames that segments need, with their marks in the same order.
+
+    Attributes:
+        marks: Of the frames that were yielded and not yet dealt out.
+        errors: What could not be decoded so far.
+        ruled_out: Why the codec's vectors cannot be used after all, once that is known.
+        fields_found: Whether the frame that comes next was woven from two fields.
+    """
 
     def __init__(
         self,
@@ -128,7 +147,9 @@ class _Pass(VideoReader):
             limits=Limits(pixels=limits.pixels),  # lengths are those of each segment
         )
         self.marks: deque[_Mark] = deque()
-        self.errors = Counter[str]()  # so far
+        self.errors = Counter[str]()
+        self.ruled_out: str | None = None
+        self.fields_found = False
         self._needed = deque((one.start, stop) for one, stop in zip(segments, ends, strict=True))
         self._until = -math.inf
 
@@ -144,8 +165,15 @@ class _Pass(VideoReader):
                 self.errors = self._errors.copy()
             if frame.key_frame:
                 before_key = self.errors
-            size, woven = (frame.width, frame.height), bool(frame.interlaced_frame)
-            mark = _Mark(size, frame.format.name, woven, self.errors, before_key)
+            self.ruled_out = self.ruled_out or item.unusable
+            mark = _Mark(
+                (frame.width, frame.height),
+                frame.format.name,
+                bool(frame.interlaced_frame),
+                item.unusable is not None,
+                self.errors,
+                before_key,
+            )
             if self._needs(item.time - self.begin):
                 while held:
                     before, mark_before = held.popleft()
@@ -160,6 +188,14 @@ class _Pass(VideoReader):
             self.marks.append(mark)
             yield item
         self.errors = self._errors
+
+    def found_fields(self) -> None:
+        """Take note of it for the segments that hold the frame."""
+        native = self.origin.kind == "native"
+        super().found_fields()
+        self.fields_found = True
+        if native and self.origin.kind != "native":
+            self.ruled_out = self.origin.why
 
     def _needs(self, time: float) -> bool:
         """Whether the frame at a time is part of a segment or leads up to one; times ascend."""
@@ -188,11 +224,14 @@ class _Open:
     begun: _Mark
     times: list[float] = field(default_factory=list)
     valid: list[bool] = field(default_factory=list)
+    interlaced: bool = False
 
-    def add(self, frame: StoredFrame, *, encoded: bool) -> None:
+    def add(self, frame: StoredFrame, mark: _Mark, reader: _Pass, *, woven: bool) -> None:
         """Take a frame; the first has no vectors where they are those of an encoding."""
-        if encoded and not self.times:
+        if reader.origin.kind == "reencode" and not self.times:
             frame = replace(frame, motion=np.zeros_like(frame.motion), valid=False)
+        guessed = reader.codec == "h264" and not self.times
+        self.interlaced |= woven or reader.all_interlaced or (mark.flagged and not guessed)
         self.take(frame)
         self.times.append(frame.time)
         self.valid.append(frame.valid)
@@ -213,7 +252,7 @@ def _dealt_out(
     segments: Sequence[Segment],
     make_sink: MakeSink,
     limits: Limits,
-) -> Iterator[tuple[int, Outcome]]:
+) -> Iterator[tuple[int, Reading | None]]:
     """Hand every frame to the segments it lies in."""
     waiting = deque((index, segments[index]) for index in chosen)
     active: list[_Open] = []
@@ -222,10 +261,13 @@ def _dealt_out(
     with ExitStack() as everything:
         for frame in frames:
             mark, time = reader.marks.popleft(), frame.time - reader.begin
+            woven, reader.fields_found = reader.fields_found, False
             errors, size = mark.errors, (frame.width, frame.height)
             for one in [one for one in active if _ended(one.segment, time)]:
                 active.remove(one)
                 yield one.index, _closed(one, reader, size, errors, cut=False)
+            if reader.ruled_out is not None and (mark.unusable or woven):
+                break
             while waiting and waiting[0][1].start <= time:
                 index, segment = waiting.popleft()
                 if _ended(segment, time) or not _alike(mark, reader):
@@ -235,14 +277,15 @@ def _dealt_out(
                 take = files.enter_context(make_sink(index))
                 active.append(_Open(index, segment, take, files, mark))
             for one in list(active):
-                one.add(frame, encoded=reader.origin.kind == "reencode")
+                one.add(frame, mark, reader, woven=woven)
                 if one.exceeds(limits):
                     active.remove(one)
                     one.files.close()
                     yield one.index, None
         for one in active:
             cut = one.segment.end is not None
-            yield one.index, _closed(one, reader, size, reader.errors, cut=cut)
+            done = reader.ruled_out is None
+            yield one.index, _closed(one, reader, size, reader.errors, cut=cut) if done else None
         for index, _ in waiting:
             yield index, None
 
@@ -253,8 +296,7 @@ def _ended(segment: Segment, time: float) -> bool:
 
 def _alike(mark: _Mark, reader: VideoReader) -> bool:
     """Whether a frame is of the kind that the pass began with, which decides size and format."""
-    same = mark.size == reader.size and mark.pixel_format == reader.pixel_format
-    return same and (reader.interlaced or not mark.interlaced)
+    return mark.size == reader.size and mark.pixel_format == reader.pixel_format
 
 
 def _closed(
@@ -264,5 +306,6 @@ def _closed(
     one.files.close()
     facts = copy(reader)
     facts.problem, facts.cut = damage(errors - one.begun.errors_before_key), cut
-    origin = settled(reader.origin, frames=len(one.times), moving=sum(one.valid))
+    facts.interlaced = one.interlaced
+    origin = final_origin(reader.origin, frames=len(one.times), moving=sum(one.valid))
     return Reading(facts, origin, one.times, one.valid, *size)
