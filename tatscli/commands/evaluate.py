@@ -106,7 +106,9 @@ def evaluate(
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Result file, ending in .json.", show_default="in RUN/results"),
+        typer.Option(
+            "--out", "-o", help="Result file, ending in .json.", show_default="in RUN/results"
+        ),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the file that --out names.")

@@ -47,6 +47,7 @@ def export(
         Path | None,
         typer.Option(
             "--out",
+            "-o",
             help="File to write.",
             show_default="RUN/model.onnx, for encoders RUN/encoder.onnx; replaced if it exists",
         ),

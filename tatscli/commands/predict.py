@@ -54,6 +54,7 @@ def predict(
         Path | None,
         typer.Option(
             "--out",
+            "-o",
             help="Write the video with its predictions drawn on it, without sound: an mp4, mkv or "
             "mov; for several clips a folder.",
         ),

@@ -36,7 +36,10 @@ def report(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="Page to write.", show_default="RUN/report.html, replaced if it exists"
+            "--out",
+            "-o",
+            help="Page to write.",
+            show_default="RUN/report.html, replaced if it exists",
         ),
     ] = None,
     result: Annotated[

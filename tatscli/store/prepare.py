@@ -1,8 +1,8 @@
-"""`prepare`: videos in, a store out, resumable; `check`: only see what decodes.
+"""`prepare` converts videos into a store and can be resumed; `check` only decodes them.
 
-Videos are converted side by side but collected in the order of their ids, so a store does not
-depend on the number of workers, nor on where a run was killed: shards end at the same videos, and a
-row is written only when its shard is safe.
+Videos are converted in parallel but collected in the order of their ids, segments of a video in the
+order of their starts. So a store does not depend on the number of workers or on where a run was
+killed: shards end at the same videos, and a row is written only once its shard is on disk.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ import zlib
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 from tatscli.console import Reporter
 from tatscli.errors import DataError
 from tatscli.lock import LOCK, locked
-from tatscli.store.convert import Converted, Job, convert
+from tatscli.store.convert import Converted, Job, convert_together
+from tatscli.store.holdout import Holdout, split_sources
+from tatscli.store.passes import in_passes
 from tatscli.store.pool import Crash, Runner, Timeout
 from tatscli.store.resume import Start, begin, claim, size_of
 from tatscli.store.schema import (
@@ -45,11 +48,11 @@ LIMITS = Limits()
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What became of all sources.
+    """The result of a run.
 
     Attributes:
         rows: One for each source, sorted by id.
-        seconds: What this run took.
+        seconds: Duration of this run.
     """
 
     rows: list[Row]
@@ -80,21 +83,23 @@ def prepare(
     retry_failed: bool = False,
     add: bool = False,
     part: tuple[int, int] | None = None,
+    holdout: Holdout | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Report:
     """Convert sources into a store.
 
     Args:
         sources: What to convert.
-        out: The store's folder: new, empty, or an earlier run's, which is continued.
+        out: The store's folder: new, empty, or that of an earlier run, which is continued.
         settings: How to convert.
-        run: Works off the jobs, here or elsewhere.
-        reporter: Speaks to the user.
+        run: Runs the jobs, here or elsewhere.
+        reporter: Receives messages and progress.
         limits: What is refused.
         overwrite: Delete an existing store first.
         retry_failed: Convert again what failed in an earlier run.
         add: Keep the rows of an existing store that are not among the sources.
         part: (I, N): convert only the I-th of N parts of the sources, counted from 1.
+        holdout: Divide videos without a split into `train` and `val`.
         shard_bytes: A shard is closed once it holds this much.
 
     Raises:
@@ -102,6 +107,9 @@ def prepare(
         DataError: The store cannot be written, is in use, or is damaged.
     """
     begun = time.monotonic()
+    if holdout is not None:  # of all videos: every part divides them alike
+        sources = split_sources(sources, holdout)
+        reporter.info(sources.findings[-1])
     if part is not None:
         sources = part_of(sources, part)
     try:
@@ -115,6 +123,7 @@ def prepare(
                 overwrite=overwrite,
                 retry_failed=retry_failed,
                 add=add,
+                holdout=holdout,
             )
             _tell(start, out, reporter)
             if start.rest:
@@ -124,14 +133,14 @@ def prepare(
             finished = {"complete": True, "counts": Counts.of(rows)}
             write_dataset(out, start.dataset.model_copy(update=finished))
     except KeyboardInterrupt:
-        reporter.warn(f"`{out}` is unfinished; the same command continues it")
+        reporter.warn(f"`{out}` is unfinished; rerun the same command to continue")
         raise
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise DataError(
             f"cannot write `{error.filename or out}`: {error.strerror}",
-            f"{'make room' if full else 'see to that'} and run the same command again;"
-            " what it has finished is kept",
+            f"{'free some space' if full else 'fix this'}, then rerun the same command; what is"
+            " finished is kept",
         ) from error
     return Report(rows, time.monotonic() - begun)
 
@@ -148,35 +157,41 @@ def check(
     begun = time.monotonic()
     if part is not None:
         sources = part_of(sources, part)
-    jobs = (Job(source.path, None, Settings(), source.segment, limits) for source in sources.items)
-    with closing(_results(sources.items, jobs, run, reporter, "checking")) as results:
+    passes = in_passes(sources.items)
+    groups = (
+        [Job(source.path, None, Settings(), source.segment, limits) for source in one]
+        for one in passes
+    )
+    items = [source for one in passes for source in one]
+    with closing(_results(items, groups, run, reporter, "checking")) as results:
         rows = [_row(source, result) for source, _, result in results]
-    return Report(rows, time.monotonic() - begun)
+    return Report(sorted(rows, key=lambda row: row.id), time.monotonic() - begun)
 
 
 def part_of(sources: Sources, part: tuple[int, int]) -> Sources:
     """Return the I-th of N parts of some sources.
 
-    Where a source belongs depends on its id alone, so a part stays the same when files are added.
+    Where a source belongs depends on its file's name alone: so a part stays the same when files are
+    added, and the segments of a video are in one part, which reads it once.
     """
     number, parts = part
-    mine = [one for one in sources.items if zlib.crc32(one.id.encode()) % parts == number - 1]
+    mine = [one for one in sources.items if zlib.crc32(one.file.encode()) % parts == number - 1]
     return replace(sources, items=mine)
 
 
 def _tell(start: Start, out: Path, reporter: Reporter) -> None:
-    """Say how an earlier run is continued."""
+    """Report how an earlier run is continued."""
     if start.changed:
         reporter.warn(
-            f"{len(start.changed)} of the sources have changed since they were prepared, such as"
-            f" `{start.changed[0]}`: converted again"
+            f"{len(start.changed)} of the sources changed since they were prepared, such as"
+            f" `{start.changed[0]}`; they are converted again"
         )
     if start.kept:
         done = f"{len(start.kept)} of {len(start.kept) + len(start.rest)} are done"
         reporter.info(f"continuing `{out}`: {done}")
     failed = sum(row.status == "failed" for row in start.kept.values())
     if failed:
-        reporter.info(f"of these {failed} failed; `--retry-failed` tries them again")
+        reporter.info(f"{failed} of these failed; `--retry-failed` retries them")
 
 
 def _fill(
@@ -188,21 +203,26 @@ def _fill(
     reporter: Reporter,
     shard_bytes: int,
 ) -> None:
-    """Convert sources, closing shards as they fill up."""
+    """Convert sources and write shards as they fill up."""
     spools = Path(tempfile.mkdtemp(prefix=".spool-", dir=out))
     try:
-        jobs = (
-            Job(source.path, spools / str(number), settings, source.segment, limits)
-            for number, source in enumerate(sources)
+        passes, number = in_passes(sources), count()
+        groups = (
+            [
+                Job(source.path, spools / str(next(number)), settings, source.segment, limits)
+                for source in one
+            ]
+            for one in passes
         )
+        items = [source for one in passes for source in one]
         rows: list[Row] = []
         waiting: list[tuple[str, Spool]] = []
         size = 0
-        with closing(_results(sources, jobs, run, reporter, "preparing")) as results:
+        with closing(_results(items, groups, run, reporter, "preparing")) as results:
             for source, job, result in results:
                 row = _row(source, result)
                 rows.append(row)
-                if not isinstance(result, Converted):  # its worker could not clear up
+                if not isinstance(result, Converted):  # its worker could not clean up
                     assert job.spool is not None
                     for path in spools.glob(f"{job.spool.name}.*"):
                         path.unlink()
@@ -236,7 +256,7 @@ def _close_shard(out: Path, rows: list[Row], videos: list[tuple[str, Spool]]) ->
 
 def _results(
     sources: Sequence[Source],
-    jobs: Iterable[Job],
+    groups: Iterable[Sequence[Job]],
     run: Runner[Job, Converted],
     reporter: Reporter,
     description: str,
@@ -244,14 +264,15 @@ def _results(
     """Run jobs behind a progress bar that also counts failures; closing it ends the workers."""
     failed = 0
     bar = reporter.progress(total=len(sources), description=description, unit="video")
-    with closing(run(convert, jobs)) as results, bar:
+    with closing(run(convert_together, groups)) as results, bar:
         for source, (job, result) in zip(sources, results, strict=True):
             if not isinstance(result, Converted) or result.reason is not None:
                 failed += 1
                 bar.set_postfix(failed=failed, refresh=False)
             elif result.trouble is not None:
                 raise DataError(
-                    result.trouble, "run the same command again: what it has finished is kept"
+                    result.trouble,
+                    "fix this, then rerun the same command; what is finished is kept",
                 )
             yield source, job, result
             bar.update()
@@ -265,7 +286,7 @@ def _row(source: Source, result: Converted | Crash | Timeout) -> Row:
         "also_in": source.also_in,
     }
     if source.segment is not None:
-        known["path"] = source.id.rpartition("#")[0]
+        known["path"] = source.file
         if source.segment.unit == "seconds":
             known |= {"start": source.segment.start, "end": source.segment.end}
     facts = (isinstance(result, Converted) and result.facts) or {}
@@ -278,8 +299,8 @@ def _row(source: Source, result: Converted | Crash | Timeout) -> Row:
         ]
         if not wrong:
             return Row.model_validate({**known, "status": "ok", **facts})
-        reason = f"its header or time stamps are wrong: no finite {', '.join(wrong)}"
+        reason = f"wrong header or timestamps: no finite {', '.join(wrong)}"
         facts = {}
-    # The size tells a later run whether it is still the same file that failed.
+    # By its size a later run knows whether this is still the file that failed.
     outcome = {"status": "failed", "reason": reason, "bytes": size_of(source.path) or 0}
     return Row.model_validate({**known, **facts, **outcome})

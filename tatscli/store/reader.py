@@ -1,4 +1,4 @@
-"""`Store`: reading what `tats prepare` wrote, memory-mapped, touching only the bytes asked for."""
+"""`Store`: reads what `tats prepare` wrote, memory-mapped and only the bytes needed."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class Store:
         """
         path = Path(path)
         again = (
-            "run `tats prepare SRC --out STORE` to make one; one that has moved is named by "
-            "`--store` or `data.store`"
+            "create one with `tats prepare SRC --out STORE`; if it has moved, set `--store` or "
+            "`data.store`"
         )
         if not path.is_dir():
             raise DataError(f"there is no store at `{path}`", again)
@@ -66,7 +66,7 @@ class Store:
             if version != FORMAT_VERSION:
                 raise DataError(
                     f"`{path}` has store format `{version}`; this tats reads {FORMAT_VERSION}",
-                    "prepare it anew, or use the tats version that wrote it",
+                    "prepare it again, or use the tats version that wrote it",
                 )
             dataset = Dataset.model_validate_json(text)
             rows = read_rows(path / MANIFEST)
@@ -75,7 +75,7 @@ class Store:
         if not dataset.complete:
             raise DataError(
                 f"the store `{path}` is unfinished: {len(rows)} sources so far",
-                "run the same `tats prepare` command again; it continues where it stopped",
+                "rerun the same `tats prepare` command; it continues where it stopped",
             )
         if not (path / MANIFEST).is_file():
             raise DataError(f"the store `{path}` is damaged: it has no `{MANIFEST}`", again)
@@ -118,7 +118,7 @@ class Store:
             where = f"split `{split}` of " if split else ""
             raise DataError(
                 f"{where}`{self.path}` holds no readable video",
-                "its `manifest.jsonl` says why each source failed",
+                "`tats store list STORE --status failed` shows why each source failed",
             )
         return readable
 
@@ -139,12 +139,14 @@ class Store:
         splits = sorted({s for row in self.rows for s in (row.split, *row.also_in) if s})
         if split is not None and split not in splits:
             named = ", ".join(f"`{s}`" for s in splits) if splits else "none"
+            how = (
+                "splits come from folders named `train` and `val`, from `tats prepare --annotations"
+                " SPLIT=FILE` or `--val-share 0.2`; `finetune.val_share=0.2` divides a store for"
+                " fine-tuning alone"
+            )
             raise DataError(
                 f"the store `{self.path}` has no split `{split}`; it has {named}",
-                None
-                if splits
-                else "splits come from folders named `train` and `val`, "
-                "or from `tats prepare --annotations SPLIT=FILE`",
+                None if splits else how,
             )
 
     def jpegs(self, row: int, frames: Sequence[int]) -> list[np.ndarray]:
@@ -155,7 +157,7 @@ class Store:
         """
         if self.settings.frames == "none":
             raise DataError(
-                f"the store `{self.path}` holds no pictures: it was prepared with `--frames none`",
+                f"the store `{self.path}` holds no frames: it was prepared with `--frames none`",
                 "prepare the videos with `--frames jpeg` into another store",
             )
         offsets, images = self._tensor(row, "offsets"), self._tensor(row, "jpeg")
@@ -213,8 +215,8 @@ class Store:
         except (SafetensorError, OSError) as error:
             raise DataError(
                 f"the shard `{self.path / record.shard}` is damaged or missing: {error}",
-                "`tats store verify STORE --repair` marks what is broken; the same `tats prepare`"
-                " command then makes it anew",
+                "`tats store verify STORE --repair` drops what is broken; the same `tats prepare`"
+                " command then converts it again",
             ) from error
 
     def _shard(self, name: str) -> Any:

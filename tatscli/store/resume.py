@@ -1,4 +1,4 @@
-"""How a run of `prepare` begins: in a new folder, or with what an earlier run has finished."""
+"""How a `prepare` run begins: in a new folder, or with what an earlier run has finished."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from tatscli.errors import DataError, UsageError
 from tatscli.jsonfiles import reason_of
 from tatscli.lock import LOCK
+from tatscli.store.holdout import Holdout
 from tatscli.store.schema import (
     DATASET,
     FORMAT_VERSION,
@@ -27,20 +28,20 @@ from tatscli.store.schema import (
 from tatscli.store.shards import Shard
 from tatscli.store.sources import Source, Sources
 
-_OTHER = "give another `--out`, or `--overwrite` to delete this store and start anew"
-_BEGINNINGS = {LOCK, f".{DATASET}.part"}  # what a run may leave that is killed at once
+_OTHER = "give another `--out`, or `--overwrite` to delete this store and start from scratch"
+_BEGINNINGS = {LOCK, f".{DATASET}.part"}  # what a run killed at its very start may leave
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What there is to do.
+    """What is left to do.
 
     Attributes:
-        dataset: What the store is to be, unfinished.
+        dataset: Of the store, not complete yet.
         kept: Rows that stay, by id.
         rest: Sources to convert, sorted by id.
-        changed: Ids of those among them that were converted before, from a file of another size or
-            another segment of it.
+        changed: Ids of sources in `rest` that were converted before, from a file of another size
+            or another segment of it.
     """
 
     dataset: Dataset
@@ -50,7 +51,7 @@ class Start:
 
 
 def claim(out: Path) -> None:
-    """Make the folder of a store, unless it is there.
+    """Create the folder of a store if it does not exist.
 
     Raises:
         UsageError: It is a file, or holds something that is not a store.
@@ -71,19 +72,21 @@ def begin(
     overwrite: bool = False,
     retry_failed: bool = False,
     add: bool = False,
+    holdout: Holdout | None = None,
 ) -> Start:
-    """Make the claimed folder ready to be filled and return what is left to do.
+    """Prepare the folder for writing and return what is left to do.
 
     Labels and splits of what stays are taken from the present sources. Shards and temporary files
     that a killed run left without a row are removed.
 
     Raises:
-        UsageError: The store has other settings, another part, other sources or, with `add`, other
-            class groups.
+        UsageError: The store has other settings, another part, another share for validation, other
+            sources or, with `add`, other class groups.
         DataError: The store is damaged, or `add` brings another file under a known id.
     """
     names, groups = tuple(sources.class_names), sources.class_groups
     items: Sequence[Source] = sources.items
+    share, group = (holdout.share, holdout.group) if holdout else (None, None)
     kept: dict[str, Row] = {}
     changed: list[str] = []
     if (out / DATASET).is_file() and not overwrite:
@@ -93,16 +96,29 @@ def begin(
             names, items = _with_classes(dataset.class_names, sources)
             parts = [(dataset.class_names, dataset.class_groups), (sources.class_names, groups)]
             groups = join_groups(parts, names)
+            share, group = share or dataset.val_share, group or dataset.val_group
+        elif (dataset.val_share, dataset.val_group) != (share, group):
+            share, group = dataset.val_share, dataset.val_group
+            begun = f"with `--val-share {share}`" if share else "without `--val-share`"
+            begun += f" and `--val-group {group}`" if group else ""
+            raise UsageError(f"`{out}` was begun {begun}", f"give the same again; or {_OTHER}")
         elif dataset.class_names != names:
             raise UsageError(
-                f"`{out}` was begun with {len(dataset.class_names)} classes, now there are"
-                f" {len(names)} or other ones",
+                f"`{out}` was begun with {len(dataset.class_names)} classes; the sources now have"
+                f" {len(names)} classes, or other ones",
                 f"`--add` joins the classes by name; or {_OTHER}",
             )
         if not dataset.complete:
             rows = _whole_batches(out, rows)
         kept, changed = _kept_rows(out, rows, items, retry_failed=retry_failed, add=add)
-    dataset = Dataset(settings=settings, part=part, class_names=names, class_groups=groups)
+    dataset = Dataset(
+        settings=settings,
+        part=part,
+        class_names=names,
+        val_share=share,
+        val_group=group,
+        class_groups=groups,
+    )
     # In this order a kill in between leaves an unfinished store whose rows all have their frames.
     if overwrite and (out / DATASET).is_file():
         write_dataset(out, Dataset(settings=settings))
@@ -168,8 +184,8 @@ def _whole_batches(out: Path, rows: list[Row]) -> list[Row]:
     """Drop the rows of the last shard if those of its last videos are missing.
 
     A run was killed, or met a full disk, while it wrote them in the order of the videos: so the
-    shard is made anew, and the store comes out as if nothing had happened. Rows that are missing
-    further up were dropped by a repair, or since their source has changed: the others stay.
+    shard is written again, and the store comes out as if nothing had happened. Rows missing from
+    earlier shards were dropped by a repair, or because their source has changed: the others stay.
     """
     last = next((row.shard for row in reversed(rows) if row.shard is not None), None)
     if last is None:
@@ -196,7 +212,7 @@ def _kept_rows(
         if source is None:
             if not add:
                 raise UsageError(
-                    f"`{out}` holds `{row.id}`, which is not among the sources any more",
+                    f"`{out}` holds `{row.id}`, which is no longer among the sources",
                     f"`--add` keeps it and adds the new ones; or {_OTHER}",
                 )
             kept[row.id] = row
@@ -214,7 +230,7 @@ def _kept_rows(
         elif row.bytes and size is not None and size != row.bytes:
             if add:
                 raise DataError(
-                    f"`{row.id}` is in `{out}` already, from a file of {row.bytes} bytes; now it"
+                    f"`{row.id}` is already in `{out}`, from a file of {row.bytes} bytes; now it"
                     f" has {size}",
                     "different videos need different paths; without `--add`, a file that has"
                     " changed is converted again",

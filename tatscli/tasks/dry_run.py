@@ -29,6 +29,7 @@ from tatscli.system.cost import count_parameters, system_cost
 from tatscli.tasks.dropping import finetune_drop, token_facts
 from tatscli.tasks.labels import (
     build_loss,
+    divided,
     training_rows,
     untrained_classes,
     validation_rows,
@@ -119,7 +120,7 @@ def plan_finetuning(
     """
     recipe, settings = loaded.recipe, loaded.recipe.finetune
     devices = planned_devices(gpus, gpu_memory, world_size())
-    store, rows, store_note = _open(recipe.data.store, settings.split)
+    store, rows, store_note = _open(recipe.data.store, settings.split, labelled=recipe)
     classes, groups, weights = 0, dict[str, ClassGroup](), dict[str, list[float]]()
     untrained = None
     if store is not None:
@@ -273,8 +274,11 @@ def show_plan(plan: dict[str, Any], reporter: Reporter) -> None:
     reporter.result(plan)
 
 
-def _open(path: str, split: str | None) -> tuple[Store | None, list[int], str]:
-    """Open a part of a store; a dry run does without one that is not there yet.
+def _open(
+    path: str, split: str | None, *, labelled: Recipe | None = None
+) -> tuple[Store | None, list[int], str]:
+    """Open a split of a store, as fine-tuning by a recipe sees it; a dry run does without a store
+    that is not there yet.
 
     Raises:
         DataError: If there is a store and it is damaged, or has no such split.
@@ -282,6 +286,8 @@ def _open(path: str, split: str | None) -> tuple[Store | None, list[int], str]:
     if not Path(path).exists():
         return None, [], f"unknown: there is no store at `{path}`"
     store = Store.open(path)
+    if labelled is not None:
+        store = divided(labelled, store)
     rows = store.part(split)
     return store, rows, f"{len(rows)} in `{path}`" + (f", split `{split}`" if split else "")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -19,6 +19,7 @@ from tatscli.video.decode import (
     Limits,
     Segment,
     StrPath,
+    header_seconds,
     nominal_fps,
     open_video,
     pixel_aspect,
@@ -54,6 +55,8 @@ class VideoReader:
         pictures: Whether the pictures matter. Without them native vectors come faster, and the
             pictures are `spoilt`.
         segment: The part of the video that is wanted; None is all of it.
+        neighbours: Whether the last two frames before a segment of seconds come too, and the first
+            after it.
         limits: What is refused.
 
     Attributes:
@@ -74,6 +77,9 @@ class VideoReader:
         spoilt: Whether pictures are decoded only as far as the vectors need.
         step: Seconds between two frames by the header, where time stamps are missing.
         seconds: Length of the file by the header; None where it tells none.
+        announced: Frames of the file by the header; 0 where it tells none.
+        length: Seconds of the video stream by the header; None where it tells none.
+        cut: Whether no frame has come from after the segment, once the iteration has ended.
         problem: What went wrong on the way, once the iteration has ended; None if nothing did.
     """
 
@@ -84,6 +90,7 @@ class VideoReader:
         motion: Wanted = "none",
         pictures: bool = True,
         segment: Segment | None = None,
+        neighbours: bool = False,
         limits: Limits | None = None,
     ) -> None:
         self.path = Path(path)
@@ -100,14 +107,17 @@ class VideoReader:
         self.spoilt = False
         self.step = 0.0
         self.seconds: float | None = None
+        self.announced = 0
+        self.length: float | None = None
+        self.cut = False
         self.problem: str | None = None
         self._motion = motion
         self._segment = segment
+        self._neighbours = neighbours
         self._limits = limits or Limits()
         self._errors: Counter[str] = Counter()
         self._encrypted = False
         self._track = 0  # number of the track in an MP4 file
-        self._promised = 0  # frames that its header counts
         self._check: VectorCheck | None = None
         self._disposable = False  # whether no picture is predicted from the last decoded one
         self._outside = False  # whether a frame was decoded that the segment does not hold
@@ -134,19 +144,20 @@ class VideoReader:
             self._limits.check_picture(frame.width, frame.height)
             self._limits.check_length(count, item.time - first)
             yield item
-        reasons = "; ".join(
-            f"{why} ({times} {'times' if times > 1 else 'time'})"
-            for why, times in self._errors.items()
-        )
         if not count:
             nothing = "the segment lies outside" if self._outside else "there is no picture data"
             locked = "it is encrypted" if self._encrypted else None
+            reasons = _listed(self._errors)
             raise DecodeError(f"no frame can be decoded: {locked or reasons or nothing}")
         if count == 1:  # the first H.264 frame is only a guess of FFmpeg's, but there is no other
             self.interlaced |= bool(frame.interlaced_frame)
-        if reasons:
-            self.problem = f"damaged, some frames are missing: {reasons}"
-        elif self._segment is None and count < self._promised:
+        self.problem = damage(self._errors)
+        if (
+            self.problem is None
+            and self._segment is None
+            and self._track
+            and count < self.announced
+        ):
             self.problem = self._left_out()
 
     def _left_out(self) -> str | None:
@@ -183,6 +194,7 @@ class VideoReader:
                 self._outside = index < segment.start
                 if not self._outside:
                     yield item
+            self.cut = segment.end is not None
         else:
             jump = segment.start - _LEAD
             items = self._frames(jump if jump > 0 else None)
@@ -191,13 +203,21 @@ class VideoReader:
                 items = self._frames(None)  # no index, or a wrong one
                 first = next(items, None)
             end = math.inf if segment.end is None else segment.end
+            before = deque[Decoded](maxlen=2 if self._neighbours else 0)
             for item in chain([first] if first else [], items):
                 time = item.time - self.begin
                 self._outside = not segment.start <= time < end
                 if not self._outside:
+                    yield from before
+                    before.clear()
                     yield item
                 elif time >= end:
+                    if self._neighbours:
+                        yield item
                     return
+                else:
+                    before.append(item)
+            self.cut = segment.end is not None
 
     def _frames(self, jump: float | None) -> Iterator[Decoded]:
         """Yield the frames from a key frame before `jump` on, with the distances of references.
@@ -239,13 +259,15 @@ class VideoReader:
         self.begin = max(0, (container.start_time or 0) - 1) / 1e6
         self.step = 1 / nominal_fps(stream)
         self.seconds = container.duration / 1e6 if container.duration else None
+        self.announced = stream.frames
+        self.length = header_seconds(container, stream)
         self.aspect = pixel_aspect(stream)
         self.interlaced = self.all_interlaced = container_interlaced(stream)
         header = context.extradata or b""
         self.maybe_interlaced = self.codec == "h264" and References(header).fields
         self._encrypted = "enc_key_id" in stream.metadata  # FFmpeg says so of WebM alone
         if container.format.name.startswith("mov,"):
-            self._track, self._promised = stream.id, stream.frames
+            self._track = stream.id
         self._limits.check_picture(context.width, context.height)
         if self._segment is None:
             length = container.duration or 0  # in FFmpeg's clock of containers: microseconds
@@ -305,3 +327,14 @@ def frame_orientation(frame: VideoFrame) -> Orientation:
     """Return how a decoded frame has to be turned to be upright."""
     matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     return UPRIGHT if matrix is None else Orientation.from_matrix(bytes(matrix))
+
+
+def damage(errors: Counter[str]) -> str | None:
+    """Say what decoding errors mean, by how often each came; None without any."""
+    return f"damaged, some frames are missing: {_listed(errors)}" if errors else None
+
+
+def _listed(errors: Counter[str]) -> str:
+    return "; ".join(
+        f"{why} ({times} {'times' if times > 1 else 'time'})" for why, times in errors.items()
+    )

@@ -127,7 +127,7 @@ def test_a_second_run_does_nothing_again(videos, undisturbed):
         assert run.tried == tried
         assert (report.counts.ok, report.counts.failed) == (6, 1)
         assert content(undisturbed) == before
-    assert "7 of 7 are done\nof these 1 failed; `--retry-failed` tries them" in stderr.getvalue()
+    assert "7 of 7 are done\n1 of these failed; `--retry-failed` retries them" in stderr.getvalue()
 
 
 SCRIPT = """
@@ -207,7 +207,7 @@ def test_other_settings_or_sources_are_refused(videos, undisturbed, tmp_path):
     assert "--overwrite" in raised.value.hint
     render(tmp_path / "fall" / "a.mp4", static(frames=2))
     render(tmp_path / "walk" / "b.mp4", static(frames=2))
-    with pytest.raises(UsageError, match="is not among the sources any more"):
+    with pytest.raises(UsageError, match="is no longer among the sources"):
         prepare(tmp_path, undisturbed)
     assert Store.open(undisturbed).rows
 
@@ -241,7 +241,7 @@ def test_new_labels_and_splits_need_no_decoding(tmp_path):
 
 
 def test_a_worker_that_dies_costs_one_video(videos, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "convert", dying_convert)
+    monkeypatch.setattr(pipeline, "convert_together", dying_convert)
     report = prepare(videos, tmp_path / "store")
     reasons = {row.id: row.reason for row in report.failures}
     assert reasons["fall/clip 3.mp4"] == "crashed: its worker was killed by SIGSEGV"
@@ -249,12 +249,12 @@ def test_a_worker_that_dies_costs_one_video(videos, tmp_path, monkeypatch):
     assert not list((tmp_path / "store").glob(".spool-*"))
 
 
-def dying_convert(job):
-    from tatscli.store.convert import convert
+def dying_convert(jobs):
+    from tatscli.store.convert import convert_together
 
-    if job.path.name == "clip 3.mp4":
+    if jobs[0].path.name == "clip 3.mp4":
         os.kill(os.getpid(), signal.SIGSEGV)
-    return convert(job)
+    return convert_together(jobs)
 
 
 def test_check_decodes_and_writes_nothing(videos, tmp_path, monkeypatch):
