@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -20,6 +20,8 @@ EPILOG = """Examples:
   tats visualize-masks clip.mp4 --compare random,tube,mgm --out masks.png
 
   tats visualize-masks clip.mp4 --run runs/ssv2 --out clip.gif --windows 2
+
+  tats visualize-masks clip.mp4 --recipe ssv2 --as train --windows 3 --out draws.png
 
   tats visualize-masks clip.mp4 --run runs/ssv2 --every 1 --out growth.gif
 
@@ -77,6 +79,14 @@ def visualize_masks(
             show_default="224",
         ),
     ] = None,
+    phase: Annotated[
+        Literal["train", "test"],
+        typer.Option(
+            "--as",
+            help="Show the clips of evaluation, or those that training draws from the video: "
+            "frames, crop and flip.",
+        ),
+    ] = "test",
     frames: Annotated[
         int | None,
         typer.Option("--frames", min=1, help="Frames in a window.", show_default="16"),
@@ -93,7 +103,9 @@ def visualize_masks(
         int | None,
         typer.Option("--tubelet", min=1, help="Frames in a token.", show_default="2"),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the masks.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Seed of the masks, and of clips drawn as `train`.")
+    ] = 0,
     fps: Annotated[
         float | None,
         typer.Option(
@@ -110,7 +122,8 @@ def visualize_masks(
             "--windows",
             min=1,
             help="Windows to show.",
-            show_default="all; the first in a png or with --every",
+            show_default="all that cover the video, or 1 if drawn or uniform; 1 in a png or with "
+            "--every",
         ),
     ] = None,
     columns: Annotated[
@@ -162,6 +175,7 @@ def visualize_masks(
         "fps": fps,
         "windows": windows,
         "columns": columns,
+        "phase": phase,
     }
     if run is not None and is_tokenizer(run):
         result = _draw_tokenizer(where, clip, compare=compare, every=every)
@@ -203,9 +217,9 @@ def _draw_tokenizer(
         ("--compare", compare),
         ("--every", every),
         ("--recipe", where["recipe"]),
-        ("--seed", where["seed"] or None),
+        ("--seed", where["seed"] if where["phase"] == "test" and where["seed"] else None),
     ):
         if value is not None:
             raise UsageError(f"`{run}` is a tokenizer: it has no masks for `{option}`")
-    taken = {key: where[key] for key in ("reporter", "wishes", "out", "fps", "windows", "columns")}
+    taken = {key: value for key, value in where.items() if key not in ("run", "recipe")}
     return visualize_tokenizer(clip, run, **taken)

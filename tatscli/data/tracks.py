@@ -64,12 +64,6 @@ def gaps(frames: Sequence[int]) -> list[int]:
     return found[::-1]
 
 
-def reach(frames: Sequence[int], length: int) -> range:
-    """Return where the stored frames begin and end that `pieces` names."""
-    parts = pieces(frames, length)
-    return range(parts[0].start, parts[-1].stop)
-
-
 def pieces(frames: Sequence[int], length: int) -> list[range]:
     """Return the stored frames whose motion a clip of a video of `length` frames needs.
 
@@ -107,8 +101,7 @@ def track(
         field_Fyx2: float32, displacement since the stored frame before, in stored pixels, x first.
         valid_F: bool; whether it is known.
         frames: Stored frames of the clip.
-        stored: Which frames `field_Fyx2` holds: after `reach` the first of successive ones, or all
-            `pieces`.
+        stored: Which frames `field_Fyx2` holds: the `pieces`, or the first of successive frames.
         cell: Side of a cell in stored pixels.
         robust: Bring the frames to one scale.
         camera: Model of the camera's motion to take out.

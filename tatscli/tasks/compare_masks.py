@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tatscli.console import Reporter
-from tatscli.errors import DecodeError, UsageError
+from tatscli.errors import DataError, UsageError
 from tatscli.masking import MASKERS
 from tatscli.tasks.view_notes import clip_notes, limited_by, mask_notes
 from tatscli.tasks.viewers import (
@@ -21,11 +21,17 @@ from tatscli.tasks.viewers import (
     learned_kinds,
     open_base,
 )
-from tatscli.tasks.visualize_masks import page_of, refuse_columns, refuse_out, without_video
+from tatscli.tasks.visualize_masks import (
+    layout_of,
+    named,
+    refuse_columns,
+    refuse_out,
+    without_video,
+)
 from tatscli.visualize.compare import Candidate, render_comparison
 from tatscli.visualize.facts import facts_of
 from tatscli.visualize.sight import Sight
-from tatscli.visualize.windows import Window
+from tatscli.visualize.windows import Phase, Window
 
 _TALLEST = 4  # rows of a film: a film of many masks becomes about as wide as it is high
 
@@ -43,6 +49,7 @@ def compare_masks(
     fps: float | None = None,
     windows: int | None = None,
     columns: int | None = None,
+    phase: Phase = "test",
 ) -> dict[str, Any]:
     """Draw what several masks hide of the same frames.
 
@@ -61,9 +68,10 @@ def compare_masks(
         fps: Frames per second of a moving picture; None follows the clip.
         windows: How many windows to show; None means all, for a png the first.
         columns: How many slices a png shows at most.
+        phase: Whose clips to show, as for `visualize_masks`.
 
     Returns:
-        `clip`, `out`, `grid`, `fps`, `notes`, and `compare`: for each mask `mask`, `ratio`,
+        `clip`, `out`, `as`, `grid`, `fps`, `notes`, and `compare`: for each mask `mask`, `ratio`,
         `temperature`, `notes` and `windows`, as `visualize_masks` returns them.
 
     Raises:
@@ -78,8 +86,10 @@ def compare_masks(
     choices = _choose(names, base, wishes)
     settled = choices[0].recipe
     title = f"{len(choices)} masks compared"
-    page = page_of(settled, title, fps=fps, windows=windows, columns=columns)
-    page = replace(page, tallest=_TALLEST)
+    layout = layout_of(
+        settled, title, phase=phase, seed=seed, fps=fps, windows=windows, columns=columns
+    )
+    layout = replace(layout, tallest=_TALLEST)
     seen: list[Window] = []
     facts: list[list[dict[str, Any]]] = [[] for _ in choices]
 
@@ -92,11 +102,11 @@ def compare_masks(
     candidates = [Candidate(_label(choice, wishes), choice.viewer) for choice in choices]
     try:
         with reporter.progress(description="windows", unit="window") as bar:
-            rate = render_comparison(clip, out, candidates, page, seed=seed, watch=watch)
-    except DecodeError as error:
-        raise DecodeError(f"`{clip}`: {error.message}", error.hint) from error
+            rate = render_comparison(clip, out, candidates, layout, seed=seed, watch=watch)
+    except DataError as error:
+        raise named(error, clip) from error
     limited = limited_by(out) if windows is None else ""
-    notes = base.notes + clip_notes(seen, settled, page, limited)
+    notes = base.notes + clip_notes(seen, settled, layout, limited)
     if run is not None or any(
         choice.viewer.system.masker.temperature is not None for choice in choices
     ):
@@ -110,6 +120,7 @@ def compare_masks(
     return {
         "clip": str(clip),
         "out": str(out),
+        "as": phase,
         "grid": list(settled.grid),
         "fps": rate,
         "notes": notes,

@@ -22,7 +22,14 @@ from tatscli.video.encode import write_video
 from tatscli.visualize.codes import Coder, coding_rows
 from tatscli.visualize.compose import compose
 from tatscli.visualize.panels import Row
-from tatscli.visualize.render import caption_of, rows_seen, slices_shown, slices_words
+from tatscli.visualize.render import (
+    caption,
+    caption_of,
+    mask_title,
+    rows_seen,
+    slices_shown,
+    slices_words,
+)
 from tatscli.visualize.sight import Viewer
 from tatscli.visualize.text import Picture
 from tatscli.visualize.windows import stored_window
@@ -117,6 +124,7 @@ class TokenizerPictures(TrainingPictures):
         if seen is None:
             return {}
         frames, video_TCHW = seen[0], seen[1].video_CTHW.transpose(0, 1)
+        times = self._views.store.times(seen[1].row)
         if tokenizer.window is None:  # no more are coded than have a column
             some = slices_shown(len(frames), _COLUMNS)
             frames, video_TCHW = [frames[one] for one in some], video_TCHW[some]
@@ -128,7 +136,7 @@ class TokenizerPictures(TrainingPictures):
         slices = len(frames) // tokenizer.frames
         places = [one * tokenizer.frames for one in slices_shown(slices, _COLUMNS)]
         about = f"{tokenizer.config.kind} tokenizer, {tokenizer.codebook_size} codes"
-        captions = [f"frame {frames[place]}" for place in places]
+        captions = [caption(frames[place], times[frames[place]]) for place in places]
         rows = coding_rows(video_TCHW, coding, tokenizer.codebook_size)
         words = slices_words(slices, _COLUMNS)
         return self._written(epoch, about, words, captions, rows, places)
@@ -158,8 +166,7 @@ class MaskPictures(TrainingPictures):
             sight = viewer.look(window, draws)
         system.train()
         rows = rows_seen(viewer, window, sight, places)
-        mask = self.recipe.mask
-        about = f"{mask.kind} mask, ratio {mask.ratio:g}"
+        about = mask_title(self.recipe.mask)
         captions = [caption_of(window, place) for place in places]
         words = slices_words(form.grid[0], _COLUMNS)
         return self._written(epoch, about, words, captions, rows, places)

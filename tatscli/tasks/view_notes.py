@@ -8,40 +8,45 @@ from pathlib import Path
 from tatscli.data.provide import one_scale
 from tatscli.recipe.schema import Recipe, ScheduleMask
 from tatscli.store.schema import Settings
-from tatscli.tasks.viewers import STRIDE, Choice
-from tatscli.visualize.render import Page, is_sheet
+from tatscli.tasks.viewers import Choice
+from tatscli.visualize.render import Layout, is_sheet
 from tatscli.visualize.sight import Viewer
 from tatscli.visualize.windows import Window
 
 
-def clip_notes(windows: Sequence[Window], recipe: Recipe, page: Page, limited: str) -> list[str]:
+def clip_notes(
+    windows: Sequence[Window], recipe: Recipe, layout: Layout, limited: str
+) -> list[str]:
     """Say what must be known of the frames and their motion.
 
     Args:
         windows: What is shown.
         recipe: That was followed.
-        page: Whose motion was read.
+        layout: Whose motion was read.
         limited: What shows the first window only, unless told otherwise; empty where all are shown.
     """
     last = windows[-1]
     notes = []
-    if recipe.data.sampling.stride is None:
-        paces = "by the clock" if recipe.data.sampling.fps else "whole videos"
+    if layout.reader.phase == "train":
         notes.append(
-            f"the recipe samples {paces}; shown are windows of every {STRIDE}th frame, "
-            "`--stride` chooses another step"
+            f"clips as training draws them: frames, crop and flip by `--seed {layout.reader.seed}`"
         )
     if last.held:
         notes.append(
-            f"window {last.number + 1} is longer than the rest of the video: "
-            f"frame {last.frames[-1]} also fills its last {last.held} of {len(last.frames)} places"
+            f"the video is shorter than a window: its frame {last.frames[-1]} also fills the last "
+            f"{last.held} of {len(last.frames)} places"
+            if recipe.data.sampling.stride is not None
+            else f"frame {last.frames[-1]} fills the last {last.held + 1} of {len(last.frames)} "
+            f"places of window {last.number + 1}"
         )
-    motion = page.motion
+    motion = layout.reader.data.motion
     if motion != recipe.data.motion:
-        notes.append("the recipe takes its motion from `data.motion.path`; shown are codec vectors")
+        notes.append(
+            "the recipe takes its motion from `data.motion.path`; this picture shows codec vectors"
+        )
     if motion.camera != "none":
         notes.append(f"motion without the camera's own (`data.motion.camera: {motion.camera}`)")
-    notes += _store_notes(recipe, page)
+    notes += _store_notes(recipe, layout)
     if all(window.motion.fallback_B.any() for window in windows):
         notes.append("no motion vectors are known of any frame shown")
     if limited and last.more:
@@ -49,9 +54,11 @@ def clip_notes(windows: Sequence[Window], recipe: Recipe, page: Page, limited: s
     return notes
 
 
-def _store_notes(recipe: Recipe, page: Page) -> list[str]:
+def _store_notes(recipe: Recipe, layout: Layout) -> list[str]:
     """Name the settings of the store that the picture follows, where they are not the defaults."""
-    usual, prepared = Settings(), page.prepared
+    usual, prepared = Settings(), layout.reader.prepared
+    if prepared is None or layout.reader.data.motion.source != "codec":
+        return []
     options = {
         "--motion": (prepared.motion, usual.motion),
         "--motion-cell": (prepared.motion_cell, usual.motion_cell),
@@ -61,7 +68,8 @@ def _store_notes(recipe: Recipe, page: Page) -> list[str]:
     if not taken:
         return []
     note = f"motion as in the store `{recipe.data.store}`: {', '.join(taken)}"
-    scaled = page.motion.scaling == "auto" and one_scale(page.motion, prepared)
+    motion = layout.reader.data.motion
+    scaled = motion.scaling == "auto" and one_scale(motion, prepared)
     return [f"{note}, so frames are brought to one scale" if scaled else note]
 
 

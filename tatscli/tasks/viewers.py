@@ -31,7 +31,6 @@ DEFAULT = Recipe(
 )
 """What is shown without a run or recipe: VideoMAE's clip and its mask; no weights are involved."""
 
-STRIDE = 4  # where a recipe samples whole videos and names none
 _UNTRAINED_ENCODER = (
     "patch embeddings are those of an untrained encoder; `--run` takes a trained one"
 )
@@ -276,17 +275,20 @@ def shown_motion(recipe: Recipe) -> Motion:
     return motion.model_copy(update={"source": "codec", "path": None})
 
 
-def store_settings(recipe: Recipe) -> Settings:
-    """Return how the store of a recipe was prepared, as far as codec motion goes by it.
+def store_settings(recipe: Recipe) -> Settings | None:
+    """Return how the store of a recipe was prepared; None if it is not there, as a picture needs
+    none.
 
-    The defaults where there is no such store here, for a picture needs none.
+    What it says of motion is left out unless the recipe takes its motion from the store.
     """
-    if recipe.data.motion.source != "codec" or not recipe.data.store:
-        return Settings()
+    if not recipe.data.store:
+        return None
     try:
-        return Store.open(recipe.data.store).settings
+        prepared = Store.open(recipe.data.store).settings
     except (DataError, OSError):
-        return Settings()
+        return None
+    own = recipe.data.motion.source == "codec"
+    return prepared if own else Settings(short_side=prepared.short_side)
 
 
 def known_masks() -> str:

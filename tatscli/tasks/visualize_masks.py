@@ -10,13 +10,12 @@ from typing import Any
 from tatscli.console import Reporter
 from tatscli.draws import Draws
 from tatscli.engine.checkpoint import Checkpoint
-from tatscli.errors import DecodeError, UsageError
+from tatscli.errors import DataError, UsageError
 from tatscli.files import refuse_unwritable
 from tatscli.nn.load import open_checkpoint
 from tatscli.recipe.schema import Recipe
 from tatscli.tasks.view_notes import clip_notes, left_out, limited_by, mask_notes
 from tatscli.tasks.viewers import (
-    STRIDE,
     Wishes,
     choose_viewer,
     kept_checkpoints,
@@ -26,10 +25,10 @@ from tatscli.tasks.viewers import (
 )
 from tatscli.video.encode import SUFFIXES
 from tatscli.visualize.facts import facts_of, mean_insight
-from tatscli.visualize.growth import Stage, refuse_sheet, render_growth
-from tatscli.visualize.render import COLUMNS, Page, is_sheet, render, windows_of
+from tatscli.visualize.growth import Snapshot, refuse_sheet, render_growth
+from tatscli.visualize.render import COLUMNS, Layout, is_sheet, mask_title, render, windows_of
 from tatscli.visualize.sight import Sight, Viewer
-from tatscli.visualize.windows import Window
+from tatscli.visualize.windows import Phase, Window, WindowReader
 
 
 @dataclass(slots=True)
@@ -54,6 +53,7 @@ def visualize_masks(
     windows: int | None = None,
     columns: int | None = None,
     every: int | None = None,
+    phase: Phase = "test",
 ) -> dict[str, Any]:
     """Draw what a mask hides of a clip, and what a pretrained run makes of it.
 
@@ -65,19 +65,21 @@ def visualize_masks(
         recipe: A recipe to take mask and clip shape from instead.
         wishes: Changes of these.
         out: The picture; by default `<clip's stem>.masks.mp4` in the current folder.
-        seed: Of the masks.
+        seed: Of the masks, and of the clips that `train` draws.
         fps: Frames per second of a moving picture; None follows the clip, or shows two checkpoints
             a second.
-        windows: How many windows to show; None means all, for a png or with `every` the first.
+        windows: How many windows to show; None means all that follow each other, and one of those
+            that are drawn or span the video, for a png or with `every` the first.
         columns: How many slices a png, or a picture with `every`, shows at most.
         every: Show how the policy grew instead: every so many of the checkpoints the run keeps,
             counted back from the last.
+        phase: Whose clips to show: those that pretraining draws, or those of evaluation.
 
     Returns:
-        `clip`, `out`, `mask`, `ratio`, `temperature`, `grid`, `fps`, `notes` and `windows`: the
-        facts of each (`facts_of`). With `every`, `windows` is that of the last checkpoint, and
-        `checkpoints` tells `step`, `entropy`, `motion_share`, `motion_lift`, `motion_hidden` and
-        `visible_per_slice` of each, means over the windows.
+        `clip`, `out`, `as` (the phase), `mask`, `ratio`, `temperature`, `grid`, `fps`, `notes` and
+        `windows`: the facts of each (`facts_of`). With `every`, `windows` is that of the last
+        checkpoint, and `checkpoints` has `step`, `entropy`, `motion_share`, `motion_lift`,
+        `motion_hidden` and `visible_per_slice` of each, means over the windows.
 
     Raises:
         TatsError: If clip, run or wishes cannot be used.
@@ -92,18 +94,22 @@ def visualize_masks(
     choice = choose_viewer(run, recipe, wishes)
     viewer, settled = choice.viewer, choice.recipe
     title = _title(settled, wishes)
-    page = page_of(settled, title, fps=fps, windows=windows, columns=columns)
+    layout = layout_of(
+        settled, title, phase=phase, seed=seed, fps=fps, windows=windows, columns=columns
+    )
     try:
         if every is not None and run is not None:
             _refuse_growth(viewer, settled, run)
             kept = kept_checkpoints(run, every)
-            drawn = _draw_growth(clip, out, viewer, kept, wishes, page, seed, reporter)
+            drawn = _draw_growth(clip, out, viewer, kept, wishes, layout, seed, reporter)
         else:
-            drawn = _draw(clip, out, viewer, page, seed, reporter)
-    except DecodeError as error:
-        raise DecodeError(f"`{clip}`: {error.message}", error.hint) from error
+            drawn = _draw(clip, out, viewer, layout, seed, reporter)
+    except DataError as error:
+        raise named(error, clip) from error
     limited = limited_by(out, every) if windows is None else ""
-    notes = choice.notes + clip_notes([window for window, _ in drawn.seen], settled, page, limited)
+    notes = choice.notes + clip_notes(
+        [window for window, _ in drawn.seen], settled, layout, limited
+    )
     notes += mask_notes(choice, [window for window, _ in drawn.seen])
     notes += left_out(viewer, settled, growth=every is not None)
     if drawn.checkpoints is not None and len(drawn.checkpoints) == 1:
@@ -116,6 +122,7 @@ def visualize_masks(
     result = {
         "clip": str(clip),
         "out": str(out),
+        "as": phase,
         "mask": settled.mask.kind,
         "ratio": settled.mask.ratio,
         "temperature": viewer.system.masker.temperature,
@@ -128,7 +135,7 @@ def visualize_masks(
 
 
 def _draw(
-    clip: Path, out: Path, viewer: Viewer, page: Page, seed: int, reporter: Reporter
+    clip: Path, out: Path, viewer: Viewer, layout: Layout, seed: int, reporter: Reporter
 ) -> _Drawn:
     """Draw the windows one after the other, remembering no pictures."""
     seen: list[tuple[Window, Sight]] = []
@@ -142,7 +149,7 @@ def _draw(
         bar.update()
 
     with reporter.progress(description="windows", unit="window") as bar:
-        rate = render(clip, out, viewer, page, seed=seed, watch=watch)
+        rate = render(clip, out, viewer, layout, seed=seed, watch=watch)
     return _Drawn(seen, rate)
 
 
@@ -152,14 +159,14 @@ def _draw_growth(
     viewer: Viewer,
     checkpoints: list[Checkpoint],
     wishes: Wishes,
-    page: Page,
+    layout: Layout,
     seed: int,
     reporter: Reporter,
 ) -> _Drawn:
     """Draw the same windows, with the same noise, at one checkpoint after the other."""
-    windows = list(islice(windows_of(clip, viewer.system.form, page), page.windows or 1))
+    windows = list(islice(windows_of(clip, viewer.system.form, layout), layout.windows or 1))
     refuse_sheet(out, len(checkpoints) * len(windows))
-    stages: list[Stage] = []
+    snapshots: list[Snapshot] = []
     with reporter.progress(
         total=len(checkpoints), description="checkpoints", unit="checkpoint"
     ) as bar:
@@ -168,12 +175,12 @@ def _draw_growth(
             policy = replace(then.viewer, trained=False, brief=True)
             draws = Draws(seed)
             sights = [policy.look(window, draws) for window in windows]
-            stages.append(Stage(checkpoint.step, sights))
+            snapshots.append(Snapshot(checkpoint.step, sights))
             bar.update()
     grid = viewer.system.form.grid
-    rate = render_growth(clip, out, windows, stages, page, grid)
-    numbers = [{"step": stage.step} | mean_insight(windows, stage.sights, grid) for stage in stages]
-    return _Drawn(list(zip(windows, stages[-1].sights, strict=True)), rate, numbers)
+    rate = render_growth(clip, out, windows, snapshots, layout, grid)
+    numbers = [{"step": one.step} | mean_insight(windows, one.sights, grid) for one in snapshots]
+    return _Drawn(list(zip(windows, snapshots[-1].sights, strict=True)), rate, numbers)
 
 
 def _refuse_growth(viewer: Viewer, recipe: Recipe, run: Path) -> None:
@@ -221,24 +228,32 @@ def refuse_columns(out: Path, columns: int | None) -> None:
         )
 
 
-def page_of(
+def layout_of(
     recipe: Recipe,
     title: str,
     *,
+    phase: Phase,
+    seed: int,
     fps: float | None,
     windows: int | None,
     columns: int | None = None,
-) -> Page:
+) -> Layout:
     """Settle how the picture is made."""
-    stride = recipe.data.sampling.stride or STRIDE
-    motion, prepared = shown_motion(recipe), store_settings(recipe)
+    data = recipe.data.model_copy(update={"motion": shown_motion(recipe)})
+    reader = WindowReader(data, phase, seed, store_settings(recipe))
     most = COLUMNS if columns is None else columns
-    return Page(title, stride, fps, windows, columns=most, motion=motion, prepared=prepared)
+    return Layout(title, reader, fps, windows, columns=most)
 
 
 def _title(recipe: Recipe, wishes: Wishes) -> str:
-    title = f"{recipe.mask.kind} mask, ratio {recipe.mask.ratio:g}"
+    title = mask_title(recipe.mask)
     return title if wishes.temperature is None else f"{title}, temperature {wishes.temperature:g}"
+
+
+def named(error: DataError, clip: Path) -> DataError:
+    """Return an error about a clip with the clip's name, which a file that does not open lacks."""
+    message = error.message if f"`{clip}`" in error.message else f"`{clip}`: {error.message}"
+    return type(error)(message, error.hint)
 
 
 def without_pictures(window: Window, sight: Sight) -> tuple[Window, Sight]:

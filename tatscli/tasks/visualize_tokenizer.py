@@ -8,14 +8,20 @@ from typing import Any
 from tatscli.console import Reporter
 from tatscli.data.clip import ClipForm
 from tatscli.engine.device import choose_device
-from tatscli.errors import DecodeError, UsageError
+from tatscli.errors import DataError, UsageError
 from tatscli.nn.load import open_checkpoint
 from tatscli.tasks.view_notes import clip_notes, limited_by
 from tatscli.tasks.viewers import Wishes
-from tatscli.tasks.visualize_masks import page_of, refuse_columns, refuse_out, without_video
+from tatscli.tasks.visualize_masks import (
+    layout_of,
+    named,
+    refuse_columns,
+    refuse_out,
+    without_video,
+)
 from tatscli.tokenizer.load import open_run
 from tatscli.visualize.codes import Coding, render_codes
-from tatscli.visualize.windows import Window
+from tatscli.visualize.windows import Phase, Window
 
 
 def visualize_tokenizer(
@@ -28,6 +34,8 @@ def visualize_tokenizer(
     fps: float | None = None,
     windows: int | None = None,
     columns: int | None = None,
+    phase: Phase = "test",
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Draw a clip, its reconstruction, its codes, and their scores where it has such.
 
@@ -40,9 +48,11 @@ def visualize_tokenizer(
         fps: Frames per second of a moving picture; None follows the clip.
         windows: How many windows to show; None means all, for a png the first.
         columns: How many slices a png shows at most.
+        phase: Whose clips to show, as for `visualize_masks`.
+        seed: Of the clips that `train` draws.
 
     Returns:
-        `clip`, `out`, `tokenizer`, `codebook_size`, `grid`, `fps`, `notes`, and `windows`:
+        `clip`, `out`, `as`, `tokenizer`, `codebook_size`, `grid`, `fps`, `notes`, and `windows`:
         `frames`, `times`, `psnr`, `ssim` and `codes` of each, `scores` where it has such, and
         `kept`, the share of codes decoded, where it leaves some out.
 
@@ -57,7 +67,7 @@ def visualize_tokenizer(
     if foreign:
         raise UsageError(
             f"`{run}` is a tokenizer: {', '.join(foreign)} cannot be chosen",
-            hint="`--stride`, `--windows`, `--columns`, `--fps` and `--out` may be",
+            hint="`--stride`, `--as`, `--windows`, `--columns`, `--fps` and `--out` may be",
         )
     out = out or Path(f"{clip.stem}.codes.mp4")
     refuse_out(clip, out)
@@ -76,7 +86,9 @@ def visualize_tokenizer(
     grid = (recipe.data.frames // frames, height // stride, width // stride)
     form = ClipForm(grid, frames, stride)
     title = f"{tokenizer.config.kind} tokenizer, {tokenizer.codebook_size} codes"
-    page = page_of(recipe, title, fps=fps, windows=windows, columns=columns)
+    layout = layout_of(
+        recipe, title, phase=phase, seed=seed, fps=fps, windows=windows, columns=columns
+    )
     seen: list[Window] = []
     facts: list[dict[str, Any]] = []
 
@@ -87,17 +99,18 @@ def visualize_tokenizer(
 
     try:
         with reporter.progress(description="windows", unit="window") as bar:
-            rate = render_codes(clip, out, tokenizer, form, page, watch=watch)
-    except DecodeError as error:
-        raise DecodeError(f"`{clip}`: {error.message}", error.hint) from error
+            rate = render_codes(clip, out, tokenizer, form, layout, watch=watch)
+    except DataError as error:
+        raise named(error, clip) from error
     limited = limited_by(out) if windows is None else ""
     notes = [f"from {run}, step {checkpoint.step}"]
-    notes += clip_notes(seen, recipe, page, limited)
+    notes += clip_notes(seen, recipe, layout, limited)
     for note in notes:
         reporter.info(note)
     return {
         "clip": str(clip),
         "out": str(out),
+        "as": phase,
         "tokenizer": tokenizer.config.kind,
         "codebook_size": tokenizer.codebook_size,
         "grid": list(form.grid),

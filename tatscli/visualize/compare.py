@@ -9,7 +9,7 @@ from pathlib import Path
 from tatscli.draws import Draws
 from tatscli.visualize.facts import hidden_words, insight_of
 from tatscli.visualize.panels import Row, panels_of
-from tatscli.visualize.render import Page, places_shown, write_pages
+from tatscli.visualize.render import Layout, places_shown, write_picture
 from tatscli.visualize.rows import motion_row, visible_row
 from tatscli.visualize.sight import Sight, Viewer
 from tatscli.visualize.windows import Window
@@ -35,7 +35,7 @@ def render_comparison(
     clip: Path,
     out: Path,
     candidates: Sequence[Candidate],
-    page: Page,
+    layout: Layout,
     *,
     seed: int,
     watch: Watcher,
@@ -47,9 +47,9 @@ def render_comparison(
 
     Args:
         clip: A file FFmpeg can read.
-        out: See `write_pages`.
+        out: See `write_picture`.
         candidates: What is compared, from top to bottom.
-        page: How the picture is made.
+        layout: How the picture is made.
         seed: Of the masks.
         watch: Called with every window shown and its sights, in the candidates' order.
 
@@ -61,7 +61,7 @@ def render_comparison(
         UsageError: The suffix of `out` is unknown.
     """
     form = candidates[0].viewer.system.form
-    shown = places_shown(out, form, page)
+    shown = places_shown(out, form, layout)
     streams = [Draws(seed) for _ in candidates]
 
     def paint(window: Window) -> list[Row]:
@@ -72,7 +72,7 @@ def render_comparison(
         watch(window, sights)
         return _rows(window, candidates, sights, shown)
 
-    return write_pages(clip, out, form, page, paint)
+    return write_picture(clip, out, form, layout, paint)
 
 
 def _rows(

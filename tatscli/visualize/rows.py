@@ -153,11 +153,10 @@ def motion_row(
     panels = dim(video_TYX3)
     zoom = zoom_of(window.video_TCHW)
     valid_T = window.motion.valid_BT[0].tolist()
-    real = len(panels) - window.held
     notes = [f"way since the frame before, to scale up to {LONGEST} tokens"]
     for place in range(len(panels)) if shown is None else shown:
         panel = panels[place]
-        if place >= real:
+        if place and window.frames[place] == window.frames[place - 1]:
             centre(panel, "held frame")
         elif valid_T[place]:
             draw_arrows(panel, field_Thw2[place], zoom=zoom, colour=_ARROW)

@@ -36,7 +36,7 @@ def run(trained):
 def test_every_kind_of_mask_can_be_compared(compare, tmp_path):
     """Each at its own default, which is that of its section in a recipe."""
     found = compare(",".join(MASKERS))
-    assert {"clip", "out", "grid", "fps", "notes", "compare"} == found.keys()
+    assert {"clip", "out", "as", "grid", "fps", "notes", "compare"} == found.keys()
     assert [one["mask"] for one in found["compare"]] == list(MASKERS)
     ratios = {one["mask"]: one["ratio"] for one in found["compare"]}
     assert (ratios["tube"], ratios["mgm"], ratios["motion_bins"]) == (0.9, 0.75, 0.8)

@@ -12,7 +12,7 @@ from tatscli.store.schema import Settings
 from tatscli.tasks.compare_masks import compare_masks
 from tatscli.tasks.view_notes import clip_notes, mask_notes
 from tatscli.tasks.viewers import Wishes, choose_viewer, store_settings
-from tatscli.tasks.visualize_masks import page_of, visualize_masks
+from tatscli.tasks.visualize_masks import layout_of, visualize_masks
 from tests.clips import pan, render
 from tests.store.stores import prepare
 from tests.visualize.fakes import window
@@ -34,7 +34,11 @@ def choice(mask="mgm", **motion):
 
 
 def notes_of(windows, recipe):
-    return clip_notes(windows, recipe, page_of(recipe, "title", fps=None, windows=None), "")
+    return clip_notes(windows, recipe, laid_out(recipe), "")
+
+
+def laid_out(recipe):
+    return layout_of(recipe, "title", phase="test", seed=0, fps=None, windows=None)
 
 
 def test_the_fallback_taken_is_named():
@@ -60,7 +64,9 @@ def test_a_selection_that_reads_motion_has_one(recipe_file):
 
 def test_motion_other_than_the_recipes_is_named():
     flow = choice(source="flow", path="flow.safetensors").recipe
-    assert any("`data.motion.path`; shown are codec" in note for note in notes_of([seen()], flow))
+    assert any(
+        "`data.motion.path`; this picture shows codec" in note for note in notes_of([seen()], flow)
+    )
     median = choice(camera="median").recipe
     assert any("camera: median" in note for note in notes_of([seen()], median))
     assert notes_of([seen()], choice().recipe) == []
@@ -70,10 +76,9 @@ def test_settings_of_the_store_are_named_where_they_are_not_the_defaults():
     def told(scaling="auto", **prepared):
         recipe = choice(scaling=scaling).recipe
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"store": "s"})})
-        page = replace(
-            page_of(recipe, "title", fps=None, windows=None), prepared=Settings(**prepared)
-        )
-        return clip_notes([seen()], recipe, page, "")
+        layout = laid_out(recipe)
+        reader = replace(layout.reader, prepared=Settings(**prepared))
+        return clip_notes([seen()], recipe, replace(layout, reader=reader), "")
 
     assert told() == told(short_side=64, quality=5) == []
     as_in = "motion as in the store `s`: "
@@ -135,12 +140,12 @@ def test_motion_that_is_not_the_stores_takes_nothing_over(prepare_as):
 
 def test_no_recipe_means_no_store_even_in_the_folder_of_one(prepare_as, monkeypatch):
     monkeypatch.chdir(prepare_as(motion="none")[2])
-    assert store_settings(choice().recipe) == Settings()
+    assert store_settings(choice().recipe) is None
 
 
 @pytest.mark.parametrize(("frames", "more"), [(5, False), (7, False), (8, False), (9, True)])
 def test_windows_not_shown_are_told_of_only_where_there_are_any(frames, more, reporter, tmp_path):
-    """Windows of 4 frames at stride 2 begin with frames 0 and 8: full, held, or one of two."""
+    """Windows span 8 frames: the first is held, is full, or is one of two."""
     clip = render(tmp_path / "clip.mp4", pan(frames=frames, height=48, width=64))
     for windows in (None, 1):
         found = visualize_masks(

@@ -6,13 +6,17 @@ import pytest
 import torch
 
 from tatscli.errors import CheckpointError, UsageError
+from tatscli.recipe.schema import FsqTokenizer, Sampling
 from tatscli.system.load import load_system
+from tatscli.tasks.compare_masks import compare_masks
 from tatscli.tasks.finetune import finetune
 from tatscli.tasks.pretrain import pretrain
 from tatscli.tasks.viewers import Wishes, choose_viewer, kept_checkpoints
 from tatscli.tasks.visualize_masks import visualize_masks
+from tatscli.tasks.visualize_tokenizer import visualize_tokenizer
 from tatscli.visualize.sight import Viewer
 from tests.clips import pan, render
+from tests.tokenizer.saved import save_tokenizer
 
 
 def scores(viewer: Viewer, clips: int = 1) -> torch.Tensor | None:
@@ -81,14 +85,30 @@ def test_a_finetuned_run_has_no_mask_to_look_at(run, load, reporter):
         choose_viewer("runs/tuned", None, Wishes())
 
 
-def test_a_recipe_of_whole_videos_says_which_step_it_shows(recipe_file, clip, reporter, tmp_path):
+def test_a_recipe_of_whole_videos_shows_whole_videos(recipe_file, clip, reporter, tmp_path):
+    """In a picture of masks, of several masks and of a tokenizer, as evaluation and as training."""
     text = recipe_file.read_text().replace("{mode: dense, stride: 1}", "{mode: uniform}")
     recipe_file.write_text(text)
-    found = visualize_masks(
-        clip, reporter=reporter, recipe=str(recipe_file), out=tmp_path / "out.gif"
+    where = {"reporter": reporter, "out": tmp_path / "out.gif"}
+    same = {"recipe": str(recipe_file)} | where
+    (window,) = visualize_masks(clip, **same)["windows"]
+    assert window["frames"] == [1, 3, 6, 8, 11, 13, 16, 18]
+    assert window["times"] == pytest.approx([frame / 25 for frame in window["frames"]])
+    (one,) = compare_masks(clip, "tube", **same)["compare"][0]["windows"]
+    assert one["frames"] == window["frames"]
+    drawn = visualize_masks(clip, phase="train", windows=2, seed=3, **same)
+    assert drawn["as"] == "train" and any("--seed 3" in note for note in drawn["notes"])
+    for one in drawn["windows"]:  # one frame of each eighth of the video
+        assert all(
+            k * 20 // 8 <= frame < (k + 1) * 20 // 8 for k, frame in enumerate(one["frames"])
+        )
+    assert drawn["windows"][0]["frames"] != drawn["windows"][1]["frames"]
+    config = FsqTokenizer(kind="fsq", stride=8, levels=[5, 5], widths=[4, 4], blocks=1)
+    coder = save_tokenizer(
+        tmp_path / "coder", config, size=32, frames=8, sampling=Sampling(mode="uniform")
     )
-    assert found["windows"][0]["frames"] == [0, 4, 8, 12, 16, 16, 16, 16]
-    assert any("samples whole videos" in note for note in found["notes"])
+    (coded,) = visualize_tokenizer(clip, coder, wishes=Wishes(), **where)["windows"]
+    assert coded["frames"] == window["frames"]
 
 
 @pytest.fixture
