@@ -194,9 +194,60 @@ def cut(video_BCTHW: Tensor, grid: tuple[int, int, int], tubelet: int, patch: in
     return parts.permute(0, 2, 4, 6, 3, 5, 7, 1).reshape(-1, t * h * w, 3 * tubelet * patch * patch)
 
 
+def readable(tensor: Tensor) -> bool:
+    """Whether values can be checked here: on the CPU, outside of a graph that is being traced.
+
+    Reading them from a GPU would make a training step wait for it.
+    """
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return tensor.device.type == "cpu" and type(tensor) is Tensor and not traced
+
+
+def check_tokens(name: str, index_BK: Tensor, tokens: int | None = None) -> None:
+    """Refuse what is no index of tokens; values are looked at only where they are `readable`.
+
+    Args:
+        name: What to call it.
+        index_BK: The index.
+        tokens: Tokens N of a clip, if known.
+
+    Raises:
+        ValueError: If it is not int64 (B, K), or a value is below 0 or at least `tokens`.
+    """
+    if index_BK.ndim != 2 or index_BK.dtype != torch.int64:
+        kind = str(index_BK.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"{name} must be int64 of shape (B, count), one row a clip; "
+            f"got {kind} of shape {tuple(index_BK.shape)}"
+        )
+    check_range(name, index_BK, tokens)
+
+
+def check_range(name: str, index: Tensor, tokens: int | None) -> None:
+    """Refuse an index, of any shape, that names no token, where its values are `readable`.
+
+    Raises:
+        ValueError: If a value is below 0, which torch would count from the end, or too large.
+    """
+    if not index.numel() or not readable(index):
+        return
+    low, high = (int(end) for end in index.aminmax())
+    if low < 0 or (tokens is not None and high >= tokens):
+        wrong = low if low < 0 else high
+        allowed = "at least 0" if tokens is None else f"0 to {tokens - 1}, of {tokens} tokens"
+        raise ValueError(f"{name} holds the index {wrong}; allowed is {allowed}")
+
+
 def pick(values_BNX: Tensor, index_BK: Tensor) -> Tensor:
-    """Pick tokens by index: (B, N, X) and (B, K) give (B, K, X)."""
+    """Pick tokens by index: (B, N, X) and (B, K) give (B, K, X).
+
+    Raises:
+        ValueError: As `check_tokens`, or if the numbers of clips differ.
+    """
     B, N, X = values_BNX.shape
+    check_tokens("index_BK", index_BK, N)
+    if index_BK.shape[0] != B:
+        raise ValueError(f"index_BK is of {index_BK.shape[0]} clips, and there are {B}")
     first_B1 = torch.arange(B, device=index_BK.device)[:, None] * N
     # Whole rows of one matrix: several times as fast as gathering value by value.
     rows = values_BNX.reshape(B * N, X).index_select(0, (index_BK + first_B1).flatten())

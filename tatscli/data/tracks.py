@@ -69,7 +69,13 @@ def pieces(frames: Sequence[int], length: int) -> list[range]:
 
     For each frame of the clip the way into it; the frame after it may fill a key frame. They are in
     ascending order, and one range where the frames lie close.
+
+    Raises:
+        IndexError: If the video has no such frame.
     """
+    for frame in (min(frames), max(frames)):
+        if not 0 <= frame < length:
+            raise IndexError(f"there is no frame {frame} in a video of {length} frames")
     back = gaps(frames)
     if max(back) <= FURTHEST:
         first = min(map(sub, frames, back)) + 1 if any(back) else min(frames)

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tatscli.data.clip import check_range
+
 Grid = tuple[int, int, int]
 
 _TABLE = "table_ND"
@@ -73,8 +75,15 @@ class Positions(nn.Module):
         return _TABLE not in self._non_persistent_buffers_set
 
     def forward(self, index_NK: Tensor | None = None) -> Tensor:
-        """Return the codes of tokens by index, (..., K, D); None means all, in order: (N, D)."""
-        return self.table_ND if index_NK is None else self.table_ND[index_NK]
+        """Return the codes of tokens by index, (..., K, D); None means all, in order: (N, D).
+
+        Raises:
+            ValueError: If, on the CPU, the grid has no such token.
+        """
+        if index_NK is None:
+            return self.table_ND
+        check_range("index_NK", index_NK, len(self.table_ND))
+        return self.table_ND[index_NK]
 
     def _load_from_state_dict(
         self,
