@@ -159,17 +159,17 @@ def visualize_masks(
     from tatscli.errors import UsageError
     from tatscli.nn.load import is_tokenizer
     from tatscli.tasks.compare_masks import compare_masks
-    from tatscli.tasks.visualize_masks import Wishes
+    from tatscli.tasks.visualize_masks import Overrides
     from tatscli.tasks.visualize_masks import visualize_masks as draw
 
-    say = reporter(json, quiet, verbose)
+    console = reporter(json, quiet, verbose)
     pixels = None if size is None else view_size(size)
-    wishes = Wishes(mask, ratio, pixels, frames, stride, patch, tubelet, temperature)
+    overrides = Overrides(mask, ratio, pixels, frames, stride, patch, tubelet, temperature)
     where: dict[str, Any] = {
-        "reporter": say,
+        "reporter": console,
         "run": run,
         "recipe": recipe,
-        "wishes": wishes,
+        "overrides": overrides,
         "out": out,
         "seed": seed,
         "fps": fps,
@@ -192,13 +192,13 @@ def visualize_masks(
         count = len(result["compare"][0]["windows"])
     if "checkpoints" in result:
         steps = [str(one["step"]) for one in result["checkpoints"]]
-        say.info(f"checkpoints of {run} shown: {', '.join(steps)}")
+        console.info(f"checkpoints of {run} shown: {', '.join(steps)}")
     slices, rows, columns = result["grid"]
-    say.info(
+    console.info(
         f"wrote {result['out']}: {count} {'window' if count == 1 else 'windows'} of "
         f"{slices} x {rows} x {columns} tokens, {names}"
     )
-    say.result(result)
+    console.result(result)
 
 
 def _draw_tokenizer(

@@ -24,7 +24,7 @@ from tatscli.video.camera import Camera, remove_camera
 
 _TOP = 0.95  # the percentile that stands for the scale of a frame
 # Stored frames that content is followed back: two seconds at 30 a second, after which errors have
-# added up and most of it is out of sight. Without a limit a clip that spans a long video (`mode:
+# added up and most of it is out of view. Without a limit a clip that spans a long video (`mode:
 # uniform`) would take gigabytes.
 FURTHEST = 64
 

@@ -29,7 +29,7 @@ from tatscli.store.sources import find_sources
 from tatscli.tasks.evaluate import evaluate
 from tatscli.tasks.finetune import finetune
 from tatscli.tasks.pretrain import pretrain
-from tatscli.tasks.visualize_masks import Wishes, visualize_masks
+from tatscli.tasks.visualize_masks import Overrides, visualize_masks
 
 RESULT = "demo.json"
 """Written first and last: marks a folder as a demo's, and holds what was found."""
@@ -129,7 +129,7 @@ def demo(
         "visualize",
         f"tats visualize-masks {clip} --run {run} --fps 8 --windows 1 --out {masks}",
         lambda: visualize_masks(
-            clip, reporter=reporter, run=run, wishes=Wishes(), out=masks, fps=8, windows=1
+            clip, reporter=reporter, run=run, overrides=Overrides(), out=masks, fps=8, windows=1
         ),
     )
     result = {

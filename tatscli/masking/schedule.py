@@ -24,8 +24,8 @@ from tatscli.draws import Draws
 from tatscli.engine.learner import Learner
 from tatscli.engine.part import Lesson
 from tatscli.masking.base import Masker
-from tatscli.masking.learning.learned import LearnedMasker
 from tatscli.masking.plan import MaskPlan
+from tatscli.masking.rl.learned import LearnedMasker
 from tatscli.masking.saliency import known_motion
 from tatscli.recipe import schema
 from tatscli.recipe.derive import Schedule

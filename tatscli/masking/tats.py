@@ -20,12 +20,12 @@ from tatscli.engine import distributed
 from tatscli.engine.device import full_precision
 from tatscli.engine.learner import Learner
 from tatscli.engine.part import Lesson, under
-from tatscli.masking.learning import ppo
-from tatscli.masking.learning.credit import credited_log_prob
-from tatscli.masking.learning.learned import LearnedMasker
-from tatscli.masking.learning.policy import Policy, PolicyOutput
-from tatscli.masking.learning.reward import RunningReward
 from tatscli.masking.plan import MaskPlan
+from tatscli.masking.rl import ppo
+from tatscli.masking.rl.credit import credited_log_prob
+from tatscli.masking.rl.learned import LearnedMasker
+from tatscli.masking.rl.policy import Policy, PolicyOutput
+from tatscli.masking.rl.reward import RunningReward
 from tatscli.recipe import schema
 
 # How the logarithm of the entropy's weight follows the last update's miss of the target: once, and

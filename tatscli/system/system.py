@@ -22,8 +22,8 @@ from tatscli.heads.base import Auxiliary, HeadOutput
 from tatscli.masking import build_masker
 from tatscli.masking.base import Masker
 from tatscli.masking.plan import MaskPlan
-from tatscli.masking.selection import build_selection
-from tatscli.masking.selection.base import Selection
+from tatscli.masking.predict import build_predict
+from tatscli.masking.predict.base import PredictRule
 from tatscli.nn.frozen import Frozen
 from tatscli.nn.vit import Encoder, build_encoder
 from tatscli.recipe.schema import Recipe
@@ -74,7 +74,7 @@ class System:
         form: How clips are cut into cubes.
         autoencoder: Encoder and head, trained together.
         masker: Chooses what is seen.
-        selection: Chooses which of the hidden tokens are predicted.
+        predict: Chooses which of the hidden tokens are predicted, as `predict` says.
         targets: What hidden tokens are compared with, by name, in the recipe's order.
         network: What is called in place of `autoencoder`, such as the wrapper of many processes;
             takes the same and returns the same.
@@ -83,7 +83,7 @@ class System:
     form: ClipForm
     autoencoder: MaskedAutoencoder
     masker: Masker
-    selection: Selection
+    predict: PredictRule
     targets: Mapping[str, Target]
     network: Callable[[Clip, MaskPlan], HeadOutput] | None = None
 
@@ -94,19 +94,19 @@ class System:
 
     @property
     def needs_embeddings(self) -> bool:
-        """Whether mask or selection reads the patch embeddings of all tokens."""
-        return self.masker.needs_embeddings or self.selection.needs_embeddings
+        """Whether mask or `predict` rule reads the patch embeddings of all tokens."""
+        return self.masker.needs_embeddings or self.predict.needs_embeddings
 
     @property
     def follows_motion(self) -> bool:
-        """Whether mask, selection or a target reads the clips' motion."""
-        readers = (self.masker, self.selection, *self.targets.values())
+        """Whether mask, `predict` rule or a target reads the clips' motion."""
+        readers = (self.masker, self.predict, *self.targets.values())
         return any(one.needs_motion for one in readers)
 
     @property
     def cached_codes(self) -> list[str]:
-        """Names of the codes that selection and targets read from the store."""
-        readers = (self.selection, *self.targets.values())
+        """Names of the codes that `predict` rule and targets read from the store."""
+        readers = (self.predict, *self.targets.values())
         names = (getattr(one, "cached", None) for one in readers)
         return list(dict.fromkeys(name for name in names if name is not None))
 
@@ -118,7 +118,7 @@ class System:
     @property
     def parts(self) -> tuple[nn.Module, ...]:
         """All modules."""
-        return (self.form, self.autoencoder, self.masker, self.selection, *self.targets.values())
+        return (self.form, self.autoencoder, self.masker, self.predict, *self.targets.values())
 
     def to(self, device: torch.device | str) -> System:
         """Move every part to a device."""
@@ -187,7 +187,7 @@ class System:
     def plan(self, clip: Clip, draws: Draws) -> MaskPlan:
         """Choose what is seen and what is predicted."""
         plan = self.masker.plan(clip, draws)
-        return self.selection.select(plan, clip, draws)
+        return self.predict.select(plan, clip, draws)
 
     def errors(self, clip: Clip, draws: Draws) -> Errors:
         """Mask a batch, predict, and compare: what training optimises and pictures draw."""
@@ -221,8 +221,8 @@ def build_system(recipe: Recipe, *, encoder: Encoder | None = None) -> System:
     predicts = [target.predicts for target in targets.values()]
     head = build_head(recipe.head, encoder=encoder, predicts=predicts)
     masker = build_masker(recipe.mask, grid=recipe.grid, width=encoder.width)
-    selection = build_selection(recipe.settled_predict, form=form, predicted=masker.predicted)
-    return System(form, MaskedAutoencoder(encoder, head), masker, selection, targets)
+    predict = build_predict(recipe.settled_predict, form=form, predicted=masker.predicted)
+    return System(form, MaskedAutoencoder(encoder, head), masker, predict, targets)
 
 
 def build_form(recipe: Recipe) -> ClipForm:

@@ -19,9 +19,9 @@ from torch import Tensor
 from tatscli.console import Reporter
 from tatscli.data.normalize import to_unit
 from tatscli.data.sampling import chosen_frames, fixed_indices
+from tatscli.data.torchvision_ops import decode_jpegs
 from tatscli.data.unreadable import UNREADABLE, unreadable
 from tatscli.data.view import spatial_crop
-from tatscli.data.vision import decode_jpegs
 from tatscli.engine.device import choose_device
 from tatscli.errors import UsageError
 from tatscli.lock import locked

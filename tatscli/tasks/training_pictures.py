@@ -30,8 +30,8 @@ from tatscli.visualize.render import (
     slices_shown,
     slices_words,
 )
-from tatscli.visualize.sight import Viewer
 from tatscli.visualize.text import Picture
+from tatscli.visualize.viewer import Viewer
 from tatscli.visualize.windows import stored_window
 
 _MOST = 20  # pictures of a tokenizer's training
@@ -69,7 +69,7 @@ class TrainingPictures:
         self.recipe = recipe
         self.every = every
         self.passes = recipe.optim.epochs
-        # Its frames are read once and kept here.
+        # Its frames are read once and kept session.
         data = recipe.data.model_copy(update={"cache": "none", "repeats": 1})
         self._views = EvalViews(
             store,
@@ -85,14 +85,14 @@ class TrainingPictures:
         """Whether to draw after a pass: every so many, and the last."""
         return epoch % self.every == 0 or epoch == self.passes
 
-    def _sample(self, here: Session) -> tuple[list[int], Sample] | None:
+    def _sample(self, session: Session) -> tuple[list[int], Sample] | None:
         """Return the frames and the view, read once; if they cannot be read, say so instead."""
         if self._seen is None:
             try:
                 (sample,) = self._views[0]
                 self._seen = self._views.frames(sample.row, 0), sample
             except DataError as error:
-                here.reporter.warn(f"no pictures of the training: {error.message}", once=True)
+                session.reporter.warn(f"no pictures of the training: {error.message}", once=True)
         return self._seen
 
     def _written(
@@ -118,9 +118,9 @@ class TokenizerPictures(TrainingPictures):
     def __init__(self, folder: Path, store: Store, rows: Sequence[int], recipe: Recipe) -> None:
         super().__init__(folder, store, rows, recipe, every=-(-recipe.optim.epochs // _MOST))
 
-    def draw(self, tokenizer: TrainedTokenizer, epoch: int, here: Session) -> dict[str, Picture]:
+    def draw(self, tokenizer: TrainedTokenizer, epoch: int, session: Session) -> dict[str, Picture]:
         """Write and return the picture of a pass; nothing if the video cannot be read."""
-        seen = self._sample(here)
+        seen = self._sample(session)
         if seen is None:
             return {}
         frames, video_TCHW = seen[0], seen[1].video_CTHW.transpose(0, 1)
@@ -130,7 +130,7 @@ class TokenizerPictures(TrainingPictures):
             frames, video_TCHW = [frames[one] for one in some], video_TCHW[some]
         was = tokenizer.training
         tokenizer.eval()
-        with autocast(here.device, here.dtype):
+        with autocast(session.device, session.dtype):
             coding = Coder(tokenizer).look(video_TCHW)
         tokenizer.train(was)
         slices = len(frames) // tokenizer.frames
@@ -150,10 +150,10 @@ class MaskPictures(TrainingPictures):
 
     name = "pictures/masks"
 
-    def draw(self, system: System, epoch: int, here: Session) -> dict[str, Picture]:
+    def draw(self, system: System, epoch: int, session: Session) -> dict[str, Picture]:
         """Write and return the picture of a pass, the system being in training mode afterwards;
         nothing if the video cannot be read."""
-        seen = self._sample(here)
+        seen = self._sample(session)
         if seen is None:
             return {}
         frames, sample = seen
@@ -162,10 +162,10 @@ class MaskPictures(TrainingPictures):
         places = [one * form.tubelet for one in slices_shown(form.grid[0], _COLUMNS)]
         draws = Draws(seed_of("pictures", self.recipe.run.seed))
         system.eval()
-        with autocast(here.device, here.dtype):
-            sight = viewer.look(window, draws)
+        with autocast(session.device, session.dtype):
+            masked = viewer.mask(window, draws)
         system.train()
-        rows = rows_seen(viewer, window, sight, places)
+        rows = rows_seen(viewer, window, masked, places)
         about = mask_title(self.recipe.mask)
         captions = [caption_of(window, place) for place in places]
         words = slices_words(form.grid[0], _COLUMNS)

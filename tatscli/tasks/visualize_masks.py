@@ -14,20 +14,20 @@ from tatscli.errors import DataError, UsageError
 from tatscli.files import refuse_unwritable
 from tatscli.nn.load import open_checkpoint
 from tatscli.recipe.schema import Recipe
-from tatscli.tasks.view_notes import clip_notes, left_out, limited_by, mask_notes
-from tatscli.tasks.viewers import (
-    Wishes,
-    choose_viewer,
+from tatscli.tasks.mask_setup import (
+    Overrides,
     kept_checkpoints,
     learned_masks,
+    set_up_viewer,
     shown_motion,
     store_settings,
 )
+from tatscli.tasks.picture_notes import clip_notes, left_out, limited_by, mask_notes
 from tatscli.video.encode import SUFFIXES
 from tatscli.visualize.facts import facts_of, mean_insight
 from tatscli.visualize.growth import Snapshot, refuse_sheet, render_growth
 from tatscli.visualize.render import COLUMNS, Layout, is_sheet, mask_title, render, windows_of
-from tatscli.visualize.sight import Sight, Viewer
+from tatscli.visualize.viewer import MaskedWindow, Viewer
 from tatscli.visualize.windows import Phase, Window, WindowReader
 
 
@@ -35,7 +35,7 @@ from tatscli.visualize.windows import Phase, Window, WindowReader
 class _Drawn:
     """What a drawing leaves behind for the result: what was seen, and the frame rate written."""
 
-    seen: list[tuple[Window, Sight]]
+    seen: list[tuple[Window, MaskedWindow]]
     fps: float | None
     checkpoints: list[dict[str, Any]] | None = None
 
@@ -46,7 +46,7 @@ def visualize_masks(
     reporter: Reporter,
     run: Path | None = None,
     recipe: str | None = None,
-    wishes: Wishes | None = None,
+    overrides: Overrides | None = None,
     out: Path | None = None,
     seed: int = 0,
     fps: float | None = None,
@@ -63,7 +63,7 @@ def visualize_masks(
         run: Pretrained run or checkpoint; adds reconstruction, error and, for a learned mask,
             probability.
         recipe: A recipe to take mask and clip shape from instead.
-        wishes: Changes of these.
+        overrides: Changes of these.
         out: The picture; by default `<clip's stem>.masks.mp4` in the current folder.
         seed: Of the masks, and of the clips that `train` draws.
         fps: Frames per second of a moving picture; None follows the clip, or shows two checkpoints
@@ -82,36 +82,34 @@ def visualize_masks(
         `motion_hidden` and `visible_per_slice` of each, means over the windows.
 
     Raises:
-        TatsError: If clip, run or wishes cannot be used.
+        TatsError: If clip, run or overrides cannot be used.
     """
-    wishes = wishes or Wishes()
+    overrides = overrides or Overrides()
     out = out or Path(f"{clip.stem}.masks.mp4")
     refuse_out(clip, out)
     if every is None:
         refuse_columns(out, columns)
     if every is not None and run is None:
         raise UsageError("`--every` needs `--run`: it shows the checkpoints of a training")
-    choice = choose_viewer(run, recipe, wishes)
-    viewer, settled = choice.viewer, choice.recipe
-    title = _title(settled, wishes)
+    setup = set_up_viewer(run, recipe, overrides)
+    viewer, merged = setup.viewer, setup.recipe
+    title = _title(merged, overrides)
     layout = layout_of(
-        settled, title, phase=phase, seed=seed, fps=fps, windows=windows, columns=columns
+        merged, title, phase=phase, seed=seed, fps=fps, windows=windows, columns=columns
     )
     try:
         if every is not None and run is not None:
-            _refuse_growth(viewer, settled, run)
+            _refuse_growth(viewer, merged, run)
             kept = kept_checkpoints(run, every)
-            drawn = _draw_growth(clip, out, viewer, kept, wishes, layout, seed, reporter)
+            drawn = _draw_growth(clip, out, viewer, kept, overrides, layout, seed, reporter)
         else:
             drawn = _draw(clip, out, viewer, layout, seed, reporter)
     except DataError as error:
         raise named(error, clip) from error
     limited = limited_by(out, every) if windows is None else ""
-    notes = choice.notes + clip_notes(
-        [window for window, _ in drawn.seen], settled, layout, limited
-    )
-    notes += mask_notes(choice, [window for window, _ in drawn.seen])
-    notes += left_out(viewer, settled, growth=every is not None)
+    notes = setup.notes + clip_notes([window for window, _ in drawn.seen], merged, layout, limited)
+    notes += mask_notes(setup, [window for window, _ in drawn.seen])
+    notes += left_out(viewer, merged, growth=every is not None)
     if drawn.checkpoints is not None and len(drawn.checkpoints) == 1:
         notes.append(
             "one checkpoint to show; `run.keep` keeps more of a training, `run.save_every` writes "
@@ -123,13 +121,13 @@ def visualize_masks(
         "clip": str(clip),
         "out": str(out),
         "as": phase,
-        "mask": settled.mask.kind,
-        "ratio": settled.mask.ratio,
+        "mask": merged.mask.kind,
+        "ratio": merged.mask.ratio,
         "temperature": viewer.system.masker.temperature,
-        "grid": list(settled.grid),
+        "grid": list(merged.grid),
         "fps": drawn.fps,
         "notes": notes,
-        "windows": [facts_of(window, sight, settled.grid) for window, sight in drawn.seen],
+        "windows": [facts_of(window, masked, merged.grid) for window, masked in drawn.seen],
     }
     return result if drawn.checkpoints is None else result | {"checkpoints": drawn.checkpoints}
 
@@ -138,10 +136,10 @@ def _draw(
     clip: Path, out: Path, viewer: Viewer, layout: Layout, seed: int, reporter: Reporter
 ) -> _Drawn:
     """Draw the windows one after the other, remembering no pictures."""
-    seen: list[tuple[Window, Sight]] = []
+    seen: list[tuple[Window, MaskedWindow]] = []
 
-    def watch(window: Window, sight: Sight) -> None:
-        seen.append(without_pictures(window, sight))
+    def watch(window: Window, masked: MaskedWindow) -> None:
+        seen.append(without_pictures(window, masked))
         reporter.detail(
             f"window {window.number + 1}: frames {window.frames}, "
             f"seconds {[round(time, 3) for time in window.times]}"
@@ -158,7 +156,7 @@ def _draw_growth(
     out: Path,
     viewer: Viewer,
     checkpoints: list[Checkpoint],
-    wishes: Wishes,
+    overrides: Overrides,
     layout: Layout,
     seed: int,
     reporter: Reporter,
@@ -171,16 +169,16 @@ def _draw_growth(
         total=len(checkpoints), description="checkpoints", unit="checkpoint"
     ) as bar:
         for checkpoint in checkpoints:
-            then = choose_viewer(checkpoint.path, None, wishes)
+            then = set_up_viewer(checkpoint.path, None, overrides)
             policy = replace(then.viewer, trained=False, brief=True)
             draws = Draws(seed)
-            sights = [policy.look(window, draws) for window in windows]
-            snapshots.append(Snapshot(checkpoint.step, sights))
+            results = [policy.mask(window, draws) for window in windows]
+            snapshots.append(Snapshot(checkpoint.step, results))
             bar.update()
     grid = viewer.system.form.grid
     rate = render_growth(clip, out, windows, snapshots, layout, grid)
-    numbers = [{"step": one.step} | mean_insight(windows, one.sights, grid) for one in snapshots]
-    return _Drawn(list(zip(windows, snapshots[-1].sights, strict=True)), rate, numbers)
+    numbers = [{"step": one.step} | mean_insight(windows, one.results, grid) for one in snapshots]
+    return _Drawn(list(zip(windows, snapshots[-1].results, strict=True)), rate, numbers)
 
 
 def _refuse_growth(viewer: Viewer, recipe: Recipe, run: Path) -> None:
@@ -245,9 +243,13 @@ def layout_of(
     return Layout(title, reader, fps, windows, columns=most)
 
 
-def _title(recipe: Recipe, wishes: Wishes) -> str:
+def _title(recipe: Recipe, overrides: Overrides) -> str:
     title = mask_title(recipe.mask)
-    return title if wishes.temperature is None else f"{title}, temperature {wishes.temperature:g}"
+    return (
+        title
+        if overrides.temperature is None
+        else f"{title}, temperature {overrides.temperature:g}"
+    )
 
 
 def named(error: DataError, clip: Path) -> DataError:
@@ -256,10 +258,10 @@ def named(error: DataError, clip: Path) -> DataError:
     return type(error)(message, error.hint)
 
 
-def without_pictures(window: Window, sight: Sight) -> tuple[Window, Sight]:
+def without_pictures(window: Window, masked: MaskedWindow) -> tuple[Window, MaskedWindow]:
     """Drop what is large, so that a film of hours fits in memory."""
     return without_video(window), replace(
-        sight, reconstruction_CTHW=None, coded_CTHW=None, guessed_CTHW=None
+        masked, reconstruction_CTHW=None, coded_CTHW=None, guessed_CTHW=None
     )
 
 

@@ -10,8 +10,8 @@ from tatscli.data.clip import ClipForm
 from tatscli.engine.device import choose_device
 from tatscli.errors import DataError, UsageError
 from tatscli.nn.load import open_checkpoint
-from tatscli.tasks.view_notes import clip_notes, limited_by
-from tatscli.tasks.viewers import Wishes
+from tatscli.tasks.mask_setup import Overrides
+from tatscli.tasks.picture_notes import clip_notes, limited_by
 from tatscli.tasks.visualize_masks import (
     layout_of,
     named,
@@ -29,7 +29,7 @@ def visualize_tokenizer(
     run: Path,
     *,
     reporter: Reporter,
-    wishes: Wishes,
+    overrides: Overrides,
     out: Path | None = None,
     fps: float | None = None,
     windows: int | None = None,
@@ -43,7 +43,7 @@ def visualize_tokenizer(
         clip: A video file.
         run: Run or checkpoint of a tokenizer.
         reporter: Speaks to the user.
-        wishes: Only `stride` is open; the tokenizer's recipe settles the rest.
+        overrides: Only `stride` is open; the tokenizer's recipe settles the rest.
         out: The picture; by default `<clip's stem>.codes.mp4` in the current folder.
         fps: Frames per second of a moving picture; None follows the clip.
         windows: How many windows to show; None means all, for a png the first.
@@ -57,12 +57,12 @@ def visualize_tokenizer(
         `kept`, the share of codes decoded, where it leaves some out.
 
     Raises:
-        TatsError: If clip, run or wishes cannot be used.
+        TatsError: If clip, run or overrides cannot be used.
     """
     foreign = [
         f"`--{name}`"
         for name in ("mask", "ratio", "size", "frames", "patch", "tubelet", "temperature")
-        if getattr(wishes, name) is not None
+        if getattr(overrides, name) is not None
     ]
     if foreign:
         raise UsageError(
@@ -75,8 +75,8 @@ def visualize_tokenizer(
     recipe = open_checkpoint(run).recipe
     tokenizer, _, checkpoint = open_run(run)
     tokenizer.to(choose_device("auto")[0]).eval()
-    if wishes.stride is not None:
-        sampling = {"mode": "dense", "stride": wishes.stride, "fps": None}
+    if overrides.stride is not None:
+        sampling = {"mode": "dense", "stride": overrides.stride, "fps": None}
         data = recipe.data.model_copy(
             update={"sampling": recipe.data.sampling.model_copy(update=sampling)}
         )

@@ -115,12 +115,12 @@ class Watcher:
         """Whether to look after a pass: every so many, and the last."""
         return epoch % self.settings.every == 0 or epoch == self.recipe.optim.epochs
 
-    def look(self, system: System, here: Session) -> dict[str, float]:
+    def look(self, system: System, session: Session) -> dict[str, float]:
         """Return `watch/loss`, `watch/loss/<target>`, `watch/rankme` and, where all videos have a
         class, `watch/knn_top1`; the system is in training mode afterwards."""
-        quiet = replace(here, reporter=Reporter(quiet=True))  # the training has a bar already
+        quiet = replace(session, reporter=Reporter(quiet=True))  # the training has a bar already
         system.eval()
-        found = self._losses(system, here)
+        found = self._losses(system, session)
         model = PooledFeatures(system.encoder)
         asked, stored = (
             score_views(model, views, self.recipe, quiet, output=as_is)
@@ -133,27 +133,27 @@ class Watcher:
         system.train()
         return found
 
-    def _losses(self, system: System, here: Session) -> dict[str, float]:
+    def _losses(self, system: System, session: Session) -> dict[str, float]:
         """Return the means over the held-out clips of what a training step would have logged."""
         seed = seed_of("watch", self.recipe.run.seed)
         mine: list[tuple[int, int, dict[str, float]]] = []
         batches = fixed_batches(
             self.clips,
             batch=self.recipe.evaluate.batch_per_device,
-            workers=worker_count(self.recipe.data.workers, local_ranks=here.world.local_size),
-            rank=here.world.rank,
-            world=here.world.size,
+            workers=worker_count(self.recipe.data.workers, local_ranks=session.world.local_size),
+            rank=session.world.rank,
+            world=session.world.size,
             timeout=self.recipe.data.timeout,
-            on_bad=lambda row, reason: here.reporter.warn(
+            on_bad=lambda row, reason: session.reporter.warn(
                 f"`{self.store.rows[row].id}` is watched but cannot be read, "
                 f"another stands in for it: {reason}",
                 once=True,
             ),
         )
         for number, batch in heeding(batches):
-            there = batch.to(here.device)
+            there = batch.to(session.device)
             draws = Draws(seed, first=number * self.recipe.evaluate.batch_per_device)
-            with torch.inference_mode(), autocast(here.device, here.dtype):
+            with torch.inference_mode(), autocast(session.device, session.dtype):
                 errors = system.errors(system.clip_of(there), draws)
                 metrics = {"loss": errors.loss, **errors.metrics}
             values = {name: float(value) for name, value in metrics.items()}

@@ -29,8 +29,8 @@ from tatscli.visualize.render import (
 )
 from tatscli.visualize.rows import motion_row, visible_row
 from tatscli.visualize.scores import bounds_of, lift_of, probability_row
-from tatscli.visualize.sight import Sight
 from tatscli.visualize.text import Picture
+from tatscli.visualize.viewer import MaskedWindow
 from tatscli.visualize.windows import Window
 
 FPS = 2.0
@@ -46,11 +46,11 @@ class Snapshot:
 
     Attributes:
         step: Optimiser steps of training done.
-        sights: One a window, with probabilities; all draw with the same noise.
+        results: One a window, with probabilities; all draw with the same noise.
     """
 
     step: int
-    sights: list[Sight]
+    results: list[MaskedWindow]
 
 
 def refuse_sheet(out: Path, strips: int) -> None:
@@ -88,10 +88,10 @@ def render_growth(
         The frame rate written, None for a png.
     """
     lifts = [
-        lift_of(sight.score_N)
+        lift_of(masked.score_N)
         for one in snapshots
-        for sight in one.sights
-        if sight.score_N is not None
+        for masked in one.results
+        if masked.score_N is not None
     ]
     strips = _Strips(clip, layout, grid, bounds_of(torch.cat(lifts)))
     if is_sheet(out):
@@ -153,12 +153,12 @@ class _Strips:
         ]
 
     def _strip(self, window: Window, one: Snapshot, place: int) -> list[Row]:
-        sight = one.sights[place]
-        assert sight.score_N is not None
-        insight = insight_of(window, sight, self.grid)
+        masked = one.results[place]
+        assert masked.score_N is not None
+        insight = insight_of(window, masked, self.grid)
         video = self._video(window)
-        heat = probability_row(video, sight.score_N, self.grid, self.bounds)
-        shown = visible_row(video, sight.plan, self.grid)
+        heat = probability_row(video, masked.score_N, self.grid, self.bounds)
+        shown = visible_row(video, masked.plan, self.grid)
         strip = [
             replace(
                 heat,

@@ -17,8 +17,8 @@ from tatscli.video.encode import write_video
 from tatscli.visualize.compose import beside, compose, stack
 from tatscli.visualize.panels import Row
 from tatscli.visualize.rows import rows_of
-from tatscli.visualize.sight import Sight, Viewer
 from tatscli.visualize.text import Picture
+from tatscli.visualize.viewer import MaskedWindow, Viewer
 from tatscli.visualize.windows import Window, WindowReader
 
 COLUMNS = 16
@@ -47,7 +47,7 @@ class Layout:
     tallest: int = 6
 
 
-Watcher = Callable[[Window, Sight], None]
+Watcher = Callable[[Window, MaskedWindow], None]
 Painter = Callable[[Window], list[Row]]
 
 
@@ -75,19 +75,21 @@ def render(
     shown = places_shown(out, viewer.system.form, layout)
 
     def paint(window: Window) -> list[Row]:
-        sight = viewer.look(window, draws)
-        watch(window, sight)
-        return rows_seen(viewer, window, sight, shown)
+        masked = viewer.mask(window, draws)
+        watch(window, masked)
+        return rows_seen(viewer, window, masked, shown)
 
     return write_picture(clip, out, viewer.system.form, layout, paint)
 
 
-def rows_seen(viewer: Viewer, window: Window, sight: Sight, shown: Collection[int]) -> list[Row]:
+def rows_seen(
+    viewer: Viewer, window: Window, masked: MaskedWindow, shown: Collection[int]
+) -> list[Row]:
     """Paint what a viewer sees of a window; `shown` are the places of the frames that will be."""
     target = viewer.code_target
     return rows_of(
         window,
-        sight,
+        masked,
         grid=viewer.system.form.grid,
         statistics=viewer.borrows_statistics,
         chosen="" if target is None else target.chosen,

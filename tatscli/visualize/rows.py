@@ -30,7 +30,7 @@ from tatscli.visualize.panels import (
     zoom_of,
 )
 from tatscli.visualize.scores import bounds_of, error_row, lift_of, probability_row, salience_row
-from tatscli.visualize.sight import Sight
+from tatscli.visualize.viewer import MaskedWindow
 from tatscli.visualize.windows import Window
 
 _ARROW = (255, 214, 60)
@@ -40,7 +40,7 @@ _OUTLINE = (90, 220, 255)
 
 def rows_of(
     window: Window,
-    sight: Sight,
+    masked: MaskedWindow,
     *,
     grid: tuple[int, int, int],
     statistics: bool,
@@ -52,45 +52,45 @@ def rows_of(
 
     Args:
         window: The frames.
-        sight: What mask and model make of them.
+        masked: What mask and model make of them.
         grid: Tokens along time, height and width.
         statistics: Whether the reconstruction borrows each patch's mean and deviation.
         chosen: How codes were taken from what the model predicts.
         outlined: Whether to draw the border of what is hidden into the motion row.
         shown: Places of the frames that will be shown; None means all.
     """
-    insight = insight_of(window, sight, grid)
+    insight = insight_of(window, masked, grid)
     video = panels_of(window.video_TCHW)
     rows = [Row("input", [], video)]
-    if sight.score_N is not None:
-        bounds = bounds_of(lift_of(sight.score_N))
-        row = probability_row(video, sight.score_N, grid, bounds)
+    if masked.score_N is not None:
+        bounds = bounds_of(lift_of(masked.score_N))
+        row = probability_row(video, masked.score_N, grid, bounds)
         rows.append(replace(row, notes=[*row.notes, entropy_words(insight)]))
-    if sight.saliency_N is not None:
+    if masked.saliency_N is not None:
         words = ["what `predict` follows"]
-        rows.append(salience_row("saliency", words, video, sight.saliency_N, grid))
-    seen = visible_row(video, sight.plan, grid)
+        rows.append(salience_row("saliency", words, video, masked.saliency_N, grid))
+    seen = visible_row(video, masked.plan, grid)
     rows.append(replace(seen, notes=[*seen.notes, *motion_words(insight)]))
-    if sight.plan.visible_BK.shape[1] + sight.plan.predict_BM.shape[1] < math.prod(grid):
-        rows.append(selected_row(video, sight.plan, grid))
-    if sight.reconstruction_CTHW is not None:
+    if masked.plan.visible_BK.shape[1] + masked.plan.predict_BM.shape[1] < math.prod(grid):
+        rows.append(selected_row(video, masked.plan, grid))
+    if masked.reconstruction_CTHW is not None:
         notes = ["predicted patches among the visible ones of the input"]
         if statistics:
             notes.append("patch mean and deviation taken from the original")
-        rows.append(Row("reconstruction", notes, _painted(sight.reconstruction_CTHW)))
-    if sight.coded_CTHW is not None:
+        rows.append(Row("reconstruction", notes, _painted(masked.reconstruction_CTHW)))
+    if masked.coded_CTHW is not None:
         notes = ["what its codes hold of the input; none is left out"]
-        rows.append(Row("tokenizer's reconstruction", notes, _painted(sight.coded_CTHW)))
-    if sight.guessed_CTHW is not None:
+        rows.append(Row("tokenizer's reconstruction", notes, _painted(masked.coded_CTHW)))
+    if masked.guessed_CTHW is not None:
         notes = [
-            f"the model's codes ({chosen}) at the {sight.plan.predict_BM.shape[1]} predicted "
+            f"the model's codes ({chosen}) at the {masked.plan.predict_BM.shape[1]} predicted "
             "tokens, the true codes at all others, decoded together by the tokenizer"
         ]
-        rows.append(Row("predicted codes decoded", notes, _painted(sight.guessed_CTHW)))
-    if sight.error_M is not None:
-        rows.append(error_row(video, sight.plan, sight.error_M, grid))
+        rows.append(Row("predicted codes decoded", notes, _painted(masked.guessed_CTHW)))
+    if masked.error_M is not None:
+        rows.append(error_row(video, masked.plan, masked.error_M, grid))
     motion = motion_row(video, window, shown=shown)
-    rows.append(outline(motion, sight.plan, grid) if outlined else motion)
+    rows.append(outline(motion, masked.plan, grid) if outlined else motion)
     return rows
 
 

@@ -13,7 +13,7 @@ from tatscli.masking.plan import MaskPlan
 from tatscli.recipe.schema import Data, Mask, Model, PixelTarget, Recipe, Sampling, Target
 from tatscli.system.system import System, build_system
 from tatscli.visualize.render import Layout
-from tatscli.visualize.sight import Viewer
+from tatscli.visualize.viewer import Viewer
 from tatscli.visualize.windows import Window, WindowReader
 from tests.fields import motion_of
 

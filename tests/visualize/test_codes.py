@@ -9,7 +9,7 @@ import torch
 from tatscli.console import Reporter
 from tatscli.data.clip import ClipForm
 from tatscli.recipe.schema import AdaptiveTokenizer, Data, FsqTokenizer, Recipe
-from tatscli.tasks.viewers import Wishes
+from tatscli.tasks.mask_setup import Overrides
 from tatscli.tasks.visualize_tokenizer import visualize_tokenizer
 from tatscli.tokenizer.build import build_tokenizer
 from tatscli.visualize import codes as module
@@ -180,7 +180,9 @@ def test_a_film_holds_no_more_than_a_few_windows(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Coder, "look", spy)
     say = Reporter(quiet=True)
-    wishes = Wishes(stride=1)
-    found = visualize_tokenizer(clip, run, reporter=say, wishes=wishes, out=tmp_path / "a.gif")
+    overrides = Overrides(stride=1)
+    found = visualize_tokenizer(
+        clip, run, reporter=say, overrides=overrides, out=tmp_path / "a.gif"
+    )
     assert len(found["windows"]) == len(seen) == 8
     assert max(alive) <= 3  # the first, the one before and this one

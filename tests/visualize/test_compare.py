@@ -69,13 +69,13 @@ def test_a_row_a_mask_between_input_and_motion(clip, tmp_path, candidates, paint
 
 
 def test_rows_show_what_their_mask_hides(clip, tmp_path, candidates, painted):
-    ((_, sights),), _ = draw(clip, tmp_path / "sheet.png", candidates)
+    ((_, results),), _ = draw(clip, tmp_path / "sheet.png", candidates)
     frames, *rows, _ = painted[0]
-    for row, sight in zip(rows, sights, strict=True):
+    for row, masked in zip(rows, results, strict=True):
         grey = (row.panels_TYX3 != frames.panels_TYX3).any(axis=-1)
         cells = grey.reshape(2, 2, 4, 48, 4, 48).mean(axis=(1, 3, 5)).ravel()
         hidden = set(np.flatnonzero(cells > 0.5))
-        assert hidden == set(range(32)) - set(sight.plan.visible_BK[0].tolist())
+        assert hidden == set(range(32)) - set(masked.plan.visible_BK[0].tolist())
 
 
 def test_each_mask_draws_as_it_does_alone(clip, tmp_path, candidates):
@@ -90,9 +90,9 @@ def test_each_mask_draws_as_it_does_alone(clip, tmp_path, candidates):
             candidate.viewer,
             LAYOUT,
             seed=3,
-            watch=lambda _, sight, alone=alone: alone.append(sight.plan.visible_BK.tolist()),
+            watch=lambda _, masked, alone=alone: alone.append(masked.plan.visible_BK.tolist()),
         )
-        assert alone == [sights[place].plan.visible_BK.tolist() for _, sights in together]
+        assert alone == [results[place].plan.visible_BK.tolist() for _, results in together]
 
 
 def test_films_of_many_masks_go_on_in_another_column(clip, tmp_path, candidates):

@@ -12,7 +12,7 @@ from tatscli.masking.plan import MaskPlan
 from tatscli.visualize import growth
 from tatscli.visualize.growth import Snapshot, refuse_sheet, render_growth
 from tatscli.visualize.panels import SMALLEST_PANEL
-from tatscli.visualize.sight import Sight
+from tatscli.visualize.viewer import MaskedWindow
 from tests.visualize.fakes import GRID, layout, window
 
 LAYOUT = layout("tats mask, ratio 0.875", 4)
@@ -26,7 +26,7 @@ def stages(windows=1) -> list[Snapshot]:
     made = []
     for number, (lift_N, visible) in enumerate(zip(LIFTS, SEEN, strict=True)):
         plan = MaskPlan.from_visible(torch.tensor([visible]), 32)
-        made.append(Snapshot(100 * number, [Sight(plan, lift_N / 32)] * windows))
+        made.append(Snapshot(100 * number, [MaskedWindow(plan, lift_N / 32)] * windows))
     return made
 
 

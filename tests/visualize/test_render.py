@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tatscli.recipe.schema import MgmMask, RandomMask
 from tatscli.visualize import render as module
 from tatscli.visualize.render import render, slices_shown
-from tatscli.visualize.sight import Viewer
+from tatscli.visualize.viewer import Viewer
 from tests.clips import pan
 from tests.clips import render as film
 from tests.visualize.fakes import layout, viewer

@@ -13,7 +13,7 @@ from tatscli.nn.frozen import Frozen
 from tatscli.nn.teachers.base import Given, Source, Teacher
 from tatscli.nn.teachers.hf import open_transformers
 from tatscli.nn.teachers.run import open_run
-from tatscli.nn.teachers.vision import open_torchvision
+from tatscli.nn.teachers.torchvision_nets import open_torchvision
 from tatscli.recipe import schema
 
 SOURCES: dict[str, Callable[[schema.TeacherTarget, Given], Source]] = {
