@@ -36,8 +36,8 @@ def encode(
         typer.Option(
             "--recipe",
             metavar="RECIPE",
-            help="Write what this recipe reads: its `data`, and its first tokenizer that is"
-            " `cached`.",
+            help="Write the codes that this recipe reads: for its `data` and its first tokenizer"
+            " with `cached: true`.",
         ),
     ] = None,
     tokenizer: Annotated[
@@ -76,11 +76,11 @@ def encode(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write a tokenizer's codes beside the frames, for whatever is `cached: true`.
+    """Write a tokenizer's codes into the store, for targets and `predict` with `cached: true`.
 
-    They are those of the middle crop (`data.crop: centre`), of all frames, or where a tokenizer
-    looks at several at once, of the recipe's fixed clips (`data.sampling.clips`). Stopped, it goes
-    on where it was.
+    The codes are those of the centre crop (`data.crop: centre`): of every frame, or, for a
+    tokenizer that looks at several frames at once, of the recipe's fixed clips
+    (`data.sampling.clips`). An interrupted run continues where it stopped.
     """
     from pydantic import TypeAdapter
 
@@ -103,9 +103,11 @@ def encode(
             say.info(note)
         result = encode_recipe(path, loaded, reporter=say, source=source, size=view, scale=scale)
     elif overrides:
-        raise UsageError(f"`{overrides[0]}` changes a recipe, and no `--recipe` is named")
+        raise UsageError(f"`{overrides[0]}` overrides a recipe key, but no `--recipe` is given")
     elif source is None:
-        raise UsageError("`--recipe RECIPE` or `--tokenizer PATH` must say what to encode with")
+        raise UsageError(
+            "give `--recipe RECIPE` or `--tokenizer PATH`: which tokenizer to encode with"
+        )
     else:
         result = encode_store(
             path, source, size=view or (224, 224), scale=scale or 1.0, reporter=say

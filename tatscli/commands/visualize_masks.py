@@ -41,11 +41,15 @@ def visualize_masks(
     clip: Annotated[Path, typer.Argument(metavar="CLIP", help="A video file of any length.")],
     run: Annotated[
         Path | None,
-        typer.Option("--run", help="Pretrained run, adds what the model does; or a tokenizer."),
+        typer.Option(
+            "--run", help="A pretrained run, adds its reconstruction and error; or a tokenizer run."
+        ),
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option("--recipe", help="Take mask and clip shape from a recipe; no weights."),
+        typer.Option(
+            "--recipe", help="Take mask and clip shape from this recipe, without weights."
+        ),
     ] = None,
     mask: Annotated[
         str | None, typer.Option("--mask", help="Kind of mask.", show_default="the run's, or tube")
@@ -55,7 +59,7 @@ def visualize_masks(
         typer.Option(
             "--compare",
             metavar="MASK,MASK,...",
-            help="Several kinds of masks over the same frames, a row each.",
+            help="Show several kinds of masks on the same frames, one row each.",
         ),
     ] = None,
     ratio: Annotated[
@@ -93,7 +97,12 @@ def visualize_masks(
     ] = None,
     stride: Annotated[
         int | None,
-        typer.Option("--stride", min=1, help="Source frames per step.", show_default="4"),
+        typer.Option(
+            "--stride",
+            min=1,
+            help="Source frames from one frame of a window to the next.",
+            show_default="4",
+        ),
     ] = None,
     patch: Annotated[
         int | None,
@@ -112,7 +121,7 @@ def visualize_masks(
             "--fps",
             min=0.1,
             max=120,
-            help="Speed of the picture.",
+            help="Frames per second of the film.",
             show_default="the clip's own; 2 with --every",
         ),
     ] = None,
@@ -131,7 +140,7 @@ def visualize_masks(
         typer.Option(
             "--columns",
             min=1,
-            help="Slices that a png shows at most, evenly spaced.",
+            help="Most slices that a png shows, evenly spaced.",
             show_default="16",
         ),
     ] = None,
@@ -140,14 +149,14 @@ def visualize_masks(
         typer.Option(
             "--every",
             min=1,
-            help="Show how the policy grew: every so many of the checkpoints kept.",
+            help="Show how the policy developed: every N-th of the kept checkpoints.",
         ),
     ] = None,
     temperature: Annotated[
         float | None,
         typer.Option(
             "--temperature",
-            help="Of a learned mask: below 1 sharpens its policy.",
+            help="For learned masks: below 1 sharpens the policy, above 1 flattens it.",
             show_default="1",
         ),
     ] = None,
@@ -155,7 +164,7 @@ def visualize_masks(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Draw masks over a clip: probabilities, visible tokens, reconstruction, error, motion."""
+    """Draw masks on a clip: probabilities, visible tokens, reconstruction, error, motion."""
     from tatscli.errors import UsageError
     from tatscli.nn.load import is_tokenizer
     from tatscli.tasks.compare_masks import compare_masks

@@ -1,4 +1,4 @@
-"""`Clip`: a batch of clips on its device, the one argument of masks, selections, heads and targets.
+"""`Clip`: a batch of clips on its device, which masks, predict rules, heads and targets work on.
 
 Shapes: B batch, C colours, T frames, H and W pixels, N tokens of a clip, K of them, P values of a
 cube, D width. Tokens are time-major: index = (t * h + row) * w + column. The values of a cube lie
@@ -100,8 +100,8 @@ class Clip:
     Args:
         form: How it was cut.
         pixels_BNP: uint8 RGB, all cubes.
-        motion: The clips' motion on the token grid, where a mask, selection or target
-            follows it.
+        motion: The clips' motion on the token grid, where a mask, predict rule or target
+            needs it.
         label_B: int64 classes; -1 where there is none.
         row_B: int64 rows of the store's manifest.
         codes: By the names of `store/codes.py`, codes of the whole clip, int64 (B, t, h, w), and
@@ -154,8 +154,8 @@ class Clip:
     def once(self, key: Hashable, make: Callable[[], Answer]) -> Answer:
         """Return what `make` returned when it was first asked for under this key.
 
-        Who asks the same of a clip, such as a target and a selection of one tokenizer, shares an
-        answer in this way; nobody may change it. The key says all that the answer depends on.
+        Callers that need the same result, such as a target and a predict rule with one tokenizer,
+        share it; nobody may change it. The key holds everything that the result depends on.
         """
         if key not in self._answers:
             self._answers[key] = make()

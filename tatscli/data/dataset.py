@@ -167,7 +167,7 @@ class PretrainClips(Clips):
         data: The recipe's `data`.
         patch: Height and width of a token in pixels.
         seed: Seed of every draw.
-        follows_motion: Whether mask, selection or targets need the motion; else no clip is refused
+        follows_motion: Whether mask, predict rule or targets need motion; else no clip is refused
             for having none.
         codes: Names of codes that the store holds, which clips bring along.
 

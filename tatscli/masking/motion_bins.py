@@ -1,7 +1,7 @@
-"""`motion_bins`: a fixed share of what is shown moves (after TrackMAE's two bins of motion).
+"""`motion_bins`: a fixed share of the visible tokens moves (after TrackMAE's two motion bins).
 
-Published is that half of the visible tokens come from where much moves; TrackMAE follows the
-tracks of a network, we the clips' motion field. The rest is ours.
+Published: half of the visible tokens come from regions that move much. TrackMAE uses point tracks
+of a network, we use the clips' motion field. The rest is ours.
 
 Shapes: B batch, N tokens (time-major), T slices, S sites of a slice, K visible.
 """

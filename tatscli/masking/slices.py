@@ -35,7 +35,7 @@ class SliceMasker(Masker):
         self.hidden = share_count(self.sites, config.ratio)
         if not self.hidden:
             raise RecipeError(
-                f"`mask.ratio: {config.ratio}` hides none of {self.sites} sites",
+                f"`mask.ratio: {config.ratio}` hides none of the {self.sites} tokens of a slice",
                 hint=f"use a ratio of at least {1 / self.sites:.4g}, or larger clips",
             )
         self.visible = grid[0] * (self.sites - self.hidden)

@@ -262,7 +262,7 @@ class TatsMasker(LearnedMasker):
         return super().tensors() | (steering if self.config.entropy_target else {}) | waiting
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what `tensors` returned."""
+        """Restore what `tensors` returned."""
         # The first format kept the batches among the optimiser's moments.
         tensors = {key.replace("training/waiting/", "waiting/"): tensors[key] for key in tensors}
         super().load(tensors)

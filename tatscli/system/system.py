@@ -35,13 +35,13 @@ from tatscli.targets.base import Target
 
 @dataclass(frozen=True, slots=True)
 class Errors:
-    """What a system makes of a batch.
+    """Predictions and errors of a system on a batch.
 
     Attributes:
-        plan: What was seen and predicted.
+        plan: The visible and the predicted tokens.
         predictions: One (B, M, C) per target.
         by_target: Error of each predicted token, (B, M) in float32, by the target's name.
-        error_BM: Their sum, each times the target's weight: what a sampler is rewarded with.
+        error_BM: Their sum, each times the target's weight: the reward of a learned mask.
         auxiliary: The head's own errors.
     """
 
@@ -53,7 +53,7 @@ class Errors:
 
     @property
     def loss(self) -> Tensor:
-        """The scalar that training lowers."""
+        """The loss that training minimises."""
         loss = self.error_BM.mean()
         for error, weight in self.auxiliary.values():
             loss = loss + weight * error
@@ -73,11 +73,11 @@ class System:
     Attributes:
         form: How clips are cut into cubes.
         autoencoder: Encoder and head, trained together.
-        masker: Chooses what is seen.
+        masker: Chooses the visible tokens.
         predict: Chooses which of the hidden tokens are predicted, as `predict` says.
         targets: What hidden tokens are compared with, by name, in the recipe's order.
-        network: What is called in place of `autoencoder`, such as the wrapper of many processes;
-            takes the same and returns the same.
+        network: Called instead of `autoencoder`, such as the wrapper of several processes; takes
+            and returns the same.
     """
 
     form: ClipForm
@@ -142,7 +142,7 @@ class System:
         return list(dict.fromkeys(found))
 
     def follow(self) -> None:
-        """Tell the targets that the encoder has taken other weights."""
+        """Tell the targets that the encoder has new weights."""
         for target in self.targets.values():
             target.follow(self.encoder)
 
@@ -170,7 +170,7 @@ class System:
         )
 
     def clip_of(self, batch: Batch) -> Clip:
-        """Make a clip of all that a batch brings along."""
+        """Make a clip of a batch."""
         return self.clip(
             batch.video_BCTHW,
             motion=batch.motion,
@@ -185,7 +185,7 @@ class System:
             return self.encoder.embed(cubes_BNP)
 
     def plan(self, clip: Clip, draws: Draws) -> MaskPlan:
-        """Choose what is seen and what is predicted."""
+        """Choose which tokens are visible and which are predicted."""
         plan = self.masker.plan(clip, draws)
         return self.predict.select(plan, clip, draws)
 
@@ -198,7 +198,7 @@ class System:
         for (name, target), prediction_BMC in zip(
             self.targets.items(), output.predictions, strict=True
         ):
-            # Autocast would round what the errors are differences of.
+            # Autocast would round both sides of the difference.
             with nullcontext() if target.rounds else full_precision(clip.device):
                 values = target.of(clip, plan.predict_BM)
             with full_precision(clip.device):
@@ -213,7 +213,7 @@ def build_system(recipe: Recipe, *, encoder: Encoder | None = None) -> System:
     encoder = build_encoder(recipe.model, recipe.grid) if encoder is None else encoder
     targets: dict[str, Target] = {}
     for place, config in enumerate(recipe.targets):
-        # Two of a kind are told apart by number.
+        # Further targets of a kind are numbered.
         alike = sum(before.kind == config.kind for before in recipe.targets[:place])
         name = f"{config.kind}_{alike + 1}" if alike else config.kind
         targets[name] = build_target(config, form=form)

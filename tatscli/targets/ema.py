@@ -101,5 +101,5 @@ class EmaTarget(Target):
         return dict(self.average.network.state_dict())
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what `tensors` returned."""
+        """Restore what `tensors` returned."""
         load_weights(self.average.network, tensors)

@@ -1,4 +1,4 @@
-"""Comparing masks: several kinds over the same frames of one clip."""
+"""Comparing masks: several kinds on the same frames of one clip."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def compare_masks(
 ) -> dict[str, Any]:
     """Draw what several masks hide of the same frames.
 
-    A mask of the kind of the recipe or run is theirs, the run's with its weights; every other comes
-    with the defaults of its kind.
+    A mask of the recipe's or run's kind is taken from there, from a run with its weights; all
+    others have the defaults of their kind.
 
     Args:
         clip: A video file.
         kinds: Kinds of masks with commas between them, from top to bottom.
-        reporter: Speaks to the user.
+        reporter: Prints messages and progress.
         run: Pretrained run or checkpoint.
         recipe: A recipe to take the clip's shape from instead.
         overrides: Changes of these; a ratio goes for all masks, a temperature for the learned ones.
@@ -111,8 +111,8 @@ def compare_masks(
         setup.viewer.system.masker.temperature is not None for setup in setups
     ):
         notes.append(
-            "left out: sampler probability, reconstruction and error; `--compare` shows what is "
-            "visible alone"
+            "left out: sampler probability, reconstruction and error; `--compare` shows only "
+            "the visible tokens"
         )
     own = [setup.notes + mask_notes(setup, seen) for setup in setups]
     for note in chain(notes, *own):
@@ -149,14 +149,14 @@ def _split(kinds: str) -> list[str]:
     for place, name in enumerate(names):
         if not name:
             raise UsageError(
-                f"`--compare {kinds}` names no mask at place {place + 1}: "
+                f"`--compare {kinds}` names no mask at position {place + 1}: "
                 f"choose from {known_masks()}",
-                hint="names with a comma between them, such as `--compare random,tube,mgm`",
+                hint="separate names with commas, such as `--compare random,tube,mgm`",
             )
         if name not in MASKERS:
             raise UsageError(
                 f"there is no mask `{name}` to compare: choose from {known_masks()}",
-                hint="names with commas between them, such as `--compare random,tube,mgm`",
+                hint="separate names with commas, such as `--compare random,tube,mgm`",
             )
         if name in names[:place]:
             raise UsageError(
@@ -167,11 +167,11 @@ def _split(kinds: str) -> list[str]:
 
 
 def _set_up(names: list[str], base: ModelSetup, overrides: Overrides) -> list[MaskSetup]:
-    """Settle every mask; they share an encoder and show nothing that a model makes of them.
+    """Set up every mask; they share an encoder and show no predictions.
 
     Raises:
-        UsageError: If a temperature is wished and no mask has a policy, or it is out of range.
-        RecipeError: If a mask cannot do what is wished.
+        UsageError: If a temperature is given and no mask has a policy, or it is out of range.
+        RecipeError: If the overrides do not suit a mask.
     """
     setups = []
     learned = set(names) & set(learned_kinds())

@@ -1,4 +1,4 @@
-"""What is looked at: from a run, a recipe or bare numbers to a viewer."""
+"""What a picture of masks shows: from a run, a recipe or options to a viewer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DEFAULT = Recipe(
     model=Model(size="nano"),
     mask=TubeMask(kind="tube"),
 )
-"""What is shown without a run or recipe: VideoMAE's clip and its mask; no weights are involved."""
+"""Shown without a run or recipe: VideoMAE's clip and mask, without weights."""
 
 _UNTRAINED_ENCODER = (
     "patch embeddings are those of an untrained encoder; `--run` takes a trained one"
@@ -39,7 +39,7 @@ _TEMPERATURES = (0.001, 1000.0)  # beyond, logits over temperature leave float32
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """What the command line asks for; None leaves it to the run, the recipe or the default.
+    """Options of the command line; None leaves a value to the run, the recipe or the default.
 
     `size` is the side of the view, or its height and width. `temperature` divides the logits of a
     learned mask: below 1 sharpens the policy.
@@ -57,10 +57,10 @@ class Overrides:
 
 @dataclass(frozen=True, slots=True)
 class ModelSetup:
-    """What masks are looked at with: the clip's shape, and a run if there is one.
+    """What masks are shown on: the clip's shape, and a run if there is one.
 
     Attributes:
-        recipe: With the overrides about the clip, before those about the mask.
+        recipe: With the overrides of the clip, before those of the mask.
         run: The checkpoint and the system with its weights.
         chosen: Whether a user chose the recipe, and with it its mask.
     """
@@ -71,7 +71,7 @@ class ModelSetup:
 
     @property
     def notes(self) -> list[str]:
-        """What users must be told of where it comes from."""
+        """What the user should know about where it comes from."""
         if self.run is None:
             return []
         path, loaded, _ = self.run
@@ -80,12 +80,12 @@ class ModelSetup:
 
 @dataclass(frozen=True, slots=True)
 class MaskSetup:
-    """A mask to look at.
+    """A mask to show.
 
     Attributes:
         viewer: Mask and model.
-        recipe: What is followed.
-        notes: What users must be told.
+        recipe: The recipe, with all overrides.
+        notes: What the user should know.
     """
 
     viewer: Viewer
@@ -94,7 +94,7 @@ class MaskSetup:
 
 
 def set_up_viewer(run: Path | None, recipe: str | None, overrides: Overrides) -> MaskSetup:
-    """Settle what is looked at.
+    """Set up the mask and model to show.
 
     Raises:
         UsageError: If run, recipe and overrides contradict each other, or there is no such mask.
@@ -109,7 +109,7 @@ def set_up_viewer(run: Path | None, recipe: str | None, overrides: Overrides) ->
 
 
 def set_up_model(run: Path | None, recipe: str | None, overrides: Overrides) -> ModelSetup:
-    """Settle the clip, and the run if there is one.
+    """Set up the clip, and the run if there is one.
 
     Raises:
         UsageError: If run, recipe and overrides contradict each other.
@@ -129,7 +129,7 @@ def set_up_model(run: Path | None, recipe: str | None, overrides: Overrides) -> 
 
 
 def set_up_mask(base: ModelSetup, overrides: Overrides, *, fresh: bool) -> MaskSetup:
-    """Settle the mask.
+    """Set up the mask.
 
     Args:
         base: Clip and encoder.
@@ -139,7 +139,7 @@ def set_up_mask(base: ModelSetup, overrides: Overrides, *, fresh: bool) -> MaskS
 
     Raises:
         UsageError: If the temperature cannot be used.
-        RecipeError: If the mask cannot do what is wished; the message names its kind.
+        RecipeError: If the overrides do not suit the mask; the message names its kind.
     """
     kind = overrides.mask or base.recipe.mask.kind
     origin = "the command line" if base.run is None else str(base.run[0])
@@ -158,10 +158,10 @@ def set_up_mask(base: ModelSetup, overrides: Overrides, *, fresh: bool) -> MaskS
 
 
 def _system_of(base: ModelSetup, merged: Recipe) -> tuple[System, list[str]]:
-    """Build the system with the merged mask, around the run's model if there is one.
+    """Build the system with the mask, around the run's model if there is one.
 
     Returns:
-        The system, and what users must be told of what is not trained in it.
+        The system, and notes on what in it is not trained.
     """
     seed_torch(0)  # weights that nothing trained must not differ from call to call
     if base.run is None:
@@ -185,14 +185,14 @@ def _system_of(base: ModelSetup, merged: Recipe) -> tuple[System, list[str]]:
 def _untrained_policy(masker: Masker, merged: Recipe) -> list[str]:
     if masker.temperature is None:
         return []
-    return [f"the `{merged.mask.kind}` mask is untrained, so every token is as likely as the next"]
+    return [f"the `{merged.mask.kind}` mask is untrained, so all tokens are equally likely"]
 
 
 def _refuse_shape(overrides: Overrides) -> None:
-    """Find out that the overrides contradict a trained model.
+    """Refuse overrides of what a trained model fixes.
 
     Raises:
-        UsageError: If they name what it fixes.
+        UsageError: If there are any.
     """
     fixed = [
         f"`--{name}`"
@@ -201,8 +201,8 @@ def _refuse_shape(overrides: Overrides) -> None:
     ]
     if fixed:
         raise UsageError(
-            f"{', '.join(fixed)} cannot be chosen with `--run`: the model fixes what it sees",
-            hint="`--mask`, `--ratio` and `--stride` may be",
+            f"{', '.join(fixed)} cannot be set with `--run`: they are fixed by the model",
+            hint="`--mask`, `--ratio` and `--stride` can be set",
         )
 
 
@@ -219,13 +219,13 @@ def _clip_changes(overrides: Overrides) -> dict[str, Any]:
 
 
 def _apply(recipe: Recipe, keys: dict[str, Any], *, origin: str) -> Recipe:
-    """Change the recipe where a value is given; its own rules find what is wrong."""
+    """Change the recipe where a value is given; its own checks find mistakes."""
     changes = [f"{key}={value}" for key, value in keys.items() if value is not None]
     return override_recipe(recipe, changes, origin=Path(origin))
 
 
 def kept_checkpoints(run: Path, every: int) -> list[Checkpoint]:
-    """Return every so many of a run's checkpoints, ascending, counted back from the last.
+    """Return every N-th of a run's checkpoints, ascending, counted back from the last.
 
     Raises:
         UsageError: If `every` is not positive, or `run` is a single checkpoint.
@@ -244,7 +244,7 @@ def kept_checkpoints(run: Path, every: int) -> list[Checkpoint]:
 
 
 def _set_temperature(masker: Masker, recipe: Recipe, temperature: float | None) -> None:
-    """Let a learned mask score and draw at a temperature.
+    """Set the temperature of a learned mask.
 
     Raises:
         UsageError: If it is out of range, or the mask has no policy.
@@ -259,14 +259,14 @@ def _set_temperature(masker: Masker, recipe: Recipe, temperature: float | None) 
         )
     if masker.temperature is None:
         raise UsageError(
-            f"`--temperature` needs a policy and the `{recipe.mask.kind}` mask has none",
+            f"`--temperature` needs a policy, and the `{recipe.mask.kind}` mask has none",
             hint=f"learned masks have one: {learned_masks()}",
         )
     masker.temperature = temperature
 
 
 def shown_motion(recipe: Recipe) -> Motion:
-    """Return where the motion shown comes from: flow belongs to videos of a store, not to files."""
+    """Return the motion source of a picture: precomputed flow belongs to a store, not to files."""
     motion = recipe.data.motion
     if motion.source != "flow":
         return motion

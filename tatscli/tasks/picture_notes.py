@@ -1,4 +1,4 @@
-"""What a picture of masks does not say of itself."""
+"""Notes on a picture of masks: what it does not show by itself."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tatscli.visualize.windows import Window
 def clip_notes(
     windows: Sequence[Window], recipe: Recipe, layout: Layout, limited: str
 ) -> list[str]:
-    """Say what must be known of the frames and their motion.
+    """Return notes about the frames and their motion.
 
     Args:
         windows: What is shown.
         recipe: That was followed.
         layout: Whose motion was read.
-        limited: What shows the first window only, unless told otherwise; empty where all are shown.
+        limited: What shows only the first window by default; empty if all are shown.
     """
     last = windows[-1]
     notes = []
@@ -45,10 +45,10 @@ def clip_notes(
             "the recipe takes its motion from `data.motion.path`; this picture shows codec vectors"
         )
     if motion.camera != "none":
-        notes.append(f"motion without the camera's own (`data.motion.camera: {motion.camera}`)")
+        notes.append(f"camera motion is removed (`data.motion.camera: {motion.camera}`)")
     notes += _store_notes(recipe, layout)
     if all(window.motion.fallback_B.any() for window in windows):
-        notes.append("no motion vectors are known of any frame shown")
+        notes.append("no frame shown has motion vectors")
     if limited and last.more:
         notes.append(f"{limited} shows the first window; `--windows` shows more")
     return notes
@@ -70,11 +70,11 @@ def _store_notes(recipe: Recipe, layout: Layout) -> list[str]:
     note = f"motion as in the store `{recipe.data.store}`: {', '.join(taken)}"
     motion = layout.reader.data.motion
     scaled = motion.scaling == "auto" and one_scale(motion, prepared)
-    return [f"{note}, so frames are brought to one scale" if scaled else note]
+    return [f"{note}, so the motion of all frames is scaled alike" if scaled else note]
 
 
 def mask_notes(setup: MaskSetup, windows: Sequence[Window]) -> list[str]:
-    """Say what masks, selections and targets that follow motion do where there is none."""
+    """Say what masks, `predict` rules and targets that need motion do where there is none."""
     system, recipe = setup.viewer.system, setup.recipe
     parts = []
     if system.masker.needs_motion:
@@ -86,7 +86,9 @@ def mask_notes(setup: MaskSetup, windows: Sequence[Window]) -> list[str]:
     changes = [one.number + 1 for one in lost if not one.motion.missing_B.any()]
     notes = []
     if isinstance(recipe.mask, ScheduleMask):
-        notes.append(f"the `schedule` mask is shown as it ends: `{recipe.mask.to.kind}`")
+        notes.append(
+            f"the `schedule` mask is shown as at the end of training: `{recipe.mask.to.kind}`"
+        )
     for who, fallback in parts:
         if missing:
             notes.append(
@@ -95,7 +97,7 @@ def mask_notes(setup: MaskSetup, windows: Sequence[Window]) -> list[str]:
         if changes:
             notes.append(
                 f"no motion vectors in {_listed(changes)}: there {who} falls back to "
-                "`framediff`, the change of grey levels"
+                "`framediff`, the change of brightness"
             )
     if lost and setup.viewer.trained:
         where = _listed([one.number + 1 for one in lost])
@@ -110,7 +112,7 @@ def mask_notes(setup: MaskSetup, windows: Sequence[Window]) -> list[str]:
 def left_out(viewer: Viewer, recipe: Recipe, *, growth: bool) -> list[str]:
     """Name the rows there is nothing to show for."""
     if growth:
-        return ["left out: reconstruction and error; `--every` shows the policy alone"]
+        return ["left out: reconstruction and error; `--every` shows only the policy"]
     rows = []
     if viewer.system.masker.temperature is None:
         rows.append(f"sampler probability (the `{recipe.mask.kind}` mask has no policy)")
@@ -121,9 +123,9 @@ def left_out(viewer: Viewer, recipe: Recipe, *, growth: bool) -> list[str]:
     target = viewer.code_target
     if viewer.trained and target is not None:
         if target.asked.shared:
-            rows.append("predicted codes decoded (a code belongs to several tokens)")
+            rows.append("predicted codes decoded (each code covers several tokens)")
         elif not target.chosen:
-            rows.append("predicted codes decoded (the latents are no grid of levels)")
+            rows.append("predicted codes decoded (the latents do not lie on a grid of levels)")
     return [f"left out: {', '.join(rows)}"] if rows else []
 
 

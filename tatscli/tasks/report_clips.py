@@ -1,4 +1,4 @@
-"""Videos in a report: masks at work, the best and worst answers, neighbours.
+"""Videos in a report: masks, the best and worst predictions, nearest neighbours.
 
 Shapes: R videos, L classes, Q stored features, D width, T frames.
 """
@@ -37,7 +37,7 @@ _SEARCHED = 2000  # videos, at most, that neighbours are looked for among
 
 
 def mask_gallery(checkpoint: Checkpoint, recipe: Recipe, store: Store) -> list[Gallery]:
-    """Show what a pretrained system hides of a video and guesses of it, each as a moving picture.
+    """Show what a pretrained system hides of a video and predicts, each as a moving picture.
 
     Raises:
         TatsError: If the video cannot be read.
@@ -62,19 +62,24 @@ def mask_gallery(checkpoint: Checkpoint, recipe: Recipe, store: Store) -> list[G
     figures = [
         Figure(animation(one.panels_TYX3, fps=_FPS), one.label, one.notes) for one in painted
     ]
-    title = f"{store.rows[row].id}, frames {frames[0]} to {frames[-1]}"
+    title = (
+        f"{store.rows[row].id}, frames {min(frames)} to {max(frames)}, "
+        f"{min(window.times):.2f} to {max(window.times):.2f} s"
+    )
     return [Gallery(title, figures)]
 
 
 def example_galleries(result: Result, recipe: Recipe, store: Store, count: int) -> list[Gallery]:
-    """Show the videos that the classifier is surest of, and those it is most wrong about.
+    """Show the videos with the highest and the lowest probability of their true class.
 
     Raises:
         DataError: If the result has no scores of videos, or was made on another store.
     """
     facts = result.facts
     if facts.get("store_fingerprint") != store.fingerprint():
-        raise DataError(f"`{store.path}` is not the store that `{result.path.name}` was made on")
+        raise DataError(
+            f"`{store.path}` is not the store that `{result.path.name}` was computed on"
+        )
     scores = read_scores(result.path, facts)
     score_RL, label_R, row_R = map(
         torch.from_numpy, (scores.score_RL, scores.label_R, scores.row_R)
@@ -106,10 +111,10 @@ def example_galleries(result: Result, recipe: Recipe, store: Store, count: int) 
 def neighbour_galleries(
     checkpoint: Checkpoint, recipe: Recipe, store: Store, count: int, session: Session
 ) -> list[Gallery]:
-    """Show some videos and, behind each, those whose features are nearest.
+    """Show some videos and, next to each, those with the nearest features.
 
-    Asked are videos of the split that is scored, or trained on where there is no such split; looked
-    for are videos that were trained on.
+    The queries are videos of the split that is scored, or trained on if there is no such split;
+    the neighbours are training videos.
 
     Raises:
         TatsError: If a video cannot be read, or the weights do not fit.
@@ -124,7 +129,7 @@ def neighbour_galleries(
         found[name] = score_views(
             model, views[name], recipe, session, output=as_is, description=f"features of {name}"
         )
-    # What all videos share would make all of them alike.
+    # Without the common mean, all videos would look alike.
     mean_D = found["searched"].score_VL.mean(dim=0)
     similarity_RK, index_RK = nearest(
         found["asked"].score_VL - mean_D,
@@ -159,7 +164,7 @@ def neighbour_galleries(
 
 
 def _rows(store: Store, recipe: Recipe) -> list[int]:
-    """Return the videos of the split that is scored, or of that trained on."""
+    """Return the videos of the split that is scored, or else of the one trained on."""
     try:
         return store.part(recipe.evaluate.split)
     except DataError:
@@ -167,7 +172,7 @@ def _rows(store: Store, recipe: Recipe) -> list[int]:
 
 
 def _spread(rows: Sequence[int], count: int) -> list[int]:
-    """Return so many of some rows, evenly from the first to the last."""
+    """Return `count` of some rows, evenly spaced."""
     if len(rows) <= count:
         return list(rows)
     return [rows[one * len(rows) // count] for one in range(count)]

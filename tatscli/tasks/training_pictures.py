@@ -1,4 +1,4 @@
-"""Pictures that a training leaves in its run and shows to trackers: one video, every few passes."""
+"""Pictures that a training writes to its run and sends to trackers: one video, every few epochs."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ _COLUMNS = 8
 
 
 class TrainingPictures:
-    """Draws what a training makes of one video, always the same: the middle window and crop.
+    """Draws the result of a training on one fixed video: its middle window and crop.
 
-    A picture takes no random numbers of the training and leaves the model as it was, so that a
-    training with them is bit for bit the one without.
+    A picture uses no random numbers of the training and does not change the model, so a
+    training with pictures equals one without, bit for bit.
 
     Args:
         folder: Where they are written, `pass-0003.png` after the third pass.
@@ -82,7 +82,7 @@ class TrainingPictures:
         self._seen: tuple[list[int], Sample] | None = None
 
     def due(self, epoch: int) -> bool:
-        """Whether to draw after a pass: every so many, and the last."""
+        """Whether to draw after an epoch: every `every`, and the last."""
         return epoch % self.every == 0 or epoch == self.passes
 
     def _sample(self, session: Session) -> tuple[list[int], Sample] | None:
@@ -92,7 +92,7 @@ class TrainingPictures:
                 (sample,) = self._views[0]
                 self._seen = self._views.frames(sample.row, 0), sample
             except DataError as error:
-                session.reporter.warn(f"no pictures of the training: {error.message}", once=True)
+                session.reporter.warn(f"no pictures of this training: {error.message}", once=True)
         return self._seen
 
     def _written(

@@ -1,4 +1,4 @@
-"""Looking at masks: from a viewer to a picture of one clip."""
+"""Pictures of masks: from a viewer to a picture of one clip."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tatscli.visualize.windows import Phase, Window, WindowReader
 
 @dataclass(slots=True)
 class _Drawn:
-    """What a drawing leaves behind for the result: what was seen, and the frame rate written."""
+    """What a picture showed, and the frame rate written; for the result."""
 
     seen: list[tuple[Window, MaskedWindow]]
     fps: float | None
@@ -59,7 +59,7 @@ def visualize_masks(
 
     Args:
         clip: A video file.
-        reporter: Speaks to the user.
+        reporter: Prints messages and progress.
         run: Pretrained run or checkpoint; adds reconstruction, error and, for a learned mask,
             probability.
         recipe: A recipe to take mask and clip shape from instead.
@@ -71,8 +71,8 @@ def visualize_masks(
         windows: How many windows to show; None means all that follow each other, and one of those
             that are drawn or span the video, for a png or with `every` the first.
         columns: How many slices a png, or a picture with `every`, shows at most.
-        every: Show how the policy grew instead: every so many of the checkpoints the run keeps,
-            counted back from the last.
+        every: Show instead how the policy developed: every N-th of the checkpoints that the run
+            keeps, counted back from the last.
         phase: Whose clips to show: those that pretraining draws, or those of evaluation.
 
     Returns:
@@ -112,8 +112,8 @@ def visualize_masks(
     notes += left_out(viewer, merged, growth=every is not None)
     if drawn.checkpoints is not None and len(drawn.checkpoints) == 1:
         notes.append(
-            "one checkpoint to show; `run.keep` keeps more of a training, `run.save_every` writes "
-            "them more often"
+            "only one checkpoint to show: a larger `run.keep` keeps more of them, a smaller "
+            "`run.save_every` writes them more often"
         )
     for note in notes:
         reporter.info(note)
@@ -182,7 +182,7 @@ def _draw_growth(
 
 
 def _refuse_growth(viewer: Viewer, recipe: Recipe, run: Path) -> None:
-    """Find out that there is no growth to show.
+    """Refuse `--every` where no policy was trained.
 
     Raises:
         UsageError: If the mask looked at has no policy that the run trained.
@@ -191,14 +191,14 @@ def _refuse_growth(viewer: Viewer, recipe: Recipe, run: Path) -> None:
     if trained == recipe.mask.kind and viewer.system.masker.temperature is not None:
         return
     raise UsageError(
-        f"`--every` shows how a policy grew, and `{run}` trained none for the "
+        f"`--every` shows how a policy developed, and `{run}` trained none for the "
         f"`{recipe.mask.kind}` mask",
         hint=f"leave `--mask` out; learned masks are {learned_masks()}",
     )
 
 
 def refuse_out(clip: Path, out: Path) -> None:
-    """Find out before any work that the picture cannot be written.
+    """Refuse, before any work, an output that cannot be written.
 
     Raises:
         UsageError: If its suffix is unknown, or it would replace the clip.
@@ -209,12 +209,12 @@ def refuse_out(clip: Path, out: Path) -> None:
             hint="mp4 and gif move; png is a sheet with one column a slice",
         )
     if out.exists() and clip.exists() and out.samefile(clip):
-        raise UsageError(f"`{out}` is the clip itself", hint="name another file with `--out`")
+        raise UsageError(f"`{out}` is the clip itself", hint="choose another file with `--out`")
     refuse_unwritable(out)
 
 
 def refuse_columns(out: Path, columns: int | None) -> None:
-    """Find out that a number of columns is asked of a film.
+    """Refuse a number of columns for a film.
 
     Raises:
         UsageError: If it is.
@@ -222,7 +222,7 @@ def refuse_columns(out: Path, columns: int | None) -> None:
     if columns is not None and not is_sheet(out):
         raise UsageError(
             f"`--columns` is for a png: `{out}` is a film, which shows every frame",
-            hint="leave it out, or name a png with `--out`",
+            hint="leave it out, or choose a png with `--out`",
         )
 
 
@@ -236,7 +236,7 @@ def layout_of(
     windows: int | None,
     columns: int | None = None,
 ) -> Layout:
-    """Settle how the picture is made."""
+    """Return how the picture is made."""
     data = recipe.data.model_copy(update={"motion": shown_motion(recipe)})
     reader = WindowReader(data, phase, seed, store_settings(recipe))
     most = COLUMNS if columns is None else columns

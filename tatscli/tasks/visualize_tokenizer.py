@@ -1,4 +1,4 @@
-"""Looking at a tokenizer: what its codes keep of a clip, and which of them matter."""
+"""Pictures of a tokenizer: the reconstruction of a clip, its codes and their scores."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def visualize_tokenizer(
     Args:
         clip: A video file.
         run: Run or checkpoint of a tokenizer.
-        reporter: Speaks to the user.
-        overrides: Only `stride` is open; the tokenizer's recipe settles the rest.
+        reporter: Prints messages and progress.
+        overrides: Only `stride` may be set; the tokenizer's recipe determines the rest.
         out: The picture; by default `<clip's stem>.codes.mp4` in the current folder.
         fps: Frames per second of a moving picture; None follows the clip.
         windows: How many windows to show; None means all, for a png the first.
@@ -66,8 +66,8 @@ def visualize_tokenizer(
     ]
     if foreign:
         raise UsageError(
-            f"`{run}` is a tokenizer: {', '.join(foreign)} cannot be chosen",
-            hint="`--stride`, `--as`, `--windows`, `--columns`, `--fps` and `--out` may be",
+            f"`{run}` is a tokenizer: {', '.join(foreign)} cannot be set",
+            hint="`--stride`, `--as`, `--windows`, `--columns`, `--fps` and `--out` can be set",
         )
     out = out or Path(f"{clip.stem}.codes.mp4")
     refuse_out(clip, out)

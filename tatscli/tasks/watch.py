@@ -1,4 +1,4 @@
-"""Watching a pretraining: what it makes of videos it is never trained on.
+"""Validation during pretraining, on videos that it is never trained on.
 
 Shapes: Q stored features, R features asked about, D width.
 """
@@ -35,13 +35,13 @@ from tatscli.system.system import System
 def part_watched(
     store: Store, rows: Sequence[int], watch: Watch | None
 ) -> tuple[list[int], list[int]]:
-    """Part rows into those to train on and those to watch, both ascending.
+    """Split rows into those to train on and those to hold out, both ascending.
 
-    Whole videos are held out, with all segments that were cut from them, and which ones follows
-    from their names alone: runs of any seed and recipe hold out the same.
+    Whole videos are held out, with all their segments. The choice depends only on their names,
+    so runs of any seed and recipe hold out the same ones.
 
     Raises:
-        DataError: If nothing would be left to train on.
+        DataError: If nothing would remain to train on.
     """
     if watch is None:
         return list(rows), []
@@ -52,9 +52,9 @@ def part_watched(
     count = max(1, round(watch.share * len(by_video)))
     if count >= len(by_video):
         raise DataError(
-            f"`run.watch.share: {watch.share:g}` holds out {count} of {len(by_video)} videos, and "
+            f"`run.watch.share: {watch.share:g}` holds out {count} of {len(by_video)} videos and "
             "leaves none to train on",
-            hint="watch a smaller share, or `run.watch=null`",
+            hint="use a smaller share, or `run.watch=null`",
         )
     chosen = _drawn(by_video, count)
     held = {row for video in chosen for row in by_video[video]}
@@ -62,21 +62,21 @@ def part_watched(
 
 
 def _drawn(names: Iterable[str], count: int) -> list[str]:
-    """Return so many names, in an order that is theirs alone."""
+    """Return `count` of the names, in an order that depends only on them."""
     return sorted(names, key=lambda name: (seed_of("watch", name), name))[:count]
 
 
 class Watcher:
     """Scores a system on the videos held out of its training.
 
-    The clips are those that training would have seen in its first pass, with masks drawn by the
-    seed: the same whenever one looks, on any number of ranks. Features are means over a clip's
-    middle window and crop; those of the held-out videos ask the nearest training videos for their
-    class, where all have one, and together they give the rank.
+    The clips are those that training would have seen in its first epoch, with masks drawn from the
+    seed: the same every time, on any number of ranks. Features are averaged over a clip's
+    middle window and crop. If all videos have a class, the held-out videos are classified by their
+    nearest training videos; all features together give the rank.
 
     Args:
         store: The data.
-        trained: Rows that are trained on; of them at most `run.watch.videos` are looked at.
+        trained: Rows that are trained on; at most `run.watch.videos` of them are used.
         held: Rows held out.
         recipe: The recipe.
         system: Says what clips must bring along.
@@ -112,7 +112,7 @@ class Watcher:
         )
 
     def due(self, epoch: int) -> bool:
-        """Whether to look after a pass: every so many, and the last."""
+        """Whether to validate after an epoch: every `run.watch.every`, and the last."""
         return epoch % self.settings.every == 0 or epoch == self.recipe.optim.epochs
 
     def look(self, system: System, session: Session) -> dict[str, float]:
@@ -145,8 +145,8 @@ class Watcher:
             world=session.world.size,
             timeout=self.recipe.data.timeout,
             on_bad=lambda row, reason: session.reporter.warn(
-                f"`{self.store.rows[row].id}` is watched but cannot be read, "
-                f"another stands in for it: {reason}",
+                f"`{self.store.rows[row].id}` is held out by `run.watch` but cannot be read, "
+                f"another video replaces it: {reason}",
                 once=True,
             ),
         )

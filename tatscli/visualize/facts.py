@@ -26,7 +26,7 @@ def facts_of(window: Window, masked: MaskedWindow, grid: tuple[int, int, int]) -
     Returns:
         `frames`, `times` in seconds, `visible` and `predict` (token indices) and the numbers of
         `insight_of`; `probability` of every token where the mask has a policy, `saliency` of every
-        token where the selection measures one, `error` of every predicted token where there is a
+        token if the `predict` rule measures one, `error` of each predicted token where there is a
         model.
     """
     facts: dict[str, Any] = {

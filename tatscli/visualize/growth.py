@@ -1,4 +1,4 @@
-"""How a policy grew: the same window under the policy of one checkpoint after the other.
+"""How a policy developed: the same window under the policy of one checkpoint after the other.
 
 A strip is a heat map and the visible tokens, with one column a slice, or `layout.columns` of them.
 A png stacks all strips; a film shows them one after the other, so that its time is that of the
@@ -54,7 +54,7 @@ class Snapshot:
 
 
 def refuse_sheet(out: Path, strips: int) -> None:
-    """Find out before any work that so many strips make no sheet.
+    """Refuse, before any work, more strips than a png can hold.
 
     Raises:
         UsageError: If `out` is a sheet and they are too many.

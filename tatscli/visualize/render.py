@@ -1,4 +1,4 @@
-"""From a clip to a picture file: windows in, pages out, never more than one window in memory."""
+"""From a clip to a picture file, one window at a time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tatscli.visualize.viewer import MaskedWindow, Viewer
 from tatscli.visualize.windows import Window, WindowReader
 
 COLUMNS = 16
-"""Of a sheet, unless the layout says otherwise: more would be too wide to look at."""
+"""Columns of a png unless the layout says otherwise: more would be too wide to view."""
 _FPS = (1.0, 30.0)  # frame rates a viewer can follow
 
 
@@ -54,7 +54,7 @@ Painter = Callable[[Window], list[Row]]
 def render(
     clip: Path, out: Path, viewer: Viewer, layout: Layout, *, seed: int, watch: Watcher
 ) -> float | None:
-    """Write the picture of one mask; its suffix says whether it moves.
+    """Write the picture of one mask: a still picture or a film, by its suffix.
 
     Args:
         clip: A file FFmpeg can read.
@@ -139,7 +139,7 @@ def write_picture(
 
 
 def is_sheet(out: Path) -> bool:
-    """Tell whether the suffix of `out` asks for a picture that does not move."""
+    """Tell whether the suffix of `out` means a still picture."""
     return out.suffix.lower() == ".png"
 
 

@@ -24,7 +24,7 @@ from tatscli.visualize.windows import Window
 
 @dataclass(frozen=True, slots=True)
 class MaskedWindow:
-    """What is seen of a window, and what is guessed.
+    """What a mask hides of a window, and what a model predicts.
 
     Attributes:
         plan: Of this clip alone (B = 1), after the `predict` rule.
@@ -52,13 +52,12 @@ class MaskedWindow:
 
 @dataclass(frozen=True, slots=True)
 class Viewer:
-    """A system to look at.
+    """A system whose masks and predictions are shown.
 
     Attributes:
         system: Its mask and `predict` rule make the plans.
-        trained: Whether the model in it has learned something: only then are reconstruction and
-            error shown.
-        brief: Look at the mask alone.
+        trained: Whether the model is trained: only then are reconstruction and error shown.
+        brief: Show only the mask.
     """
 
     system: System
@@ -67,7 +66,7 @@ class Viewer:
 
     @property
     def pixel_target(self) -> str | None:
-        """Which target, if any, can be looked at."""
+        """The first target of pixels, if the model is trained."""
         names = (n for n, one in self.system.targets.items() if isinstance(one, PixelTarget))
         return next(names, None) if self.trained else None
 
@@ -79,7 +78,7 @@ class Viewer:
 
     @property
     def asked(self) -> Asked | None:
-        """The tokenizer whose codes or scores the targets, or else the `predict` rule, follow."""
+        """The tokenizer used by the targets, or else by the `predict` rule."""
         target, rule = self.code_target, self.system.predict
         if target is not None:
             return target.asked
@@ -93,7 +92,7 @@ class Viewer:
 
     @torch.no_grad()
     def mask(self, window: Window, draws: Draws) -> MaskedWindow:
-        """Mask a window, and reconstruct it where there is a model."""
+        """Mask a window, and reconstruct it if the model is trained."""
         system, device = self.system, self.system.device
         clip = system.clip(
             window.video_TCHW.transpose(0, 1)[None].to(device), motion=window.motion.to(device)
@@ -135,7 +134,7 @@ class Viewer:
         return target.asked.decoded(clip, codes_BNR.scatter(1, index_BMR, codes_BMR))[0].cpu()
 
     def _reconstruct(self, clip: Clip, found: Errors) -> Tensor | None:
-        """Lay the predicted pixels over the input: (C, T, H, W)."""
+        """Paste the predicted pixels into the input: (C, T, H, W)."""
         name = self.pixel_target
         if name is None:
             return None
@@ -145,7 +144,7 @@ class Viewer:
         index_BM = found.plan.predict_BM
         restored_BMP = target.restore(found.predictions[place], clip, index_BM)
         unit_BNP = clip.unit()
-        # Hidden tokens that are not predicted either stay grey.
+        # Hidden tokens that are not predicted stay grey.
         hidden_BN1 = found.plan.hidden_BN(unit_BNP.shape[1])[..., None]
         painted_BNP = torch.where(hidden_BN1, 0.5, unit_BNP)
         index_BMP = index_BM[..., None].expand_as(restored_BMP)

@@ -118,7 +118,7 @@ def test_flow_is_random_where_nothing_moves_or_is_known() -> None:
 
 
 def test_flow_cannot_do_without_motion() -> None:
-    with pytest.raises(DataError, match=r"`predict.kind: flow` follows motion"):
+    with pytest.raises(DataError, match=r"`predict.kind: flow` needs motion"):
         select("flow", (2, 2, 2), hidden_but((2, 2, 2), 1, 0))
 
 

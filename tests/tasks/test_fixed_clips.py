@@ -314,7 +314,7 @@ def test_clips_that_begin_anywhere_cannot_be_cached(
     tokenizer: WindowTokenizer, store: Path, load: Load, reporter: Reporter
 ) -> None:
     anywhere = load(*FIXED[:3], latents(True))
-    words = "with `data.sampling.clips: null` clips begin at any frame"
+    words = "with `data.sampling.clips: null` clips start at any frame"
     with pytest.raises(RecipeError, match=words) as refused:
         plan_pretraining(anywhere, Path("runs/plan"))
     assert "`targets`: `latents` of `runs/windows` with `cached: true`" in str(refused.value)

@@ -85,7 +85,7 @@ def test_settings_of_the_store_are_named_where_they_are_not_the_defaults():
     assert told(motion="none") == [f"{as_in}`--motion none`"]
     assert told(motion_cell=8, camera="affine") == [f"{as_in}`--motion-cell 8`, `--camera affine`"]
     native = f"{as_in}`--motion native`"
-    assert told(motion="native") == [f"{native}, so frames are brought to one scale"]
+    assert told(motion="native") == [f"{native}, so the motion of all frames is scaled alike"]
     assert told("none", motion="native") == told("robust", motion="native") == [native]
 
 
@@ -165,6 +165,6 @@ def test_a_single_frame_knows_no_motion(mask, reporter, tmp_path):
     found = visualize_masks(
         clip, reporter=reporter, overrides=Overrides(mask, **SHAPE), out=tmp_path / "out.png"
     )
-    assert "no motion vectors are known of any frame shown" in found["notes"]
+    assert "no frame shown has motion vectors" in found["notes"]
     assert any("falls back to `tube`" in note for note in found["notes"]) == (mask == "mgm")
     assert found["windows"][0]["motion_hidden"] is None

@@ -61,7 +61,7 @@ def test_its_sampler_is_taken_along_and_looked_at(
         out=tmp_path / "a.png",
     )
     assert (found["mask"], found["temperature"]) == ("schedule", 1.0)
-    assert "the `schedule` mask is shown as it ends: `tats`" in found["notes"]
+    assert "the `schedule` mask is shown as at the end of training: `tats`" in found["notes"]
     assert len(found["windows"][0]["visible"]) == 16
 
 

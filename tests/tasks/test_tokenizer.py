@@ -178,7 +178,7 @@ def test_it_is_drawn_with_its_codes(coder: Path, reporter: Reporter, tmp_path: P
     window = result["windows"][0]
     assert window["frames"] == [0, 2]
     assert torch.tensor(window["codes"]).shape == (2, 4, 4)
-    with pytest.raises(UsageError, match="is a tokenizer: `--mask` cannot be chosen"):
+    with pytest.raises(UsageError, match="is a tokenizer: `--mask` cannot be set"):
         visualize_tokenizer(clip, coder, reporter=reporter, overrides=Overrides(mask="tube"))
 
 
@@ -317,7 +317,7 @@ def test_wrong_tokenizers_are_named(
         (RecipeError, "does not have a whole number of codes", codes(coder, scale=0.25)),
         (
             CheckpointError,
-            "no folder of diffusers",
+            "not a diffusers folder",
             codes(coder).replace("kind: run", "kind: diffusers"),
         ),
         (CheckpointError, "cannot be read", codes(coder).replace("kind: run", "kind: taming")),

@@ -74,7 +74,7 @@ def test_another_ratio_keeps_the_learned_policy_and_another_mask_the_model(run):
 
 
 def test_what_the_model_fixes_cannot_be_chosen(run):
-    with pytest.raises(UsageError, match="`--size`, `--patch` cannot be chosen with `--run`"):
+    with pytest.raises(UsageError, match="`--size`, `--patch` cannot be set with `--run`"):
         set_up_viewer(run, None, Overrides(size=64, patch=16))
     assert set_up_viewer(run, None, Overrides(stride=3)).recipe.data.sampling.stride == 3
 

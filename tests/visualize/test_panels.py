@@ -95,7 +95,7 @@ def test_the_reconstruction_says_where_its_statistics_come_from():
     painted = torch.full((3, 4, SIZE, SIZE), 0.5)
     painted[:, 0, 0, 0] = torch.tensor([-0.2, 0.2, 1.7])
     with_statistics = rows(reconstruction=painted, statistics=True)["reconstruction"]
-    assert "patch mean and deviation taken from the original" in with_statistics.notes
+    assert "mean and contrast of each patch copied from the input" in with_statistics.notes
     assert len(rows(reconstruction=painted)["reconstruction"].notes) == 1
     assert with_statistics.panels_TYX3[0, 0, 0].tolist() == [0, 51, 255]
     assert with_statistics.panels_TYX3[1, 5, 5].tolist() == [128, 128, 128]

@@ -196,7 +196,7 @@ def test_exactly_the_tokens_the_decoder_predicts_are_shown(tokenizer):
     masked = look(made)
     found = rows(made, masked)
     row = found["decoder-selected tokens"]
-    assert row.notes[0] == "what `predict` leaves to the decoder: 5 of 32 tokens"
+    assert row.notes[0] == "the tokens that `predict` chooses: 5 of 32"
     shown, whole = (
         by_token(torch.from_numpy(one.panels_TYX3).permute(3, 0, 1, 2))
         for one in (row, found["input"])

@@ -1,4 +1,4 @@
-"""Predict-selections: a new one is a file, its recipe section and a line here."""
+"""Rules of `predict`: a new one is a file, its recipe section and a line here."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ PREDICT_RULES: dict[str, type[PredictRule]] = {
 
 
 def build_predict(config: schema.Predict, *, form: ClipForm, predicted: int) -> PredictRule:
-    """Build the selection a recipe asks for, over a mask that gives `predicted` tokens to predict.
+    """Build the rule a recipe asks for, over a mask that leaves `predicted` tokens to predict.
 
     Args:
         config: The recipe's `settled_predict`.
         form: How clips are cut.
-        predicted: Tokens of each clip that the mask gives to predict.
+        predicted: Tokens of each clip that the mask leaves to predict.
 
     Raises:
         RecipeError: If the recipe's budget is larger, or a tokenizer cannot be followed.

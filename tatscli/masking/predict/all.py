@@ -1,4 +1,4 @@
-"""`all`: every token that the mask gives to predict."""
+"""`all`: every token that the mask leaves to predict."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""`PredictRule`: which of the tokens that a mask gives to predict the head shall predict.
+"""`PredictRule`: which of the hidden tokens the head predicts; the recipe's `predict`.
 
 Fewer of them make the decoder's sequence shorter, and the loss counts only those. What the encoder
-sees stays as it is, so any selection works with any mask.
+sees does not change, so any rule works with any mask.
 
 Shapes: B batch, N tokens (time-major), D width, M to predict.
 """
@@ -18,12 +18,12 @@ from tatscli.masking.plan import MaskPlan
 
 
 class PredictRule(nn.Module):
-    """Chooses exactly `budget` tokens of those that a plan gives to predict.
+    """Chooses exactly `budget` of the tokens that a plan leaves to predict.
 
     Args:
         config: The recipe's `predict` section.
         form: How clips are cut.
-        predicted: Tokens of each clip that the mask gives to predict.
+        predicted: Tokens of each clip that the mask leaves to predict.
 
     Attributes:
         grid: Tokens along time, height and width, `(t, h, w)`.

@@ -1,4 +1,4 @@
-"""`random`: any of the tokens that the mask gives to predict (a baseline of LVMAE)."""
+"""`random`: random ones of the tokens that the mask leaves to predict (a baseline of LVMAE)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`RankedRule`: selections that score the tokens and predict the highest.
+"""`RankedRule`: rules that score the tokens and predict the highest.
 
 Shapes: B batch, N tokens (time-major), D width, M to predict.
 """
@@ -26,7 +26,7 @@ class RankedRule(PredictRule):
     """Predicts the `budget` tokens that score highest.
 
     Raises:
-        RecipeError: If the recipe's budget is more than the mask gives to predict.
+        RecipeError: If the recipe's budget is more than the mask leaves to predict.
     """
 
     def __init__(self, config: Any, *, form: ClipForm, predicted: int) -> None:
@@ -37,9 +37,9 @@ class RankedRule(PredictRule):
             self.budget = config.budget
         else:
             raise RecipeError(
-                f"`predict.budget: {config.budget}` is more than the mask gives to predict: "
-                f"at most {predicted} of {self.tokens} tokens",
-                hint="null takes the default of the selection; a larger `mask.ratio` hides more",
+                f"`predict.budget: {config.budget}` is more than the mask hides: "
+                f"at most {predicted} of {self.tokens} tokens can be predicted",
+                hint="null takes the default; a larger `mask.ratio` hides more tokens",
             )
 
     def default_budget(self, config: Any, predicted: int) -> int:
@@ -51,7 +51,7 @@ class RankedRule(PredictRule):
 
         Args:
             plan: The mask's plan.
-            clip: The clips, with their motion if the selection needs it.
+            clip: The clips, with their motion if the rule needs it.
             noise_BM: Uniform in [0, 1), for the random part of the choice.
             draws: For further draws.
         """

@@ -1,7 +1,7 @@
 """`tokenizer`: the tokens that a tokenizer scores highest, and some at random: LVMAE's decoder
 masking (Gundavarapu et al. 2024, arXiv 2411.13683).
 
-Shapes: B batch, N tokens (time-major), M that the mask gives to predict.
+Shapes: B batch, N tokens (time-major), M that the mask leaves to predict.
 """
 
 from __future__ import annotations

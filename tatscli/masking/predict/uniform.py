@@ -1,4 +1,4 @@
-"""`uniform`: all tokens of every so many slices, a baseline of LVMAE (arXiv 2411.13683).
+"""`uniform`: all tokens of every N-th slice, a baseline of LVMAE (arXiv 2411.13683).
 
 Shapes: B batch, N tokens (time-major), D width, M to predict.
 """

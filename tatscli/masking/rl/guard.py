@@ -55,12 +55,12 @@ class Guard:
             return None
         if self._good:
             self._policy.load_state_dict(self._good)
-        what = f"has collapsed: its normalised entropy is {value:.2f}, less than {COLLAPSE}"
+        what = f"has collapsed: its normalised entropy is {value:.2f}, below {COLLAPSE}"
         if not finite:
-            what = "is not finite any more"
-        back = "training goes on with its last good state"
+            what = "is no longer finite"
+        back = "training continues from its last good state"
         if not self._good:
-            back = "there is no good state of it to go back to"
+            back = "there is no earlier good state to restore"
         return f"the sampler's policy {what}; {back}"
 
     def tensors(self) -> dict[str, Tensor]:
@@ -68,5 +68,5 @@ class Guard:
         return dict(self._good)
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what `tensors` returned."""
+        """Restore what `tensors` returned."""
         self._good = {name: one.to("cpu", copy=True) for name, one in tensors.items()}

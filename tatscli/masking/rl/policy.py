@@ -26,11 +26,11 @@ class PolicyOutput(NamedTuple):
 
 
 class Policy(nn.Module):
-    """Scores tokens for visibility and foretells the clip's error.
+    """Scores tokens for visibility and predicts the clip's error.
 
     The actor's last layer starts at zero, so the first policy is exactly uniform: random masking.
-    So does the critic's: it first foretells the level of the rewards so far.
-    The position table is the sampler's own, learnt from zero (as in AdaMAE, arXiv 2211.09120); the
+    So does the critic's: at first it predicts the mean of the rewards so far.
+    The position table is the sampler's own, learned from zero (as in AdaMAE, arXiv 2211.09120); the
     encoder's code is never seen.
 
     Args:

@@ -1,8 +1,8 @@
-"""Running level and spread of the sampler's rewards: the critic foretells a standardised number.
+"""Running level and spread of the sampler's rewards: the critic predicts a standardised number.
 
 Reconstruction errors of clips differ by a few percent around a level that falls as the autoencoder
-learns. A critic of raw errors spends its first hundreds of updates on finding that level, while
-every advantage carries its mistake. This is the output normalisation of PopArt (van Hasselt et al.
+learns. A critic of raw errors needs hundreds of updates to learn that level, and until then
+its error is in every advantage. This is the output normalisation of PopArt (van Hasselt et al.
 2016, arXiv 1602.07714) without its weight correction: both numbers drift slowly, and the critic
 follows.
 """
@@ -21,8 +21,8 @@ FLOOR = 1e-4  # least spread, relative to the level: clips that are all alike
 class RunningReward(nn.Module):
     """Moments of the clips' mean errors over the last steps; saved with the masker.
 
-    Whoever asks gets those of the steps before, so that it does not matter how the clips of a step
-    are dealt out to processes and micro-batches. In the first step, rewards count as the level.
+    They are those of earlier steps, so that it does not matter how the clips of a step are
+    split into processes and micro-batches. In the first step, the rewards are their own level.
     """
 
     first: Tensor
@@ -36,13 +36,13 @@ class RunningReward(nn.Module):
         self.register_buffer("batches", torch.zeros(()))
 
     def update(self, reward_B: Tensor) -> None:
-        """Take the rewards of a step, alike on every process, if finite; the early steps weigh as
+        """Take the rewards of a step, the same on every process, if finite; early steps count as
         in a plain average."""
         first = distributed.mean(reward_B.mean())
         variance = distributed.mean((reward_B - first).square().mean())
         finite = first.isfinite() & variance.isfinite()
         self.batches += finite
-        # Where nothing was taken yet, any rate will do.
+        # Before the first finite batch, any rate will do.
         rate = finite / self.batches.clamp(min=1, max=1 / RATE)
         # Of the mixture of both. A mean of squares less a squared mean would be rounding: clips
         # differ by a few percent of the level.

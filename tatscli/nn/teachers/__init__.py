@@ -24,7 +24,7 @@ SOURCES: dict[str, Callable[[schema.TeacherTarget, Given], Source]] = {
 
 
 def build_teacher(config: schema.TeacherTarget, *, form: ClipForm) -> tuple[Frozen, int]:
-    """Open the teacher of a recipe, ready to be asked for the tokens of its clips.
+    """Open the teacher of a recipe.
 
     Under `torch.device("meta")` it is built without its weights, which are not even read.
 
@@ -45,7 +45,7 @@ def build_teacher(config: schema.TeacherTarget, *, form: ClipForm) -> tuple[Froz
 
 
 def _refuse_other_grid(teacher: Teacher, given: Given) -> None:
-    """Find out that the teacher's tokens are not those of the clips.
+    """Refuse a teacher whose token grid is not the clips'.
 
     Raises:
         RecipeError: If so; the message names both grids.

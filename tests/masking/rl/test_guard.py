@@ -58,7 +58,7 @@ def test_a_collapse_is_set_back_and_names_the_key(kind: str) -> None:
     taught = teach(masker, LOOK, noise())
     assert taught.metrics["restored"] == 1 and taught.metrics["entropy"] < 0.5
     (notice,) = taught.after.notices
-    assert "normalised entropy" in notice and "goes on with its last good state" in notice
+    assert "normalised entropy" in notice and "continues from its last good state" in notice
     assert ("`mask.entropy`, now 1" in notice) == (kind == "tats")
     assert ("`mask.base_lr`" in notice) == (kind == "adamae")
     assert same(masker.policy.state_dict(), good)
@@ -89,7 +89,7 @@ def test_until_it_was_good_once_it_looks_every_step() -> None:
     for step in range(2):
         taught = teach(masker, step, noise())
         assert taught.metrics["restored"] == 1
-        assert "there is no good state of it to go back to" in taught.after.notices[0]
+        assert "there is no earlier good state to restore" in taught.after.notices[0]
         assert not any(name.startswith("guard/") for name in masker.tensors())
     masker.policy.load_state_dict(uniform)
     assert not teach(masker, 2, noise()).after.notices
