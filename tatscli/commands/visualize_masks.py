@@ -1,4 +1,4 @@
-"""`tats visualize-masks`: look at what a mask hides of a clip, and at what a model makes of it."""
+"""`tats visualize-masks`: what a mask hides of a clip, and what a model predicts."""
 
 from __future__ import annotations
 
@@ -213,10 +213,10 @@ def visualize_masks(
 def _draw_tokenizer(
     where: dict[str, Any], clip: Path, *, compare: str | None, every: int | None
 ) -> dict[str, Any]:
-    """Draw what a tokenizer makes of a clip.
+    """Draw a tokenizer's reconstruction, scores and codes of a clip.
 
     Raises:
-        UsageError: If an option is given that speaks of masks.
+        UsageError: If an option about masks is given.
     """
     from tatscli.errors import UsageError
     from tatscli.tasks.visualize_tokenizer import visualize_tokenizer

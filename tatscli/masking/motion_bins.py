@@ -26,7 +26,7 @@ class MotionBinsMasker(Masker):
     """Shows tokens of the half of the clip that moves more, and of the other half.
 
     Within a half, tokens are drawn at random. Which half tokens of equal speed belong to is
-    decided by site, alike in all slices, so that a still clip is divided into two sets of tubes.
+    decided by site, the same in all slices, so that a still clip is divided into two sets of tubes.
     A clip without motion is masked as a tube as far as the exact count allows. Where a half is too
     small for its share, it is shown whole.
     """

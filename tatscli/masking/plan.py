@@ -18,8 +18,8 @@ from tatscli.data.clip import check_tokens, readable
 class MaskPlan:
     """The visible tokens and the tokens to predict of a batch.
 
-    Shapes and types are always checked, values at once where they lie on the CPU. On a GPU a check
-    would wait for it in every training step: there `faulty_B` counts broken plans, which training
+    Shapes and types are always checked, values at once on the CPU. On a GPU a check
+    would make every training step wait: there `faulty_B` counts broken plans, which training
     reports with its next log line, and `check` looks at a plan from elsewhere.
 
     Attributes:
@@ -51,7 +51,7 @@ class MaskPlan:
             self.check()
 
     def check(self, tokens: int | None = None) -> None:
-        """Check the values of a plan, wherever it lies; a GPU is waited for.
+        """Check the values of a plan on any device; on a GPU this waits for it.
 
         Args:
             tokens: Tokens N of a clip; None leaves the upper end open.

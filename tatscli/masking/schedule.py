@@ -69,7 +69,7 @@ class ScheduleMasker(Masker):
 
     @property
     def temperature(self) -> float | None:  # type: ignore[override]
-        """That of the second mask, which is the one looked at."""
+        """That of the second mask, which pictures show."""
         return self.to_mask.temperature
 
     @temperature.setter

@@ -45,7 +45,7 @@ class SliceMasker(Masker):
 
         Args:
             clip: The clips, with their motion if the mask needs it.
-            noise_BTS: Uniform in [0, 1), alike in all slices; it decides between equals.
+            noise_BTS: Uniform in [0, 1), the same in all slices; it breaks ties.
             draws: For further draws.
         """
         raise NotImplementedError

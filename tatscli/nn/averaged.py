@@ -58,7 +58,7 @@ class Following(Generic[Network]):
     """The moving average of a training's model as a part: it is saved, and follows every step.
 
     A checkpoint's `model` is the average, which is what others take; the weights that the optimiser
-    moves lie beside it as `trained`, for resuming.
+    moves are stored beside it as `trained`, for resuming.
 
     Args:
         network: What it begins as, and follows.

@@ -1,4 +1,4 @@
-"""Where tokens lie: position codes that are added to them, made or taken over from another grid.
+"""Position embeddings of tokens, computed or taken over from another grid.
 
 A training that begins from a run on another token grid keeps that run's codes, interpolated: a
 weight that has learned what a place means finds it again. LVMAE (Gundavarapu et al. 2024, arXiv

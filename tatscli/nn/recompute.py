@@ -40,7 +40,7 @@ def pays(clips: int, values: int) -> bool:
 
 
 def kept_values() -> int:
-    """Return so many numbers that fewer are kept rather than computed again, at this place."""
+    """Return the limit below which numbers are kept rather than recomputed, at this place."""
     return INSIDE_VALUES if _in_group.get() else KEPT_VALUES
 
 

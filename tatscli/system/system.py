@@ -180,7 +180,7 @@ class System:
         )
 
     def _embed(self, cubes_BNP: Tensor) -> Tensor:
-        """Embed all tokens; without a graph, unless the masker's loss shall reach the encoder."""
+        """Embed all tokens; without a graph, unless the masker's loss is to reach the encoder."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.masker.reaches_encoder):
             return self.encoder.embed(cubes_BNP)
 

@@ -35,7 +35,7 @@ class DifferenceTarget(Target):
     """Differences between the frames of a cube, or to later frames of the clip.
 
     Raises:
-        RecipeError: If a gap is longer than what it lies in.
+        RecipeError: If a gap is longer than the cube or clip.
     """
 
     config: schema.DifferenceTarget

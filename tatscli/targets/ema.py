@@ -43,7 +43,7 @@ class EmaTarget(Target):
         """Start as a copy of the encoder.
 
         Raises:
-            RecipeError: If it has fewer blocks than shall be averaged.
+            RecipeError: If it has fewer blocks than are to be averaged.
         """
         if self.config.layers > encoder.depth:
             raise RecipeError(

@@ -22,7 +22,7 @@ def clip_notes(
     Args:
         windows: What is shown.
         recipe: That was followed.
-        layout: Whose motion was read.
+        layout: Says whose motion was read.
         limited: What shows only the first window by default; empty if all are shown.
     """
     last = windows[-1]
@@ -70,7 +70,7 @@ def _store_notes(recipe: Recipe, layout: Layout) -> list[str]:
     note = f"motion as in the store `{recipe.data.store}`: {', '.join(taken)}"
     motion = layout.reader.data.motion
     scaled = motion.scaling == "auto" and one_scale(motion, prepared)
-    return [f"{note}, so the motion of all frames is scaled alike" if scaled else note]
+    return [f"{note}, so the motion of all frames is scaled to a common level" if scaled else note]
 
 
 def mask_notes(setup: MaskSetup, windows: Sequence[Window]) -> list[str]:

@@ -50,7 +50,7 @@ class TrainingPictures:
         rows: Rows of the store; the first is drawn.
         recipe: The recipe.
         every: Passes between two pictures.
-        motion: Gives the video its motion; None where nobody reads it.
+        motion: Gives the video its motion; None if it is not used.
     """
 
     name: ClassVar[str]

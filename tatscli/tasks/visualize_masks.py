@@ -185,7 +185,7 @@ def _refuse_growth(viewer: Viewer, recipe: Recipe, run: Path) -> None:
     """Refuse `--every` where no policy was trained.
 
     Raises:
-        UsageError: If the mask looked at has no policy that the run trained.
+        UsageError: If the run trained no policy for the mask.
     """
     trained = open_checkpoint(run).recipe.mask.kind
     if trained == recipe.mask.kind and viewer.system.masker.temperature is not None:

@@ -79,7 +79,7 @@ class Watcher:
         trained: Rows that are trained on; at most `run.watch.videos` of them are used.
         held: Rows held out.
         recipe: The recipe.
-        system: Says what clips must bring along.
+        system: Says which motion and codes clips need.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A tokenizer at work: the input, what its codes keep of it, what they score, and the codes.
+"""Pictures of a tokenizer: the input, its reconstruction, scores and codes.
 
 Shapes: B = 1, C colours, T frames, H and W pixels, t codes along time, h and w codes along the
 picture, Y and X pixels of a panel.
@@ -49,7 +49,7 @@ class Coding:
     kept_thw: Tensor | None = None
 
     def facts(self, window: Window) -> dict[str, Any]:
-        """Return what `--json` tells of the window."""
+        """Return the entry of the window in `--json`."""
         facts: dict[str, Any] = {
             "frames": window.frames,
             "times": [round(time, 6) for time in window.times],
@@ -123,7 +123,7 @@ def render_codes(
     """Write the picture of a tokenizer; arguments and result as of `write_picture`.
 
     Args:
-        tokenizer: What is looked at.
+        tokenizer: The tokenizer.
         watch: Called with every window shown.
     """
     coder = Coder(tokenizer)

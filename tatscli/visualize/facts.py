@@ -1,4 +1,4 @@
-"""Numbers about what is shown of a window: for labels, and for `--json`.
+"""Numbers about a window: for labels, and for `--json`.
 
 Shapes: N tokens of a clip.
 """
@@ -21,7 +21,7 @@ _MOTION = ("motion_share", "motion_lift", "motion_hidden")
 
 
 def facts_of(window: Window, masked: MaskedWindow, grid: tuple[int, int, int]) -> dict[str, Any]:
-    """Return what `--json` tells of a window.
+    """Return the entry of a window in `--json`.
 
     Returns:
         `frames`, `times` in seconds, `visible` and `predict` (token indices) and the numbers of

@@ -79,8 +79,8 @@ def render_growth(
     Args:
         clip: Where the windows come from, for the header.
         out: `.png` for a sheet, another suffix of `SUFFIXES` for a film.
-        windows: What is looked at.
-        snapshots: By whom, in the order of training.
+        windows: The windows.
+        snapshots: The policies, in the order of training.
         layout: How the picture is made.
         grid: Tokens along time, height and width.
 
@@ -163,7 +163,7 @@ class _Strips:
             replace(
                 heat,
                 label=f"step {one.step} probability",
-                notes=[*heat.notes, "colours alike for all steps", entropy_words(insight)],
+                notes=[*heat.notes, "same colours for all steps", entropy_words(insight)],
             ),
             replace(
                 shown,

@@ -152,7 +152,7 @@ def places_shown(out: Path, form: ClipForm, layout: Layout) -> list[int]:
 
 
 def slices_shown(slices: int, columns: int) -> list[int]:
-    """Return which slices a sheet shows: all, or so many, evenly from the first to the last."""
+    """Return which slices a png shows: all, or `columns` of them, evenly spaced."""
     if slices <= columns:
         return list(range(slices))
     gaps = max(columns - 1, 1)

@@ -28,7 +28,7 @@ def lift_of(score_N: Tensor) -> Tensor:
 def bounds_of(value: Tensor) -> tuple[float, float]:
     """Return the ends of a colour scale for positive values.
 
-    It reaches at least 5 % around the mean, lest rounding look like structure.
+    It reaches at least 5 % around the mean, so that rounding does not look like structure.
     """
     mean = value.mean().item()
     low, high = min(0.95 * mean, value.min().item()), max(1.05 * mean, value.max().item())

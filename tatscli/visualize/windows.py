@@ -194,7 +194,7 @@ class _Field(NamedTuple):
 
 
 class _MotionFootage(FileFootage):
-    """A file whose frames leave behind when they are shown and how their content moves.
+    """A file that keeps the times of its frames and the motion into them.
 
     It reads one frame ahead: the motion of the frame after a window's last may fill that one's.
 
@@ -219,7 +219,7 @@ class _MotionFootage(FileFootage):
         self.height = self.width = 0
 
     def frames(self, short_side: int | None) -> Iterator[Frame]:
-        """Decode the file; pictures have the size of the store's, whatever is asked for."""
+        """Decode the file; pictures always have the size of the store's."""
         self.times_read, self.fields = [], {}
         before: Frame | None = None
         stored = read_frames(
@@ -247,7 +247,7 @@ class _MotionFootage(FileFootage):
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """Makes windows of what a footage has left behind."""
+    """Makes windows of the frames, times and motion of a footage."""
 
     footage: _MotionFootage
     data: Data

@@ -85,7 +85,9 @@ def test_settings_of_the_store_are_named_where_they_are_not_the_defaults():
     assert told(motion="none") == [f"{as_in}`--motion none`"]
     assert told(motion_cell=8, camera="affine") == [f"{as_in}`--motion-cell 8`, `--camera affine`"]
     native = f"{as_in}`--motion native`"
-    assert told(motion="native") == [f"{native}, so the motion of all frames is scaled alike"]
+    assert told(motion="native") == [
+        f"{native}, so the motion of all frames is scaled to a common level"
+    ]
     assert told("none", motion="native") == told("robust", motion="native") == [native]
 
 

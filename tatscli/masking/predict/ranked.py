@@ -68,7 +68,7 @@ class RankedRule(PredictRule):
             raise ValueError(f"cannot choose {self.budget} of {M} tokens to predict")
         noise_BM = draws.uniform((B, M), plan.predict_BM.device)
         rank_BM = self.rank_BM(plan, clip, noise_BM, draws)
-        # A stable sort treats equals alike on every device.
+        # A stable sort treats ties the same on every device.
         order_BM = rank_BM.argsort(dim=1, descending=True, stable=True)
         chosen = order_BM[:, : self.budget].sort(dim=1).values
         return MaskPlan(plan.visible_BK, plan.predict_BM.gather(1, chosen))
@@ -86,7 +86,7 @@ class SalientRule(RankedRule):
         self.salient = self.budget - round(self.budget * config.random)
 
     def saliency_BN(self, clip: Clip) -> Tensor:
-        """Return how salient each token of the clips is, (B, N); all alike means random."""
+        """Return how salient each token of the clips is, (B, N); equal values mean random."""
         raise NotImplementedError
 
     def preference_BM(self, salient_BM: Tensor, draws: Draws) -> Tensor:

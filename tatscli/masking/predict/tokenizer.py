@@ -17,7 +17,7 @@ from tatscli.tokenizer.asked import Asked
 
 
 class TokenizerRule(SalientRule):
-    """Follows the scores of a frozen tokenizer; clips whose scores are all alike are predicted at
+    """Follows the scores of a frozen tokenizer; for clips with equal scores the choice is
     random.
 
     The paper takes the highest or draws by the scores; ours draws without replacement, so that the

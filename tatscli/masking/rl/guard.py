@@ -31,10 +31,10 @@ class Guard:
         self._heard.append(entropy.detach().float())
 
     def after_step(self, done: int) -> str | None:
-        """Judge the policy every `INTERVAL` steps, and until it was good once; alike on all ranks.
+        """Check the policy every `INTERVAL` steps and until it was good once, on all ranks alike.
 
-        Only by what was heard in this very step, for that is no part of a checkpoint: a mask that
-        is not asked in every step is judged at the next look of one in which it is.
+        Only entropies of this very step count, since they are not in a checkpoint: a mask that is
+        not used in every step is checked at the next due step that uses it.
 
         Returns:
             What is wrong with it, and whether it could be set back; None if it is good, or if

@@ -57,8 +57,8 @@ class Rollout:
 class LearnedMasker(Masker):
     """Draws the visible tokens of a clip from a learned policy.
 
-    The autoencoder is reached by nothing but the loss that `learn` returns, and by that only where
-    `detach: false` asks for it: a draw has no gradient, errors come detached, and so do the tokens.
+    It affects the autoencoder only through the loss that `learn` returns, and only with
+    `detach: false`: a draw has no gradient, and errors and tokens come detached.
     Each optimiser step is one update of the policy, at a rate for the videos in it.
 
     Attributes:
@@ -83,7 +83,7 @@ class LearnedMasker(Masker):
         self.warmup_steps = 0.0
         self.micro_share = 1.0  # of a step's videos in a micro-batch
         self._rollout: Rollout | None = None
-        # Autocast as it was when planning, so that later passes of a batch round alike.
+        # Autocast as it was when planning, so that later passes over a batch round the same.
         self._precision: AbstractContextManager[Any] = nullcontext()
 
     def build_policy(self, width: int) -> Policy:

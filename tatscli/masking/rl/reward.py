@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tatscli.engine import distributed
 
 RATE = 0.05  # of a new batch in the running moments
-FLOOR = 1e-4  # least spread, relative to the level: clips that are all alike
+FLOOR = 1e-4  # least spread, relative to the level, for equal clips
 
 
 class RunningReward(nn.Module):

@@ -54,7 +54,7 @@ def _refuse_other_grid(teacher: Teacher, given: Given) -> None:
     if (teacher.grid, sees) == (given.grid, given.clip):
         return
     theirs, ours = (" x ".join(map(str, grid)) for grid in (teacher.grid, given.grid))
-    hint = "`data.frames`, `data.size` and `model` may be chosen to fit, or `size` of the teacher"
+    hint = "change `data.frames`, `data.size` or `model` to fit, or the teacher's `size`"
     if sees[0] == given.clip[0] and sees[1:] != given.clip[1:]:
         side = sees[1] if sees[1] == sees[2] else list(sees[1:])
         hint = f"`size: {side}` resizes the clip for the teacher"

@@ -120,7 +120,7 @@ class ByFrame(nn.Module):
         self.averages = frames == "mean"
 
     def pictures(self, video_BCTHW: Tensor) -> Tensor:
-        """Return the frames that are asked for as a batch of pictures: (X, C, H, W)."""
+        """Return the frames to use as a batch of images: (X, C, H, W)."""
         step = 1 if self.averages else self.tubelet
         return video_BCTHW[:, :, ::step].transpose(1, 2).flatten(0, 1)
 
