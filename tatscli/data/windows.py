@@ -272,7 +272,7 @@ def read_chosen(
             number += 1
     if number < len(chosen):
         raise DecodeError(
-            f"frame {max(chosen[number])} was there when the video was first read, and was not "
+            f"it had at least {max(chosen[number]) + 1} frames when it was first read, and fewer "
             "when it was read again"
         )
 

@@ -115,7 +115,7 @@ def test_an_empty_list_is_refused(compare, kinds):
 
 @pytest.mark.parametrize(("kinds", "place"), [("tube,,mgm", 2), ("tube,mgm, ", 3), (",tub", 1)])
 def test_an_empty_entry_is_named_by_its_place(compare, kinds, place):
-    words = f"`--compare {kinds}` names no mask at place {place}: choose from `random`,"
+    words = f"`--compare {kinds}` names no mask at position {place}: choose from `random`,"
     with pytest.raises(UsageError, match=words):
         compare(kinds)
 
