@@ -352,7 +352,7 @@ def test_the_command_reads_the_recipe_and_what_the_line_changes(
     assert other.code == 0, other.stderr
     assert "-16x16-x2-10x3-" in other.json()["codes"]
     for wrong, said in (
-        (("store", "encode", copy), "`--recipe RECIPE` or `--tokenizer PATH` must say"),
+        (("store", "encode", copy), "give `--recipe RECIPE` or `--tokenizer PATH`"),
         (("store", "encode", copy, "data.size=3", "--tokenizer", "x"), "no `--recipe` is named"),
     ):
         outcome = cli(*wrong)
