@@ -353,7 +353,7 @@ def test_the_command_reads_the_recipe_and_what_the_line_changes(
     assert "-16x16-x2-10x3-" in other.json()["codes"]
     for wrong, said in (
         (("store", "encode", copy), "give `--recipe RECIPE` or `--tokenizer PATH`"),
-        (("store", "encode", copy, "data.size=3", "--tokenizer", "x"), "no `--recipe` is named"),
+        (("store", "encode", copy, "data.size=3", "--tokenizer", "x"), "no `--recipe` is given"),
     ):
         outcome = cli(*wrong)
         assert outcome.code == 2 and said in outcome.stderr
