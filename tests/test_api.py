@@ -13,8 +13,8 @@ import torch
 import tatscli
 from tatscli.api import VideoModel
 from tatscli.data.normalize import standardized
+from tatscli.data.torchvision_ops import decode_jpegs
 from tatscli.data.views import EvalViews
-from tatscli.data.vision import decode_jpegs
 from tatscli.errors import CheckpointError, DataError, UsageError
 from tatscli.evaluation.features import PooledFeatures
 from tatscli.recipe.schema import Sampling

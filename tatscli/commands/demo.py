@@ -1,4 +1,4 @@
-"""`tats demo`: the whole way on a rendered set of movements, in about five minutes on two cores."""
+"""`tats demo`: all stages on a rendered set of movements, in about five minutes on two cores."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EPILOG = """Examples:
 
 def demo(
     overrides: Overrides = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything.")] = Path("demo"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")] = Path("demo"),
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete an earlier demo there first.")
     ] = False,
@@ -54,5 +54,5 @@ def demo(
         ["stage", "seconds"],
         [*result["seconds"].items(), ("all", result["total_seconds"])],
     )
-    say.info(f"the masks of one video are in {result['masks']}, everything else in {out}")
+    say.info(f"{result['masks']} shows the masks of one video; everything else is in {out}")
     say.result(result)

@@ -36,8 +36,8 @@ def encode(
         typer.Option(
             "--recipe",
             metavar="RECIPE",
-            help="Write the codes that this recipe reads: by its `data` and its first `cached`"
-            " tokenizer.",
+            help="Write the codes that this recipe reads: for its `data` and its first tokenizer"
+            " with `cached: true`.",
         ),
     ] = None,
     tokenizer: Annotated[
@@ -76,11 +76,11 @@ def encode(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Store a tokenizer's codes with the frames, for targets with `cached: true`.
+    """Write a tokenizer's codes into the store, for targets and `predict` with `cached: true`.
 
-    Codes are those of the centre crop (`data.crop: centre`), for every frame; or, if the tokenizer
-    encodes several frames at once, for the recipe's fixed clips (`data.sampling.clips`). If
-    stopped, rerun the same command to continue.
+    The codes are those of the centre crop (`data.crop: centre`): of every frame, or, for a
+    tokenizer that looks at several frames at once, of the recipe's fixed clips
+    (`data.sampling.clips`). An interrupted run continues where it stopped.
     """
     from pydantic import TypeAdapter
 
@@ -103,9 +103,11 @@ def encode(
             say.info(note)
         result = encode_recipe(path, loaded, reporter=say, source=source, size=view, scale=scale)
     elif overrides:
-        raise UsageError(f"`{overrides[0]}` overrides a recipe key, but there is no `--recipe`")
+        raise UsageError(f"`{overrides[0]}` overrides a recipe key, but no `--recipe` is given")
     elif source is None:
-        raise UsageError("give `--recipe RECIPE` or `--tokenizer PATH` to encode with")
+        raise UsageError(
+            "give `--recipe RECIPE` or `--tokenizer PATH`: which tokenizer to encode with"
+        )
     else:
         result = encode_store(
             path, source, size=view or (224, 224), scale=scale or 1.0, reporter=say

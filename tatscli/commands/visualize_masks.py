@@ -1,9 +1,9 @@
-"""`tats visualize-masks`: look at what a mask hides of a clip, and at what a model makes of it."""
+"""`tats visualize-masks`: what a mask hides of a clip, and what a model predicts."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -20,6 +20,8 @@ EPILOG = """Examples:
   tats visualize-masks clip.mp4 --compare random,tube,mgm --out masks.png
 
   tats visualize-masks clip.mp4 --run runs/ssv2 --out clip.gif --windows 2
+
+  tats visualize-masks clip.mp4 --recipe ssv2 --as train --windows 3 --out draws.png
 
   tats visualize-masks clip.mp4 --run runs/ssv2 --every 1 --out growth.gif
 
@@ -39,11 +41,15 @@ def visualize_masks(
     clip: Annotated[Path, typer.Argument(metavar="CLIP", help="A video file of any length.")],
     run: Annotated[
         Path | None,
-        typer.Option("--run", help="Pretrained run, adds what the model does; or a tokenizer."),
+        typer.Option(
+            "--run", help="A pretrained run, adds its reconstruction and error; or a tokenizer run."
+        ),
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option("--recipe", help="Take mask and clip shape from a recipe; no weights."),
+        typer.Option(
+            "--recipe", help="Take mask and clip shape from this recipe, without weights."
+        ),
     ] = None,
     mask: Annotated[
         str | None, typer.Option("--mask", help="Kind of mask.", show_default="the run's, or tube")
@@ -53,7 +59,7 @@ def visualize_masks(
         typer.Option(
             "--compare",
             metavar="MASK,MASK,...",
-            help="Several kinds of masks over the same frames, a row each.",
+            help="Show several kinds of masks on the same frames, one row each.",
         ),
     ] = None,
     ratio: Annotated[
@@ -77,13 +83,26 @@ def visualize_masks(
             show_default="224",
         ),
     ] = None,
+    phase: Annotated[
+        Literal["train", "test"],
+        typer.Option(
+            "--as",
+            help="Show the clips of evaluation, or those that training draws from the video: "
+            "frames, crop and flip.",
+        ),
+    ] = "test",
     frames: Annotated[
         int | None,
         typer.Option("--frames", min=1, help="Frames in a window.", show_default="16"),
     ] = None,
     stride: Annotated[
         int | None,
-        typer.Option("--stride", min=1, help="Source frames per step.", show_default="4"),
+        typer.Option(
+            "--stride",
+            min=1,
+            help="Source frames from one frame of a window to the next.",
+            show_default="4",
+        ),
     ] = None,
     patch: Annotated[
         int | None,
@@ -93,14 +112,16 @@ def visualize_masks(
         int | None,
         typer.Option("--tubelet", min=1, help="Frames in a token.", show_default="2"),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the masks.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Seed of the masks, and of clips drawn as `train`.")
+    ] = 0,
     fps: Annotated[
         float | None,
         typer.Option(
             "--fps",
             min=0.1,
             max=120,
-            help="Speed of the picture.",
+            help="Frames per second of the film.",
             show_default="the clip's own; 2 with --every",
         ),
     ] = None,
@@ -110,7 +131,8 @@ def visualize_masks(
             "--windows",
             min=1,
             help="Windows to show.",
-            show_default="all; the first in a png or with --every",
+            show_default="all that cover the video, or 1 if drawn or uniform; 1 in a png or with "
+            "--every",
         ),
     ] = None,
     columns: Annotated[
@@ -118,7 +140,7 @@ def visualize_masks(
         typer.Option(
             "--columns",
             min=1,
-            help="Slices that a png shows at most, evenly spaced.",
+            help="Most slices that a png shows, evenly spaced.",
             show_default="16",
         ),
     ] = None,
@@ -127,14 +149,14 @@ def visualize_masks(
         typer.Option(
             "--every",
             min=1,
-            help="Show how the policy grew: every so many of the checkpoints kept.",
+            help="Show how the policy developed: every N-th of the kept checkpoints.",
         ),
     ] = None,
     temperature: Annotated[
         float | None,
         typer.Option(
             "--temperature",
-            help="Of a learned mask: below 1 sharpens its policy.",
+            help="For learned masks: below 1 sharpens the policy, above 1 flattens it.",
             show_default="1",
         ),
     ] = None,
@@ -142,26 +164,27 @@ def visualize_masks(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Draw masks over a clip: probabilities, visible tokens, reconstruction, error, motion."""
+    """Draw masks on a clip: probabilities, visible tokens, reconstruction, error, motion."""
     from tatscli.errors import UsageError
     from tatscli.nn.load import is_tokenizer
     from tatscli.tasks.compare_masks import compare_masks
-    from tatscli.tasks.visualize_masks import Wishes
+    from tatscli.tasks.visualize_masks import Overrides
     from tatscli.tasks.visualize_masks import visualize_masks as draw
 
-    say = reporter(json, quiet, verbose)
+    console = reporter(json, quiet, verbose)
     pixels = None if size is None else view_size(size)
-    wishes = Wishes(mask, ratio, pixels, frames, stride, patch, tubelet, temperature)
+    overrides = Overrides(mask, ratio, pixels, frames, stride, patch, tubelet, temperature)
     where: dict[str, Any] = {
-        "reporter": say,
+        "reporter": console,
         "run": run,
         "recipe": recipe,
-        "wishes": wishes,
+        "overrides": overrides,
         "out": out,
         "seed": seed,
         "fps": fps,
         "windows": windows,
         "columns": columns,
+        "phase": phase,
     }
     if run is not None and is_tokenizer(run):
         result = _draw_tokenizer(where, clip, compare=compare, every=every)
@@ -178,22 +201,22 @@ def visualize_masks(
         count = len(result["compare"][0]["windows"])
     if "checkpoints" in result:
         steps = [str(one["step"]) for one in result["checkpoints"]]
-        say.info(f"checkpoints of {run} shown: {', '.join(steps)}")
+        console.info(f"checkpoints of {run} shown: {', '.join(steps)}")
     slices, rows, columns = result["grid"]
-    say.info(
+    console.info(
         f"wrote {result['out']}: {count} {'window' if count == 1 else 'windows'} of "
         f"{slices} x {rows} x {columns} tokens, {names}"
     )
-    say.result(result)
+    console.result(result)
 
 
 def _draw_tokenizer(
     where: dict[str, Any], clip: Path, *, compare: str | None, every: int | None
 ) -> dict[str, Any]:
-    """Draw what a tokenizer makes of a clip.
+    """Draw a tokenizer's reconstruction, scores and codes of a clip.
 
     Raises:
-        UsageError: If an option is given that speaks of masks.
+        UsageError: If an option about masks is given.
     """
     from tatscli.errors import UsageError
     from tatscli.tasks.visualize_tokenizer import visualize_tokenizer
@@ -203,9 +226,9 @@ def _draw_tokenizer(
         ("--compare", compare),
         ("--every", every),
         ("--recipe", where["recipe"]),
-        ("--seed", where["seed"] or None),
+        ("--seed", where["seed"] if where["phase"] == "test" and where["seed"] else None),
     ):
         if value is not None:
             raise UsageError(f"`{run}` is a tokenizer: it has no masks for `{option}`")
-    taken = {key: where[key] for key in ("reporter", "wishes", "out", "fps", "windows", "columns")}
+    taken = {key: value for key, value in where.items() if key not in ("run", "recipe")}
     return visualize_tokenizer(clip, run, **taken)

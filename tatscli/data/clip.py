@@ -1,4 +1,4 @@
-"""`Clip`: a batch of clips on its device, the one argument of masks, selections, heads and targets.
+"""`Clip`: a batch of clips on its device, which masks, predict rules, heads and targets work on.
 
 Shapes: B batch, C colours, T frames, H and W pixels, N tokens of a clip, K of them, P values of a
 cube, D width. Tokens are time-major: index = (t * h + row) * w + column. The values of a cube lie
@@ -100,8 +100,8 @@ class Clip:
     Args:
         form: How it was cut.
         pixels_BNP: uint8 RGB, all cubes.
-        motion: The clips' motion on the token grid, where a mask, selection or target
-            follows it.
+        motion: The clips' motion on the token grid, where a mask, predict rule or target
+            needs it.
         label_B: int64 classes; -1 where there is none.
         row_B: int64 rows of the store's manifest.
         codes: By the names of `store/codes.py`, codes of the whole clip, int64 (B, t, h, w), and
@@ -154,8 +154,8 @@ class Clip:
     def once(self, key: Hashable, make: Callable[[], Answer]) -> Answer:
         """Return what `make` returned when it was first asked for under this key.
 
-        Who asks the same of a clip, such as a target and a selection of one tokenizer, shares an
-        answer in this way; nobody may change it. The key says all that the answer depends on.
+        Callers that need the same result, such as a target and a predict rule with one tokenizer,
+        share it; nobody may change it. The key holds everything that the result depends on.
         """
         if key not in self._answers:
             self._answers[key] = make()
@@ -194,9 +194,60 @@ def cut(video_BCTHW: Tensor, grid: tuple[int, int, int], tubelet: int, patch: in
     return parts.permute(0, 2, 4, 6, 3, 5, 7, 1).reshape(-1, t * h * w, 3 * tubelet * patch * patch)
 
 
+def readable(tensor: Tensor) -> bool:
+    """Whether values can be checked here: on the CPU, outside of a graph that is being traced.
+
+    Reading them from a GPU would make a training step wait for it.
+    """
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return tensor.device.type == "cpu" and type(tensor) is Tensor and not traced
+
+
+def check_tokens(name: str, index_BK: Tensor, tokens: int | None = None) -> None:
+    """Refuse what is no index of tokens; values are looked at only where they are `readable`.
+
+    Args:
+        name: What to call it.
+        index_BK: The index.
+        tokens: Tokens N of a clip, if known.
+
+    Raises:
+        ValueError: If it is not int64 (B, K), or a value is below 0 or at least `tokens`.
+    """
+    if index_BK.ndim != 2 or index_BK.dtype != torch.int64:
+        kind = str(index_BK.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"{name} must be int64 of shape (B, count), one row a clip; "
+            f"got {kind} of shape {tuple(index_BK.shape)}"
+        )
+    check_range(name, index_BK, tokens)
+
+
+def check_range(name: str, index: Tensor, tokens: int | None) -> None:
+    """Refuse an index, of any shape, that names no token, where its values are `readable`.
+
+    Raises:
+        ValueError: If a value is below 0, which torch would count from the end, or too large.
+    """
+    if not index.numel() or not readable(index):
+        return
+    low, high = (int(end) for end in index.aminmax())
+    if low < 0 or (tokens is not None and high >= tokens):
+        wrong = low if low < 0 else high
+        allowed = "at least 0" if tokens is None else f"0 to {tokens - 1}, of {tokens} tokens"
+        raise ValueError(f"{name} holds the index {wrong}; allowed is {allowed}")
+
+
 def pick(values_BNX: Tensor, index_BK: Tensor) -> Tensor:
-    """Pick tokens by index: (B, N, X) and (B, K) give (B, K, X)."""
+    """Pick tokens by index: (B, N, X) and (B, K) give (B, K, X).
+
+    Raises:
+        ValueError: As `check_tokens`, or if the numbers of clips differ.
+    """
     B, N, X = values_BNX.shape
+    check_tokens("index_BK", index_BK, N)
+    if index_BK.shape[0] != B:
+        raise ValueError(f"index_BK is of {index_BK.shape[0]} clips, and there are {B}")
     first_B1 = torch.arange(B, device=index_BK.device)[:, None] * N
     # Whole rows of one matrix: several times as fast as gathering value by value.
     rows = values_BNX.reshape(B * N, X).index_select(0, (index_BK + first_B1).flatten())

@@ -24,10 +24,10 @@ from tatscli.data.provide import MotionSource
 from tatscli.data.randaugment import rand_augment_pictures
 from tatscli.data.sample import Sample
 from tatscli.data.sampling import chosen_frames, drawn_clip, train_indices
+from tatscli.data.torchvision_ops import decode_jpegs, import_torchvision, rand_augment
 from tatscli.data.tracks import Track
 from tatscli.data.unreadable import UNREADABLE, unreadable
 from tatscli.data.view import View, pretraining_view, random_resized_crop
-from tatscli.data.vision import decode_jpegs, import_torchvision, rand_augment
 from tatscli.errors import DataError
 from tatscli.recipe.schema import Data, Finetune, Sampling
 from tatscli.seeding import random_of
@@ -167,7 +167,7 @@ class PretrainClips(Clips):
         data: The recipe's `data`.
         patch: Height and width of a token in pixels.
         seed: Seed of every draw.
-        follows_motion: Whether mask, selection or targets need the motion; else no clip is refused
+        follows_motion: Whether mask, predict rule or targets need motion; else no clip is refused
             for having none.
         codes: Names of codes that the store holds, which clips bring along.
 

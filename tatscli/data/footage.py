@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tatscli.data.torchvision_ops import decode_jpegs
 from tatscli.data.unreadable import UNREADABLE
-from tatscli.data.vision import decode_jpegs
 from tatscli.errors import DataError, DecodeError, UsageError
 from tatscli.store.annotations.videos import Videos, readable
 from tatscli.store.reader import Store

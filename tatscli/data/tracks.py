@@ -24,7 +24,7 @@ from tatscli.video.camera import Camera, remove_camera
 
 _TOP = 0.95  # the percentile that stands for the scale of a frame
 # Stored frames that content is followed back: two seconds at 30 a second, after which errors have
-# added up and most of it is out of sight. Without a limit a clip that spans a long video (`mode:
+# added up and most of it is out of view. Without a limit a clip that spans a long video (`mode:
 # uniform`) would take gigabytes.
 FURTHEST = 64
 
@@ -64,18 +64,18 @@ def gaps(frames: Sequence[int]) -> list[int]:
     return found[::-1]
 
 
-def reach(frames: Sequence[int], length: int) -> range:
-    """Return where the stored frames begin and end that `pieces` names."""
-    parts = pieces(frames, length)
-    return range(parts[0].start, parts[-1].stop)
-
-
 def pieces(frames: Sequence[int], length: int) -> list[range]:
     """Return the stored frames whose motion a clip of a video of `length` frames needs.
 
     For each frame of the clip the way into it; the frame after it may fill a key frame. They are in
     ascending order, and one range where the frames lie close.
+
+    Raises:
+        IndexError: If the video has no such frame.
     """
+    for frame in (min(frames), max(frames)):
+        if not 0 <= frame < length:
+            raise IndexError(f"there is no frame {frame} in a video of {length} frames")
     back = gaps(frames)
     if max(back) <= FURTHEST:
         first = min(map(sub, frames, back)) + 1 if any(back) else min(frames)
@@ -107,8 +107,7 @@ def track(
         field_Fyx2: float32, displacement since the stored frame before, in stored pixels, x first.
         valid_F: bool; whether it is known.
         frames: Stored frames of the clip.
-        stored: Which frames `field_Fyx2` holds: after `reach` the first of successive ones, or all
-            `pieces`.
+        stored: Which frames `field_Fyx2` holds: the `pieces`, or the first of successive frames.
         cell: Side of a cell in stored pixels.
         robust: Bring the frames to one scale.
         camera: Model of the camera's motion to take out.

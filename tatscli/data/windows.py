@@ -9,7 +9,7 @@ Shapes: V views of a window (crops), C channels, T frames, H and W pixels.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -39,10 +39,17 @@ class Span(NamedTuple):
 
 
 class Window(NamedTuple):
-    """What a model sees at once: uint8 views, and when they are."""
+    """What a model sees at once.
+
+    Attributes:
+        span: Which frames it has, and when it is.
+        views_VCTHW: uint8.
+        goes_on: Whether the video goes on after a window of those that follow each other.
+    """
 
     span: Span
     views_VCTHW: Tensor
+    goes_on: bool = False
 
 
 class _Tick(NamedTuple):
@@ -50,7 +57,7 @@ class _Tick(NamedTuple):
 
     frame: int
     time: float
-    views_VCHW: Tensor
+    views_VCTHW: Tensor  # T = 1
 
 
 class _Clock:
@@ -131,7 +138,7 @@ class Windows:
         clock = _Clock(footage.frames(max(self.size)))
         for tick in self._ticks(clock):
             if complete:
-                yield _window(held, clock.begin, tick.time)
+                yield _window(held, clock.begin, tick.time, goes_on=True)
                 complete = False
             held.append(tick)
             starts, place = self._starts(count, tick.time - clock.begin, place)
@@ -161,7 +168,7 @@ class Windows:
             stride = self.sampling.stride or 1
             for index, frame in enumerate(frames):
                 if index % stride == 0:
-                    yield _Tick(index, frame.time, self._views(frame))
+                    yield _Tick(index, frame.time, self._views(frame.picture()))
             return
         # As `shown_at_rate`: a tick shows the last frame that has come by then.
         begin, ticks = 0.0, 0
@@ -183,32 +190,28 @@ class Windows:
     ) -> Iterator[_Tick]:
         """Yield a frame at every tick that shows it."""
         if ticks:
-            views_VCHW = self._views(frame)
-            yield from (_Tick(index, begin + one / rate, views_VCHW) for one in ticks)
+            views_VCTHW = self._views(frame.picture())
+            yield from (_Tick(index, begin + one / rate, views_VCTHW) for one in ticks)
 
     def _spread(self, footage: Footage, count: int) -> Iterator[Window]:
         """Read a video once for its times and once for its windows' frames."""
         times = footage.times()
-        rate = self.sampling.fps
-        shown = range(len(times)) if rate is None else shown_at_rate(np.array(times), rate)
-        chosen = [
-            [shown[place] for place in clip]
-            for clip in eval_indices(len(shown), self.sampling, self.frames, count)
+        chosen = self.chosen(times, count)
+        pictures = read_chosen(footage, chosen, max(self.size))
+        for frames, video_TCHW in zip(chosen, pictures, strict=True):
+            yield Window(self._span(frames, times), self._views(video_TCHW))
+
+    def chosen(self, times: Sequence[float], count: int) -> list[list[int]]:
+        """Return the frames of `count` windows, evenly spread, given the times of all frames.
+
+        Raises:
+            DataError: The video is too short under `short: error`.
+        """
+        ticks = ticks_of(times, self.sampling)
+        return [
+            [ticks[place] for place in clip]
+            for clip in eval_indices(len(ticks), self.sampling, self.frames, count)
         ]
-        last_use = {frame: number for number, clip in enumerate(chosen) for frame in clip}
-        kept: dict[int, Tensor] = {}
-        number = 0
-        for index, frame in enumerate(footage.frames(max(self.size))):
-            if index in last_use:
-                kept[index] = self._views(frame)
-            while number < count and max(chosen[number]) <= index:
-                frames = chosen[number]
-                views_VCTHW = torch.stack([kept[one] for one in frames], dim=2)
-                yield Window(self._span(frames, times), views_VCTHW)
-                kept = {one: view for one, view in kept.items() if last_use[one] > number}
-                number += 1
-        if number < count:
-            raise DecodeError(f"it had {len(times)} frames, and fewer when it was read again")
 
     def _span(self, frames: list[int], times: list[float]) -> Span:
         """Tell when a window of chosen frames is: a uniform one is the whole video."""
@@ -223,17 +226,55 @@ class Windows:
             end = times[beyond] if beyond < len(times) else after
         return Span(times[first] - times[0], end - times[0], frames)
 
-    def _views(self, frame: Frame) -> Tensor:
-        """Look at a frame as evaluation does: (V, C, H, W)."""
-        picture_1CHW = frame.picture()
-        height, width = picture_1CHW.shape[-2:]
+    def _views(self, video_TCHW: Tensor) -> Tensor:
+        """Look at frames as evaluation does: (V, C, T, H, W)."""
+        height, width = video_TCHW.shape[-2:]
         views = [
             spatial_crop(
                 height, width, self.size, crop=crop, crops=self.crops, antialias=self.antialias
             )
             for crop in range(self.crops)
         ]
-        return torch.cat([view.frames(picture_1CHW) for view in views])
+        return torch.stack([view.frames(video_TCHW).transpose(0, 1) for view in views])
+
+
+def ticks_of(times: Sequence[float], sampling: Sampling) -> Sequence[int]:
+    """Return the frames that a sampling counts: all, or the one on the screen at each tick."""
+    if sampling.fps is None:
+        return range(len(times))
+    return shown_at_rate(np.array(times), sampling.fps)
+
+
+def read_chosen(
+    footage: Footage, chosen: Sequence[Sequence[int]], short_side: int | None
+) -> Iterator[Tensor]:
+    """Read a video once and yield the pictures of each window in turn: uint8 (T, C, H, W).
+
+    A picture is held until the last window that needs it.
+
+    Args:
+        footage: The video.
+        chosen: The frames of each window.
+        short_side: As for `Footage.frames`.
+
+    Raises:
+        DecodeError: The video has fewer frames than were chosen from.
+    """
+    last_use = {frame: number for number, frames in enumerate(chosen) for frame in frames}
+    kept: dict[int, Tensor] = {}
+    number = 0
+    for index, frame in enumerate(footage.frames(short_side)):
+        if index in last_use:
+            kept[index] = frame.picture()
+        while number < len(chosen) and max(chosen[number]) <= index:
+            yield torch.cat([kept[one] for one in chosen[number]])
+            kept = {one: picture for one, picture in kept.items() if last_use[one] > number}
+            number += 1
+    if number < len(chosen):
+        raise DecodeError(
+            f"it had at least {max(chosen[number]) + 1} frames when it was first read, and fewer "
+            "when it was read again"
+        )
 
 
 def _ticks_before(time: float, begin: float, rate: float, ticks: int) -> int:
@@ -243,7 +284,7 @@ def _ticks_before(time: float, begin: float, rate: float, ticks: int) -> int:
     return ticks
 
 
-def _window(held: deque[_Tick], begin: float, end: float) -> Window:
+def _window(held: deque[_Tick], begin: float, end: float, *, goes_on: bool = False) -> Window:
     ticks = list(held)
     span = Span(ticks[0].time - begin, end - begin, [tick.frame for tick in ticks])
-    return Window(span, torch.stack([tick.views_VCHW for tick in ticks], dim=2))
+    return Window(span, torch.cat([tick.views_VCTHW for tick in ticks], dim=2), goes_on)

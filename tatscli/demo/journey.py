@@ -1,8 +1,8 @@
-"""The whole way on a set small enough for a coffee: render, prepare, pretrain, finetune, evaluate,
+"""All stages on a small rendered data set: render, prepare, pretrain, finetune, evaluate,
 visualize.
 
-Each stage is the function behind the command of its name; the command line that would do the same
-is said before it runs.
+Each stage calls the function behind the command of its name, and first prints the command line
+that would do the same.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from tatscli.store.sources import find_sources
 from tatscli.tasks.evaluate import evaluate
 from tatscli.tasks.finetune import finetune
 from tatscli.tasks.pretrain import pretrain
-from tatscli.tasks.visualize_masks import Wishes, visualize_masks
+from tatscli.tasks.visualize_masks import Overrides, visualize_masks
 
 RESULT = "demo.json"
-"""Written first and last: marks a folder as a demo's, and holds what was found."""
+"""Written first and last: marks a folder as a demo's, and holds the results."""
 
 _Done = TypeVar("_Done")
 
 
 class Stages:
-    """Runs stages one after the other, says what each does, and keeps its time."""
+    """Runs stages one after the other, prints what each does, and measures its time."""
 
     def __init__(self, reporter: Reporter) -> None:
         self.reporter = reporter
@@ -61,12 +61,12 @@ def demo(
     size: SetSize | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Show on a rendered set of movements what pretraining is good for.
+    """Measure on a rendered set of movements what pretraining gains.
 
     Args:
         out: Folder for everything: `videos`, `store`, `pretrained`, `pretrained-finetune`,
             `scratch`, `masks.gif`, `demo.json`.
-        reporter: Speaks to the user.
+        reporter: Prints messages and progress.
         overrides: Changes of the recipe `demo`; `run.seed` also seeds the set.
         size: How much is rendered.
         overwrite: Delete an earlier demo in `out` first.
@@ -129,7 +129,7 @@ def demo(
         "visualize",
         f"tats visualize-masks {clip} --run {run} --fps 8 --windows 1 --out {masks}",
         lambda: visualize_masks(
-            clip, reporter=reporter, run=run, wishes=Wishes(), out=masks, fps=8, windows=1
+            clip, reporter=reporter, run=run, overrides=Overrides(), out=masks, fps=8, windows=1
         ),
     )
     result = {
@@ -157,12 +157,12 @@ def _claim(out: Path, *, overwrite: bool) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not (out / RESULT).is_file():
             raise UsageError(
-                f"`{out}` is in use, and not by a demo", hint="name another folder with `--out`"
+                f"`{out}` is not empty and holds no demo", hint="choose another folder with `--out`"
             )
         if not overwrite:
             raise UsageError(
                 f"`{out}` holds a demo already",
-                hint=f"its figures are in `{out / RESULT}`; `--overwrite` makes it anew",
+                hint=f"its figures are in `{out / RESULT}`; `--overwrite` runs it again",
             )
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
-"""The demo's moving pictures: a light textured sprite before a dark textured ground, labelled by
-how the sprite moves.
+"""The demo's videos: a light textured sprite on a dark textured background, labelled by how the
+sprite moves.
 
-Texture, outline, colours, place, size and speed are drawn independently of the class. Place and
-size run on circles (the picture wraps around like a torus; a size that has reached its limit starts
-again at the other one) and start anywhere on them with equal chance. So in every single frame they
-are uniform whatever the class: one picture alone gives no clue.
+Texture, outline, colours, place, size and speed are drawn independently of the class. Position and
+size are periodic (the picture wraps around like a torus; a size that reaches its limit restarts at
+the other one) and start uniformly at random. So in every single frame they are uniform for every
+class: a single picture gives no clue.
 
 Shapes: T frames, S side of the picture in pixels.
 """

@@ -1,4 +1,4 @@
-"""Heads: how hidden tokens are guessed. A new one is a file, its recipe section and a line here."""
+"""Heads: how hidden tokens are predicted. A new one is a file, a recipe section and a line here."""
 
 from __future__ import annotations
 

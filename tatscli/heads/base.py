@@ -1,4 +1,4 @@
-"""`Head`: the contract of what guesses hidden tokens (`docs/architecture.md`, contracts).
+"""`Head`: the contract of what predicts hidden tokens (`docs/architecture.md`, contracts).
 
 Shapes: B batch, K visible, M predicted, D encoder width, C values predicted.
 """
@@ -31,7 +31,7 @@ class Auxiliary(NamedTuple):
 
 
 class HeadOutput(NamedTuple):
-    """What a head says.
+    """What a head returns.
 
     Attributes:
         predictions: One (B, M, C) per target, in the recipe's order.
@@ -43,15 +43,15 @@ class HeadOutput(NamedTuple):
 
 
 class Head(nn.Module):
-    """Guesses the hidden tokens from the latents of the visible ones.
+    """Predicts the hidden tokens from the latents of the visible ones.
 
     Args:
         config: The recipe's `head` section.
         encoder: Gives the latents' width and the token grid.
-        predicts: Values per token that each target wants predicted.
+        predicts: Values per token that each target needs.
 
     Attributes:
-        ignores_latents: Nothing of it depends on the latents, so the encoder learns nothing.
+        ignores_latents: It does not depend on the latents, so the encoder learns nothing.
     """
 
     ignores_latents: bool = False
@@ -67,9 +67,9 @@ class Head(nn.Module):
         """Predict the tokens of `plan.predict_BM`.
 
         Args:
-            clip: What is seen.
+            clip: The clips.
             latents_BKD: Latents of `plan.visible_BK`.
-            plan: Which tokens those are, and which are asked for.
+            plan: Which tokens are visible, and which to predict.
             encode: For errors on the latents of hidden tokens.
         """
         raise NotImplementedError

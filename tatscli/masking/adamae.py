@@ -20,10 +20,10 @@ from torch import Tensor
 
 from tatscli.engine.part import Lesson
 from tatscli.errors import RecipeError
-from tatscli.masking.learning import ppo
-from tatscli.masking.learning.learned import LearnedMasker
-from tatscli.masking.learning.policy import Policy
 from tatscli.masking.plan import MaskPlan
+from tatscli.masking.rl import ppo
+from tatscli.masking.rl.learned import LearnedMasker
+from tatscli.masking.rl.policy import Policy
 from tatscli.recipe import schema
 
 

@@ -26,7 +26,7 @@ class Masker(nn.Module):
 
     Attributes:
         visible: Tokens shown of each clip; subclasses set it.
-        predicted: Tokens of each clip that a plan gives to predict: by default all others.
+        predicted: Tokens of each clip that a plan leaves to predict: by default all others.
         needs_motion: `plan` reads the clips' motion.
         needs_embeddings: `plan` reads the patch embeddings; otherwise hidden patches are never
             embedded.
@@ -76,8 +76,8 @@ class Masker(nn.Module):
         return {}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what `tensors` returned."""
+        """Restore what `tensors` returned."""
 
     def after_step(self, done: int, total: int) -> Lesson:
-        """Hear that optimiser step `done` of `total` is over."""
+        """Called after optimiser step `done` of `total`."""
         return Lesson()

@@ -35,8 +35,8 @@ class BlockMasker(SliceMasker):
         super().__init__(config, grid=grid, width=width)
         if config.blocks > self.sites:
             raise RecipeError(
-                f"`mask.blocks: {config.blocks}` is more than the {self.sites} sites of a slice",
-                hint="fewer rectangles, or larger clips",
+                f"`mask.blocks: {config.blocks}` is more than the {self.sites} tokens of a slice",
+                hint="use fewer rectangles, or larger frames",
             )
         self.register_buffer("sites_S2", site_positions(grid), persistent=False)
 

@@ -44,7 +44,7 @@ def visible_count(total: int, ratio: float) -> int:
 def in_tubes_BN(sites_BS: Tensor, noise_BN: Tensor) -> Tensor:
     """Return scores that order tokens site by site, sites at random: (B, N).
 
-    The first so many are tubes; of the site that is cut in two, slices at random.
+    The first N of them are whole tubes, plus random slices of one more site.
 
     Args:
         sites_BS: Uniform in [0, 1), for each site of a slice.

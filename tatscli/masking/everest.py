@@ -36,7 +36,7 @@ class EverestMasker(Masker):
         if self.kept <= self.visible:
             raise RecipeError(
                 f"`mask.keep: {config.keep}` keeps {self.kept} of {self.tokens} tokens, and all "
-                "are shown: none is left to predict",
+                "of them are shown: none is left to predict",
                 hint=f"keep at least {(self.visible + 1) / self.tokens:.4g}",
             )
 

@@ -31,8 +31,10 @@ class FrameMasker(Masker):
         if not hidden:
             hint = f"use a ratio of at least {1 / self.slices:.4g}, or longer clips"
             raise RecipeError(
-                f"`mask.ratio: {config.ratio}` hides none of {self.slices} slices",
-                hint="clips of a single slice cannot be hidden whole" if grid[0] == 1 else hint,
+                f"`mask.ratio: {config.ratio}` hides none of the {self.slices} slices",
+                hint="a clip of one slice cannot hide a whole slice: use longer clips"
+                if grid[0] == 1
+                else hint,
             )
         self.visible = (self.slices - hidden) * self.sites
 

@@ -1,4 +1,4 @@
-"""`future`: the past is seen, of what comes later next to nothing.
+"""`future`: shows the past, and almost nothing of what comes later.
 
 SiamMAE (Gupta et al. 2023, arXiv 2305.14344) shows a frame and 5 % of a later one; RVM (arXiv
 2512.13684) several frames and 5 % of one that lies further ahead. Here the later slices are masked
@@ -38,7 +38,7 @@ class FutureMasker(Masker):
             gap = f" and `mask.gap: {config.gap}` leave" if config.gap else " leaves"
             raise RecipeError(
                 f"`mask.past: {config.past}`{gap} nothing to predict of {grid[0]} slices",
-                hint="smaller ones, or clips of more frames",
+                hint="use smaller values, or longer clips",
             )
         self.past = config.past * sites
         self.first = ahead * sites

@@ -15,9 +15,8 @@ from tatscli.masking.plan import MaskPlan
 
 DECILE = 0.1
 
-
 TOLD_SLICES = 16
-"""Longest clip of which every slice is told apart: a log line of more is not read."""
+"""Clips of more slices do not log every slice: nobody reads so long a line."""
 
 
 def mask_insight(

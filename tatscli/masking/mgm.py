@@ -19,17 +19,17 @@ from tatscli.masking.draw import gumbel_top_k
 from tatscli.masking.saliency import known_motion
 from tatscli.masking.tracking import base_frame_B, by_frame, steps_2BR
 
-STILL = 0.05  # pixels; where all move less, a rectangle may lie anywhere
+STILL = 0.05  # pixels; if all tokens move less, a rectangle may lie anywhere
 NOISE = 1.0  # pixels; a clip whose fastest token moves less is not stretched to full range
 
 
 class MgmMasker(BlockMasker):
-    """Places rectangles where it moves, and moves them with what is inside."""
+    """Places rectangles where the clip moves, and moves them with their content."""
 
     needs_motion = True
 
     def rank_BTS(self, clip: Clip, noise_BTS: Tensor, draws: Draws) -> Tensor:
-        """Rank by depth in the rectangles, with a little preference for what moves."""
+        """Rank by depth in the rectangles, with a slight preference for moving tokens."""
         speed_BN = known_motion(clip, "mask.kind: mgm").magnitude_BN(self.grid[0])
         top_B1 = speed_BN.amax(dim=1, keepdim=True).clamp(min=NOISE)
         pull_BTS = self.config.pull * (speed_BN / top_B1).view_as(noise_BTS)
@@ -38,7 +38,7 @@ class MgmMasker(BlockMasker):
     def centres_BTK2(self, half_BK2: Tensor, clip: Clip, draws: Draws) -> Tensor:
         """Draw the places in the base frame and follow the motion from there."""
         motion = known_motion(clip, "mask.kind: mgm")
-        # The square keeps the many tokens that tremble from outweighing the few that move.
+        # The square keeps jitter in many tokens from outweighing real motion in a few.
         energy_BFS = motion.speed_BThw.flatten(2).square()
         base_B = base_frame_B(energy_BFS, self.config.base, draws)
         energy_BS = energy_BFS[torch.arange(len(base_B), device=base_B.device), base_B]

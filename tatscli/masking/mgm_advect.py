@@ -63,7 +63,7 @@ class MgmAdvectMasker(SliceMasker):
         step_2BR, exists_2BR = steps_2BR(base_B, frames)
         clip_B1 = torch.arange(B, device=base_B.device)[:, None]
         site_hw2 = self.sites_S2.reshape(h, w, 2)
-        # Towards the base: from where it came, or where it goes. The latter is told by the motion
+        # Towards the base: where it came from, or where it goes. The latter is given by the motion
         # at the place it goes to.
         came_BRhw2 = -move_BFhw2[clip_B1, step_2BR[:B]]
         guess_BRhw2 = move_BFhw2[clip_B1, step_2BR[B:]]

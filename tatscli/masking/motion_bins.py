@@ -1,7 +1,7 @@
-"""`motion_bins`: a fixed share of what is shown moves (after TrackMAE's two bins of motion).
+"""`motion_bins`: a fixed share of the visible tokens moves (after TrackMAE's two motion bins).
 
-Published is that half of the visible tokens come from where much moves; TrackMAE follows the
-tracks of a network, we the clips' motion field. The rest is ours.
+Published: half of the visible tokens come from regions that move much. TrackMAE uses point tracks
+of a network, we use the clips' motion field. The rest is ours.
 
 Shapes: B batch, N tokens (time-major), T slices, S sites of a slice, K visible.
 """
@@ -26,7 +26,7 @@ class MotionBinsMasker(Masker):
     """Shows tokens of the half of the clip that moves more, and of the other half.
 
     Within a half, tokens are drawn at random. Which half tokens of equal speed belong to is
-    decided by site, alike in all slices, so that a still clip is divided into two sets of tubes.
+    decided by site, the same in all slices, so that a still clip is divided into two sets of tubes.
     A clip without motion is masked as a tube as far as the exact count allows. Where a half is too
     small for its share, it is shown whole.
     """

@@ -39,8 +39,8 @@ def known_motion(clip: Clip, what: str) -> MotionField:
     """
     if clip.motion is None:
         raise DataError(
-            f"`{what}` follows motion, but these clips come without any",
-            hint="clips of a store made by `tats prepare` bring theirs",
+            f"`{what}` needs motion, but these clips have none",
+            hint="clips of a store that `tats prepare` wrote have motion",
         )
     return clip.motion
 

@@ -1,11 +1,11 @@
-"""`schedule`: one mask at first, another in the end (after CL-MAE, arXiv 2308.16572).
+"""`schedule`: one mask early in training, another one later (after CL-MAE, arXiv 2308.16572).
 
 CL-MAE lets a learned mask turn from a partner of the autoencoder into its adversary; the TATS paper
 warms up with random masks. Ours: of the optimiser steps, a share that rises linearly uses the
 second mask. Whole steps, and not clips of a batch, because a learned mask then learns from whole
 batches, and because all processes take part in its update or none does. Which steps they are is
-counted, not drawn: after any number of steps those of the second mask are as many as were promised,
-less than one short.
+counted, not drawn: after any number of steps the second mask has had its share of them, to within
+one step.
 
 Shapes: B batch, K visible, M predicted, X candidates.
 """
@@ -24,16 +24,15 @@ from tatscli.draws import Draws
 from tatscli.engine.learner import Learner
 from tatscli.engine.part import Lesson
 from tatscli.masking.base import Masker
-from tatscli.masking.learning.learned import LearnedMasker
 from tatscli.masking.plan import MaskPlan
+from tatscli.masking.rl.learned import LearnedMasker
 from tatscli.masking.saliency import known_motion
 from tatscli.recipe import schema
 from tatscli.recipe.derive import Schedule
 
 
 class ScheduleMasker(Masker):
-    """Asks `from_mask` in the first steps and `to_mask` in the last ones; outside of a training
-    the second.
+    """Uses `from_mask` in early steps and `to_mask` in later ones; outside of training the second.
 
     Both show equally many tokens. Where one would show more, as `tube` does whose count is rounded
     by slice, some of its visible tokens, drawn at random, are hidden and predicted with the others.
@@ -70,7 +69,7 @@ class ScheduleMasker(Masker):
 
     @property
     def temperature(self) -> float | None:  # type: ignore[override]
-        """That of the second mask, which is the one looked at."""
+        """That of the second mask, which pictures show."""
         return self.to_mask.temperature
 
     @temperature.setter
@@ -99,12 +98,12 @@ class ScheduleMasker(Masker):
         return math.floor(rising * (rising - 1) / (2 * rise) + (steps - rising))
 
     def plan(self, clip: Clip, draws: Draws) -> MaskPlan:
-        """Ask the mask whose step it is, and bring its plan to the common count.
+        """Use the mask of this step, and bring its plan to the common counts.
 
         Raises:
             DataError: If either needs motion and the clips come without.
         """
-        if self.needs_motion:  # from the first step on, whichever mask it is that needs it
+        if self.needs_motion:  # from the first step on, whichever mask needs it
             known_motion(clip, f"mask.kind: {self.config.kind}")
         ended = not self.training or self.total is None
         self._used_to = ended or self.turned(self.done + 1) > self.turned(self.done)
@@ -139,7 +138,7 @@ class ScheduleMasker(Masker):
         return kept
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what `tensors` returned."""
+        """Restore what `tensors` returned."""
         self.done = int(tensors["done"])
         for side, masker in self.sides.items():
             own = {}

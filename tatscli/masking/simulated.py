@@ -14,7 +14,7 @@ from tatscli.masking.block import BlockMasker
 
 
 class SimulatedMasker(BlockMasker):
-    """Moves each rectangle along a cubic Bezier curve whose four points lie anywhere."""
+    """Moves each rectangle along a cubic Bezier curve with four random control points."""
 
     def centres_BTK2(self, half_BK2: Tensor, clip: Clip, draws: Draws) -> Tensor:
         """Draw a curve for each rectangle and walk it at even steps of its parameter."""

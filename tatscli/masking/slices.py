@@ -35,7 +35,7 @@ class SliceMasker(Masker):
         self.hidden = share_count(self.sites, config.ratio)
         if not self.hidden:
             raise RecipeError(
-                f"`mask.ratio: {config.ratio}` hides none of {self.sites} sites",
+                f"`mask.ratio: {config.ratio}` hides none of the {self.sites} tokens of a slice",
                 hint=f"use a ratio of at least {1 / self.sites:.4g}, or larger clips",
             )
         self.visible = grid[0] * (self.sites - self.hidden)
@@ -45,7 +45,7 @@ class SliceMasker(Masker):
 
         Args:
             clip: The clips, with their motion if the mask needs it.
-            noise_BTS: Uniform in [0, 1), alike in all slices; it decides between equals.
+            noise_BTS: Uniform in [0, 1), the same in all slices; it breaks ties.
             draws: For further draws.
         """
         raise NotImplementedError

@@ -1,4 +1,5 @@
-"""`still`: shows what moves, and where runs of still tokens begin (after Run-Length Tokenization).
+"""`still`: shows moving tokens, and the first of every run of still ones (after Run-Length
+Tokenization).
 
 RLT (Choudhury et al. 2024, arXiv 2411.05222) leaves out tokens that repeat the one at their site a
 slice before, by a threshold on the change of pixels; the first slice always stays. Ours: an exact

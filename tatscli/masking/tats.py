@@ -20,12 +20,12 @@ from tatscli.engine import distributed
 from tatscli.engine.device import full_precision
 from tatscli.engine.learner import Learner
 from tatscli.engine.part import Lesson, under
-from tatscli.masking.learning import ppo
-from tatscli.masking.learning.credit import credited_log_prob
-from tatscli.masking.learning.learned import LearnedMasker
-from tatscli.masking.learning.policy import Policy, PolicyOutput
-from tatscli.masking.learning.reward import RunningReward
 from tatscli.masking.plan import MaskPlan
+from tatscli.masking.rl import ppo
+from tatscli.masking.rl.credit import credited_log_prob
+from tatscli.masking.rl.learned import LearnedMasker
+from tatscli.masking.rl.policy import Policy, PolicyOutput
+from tatscli.masking.rl.reward import RunningReward
 from tatscli.recipe import schema
 
 # How the logarithm of the entropy's weight follows the last update's miss of the target: once, and
@@ -262,7 +262,7 @@ class TatsMasker(LearnedMasker):
         return super().tensors() | (steering if self.config.entropy_target else {}) | waiting
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what `tensors` returned."""
+        """Restore what `tensors` returned."""
         # The first format kept the batches among the optimiser's moments.
         tensors = {key.replace("training/waiting/", "waiting/"): tensors[key] for key in tensors}
         super().load(tensors)

@@ -17,5 +17,5 @@ class TubeMasker(SliceMasker):
     """
 
     def rank_BTS(self, clip: Clip, noise_BTS: Tensor, draws: Draws) -> Tensor:
-        """Rank by chance, alike in all slices."""
+        """Rank at random, the same in all slices."""
         return -noise_BTS

@@ -1,5 +1,5 @@
-"""The exponential moving average of a network that is trained: `Averaged` holds it, `Following`
-moves it after every step of a training and saves it."""
+"""The exponential moving average (EMA) of a network in training: `Averaged` holds it, `Following`
+updates it after every step and saves it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class Averaged(nn.Module, Generic[Network]):
-    """A copy of a network that follows its weights slowly, always in evaluation mode.
+    """The moving average of a network, always in evaluation mode.
 
     Args:
         network: What is copied. Its parameters are averaged; its buffers, constants and the running
@@ -38,7 +38,7 @@ class Averaged(nn.Module, Generic[Network]):
         self.train(False)
 
     def train(self, mode: bool = True) -> Averaged[Network]:
-        """Stay in evaluation mode: an average has no dropout, whatever its owner does."""
+        """Stay in evaluation mode: an average uses no dropout."""
         return super().train(False)
 
     @torch.no_grad()
@@ -58,7 +58,7 @@ class Following(Generic[Network]):
     """The moving average of a training's model as a part: it is saved, and follows every step.
 
     A checkpoint's `model` is the average, which is what others take; the weights that the optimiser
-    moves lie beside it as `trained`, for resuming.
+    moves are stored beside it as `trained`, for resuming.
 
     Args:
         network: What it begins as, and follows.
@@ -82,7 +82,7 @@ class Following(Generic[Network]):
         return dict(self.average.network.state_dict())
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what `tensors` returned."""
+        """Restore what `tensors` returned."""
         load_weights(self.average.network, tensors)
 
     def after_step(self, done: int, total: int) -> Lesson:
@@ -104,13 +104,13 @@ def copies_in(*modules: nn.Module | None) -> list[tuple[nn.Module, nn.Module]]:
 
 
 def ramped(start: float, end: float, share: float, *, cosine: bool) -> float:
-    """Return a number on its way from `start` to `end`, linearly or along half a cosine.
+    """Interpolate from `start` to `end`, linearly or along half a cosine.
 
     Args:
         start: At share 0.
         end: At share 1.
-        share: How much of the way is done.
-        cosine: Leave and arrive slowly.
+        share: From 0 to 1.
+        cosine: Change slowly at both ends.
     """
     if cosine:
         share = 0.5 - 0.5 * math.cos(math.pi * share)

@@ -1,4 +1,4 @@
-"""`Frozen`: a network that is asked and never trained, such as a teacher or a tokenizer."""
+"""`Frozen`: a network that is used but never trained, such as a teacher or a tokenizer."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tatscli.engine.device import full_precision
 class Frozen(nn.Module):
     """Keeps a network in evaluation mode, without gradient, in its own precision.
 
-    It moves with the module it belongs to and has no part in anything else: neither parameters nor
-    weights in a checkpoint, which keeps `facts` instead.
+    It moves between devices with its owner and is otherwise left out: it adds no parameters, and a
+    checkpoint stores its `facts` instead of its weights.
 
     Args:
-        network: What is asked.
+        network: The network.
         path: Where its weights were read from.
         digest: SHA-256 of those.
     """
@@ -32,14 +32,14 @@ class Frozen(nn.Module):
 
     @property
     def facts(self) -> dict[str, str]:
-        """What a checkpoint keeps of it."""
+        """What a checkpoint stores of it."""
         return {"path": self.path, "sha256": self.digest}
 
     @torch.no_grad()
     def forward(self, tensor: Tensor, *others: Any) -> Any:
-        """Ask the network; the autocast of the training around it does not reach in.
+        """Run the network without the autocast of the training around it.
 
-        What comes from inside of it in half precision is brought to the network's own first.
+        Half-precision inputs are first converted to the network's own precision.
         """
         weight = next(self._network[0].parameters(), None)
         if weight is not None and tensor.is_floating_point():

@@ -57,12 +57,12 @@ def find_weights(path: Path | str, *, prefer: str = "last") -> Checkpoint:
     if not is_foreign(path):
         return find_checkpoint(path, prefer=prefer)
     if prefer != "last":
-        raise CheckpointError(f"`{path}` holds one set of weights: there is no `{prefer}` of them")
+        raise CheckpointError(f"`{path}` holds one set of weights: it has no `{prefer}` checkpoint")
     return open_foreign(path)
 
 
 def is_tokenizer(path: Path | str) -> bool:
-    """Whether a run or checkpoint is a tokenizer; anything that is no run is not."""
+    """Whether a run or checkpoint is a tokenizer; anything else is not."""
     try:
         return find_checkpoint(Path(path)).kind == "tokenizer"
     except CheckpointError:
@@ -70,7 +70,7 @@ def is_tokenizer(path: Path | str) -> bool:
 
 
 def refuse_tokenizer(checkpoint: Checkpoint) -> None:
-    """Find out that a checkpoint has an encoder of another kind.
+    """Refuse a tokenizer, which has no ViT encoder.
 
     Raises:
         CheckpointError: If so.
@@ -78,17 +78,17 @@ def refuse_tokenizer(checkpoint: Checkpoint) -> None:
     if checkpoint.kind == "tokenizer":
         raise CheckpointError(
             f"`{checkpoint.path}` is a tokenizer: it has no ViT encoder",
-            hint="name a pretrained or fine-tuned run",
+            hint="give a pretrained or fine-tuned run",
         )
 
 
 class Copied(NamedTuple):
-    """What was taken from a checkpoint; as a string, how people are told.
+    """What was taken from a checkpoint; as a string, for messages.
 
     Attributes:
         tensors: Tensors copied as they are.
-        moved: What was done about positions; empty where the grid is the run's.
-        remarks: What else should be known of weights that another program wrote.
+        moved: How positions were interpolated; empty if the grid is the run's.
+        remarks: Further notes on weights that another program wrote.
     """
 
     tensors: int

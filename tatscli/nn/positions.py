@@ -1,4 +1,4 @@
-"""Where tokens lie: position codes that are added to them, made or taken over from another grid.
+"""Position embeddings of tokens, computed or taken over from another grid.
 
 A training that begins from a run on another token grid keeps that run's codes, interpolated: a
 weight that has learned what a place means finds it again. LVMAE (Gundavarapu et al. 2024, arXiv
@@ -14,6 +14,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from tatscli.data.clip import check_range
 
 Grid = tuple[int, int, int]
 
@@ -73,8 +75,15 @@ class Positions(nn.Module):
         return _TABLE not in self._non_persistent_buffers_set
 
     def forward(self, index_NK: Tensor | None = None) -> Tensor:
-        """Return the codes of tokens by index, (..., K, D); None means all, in order: (N, D)."""
-        return self.table_ND if index_NK is None else self.table_ND[index_NK]
+        """Return the codes of tokens by index, (..., K, D); None means all, in order: (N, D).
+
+        Raises:
+            ValueError: If, on the CPU, the grid has no such token.
+        """
+        if index_NK is None:
+            return self.table_ND
+        check_range("index_NK", index_NK, len(self.table_ND))
+        return self.table_ND[index_NK]
 
     def _load_from_state_dict(
         self,

@@ -1,4 +1,4 @@
-"""Computing again in the backward pass what was not kept in the forward pass.
+"""Recomputing activations in the backward pass instead of storing them.
 
 Shapes: B batch, N tokens, D width.
 """
@@ -16,16 +16,16 @@ from torch.utils.checkpoint import checkpoint
 Result = TypeVar("Result")
 
 KEPT_VALUES = 2**22
-"""So few numbers, 16 MiB, are kept rather than computed again: the insides of a small sampler."""
+"""Up to so many numbers (16 MiB) are kept instead of recomputed: those of a small sampler."""
 
 GROUP_VALUES = 2**25
-"""Numbers of a graph, 128 MiB, that may exist at a time while it is computed again."""
+"""Numbers of a graph (128 MiB) that may exist at a time while it is recomputed."""
 
 BUSY_VALUES = 2**30
 """The same on a GPU, which is idle between the kernels of small groups."""
 
 INSIDE_VALUES = 2**26
-"""Numbers that are kept within a group, which is there but for a moment."""
+"""Numbers that are kept within a group, which exists only for a moment."""
 
 FEWEST = 4
 """Clips of a batch from which it pays to compute again. When that begins, other networks' gradients
@@ -35,27 +35,27 @@ _in_group: ContextVar[bool] = ContextVar("_in_group", default=False)
 
 
 def pays(clips: int, values: int) -> bool:
-    """Return whether computing again saves memory: `values` are numbers of a clip's graph."""
+    """Return whether recomputing saves memory: `values` are numbers of a clip's graph."""
     return clips >= FEWEST and clips * values >= GROUP_VALUES
 
 
 def kept_values() -> int:
-    """Return so many numbers that fewer are kept rather than computed again, at this place."""
+    """Return the limit below which numbers are kept rather than recomputed, at this place."""
     return INSIDE_VALUES if _in_group.get() else KEPT_VALUES
 
 
 def recomputed(
     stage: Callable[..., Result], *inputs: object, small: bool = False, random: bool = False
 ) -> Result:
-    """Run a stage whose insides are not kept for the backward pass but computed again.
+    """Run a stage whose activations are recomputed in the backward pass.
 
-    What is small anyway is kept: computing it again would take longer than it saves memory.
+    Small ones are kept: recomputing them would save too little memory for its time.
 
     Args:
         stage: A function of tensors.
         inputs: What it is given.
-        small: Keep its insides.
-        random: It draws random numbers, which have to be the same the second time.
+        small: Keep its activations.
+        random: It draws random numbers, which must be the same the second time.
     """
     if not torch.is_grad_enabled() or small:
         return stage(*inputs)

@@ -61,7 +61,7 @@ class CrossBlock(nn.Module):
         self.norm_k = nn.LayerNorm(width, eps=NORM_EPS)
         self.norm_v = nn.LayerNorm(width, eps=NORM_EPS)
         self.q = nn.Linear(width, width)
-        # A key bias would shift all scores of a query alike, and the softmax would drop it again.
+        # A key bias would shift all scores of a query equally, which softmax ignores.
         self.k = nn.Linear(width, width, bias=False)
         self.v = nn.Linear(width, width)
         self.proj = nn.Linear(width, width)
@@ -103,7 +103,7 @@ class CrossBlock(nn.Module):
 class Regressor(nn.Module):
     """Guesses the latents of hidden tokens: mask tokens that read the visible latents.
 
-    Hidden tokens that are not asked for take no part, neither as queries nor as keys. Depth 0
+    Hidden tokens that are not to be predicted are left out, as queries and as keys. Depth 0
     returns the mask token for each one, without norm or position, and has no other parameter: it
     does not look at the latents, so decoders that see no visible token learn nothing from a clip
     through it.

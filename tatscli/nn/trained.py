@@ -54,7 +54,7 @@ def class_names_of(run: LoadedRun) -> list[str]:
 
 
 def refuse_no_classifier(run: LoadedRun) -> None:
-    """Find out that a run cannot name classes.
+    """Refuse a run that cannot name classes.
 
     Raises:
         CheckpointError: If so.

@@ -155,7 +155,7 @@ def find(query_BHXd: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -
 class TrajectoryBlock(nn.Module):
     """Pre-norm block: trajectory attention, then an MLP.
 
-    There is no dropout: a policy must score its own draws alike twice. `chunk` as there.
+    There is no dropout: a policy must score its own draws the same way twice. `chunk` as there.
 
     Attributes:
         graph_widths: Numbers a token that a backward pass needs, by the width; 0 on long clips,

@@ -76,7 +76,7 @@ class Attention(nn.Module):
 
     def forward(self, tokens_BKD: Tensor) -> Tensor:
         """Attend over the given tokens: (B, K, D)."""
-        # A key bias would shift all scores of a query alike, and the softmax would drop it again.
+        # A key bias would shift all scores of a query equally, which softmax ignores.
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(tokens_BKD, self.qkv.weight, bias)
         # Apart from each other, so that the backward pass joins their gradients in one copy.

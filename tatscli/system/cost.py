@@ -39,9 +39,9 @@ def system_cost(recipe: Recipe) -> tuple[System, dict[str, int]]:
     """Build a system whose tensors have shapes but no memory, and count a forward pass of a clip.
 
     Returns:
-        The system, and the operations of `encoder`, `head`, where mask or selection looks at all
+        The system, and the operations of `encoder`, `head`, where mask or `predict` rule reads all
         patch embeddings of `sampler`, where targets ask networks of their own of `targets`, and
-        where the selection asks one that no target has asked of `selection`.
+        where the `predict` rule asks one that no target has asked of `selection`.
     """
     with torch.device("meta"):
         # Tokenizers were read from disk and have numbers yet.
@@ -66,7 +66,7 @@ def _flops(system: System) -> dict[str, int]:
     )
     clip = system.clip(video_BCTHW, motion=motion)
     visible_BK = torch.arange(system.masker.visible)[None]
-    plan = MaskPlan(visible_BK, torch.arange(tokens - system.selection.budget, tokens)[None])
+    plan = MaskPlan(visible_BK, torch.arange(tokens - system.predict.budget, tokens)[None])
     latents_BKD = torch.zeros(1, visible_BK.shape[1], system.encoder.width)
 
     def encode() -> object:
@@ -81,9 +81,9 @@ def _flops(system: System) -> dict[str, int]:
     # What the store answers costs no step anything.
     targets = [one for one in system.targets.values() if getattr(one, "cached", None) is None]
     asked = {"targets": count_flops(lambda: [one.of(clip, plan.predict_BM) for one in targets])}
-    selection = system.selection
-    if selection.cached is None and any(isinstance(one, Frozen) for one in selection.modules()):
-        asked["selection"] = count_flops(lambda: selection.saliency_BN(clip))
+    rule = system.predict
+    if rule.cached is None and any(isinstance(one, Frozen) for one in rule.modules()):
+        asked["selection"] = count_flops(lambda: rule.saliency_BN(clip))
     if system.needs_embeddings:
         flops["sampler"] = count_flops(lambda: system.plan(clip, Draws(0)))
     return flops | {name: count for name, count in asked.items() if count}

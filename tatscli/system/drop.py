@@ -1,4 +1,4 @@
-"""Leaving tokens out at use: what a fixed mask hides never enters the encoder.
+"""Token dropping in fine-tuning and evaluation: what a fixed mask hides is never encoded.
 
 Shapes: B batch, C channels, T frames, H and W pixels, N tokens of a clip, K kept.
 """
@@ -30,7 +30,7 @@ class TokenDrop:
         config: The recipe's `finetune.drop` or `evaluate.drop`.
         key: Which of the two; for messages.
         recipe: Says how clips are cut, and the seed.
-        encoder: Embeds patches, for a mask that looks at them.
+        encoder: Embeds patches, for a mask that needs them.
 
     Raises:
         RecipeError: If the mask would keep nothing, or leave nothing out.
@@ -77,8 +77,8 @@ class TokenDrop:
     ) -> Tensor:
         """Return what is kept of views: int64 (B, K), ascending.
 
-        Each view's follows from the seed, its row and its number: batch and processes do not
-        matter.
+        Those of a view depend only on the seed, its row and its number, not on the batch or the
+        number of processes.
         """
         kept = []
         for place, (row, view) in enumerate(zip(rows, views, strict=True)):

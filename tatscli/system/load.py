@@ -18,7 +18,7 @@ from tatscli.targets import AllTargets
 def load_system(
     path: Path | str, *, device: torch.device | str = "cpu"
 ) -> tuple[LoadedRun, System]:
-    """Rebuild a pretrained system with its weights, ready to look at.
+    """Rebuild a pretrained system with its weights, in evaluation mode.
 
     Raises:
         CheckpointError: If `path` holds no pretraining checkpoint.
@@ -32,8 +32,8 @@ def load_system(
         )
     if not any(name.startswith("head.") for name in run.checkpoint.tensors("model")):
         raise CheckpointError(
-            f"`{path}` is an encoder alone: it has no decoder that could draw what it guesses",
-            hint="train one with `tats pretrain RECIPE --init`, or name another run",
+            f"`{path}` is only an encoder: it has no decoder to show predictions of",
+            hint="train one with `tats pretrain RECIPE --init`, or give another run",
         )
     system = build_system(run.recipe)
     refuse_other_frozen(system, run.checkpoint)
@@ -44,7 +44,7 @@ def load_system(
 
 
 def refuse_other_frozen(system: System, checkpoint: Checkpoint) -> None:
-    """Find out that the frozen networks are not those that were trained with.
+    """Refuse frozen networks other than those trained with.
 
     Raises:
         CheckpointError: If the weights differ; paths may.
@@ -58,7 +58,7 @@ def refuse_other_frozen(system: System, checkpoint: Checkpoint) -> None:
     )
     raise CheckpointError(
         f"`{checkpoint.path}` was trained with other frozen networks: {then}; here: {here}",
-        hint="name the files it was trained with",
+        hint="give the files it was trained with",
     )
 
 

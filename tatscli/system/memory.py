@@ -84,7 +84,7 @@ def step_memory(
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Follows the storages that operations make, from their first sight to their end.
+    """Follows the storages that operations make, from their first use to their end.
 
     Args:
         owned: Storages of the weights, by their address.

@@ -22,8 +22,8 @@ from tatscli.heads.base import Auxiliary, HeadOutput
 from tatscli.masking import build_masker
 from tatscli.masking.base import Masker
 from tatscli.masking.plan import MaskPlan
-from tatscli.masking.selection import build_selection
-from tatscli.masking.selection.base import Selection
+from tatscli.masking.predict import build_predict
+from tatscli.masking.predict.base import PredictRule
 from tatscli.nn.frozen import Frozen
 from tatscli.nn.vit import Encoder, build_encoder
 from tatscli.recipe.schema import Recipe
@@ -35,13 +35,13 @@ from tatscli.targets.base import Target
 
 @dataclass(frozen=True, slots=True)
 class Errors:
-    """What a system makes of a batch.
+    """Predictions and errors of a system on a batch.
 
     Attributes:
-        plan: What was seen and predicted.
+        plan: The visible and the predicted tokens.
         predictions: One (B, M, C) per target.
         by_target: Error of each predicted token, (B, M) in float32, by the target's name.
-        error_BM: Their sum, each times the target's weight: what a sampler is rewarded with.
+        error_BM: Their sum, each times the target's weight: the reward of a learned mask.
         auxiliary: The head's own errors.
     """
 
@@ -53,7 +53,7 @@ class Errors:
 
     @property
     def loss(self) -> Tensor:
-        """The scalar that training lowers."""
+        """The loss that training minimises."""
         loss = self.error_BM.mean()
         for error, weight in self.auxiliary.values():
             loss = loss + weight * error
@@ -73,17 +73,17 @@ class System:
     Attributes:
         form: How clips are cut into cubes.
         autoencoder: Encoder and head, trained together.
-        masker: Chooses what is seen.
-        selection: Chooses which of the hidden tokens are predicted.
+        masker: Chooses the visible tokens.
+        predict: Chooses which of the hidden tokens are predicted, as `predict` says.
         targets: What hidden tokens are compared with, by name, in the recipe's order.
-        network: What is called in place of `autoencoder`, such as the wrapper of many processes;
-            takes the same and returns the same.
+        network: Called instead of `autoencoder`, such as the wrapper of several processes; takes
+            and returns the same.
     """
 
     form: ClipForm
     autoencoder: MaskedAutoencoder
     masker: Masker
-    selection: Selection
+    predict: PredictRule
     targets: Mapping[str, Target]
     network: Callable[[Clip, MaskPlan], HeadOutput] | None = None
 
@@ -94,19 +94,19 @@ class System:
 
     @property
     def needs_embeddings(self) -> bool:
-        """Whether mask or selection reads the patch embeddings of all tokens."""
-        return self.masker.needs_embeddings or self.selection.needs_embeddings
+        """Whether mask or `predict` rule reads the patch embeddings of all tokens."""
+        return self.masker.needs_embeddings or self.predict.needs_embeddings
 
     @property
     def follows_motion(self) -> bool:
-        """Whether mask, selection or a target reads the clips' motion."""
-        readers = (self.masker, self.selection, *self.targets.values())
+        """Whether mask, `predict` rule or a target reads the clips' motion."""
+        readers = (self.masker, self.predict, *self.targets.values())
         return any(one.needs_motion for one in readers)
 
     @property
     def cached_codes(self) -> list[str]:
-        """Names of the codes that selection and targets read from the store."""
-        readers = (self.selection, *self.targets.values())
+        """Names of the codes that `predict` rule and targets read from the store."""
+        readers = (self.predict, *self.targets.values())
         names = (getattr(one, "cached", None) for one in readers)
         return list(dict.fromkeys(name for name in names if name is not None))
 
@@ -118,7 +118,7 @@ class System:
     @property
     def parts(self) -> tuple[nn.Module, ...]:
         """All modules."""
-        return (self.form, self.autoencoder, self.masker, self.selection, *self.targets.values())
+        return (self.form, self.autoencoder, self.masker, self.predict, *self.targets.values())
 
     def to(self, device: torch.device | str) -> System:
         """Move every part to a device."""
@@ -142,7 +142,7 @@ class System:
         return list(dict.fromkeys(found))
 
     def follow(self) -> None:
-        """Tell the targets that the encoder has taken other weights."""
+        """Tell the targets that the encoder has new weights."""
         for target in self.targets.values():
             target.follow(self.encoder)
 
@@ -170,7 +170,7 @@ class System:
         )
 
     def clip_of(self, batch: Batch) -> Clip:
-        """Make a clip of all that a batch brings along."""
+        """Make a clip of a batch."""
         return self.clip(
             batch.video_BCTHW,
             motion=batch.motion,
@@ -180,14 +180,14 @@ class System:
         )
 
     def _embed(self, cubes_BNP: Tensor) -> Tensor:
-        """Embed all tokens; without a graph, unless the masker's loss shall reach the encoder."""
+        """Embed all tokens; without a graph, unless the masker's loss is to reach the encoder."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.masker.reaches_encoder):
             return self.encoder.embed(cubes_BNP)
 
     def plan(self, clip: Clip, draws: Draws) -> MaskPlan:
-        """Choose what is seen and what is predicted."""
+        """Choose which tokens are visible and which are predicted."""
         plan = self.masker.plan(clip, draws)
-        return self.selection.select(plan, clip, draws)
+        return self.predict.select(plan, clip, draws)
 
     def errors(self, clip: Clip, draws: Draws) -> Errors:
         """Mask a batch, predict, and compare: what training optimises and pictures draw."""
@@ -198,7 +198,7 @@ class System:
         for (name, target), prediction_BMC in zip(
             self.targets.items(), output.predictions, strict=True
         ):
-            # Autocast would round what the errors are differences of.
+            # Autocast would round both sides of the difference.
             with nullcontext() if target.rounds else full_precision(clip.device):
                 values = target.of(clip, plan.predict_BM)
             with full_precision(clip.device):
@@ -213,7 +213,7 @@ def build_system(recipe: Recipe, *, encoder: Encoder | None = None) -> System:
     encoder = build_encoder(recipe.model, recipe.grid) if encoder is None else encoder
     targets: dict[str, Target] = {}
     for place, config in enumerate(recipe.targets):
-        # Two of a kind are told apart by number.
+        # Further targets of a kind are numbered.
         alike = sum(before.kind == config.kind for before in recipe.targets[:place])
         name = f"{config.kind}_{alike + 1}" if alike else config.kind
         targets[name] = build_target(config, form=form)
@@ -221,8 +221,8 @@ def build_system(recipe: Recipe, *, encoder: Encoder | None = None) -> System:
     predicts = [target.predicts for target in targets.values()]
     head = build_head(recipe.head, encoder=encoder, predicts=predicts)
     masker = build_masker(recipe.mask, grid=recipe.grid, width=encoder.width)
-    selection = build_selection(recipe.resolved_predict, form=form, predicted=masker.predicted)
-    return System(form, MaskedAutoencoder(encoder, head), masker, selection, targets)
+    predict = build_predict(recipe.resolved_predict, form=form, predicted=masker.predicted)
+    return System(form, MaskedAutoencoder(encoder, head), masker, predict, targets)
 
 
 def build_form(recipe: Recipe) -> ClipForm:

@@ -18,19 +18,19 @@ from tatscli.nn.vit import Encoder
 class Target(nn.Module):
     """What hidden tokens should be predicted to be, and the error of a prediction.
 
-    It is a part of a training (`engine/part.py`): most have nothing to keep and nothing to hear.
+    It is a part of a training (`engine/part.py`); most have no state.
 
     Args:
         config: The section of the recipe's `targets`.
         form: How clips are cut.
 
     Attributes:
-        predicts: Values per token that a head must predict; what is compared may have another
-            shape, as an index has that is predicted by logits.
+        predicts: Values per token that a head must predict; what they are compared with may have
+            another shape, such as an index for logits.
         weight: Weight of this target in the loss.
         needs_motion: `of` reads the clips' motion.
-        rounds: `of` asks a network in the precision of the training; otherwise autocast does not
-            reach in. The error is never rounded.
+        rounds: `of` runs a network in the precision of the training; otherwise it runs without
+            autocast. The error is always float32.
     """
 
     predicts: int
@@ -43,7 +43,7 @@ class Target(nn.Module):
         self.weight: float = config.weight
 
     def follow(self, encoder: Encoder) -> None:
-        """Know the encoder that is trained.
+        """Take the encoder that is trained.
 
         Called once it is built, before `predicts` is read, and again where it starts from weights
         of another run.
@@ -62,10 +62,10 @@ class Target(nn.Module):
         return {}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what `tensors` returned."""
+        """Restore what `tensors` returned."""
 
     def after_step(self, done: int, total: int) -> Lesson:
-        """Hear that optimiser step `done` of `total` is over."""
+        """Called after optimiser step `done` of `total`."""
         return Lesson()
 
 
@@ -88,7 +88,7 @@ class AllTargets:
         }
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what `tensors` returned."""
+        """Restore what `tensors` returned."""
         for name, target in self.targets.items():
             target.load(under(f"{name}/", tensors))
 

@@ -35,7 +35,7 @@ class DifferenceTarget(Target):
     """Differences between the frames of a cube, or to later frames of the clip.
 
     Raises:
-        RecipeError: If a gap is longer than what it lies in.
+        RecipeError: If a gap is longer than the cube or clip.
     """
 
     config: schema.DifferenceTarget
@@ -46,9 +46,9 @@ class DifferenceTarget(Target):
         wide = [gap for gap in config.gaps if gap >= frames]
         if wide:
             raise RecipeError(
-                f"`targets`: a `difference` with `gaps: {config.gaps}` finds no two frames "
-                f"{wide[0]} apart in a {config.span} of {frames}",
-                hint="smaller gaps, a larger `model.tubelet`, or `span: clip`",
+                f"`targets`: a `difference` with `gaps: {config.gaps}` needs frames "
+                f"{wide[0]} apart, and a {config.span} has {frames}",
+                hint="use smaller gaps, a larger `model.tubelet`, or `span: clip`",
             )
         pairs = [frames - gap if config.span == "cube" else form.tubelet for gap in config.gaps]
         self.predicts = sum(pairs) * 3 * form.patch**2

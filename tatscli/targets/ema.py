@@ -43,7 +43,7 @@ class EmaTarget(Target):
         """Start as a copy of the encoder.
 
         Raises:
-            RecipeError: If it has fewer blocks than shall be averaged.
+            RecipeError: If it has fewer blocks than are to be averaged.
         """
         if self.config.layers > encoder.depth:
             raise RecipeError(
@@ -101,5 +101,5 @@ class EmaTarget(Target):
         return dict(self.average.network.state_dict())
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what `tensors` returned."""
+        """Restore what `tensors` returned."""
         load_weights(self.average.network, tensors)

@@ -43,7 +43,7 @@ class HogTarget(Target):
             raise RecipeError(
                 f"`targets`: a `hog` with `cell: {config.cell}` does not divide "
                 f"`model.patch: {form.patch}`",
-                hint=f"such as `cell: {math.gcd(form.patch, config.cell)}`",
+                hint=f"for example `cell: {math.gcd(form.patch, config.cell)}`",
             )
         every = config.frames == "all"
         self.frames = range(form.tubelet) if every else [form.tubelet // 2]

@@ -42,7 +42,8 @@ class LatentsTarget(TokenizerTarget):
             return
         if self.asked.levels is None:
             raise RecipeError(
-                f"{self.asked.name} with `loss: cross_entropy`: its codes are no grid of levels",
+                f"{self.asked.name} with `loss: cross_entropy`: its codes do not lie on a grid of "
+                "levels",
                 hint="`loss: mse`, or a target of `kind: codes`",
             )
         self.levels = list(self.asked.levels)
@@ -58,8 +59,8 @@ class LatentsTarget(TokenizerTarget):
         return self.asked.codes(clip, index_BM)[..., None] // self.basis_D % self.levels_D
 
     def codes_of(self, prediction_BMC: Tensor) -> Tensor | None:
-        """Return the codes of the nearest or likeliest levels: int64 (B, M, R); None of a tokenizer
-        whose codes are no grid of levels."""
+        """Return the codes of the nearest or likeliest levels: int64 (B, M, R); None for a
+        tokenizer whose codes do not lie on a grid of levels."""
         parts_BMRX = prediction_BMC.float().unflatten(2, (self.asked.per_cube, -1))
         if self.by_level:
             logits = parts_BMRX.split(self.levels, dim=-1)

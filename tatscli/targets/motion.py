@@ -1,4 +1,4 @@
-"""`motion`: how the content of a cube moves, as the codec says it.
+"""`motion`: the motion of a cube's content, from the codec.
 
 The motion field of the clip (`data.motion`) is itself what is predicted: the displacement into each
 frame of the cube, along x and y, at the token. Ours; MAM2 (arXiv 2210.05234) names other motion
@@ -50,12 +50,12 @@ class MotionTarget(Target):
         )
 
     def _scaled(self, field_BTS2: Tensor, valid_BT: Tensor, patch: int) -> Tensor:
-        """Bring pixels of the view to the scale that the recipe asks for."""
+        """Scale pixels of the view as the recipe says."""
         if self.config.scale == "none":
             return field_BTS2
         if self.config.scale == "patch":
             return field_BTS2 / patch
-        # One length for the whole clip: what is fast, and where to, stays to be told.
+        # One scale for the whole clip keeps relative speed and direction.
         square_BT = field_BTS2.square().sum(dim=-1).mean(dim=-1) * valid_BT
         mean_B = square_BT.sum(dim=1) / valid_BT.sum(dim=1).clamp(min=1)
         length_B = mean_B.sqrt().clamp(min=self.config.floor)

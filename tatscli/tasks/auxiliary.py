@@ -133,7 +133,7 @@ class MaskedHalf:
     def modules(self) -> dict[str, nn.Module]:
         """Return mask, selection and targets."""
         system = self.system
-        return {"mask": system.masker, "selection": system.selection, **system.targets}
+        return {"mask": system.masker, "selection": system.predict, **system.targets}
 
     def work(self) -> float:
         """Estimate the floating-point operations of the masked half of a step on one video."""

@@ -95,7 +95,7 @@ def plan_pretraining(
         "grid": list(recipe.grid),
         "tokens": system.encoder.tokens,
         "visible": system.masker.visible,
-        "predicted": system.selection.budget,
+        "predicted": system.predict.budget,
         "parameters": parameters,
         "gflops_per_clip": {name: value / 1e9 for name, value in flops.items()},
         "optimizer_gb": sum(parameters.values()) * ADAM_BYTES / 1e9,

@@ -1,4 +1,4 @@
-"""`tats store encode`: a tokenizer over the frames of a store, once, for views that do not change.
+"""`tats store encode`: runs a tokenizer over a store once, for crops that do not change.
 
 Shapes: F stored frames, T frames of a clip, C colours, H and W pixels, t, h and w codes.
 """
@@ -19,9 +19,9 @@ from torch import Tensor
 from tatscli.console import Reporter
 from tatscli.data.normalize import to_unit
 from tatscli.data.sampling import chosen_frames, fixed_indices
+from tatscli.data.torchvision_ops import decode_jpegs
 from tatscli.data.unreadable import UNREADABLE, unreadable
 from tatscli.data.view import spatial_crop
-from tatscli.data.vision import decode_jpegs
 from tatscli.engine.device import choose_device
 from tatscli.errors import UsageError
 from tatscli.lock import locked
@@ -57,9 +57,9 @@ def encode_recipe(
 
     Args:
         path: The store.
-        loaded: The recipe: its `data`, and the tokenizer and scale of what is `cached` first, a
-            target or `predict`.
-        reporter: Speaks to the user.
+        loaded: The recipe: its `data`, and the tokenizer and scale of the first target, or else
+            `predict`, that is `cached`.
+        reporter: Prints messages and progress.
         source: Another tokenizer.
         size: Another height and width of the view.
         scale: Another scale.
@@ -73,8 +73,8 @@ def encode_recipe(
     reader: Any = next((one for one in readers if getattr(one, "cached", False)), None)
     if source is None and reader is None:
         raise UsageError(
-            f"`--recipe {loaded.name}` reads no codes of a store: nothing in it is `cached: true`",
-            hint="set it for a target, or name a `--tokenizer`",
+            f"`--recipe {loaded.name}` reads no cached codes: nothing in it is `cached: true`",
+            hint="set it for a target, or give `--tokenizer`",
         )
     if scale is None:
         scale = 1.0 if reader is None else reader.scale
@@ -99,17 +99,17 @@ def encode_store(
     device: str = "auto",
     data: Data | None = None,
 ) -> dict[str, Any]:
-    """Write the codes of every video of a store; what is there already is not done again, unless
-    the videos have changed since.
+    """Write the codes of every video of a store; existing ones are kept unless the videos have
+    changed.
 
-    Codes are those of every frame, or, of a tokenizer that looks at several at once or has scores,
-    those of the fixed clips of a recipe. Of a clip no more than a window is held in memory.
+    Codes are those of every frame, or, for a tokenizer that looks at several frames or has scores,
+    those of the recipe's fixed clips. No more than a window of a clip is held in memory.
 
     Args:
         path: The store.
         source: The tokenizer.
         size: Height and width of the view, as the recipe's `data.size`.
-        reporter: Speaks to the user.
+        reporter: Prints messages and progress.
         scale: As the target's `scale`.
         device: As `run.device`.
         data: The recipe's `data`, for fixed clips.
@@ -168,16 +168,16 @@ def encode_store(
 
 
 def _fixed(source: TrainedTokenizer, tokenizer: Tokenizer, data: Data | None) -> Data:
-    """Return the recipe's `data` that says which clips there are.
+    """Return the recipe's `data`, which determines the fixed clips.
 
     Raises:
-        UsageError: If nothing says so, or they do not fit the tokenizer.
+        UsageError: If there is none, or it does not suit the tokenizer.
     """
     if data is None:
         raise UsageError(
-            f"`{source.path}` looks at several frames at once: its codes are those of the clips of "
+            f"`{source.path}` looks at several frames at once, so its codes depend on the clips of "
             "a recipe",
-            hint="`--recipe RECIPE`, whose `data` says which: `data.sampling.clips` of each video",
+            hint="give `--recipe RECIPE`, whose `data.sampling.clips` counts the clips of a video",
         )
     if data.sampling.clips is None:
         raise UsageError(
@@ -194,7 +194,7 @@ def _fixed(source: TrainedTokenizer, tokenizer: Tokenizer, data: Data | None) ->
 
 
 def _write(coder: _Coder, folder: Path, rows: Sequence[int], reporter: Reporter) -> int:
-    """Write all shards that are missing or were made of other videos; return how many."""
+    """Write all shards that are missing or out of date; return how many."""
     store, written = coder.store, 0
     by_shard = defaultdict(list)
     for row in rows:
@@ -257,7 +257,7 @@ class _Coder:
         return _joined([one.codes_Bthw for one in parts]), _joined(scores) if scores else None
 
     def _parts(self, row: int, frames: Sequence[int], length: int) -> Iterator[Tensor]:
-        """Yield the middle view of frames, so many at a time: (1, C, T, H, W) in [0, 1]."""
+        """Yield the centre crop of frames, `length` at a time: (1, C, T, H, W) in [0, 1]."""
         for first in range(0, len(frames), length):
             try:
                 video_TCHW = decode_jpegs(self.store.jpegs(row, frames[first : first + length]))

@@ -23,7 +23,7 @@ from tatscli.engine.schedule import lr_at
 from tatscli.engine.session import Session
 from tatscli.errors import DataError
 from tatscli.masking.insight import mask_insight
-from tatscli.masking.learning.reward import with_variance
+from tatscli.masking.rl.reward import with_variance
 from tatscli.nn.averaged import copies_in
 from tatscli.nn.load import copy_weights, find_weights, fits, load_encoder
 from tatscli.recipe.derive import Schedule
@@ -209,7 +209,7 @@ class Pretraining(Stage):
     def modules(self) -> dict[str, nn.Module]:
         """Return encoder and head, mask, selection and targets."""
         system = self.system
-        named = {"mask": system.masker, "selection": system.selection, **system.targets}
+        named = {"mask": system.masker, "selection": system.predict, **system.targets}
         return {"": self.model, **named}
 
     def work(self) -> float:
@@ -235,7 +235,7 @@ def refuse_faulty_plans(means: dict[str, float], recipe: Recipe) -> None:
 def work_of(system: System) -> float:
     """Estimate the floating-point operations of a step on one video: six a weight and token."""
     seen = system.masker.visible
-    head_tokens = seen + system.selection.budget
+    head_tokens = seen + system.predict.budget
     encoder = seen * count_parameters(system.encoder)
     head = head_tokens * count_parameters(system.autoencoder.head)
     sampler = system.encoder.tokens * count_parameters(system.masker)
@@ -284,7 +284,7 @@ def motion_notice(system: System, recipe: Recipe, *, unknown: int, videos: int) 
     stand_ins = []
     if system.masker.needs_motion:
         stand_ins.append(f"`mask.kind: {recipe.mask.kind}` falls back to `{fallback}`")
-    if system.selection.needs_motion:
+    if system.predict.needs_motion:
         chance = "random tokens" if fallback == "tube" else f"`{fallback}`"
         stand_ins.append(f"`predict.kind: {recipe.predict.kind}` falls back to {chance}")
     stand_ins += [f"`targets: {name}` is left out of the loss" for name in guessing_motion(system)]

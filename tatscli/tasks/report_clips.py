@@ -27,7 +27,7 @@ from tatscli.system.load import load_system
 from tatscli.tasks.frozen import frozen_encoder
 from tatscli.tasks.results import read_scores
 from tatscli.visualize.render import rows_seen
-from tatscli.visualize.sight import Viewer
+from tatscli.visualize.viewer import Viewer
 from tatscli.visualize.windows import stored_window
 
 _FPS = 6.0
@@ -57,12 +57,15 @@ def mask_gallery(checkpoint: Checkpoint, recipe: Recipe, store: Store) -> list[G
     frames = views.frames(row, 0)
     window = stored_window(store, sample, frames)
     viewer = Viewer(system, trained=True)
-    sight = viewer.look(window, Draws(recipe.run.seed))
-    painted = rows_seen(viewer, window, sight, range(len(frames)))
+    masked = viewer.mask(window, Draws(recipe.run.seed))
+    painted = rows_seen(viewer, window, masked, range(len(frames)))
     figures = [
         Figure(animation(one.panels_TYX3, fps=_FPS), one.label, one.notes) for one in painted
     ]
-    title = f"{store.rows[row].id}, frames {frames[0]} to {frames[-1]}"
+    title = (
+        f"{store.rows[row].id}, frames {min(frames)} to {max(frames)}, "
+        f"{min(window.times):.2f} to {max(window.times):.2f} s"
+    )
     return [Gallery(title, figures)]
 
 
@@ -104,7 +107,7 @@ def example_galleries(result: Result, recipe: Recipe, store: Store, count: int) 
 
 
 def neighbour_galleries(
-    checkpoint: Checkpoint, recipe: Recipe, store: Store, count: int, here: Session
+    checkpoint: Checkpoint, recipe: Recipe, store: Store, count: int, session: Session
 ) -> list[Gallery]:
     """Show some videos, each followed by those with the nearest features.
 
@@ -117,12 +120,12 @@ def neighbour_galleries(
     asked = _spread(_rows(store, recipe), count)
     split = recipe.finetune.split if checkpoint.kind == "finetuned" else recipe.data.split
     searched = _spread(store.part(split), _SEARCHED)
-    model = PooledFeatures(frozen_encoder(recipe, checkpoint)).to(here.device)
+    model = PooledFeatures(frozen_encoder(recipe, checkpoint)).to(session.device)
     views, found = {}, {}
     for name, rows in (("asked", asked), ("searched", searched)):
         views[name] = EvalViews(store, rows, recipe.data, sampling=recipe.view_sampling)
         found[name] = score_views(
-            model, views[name], recipe, here, output=as_is, description=f"features of {name}"
+            model, views[name], recipe, session, output=as_is, description=f"features of {name}"
         )
     # Without subtracting the mean, all videos would be similar.
     mean_D = found["searched"].score_VL.mean(dim=0)

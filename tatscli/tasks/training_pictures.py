@@ -1,4 +1,4 @@
-"""Pictures that a training leaves in its run and shows to trackers: one video, every few passes."""
+"""Pictures that a training writes to its run and sends to trackers: one video, every few epochs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,16 @@ from tatscli.video.encode import write_video
 from tatscli.visualize.codes import Coder, coding_rows
 from tatscli.visualize.compose import compose
 from tatscli.visualize.panels import Row
-from tatscli.visualize.render import caption_of, rows_seen, slices_shown, slices_words
-from tatscli.visualize.sight import Viewer
+from tatscli.visualize.render import (
+    caption,
+    caption_of,
+    mask_title,
+    rows_seen,
+    slices_shown,
+    slices_words,
+)
 from tatscli.visualize.text import Picture
+from tatscli.visualize.viewer import Viewer
 from tatscli.visualize.windows import stored_window
 
 _MOST = 20  # pictures of a tokenizer's training
@@ -32,10 +39,10 @@ _COLUMNS = 8
 
 
 class TrainingPictures:
-    """Draws what a training makes of one video, always the same: the middle window and crop.
+    """Draws the result of a training on one fixed video: its middle window and crop.
 
-    A picture takes no random numbers of the training and leaves the model as it was, so that a
-    training with them is bit for bit the one without.
+    A picture uses no random numbers of the training and does not change the model, so a
+    training with pictures equals one without, bit for bit.
 
     Args:
         folder: Where they are written, `pass-0003.png` after the third pass.
@@ -43,7 +50,7 @@ class TrainingPictures:
         rows: Rows of the store; the first is drawn.
         recipe: The recipe.
         every: Passes between two pictures.
-        motion: Gives the video its motion; None where nobody reads it.
+        motion: Gives the video its motion; None if it is not used.
     """
 
     name: ClassVar[str]
@@ -62,7 +69,7 @@ class TrainingPictures:
         self.recipe = recipe
         self.every = every
         self.passes = recipe.optim.epochs
-        # Its frames are read once and kept here.
+        # Its frames are read once and kept session.
         data = recipe.data.model_copy(update={"cache": "none", "repeats": 1})
         self._views = EvalViews(
             store,
@@ -75,17 +82,17 @@ class TrainingPictures:
         self._seen: tuple[list[int], Sample] | None = None
 
     def due(self, epoch: int) -> bool:
-        """Whether to draw after a pass: every so many, and the last."""
+        """Whether to draw after an epoch: every `every`, and the last."""
         return epoch % self.every == 0 or epoch == self.passes
 
-    def _sample(self, here: Session) -> tuple[list[int], Sample] | None:
+    def _sample(self, session: Session) -> tuple[list[int], Sample] | None:
         """Return the frames and the view, read once; if they cannot be read, say so instead."""
         if self._seen is None:
             try:
                 (sample,) = self._views[0]
                 self._seen = self._views.frames(sample.row, 0), sample
             except DataError as error:
-                here.reporter.warn(f"no pictures of the training: {error.message}", once=True)
+                session.reporter.warn(f"no pictures of this training: {error.message}", once=True)
         return self._seen
 
     def _written(
@@ -111,24 +118,25 @@ class TokenizerPictures(TrainingPictures):
     def __init__(self, folder: Path, store: Store, rows: Sequence[int], recipe: Recipe) -> None:
         super().__init__(folder, store, rows, recipe, every=-(-recipe.optim.epochs // _MOST))
 
-    def draw(self, tokenizer: TrainedTokenizer, epoch: int, here: Session) -> dict[str, Picture]:
+    def draw(self, tokenizer: TrainedTokenizer, epoch: int, session: Session) -> dict[str, Picture]:
         """Write and return the picture of a pass; nothing if the video cannot be read."""
-        seen = self._sample(here)
+        seen = self._sample(session)
         if seen is None:
             return {}
         frames, video_TCHW = seen[0], seen[1].video_CTHW.transpose(0, 1)
+        times = self._views.store.times(seen[1].row)
         if tokenizer.window is None:  # no more are coded than have a column
             some = slices_shown(len(frames), _COLUMNS)
             frames, video_TCHW = [frames[one] for one in some], video_TCHW[some]
         was = tokenizer.training
         tokenizer.eval()
-        with autocast(here.device, here.dtype):
+        with autocast(session.device, session.dtype):
             coding = Coder(tokenizer).look(video_TCHW)
         tokenizer.train(was)
         slices = len(frames) // tokenizer.frames
         places = [one * tokenizer.frames for one in slices_shown(slices, _COLUMNS)]
         about = f"{tokenizer.config.kind} tokenizer, {tokenizer.codebook_size} codes"
-        captions = [f"frame {frames[place]}" for place in places]
+        captions = [caption(frames[place], times[frames[place]]) for place in places]
         rows = coding_rows(video_TCHW, coding, tokenizer.codebook_size)
         words = slices_words(slices, _COLUMNS)
         return self._written(epoch, about, words, captions, rows, places)
@@ -142,10 +150,10 @@ class MaskPictures(TrainingPictures):
 
     name = "pictures/masks"
 
-    def draw(self, system: System, epoch: int, here: Session) -> dict[str, Picture]:
+    def draw(self, system: System, epoch: int, session: Session) -> dict[str, Picture]:
         """Write and return the picture of a pass, the system being in training mode afterwards;
         nothing if the video cannot be read."""
-        seen = self._sample(here)
+        seen = self._sample(session)
         if seen is None:
             return {}
         frames, sample = seen
@@ -154,12 +162,11 @@ class MaskPictures(TrainingPictures):
         places = [one * form.tubelet for one in slices_shown(form.grid[0], _COLUMNS)]
         draws = Draws(seed_of("pictures", self.recipe.run.seed))
         system.eval()
-        with autocast(here.device, here.dtype):
-            sight = viewer.look(window, draws)
+        with autocast(session.device, session.dtype):
+            masked = viewer.mask(window, draws)
         system.train()
-        rows = rows_seen(viewer, window, sight, places)
-        mask = self.recipe.mask
-        about = f"{mask.kind} mask, ratio {mask.ratio:g}"
+        rows = rows_seen(viewer, window, masked, places)
+        about = mask_title(self.recipe.mask)
         captions = [caption_of(window, place) for place in places]
         words = slices_words(form.grid[0], _COLUMNS)
         return self._written(epoch, about, words, captions, rows, places)

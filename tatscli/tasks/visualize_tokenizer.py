@@ -1,4 +1,4 @@
-"""Looking at a tokenizer: what its codes keep of a clip, and which of them matter."""
+"""Pictures of a tokenizer: the reconstruction of a clip, its codes and their scores."""
 
 from __future__ import annotations
 
@@ -8,14 +8,20 @@ from typing import Any
 from tatscli.console import Reporter
 from tatscli.data.clip import ClipForm
 from tatscli.engine.device import choose_device
-from tatscli.errors import DecodeError, UsageError
+from tatscli.errors import DataError, UsageError
 from tatscli.nn.load import open_checkpoint
-from tatscli.tasks.view_notes import clip_notes, limited_by
-from tatscli.tasks.viewers import Wishes
-from tatscli.tasks.visualize_masks import page_of, refuse_columns, refuse_out, without_video
+from tatscli.tasks.mask_setup import Overrides
+from tatscli.tasks.picture_notes import clip_notes, limited_by
+from tatscli.tasks.visualize_masks import (
+    layout_of,
+    named,
+    refuse_columns,
+    refuse_out,
+    without_video,
+)
 from tatscli.tokenizer.load import open_run
 from tatscli.visualize.codes import Coding, render_codes
-from tatscli.visualize.windows import Window
+from tatscli.visualize.windows import Phase, Window
 
 
 def visualize_tokenizer(
@@ -23,41 +29,45 @@ def visualize_tokenizer(
     run: Path,
     *,
     reporter: Reporter,
-    wishes: Wishes,
+    overrides: Overrides,
     out: Path | None = None,
     fps: float | None = None,
     windows: int | None = None,
     columns: int | None = None,
+    phase: Phase = "test",
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Draw a clip, its reconstruction, its codes, and their scores where it has such.
 
     Args:
         clip: A video file.
         run: Run or checkpoint of a tokenizer.
-        reporter: Speaks to the user.
-        wishes: Only `stride` is open; the tokenizer's recipe settles the rest.
+        reporter: Prints messages and progress.
+        overrides: Only `stride` may be set; the tokenizer's recipe determines the rest.
         out: The picture; by default `<clip's stem>.codes.mp4` in the current folder.
         fps: Frames per second of a moving picture; None follows the clip.
         windows: How many windows to show; None means all, for a png the first.
         columns: How many slices a png shows at most.
+        phase: Whose clips to show, as for `visualize_masks`.
+        seed: Of the clips that `train` draws.
 
     Returns:
-        `clip`, `out`, `tokenizer`, `codebook_size`, `grid`, `fps`, `notes`, and `windows`:
+        `clip`, `out`, `as`, `tokenizer`, `codebook_size`, `grid`, `fps`, `notes`, and `windows`:
         `frames`, `times`, `psnr`, `ssim` and `codes` of each, `scores` where it has such, and
         `kept`, the share of codes decoded, where it leaves some out.
 
     Raises:
-        TatsError: If clip, run or wishes cannot be used.
+        TatsError: If clip, run or overrides cannot be used.
     """
     foreign = [
         f"`--{name}`"
         for name in ("mask", "ratio", "size", "frames", "patch", "tubelet", "temperature")
-        if getattr(wishes, name) is not None
+        if getattr(overrides, name) is not None
     ]
     if foreign:
         raise UsageError(
-            f"`{run}` is a tokenizer: {', '.join(foreign)} cannot be chosen",
-            hint="`--stride`, `--windows`, `--columns`, `--fps` and `--out` may be",
+            f"`{run}` is a tokenizer: {', '.join(foreign)} cannot be set",
+            hint="`--stride`, `--as`, `--windows`, `--columns`, `--fps` and `--out` can be set",
         )
     out = out or Path(f"{clip.stem}.codes.mp4")
     refuse_out(clip, out)
@@ -65,8 +75,8 @@ def visualize_tokenizer(
     recipe = open_checkpoint(run).recipe
     tokenizer, _, checkpoint = open_run(run)
     tokenizer.to(choose_device("auto")[0]).eval()
-    if wishes.stride is not None:
-        sampling = {"mode": "dense", "stride": wishes.stride, "fps": None}
+    if overrides.stride is not None:
+        sampling = {"mode": "dense", "stride": overrides.stride, "fps": None}
         data = recipe.data.model_copy(
             update={"sampling": recipe.data.sampling.model_copy(update=sampling)}
         )
@@ -76,7 +86,9 @@ def visualize_tokenizer(
     grid = (recipe.data.frames // frames, height // stride, width // stride)
     form = ClipForm(grid, frames, stride)
     title = f"{tokenizer.config.kind} tokenizer, {tokenizer.codebook_size} codes"
-    page = page_of(recipe, title, fps=fps, windows=windows, columns=columns)
+    layout = layout_of(
+        recipe, title, phase=phase, seed=seed, fps=fps, windows=windows, columns=columns
+    )
     seen: list[Window] = []
     facts: list[dict[str, Any]] = []
 
@@ -87,17 +99,18 @@ def visualize_tokenizer(
 
     try:
         with reporter.progress(description="windows", unit="window") as bar:
-            rate = render_codes(clip, out, tokenizer, form, page, watch=watch)
-    except DecodeError as error:
-        raise DecodeError(f"`{clip}`: {error.message}", error.hint) from error
+            rate = render_codes(clip, out, tokenizer, form, layout, watch=watch)
+    except DataError as error:
+        raise named(error, clip) from error
     limited = limited_by(out) if windows is None else ""
     notes = [f"from {run}, step {checkpoint.step}"]
-    notes += clip_notes(seen, recipe, page, limited)
+    notes += clip_notes(seen, recipe, layout, limited)
     for note in notes:
         reporter.info(note)
     return {
         "clip": str(clip),
         "out": str(out),
+        "as": phase,
         "tokenizer": tokenizer.config.kind,
         "codebook_size": tokenizer.codebook_size,
         "grid": list(form.grid),

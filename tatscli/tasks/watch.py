@@ -1,4 +1,4 @@
-"""`run.watch`: metrics of a pretraining on held-out videos.
+"""Validation during pretraining, on videos that it is never trained on.
 
 Shapes: Q stored features, R features asked about, D width.
 """
@@ -37,11 +37,11 @@ def part_watched(
 ) -> tuple[list[int], list[int]]:
     """Split rows into those to train on and those to hold out, both ascending.
 
-    Whole videos are held out, with all of their segments, chosen by name: runs with any seed and
-    recipe hold out the same.
+    Whole videos are held out, with all their segments. The choice depends only on their names,
+    so runs of any seed and recipe hold out the same ones.
 
     Raises:
-        DataError: If nothing would be left to train on.
+        DataError: If nothing would remain to train on.
     """
     if watch is None:
         return list(rows), []
@@ -52,9 +52,9 @@ def part_watched(
     count = max(1, round(watch.share * len(by_video)))
     if count >= len(by_video):
         raise DataError(
-            f"`run.watch.share: {watch.share:g}` holds out {count} of {len(by_video)} videos, "
-            "which leaves none to train on",
-            hint="lower the share, or set `run.watch=null`",
+            f"`run.watch.share: {watch.share:g}` holds out {count} of {len(by_video)} videos and "
+            "leaves none to train on",
+            hint="use a smaller share, or `run.watch=null`",
         )
     chosen = _drawn(by_video, count)
     held = {row for video in chosen for row in by_video[video]}
@@ -62,24 +62,24 @@ def part_watched(
 
 
 def _drawn(names: Iterable[str], count: int) -> list[str]:
-    """Return so many names, in an order that is theirs alone."""
+    """Return `count` of the names, in an order that depends only on them."""
     return sorted(names, key=lambda name: (seed_of("watch", name), name))[:count]
 
 
 class Watcher:
     """Evaluates a system on the held-out videos.
 
-    The clips are those that training would have seen in its first epoch, with masks drawn by the
-    seed: the same in every evaluation, on any number of ranks. Features are averaged over the
-    tokens of a centre clip. If all videos are labelled, held-out ones are classified by kNN on
-    training videos; RankMe is computed on both.
+    The clips are those that training would have seen in its first epoch, with masks drawn from the
+    seed: the same every time, on any number of ranks. Features are averaged over a clip's
+    middle window and crop. If all videos have a class, the held-out videos are classified by their
+    nearest training videos; all features together give the rank.
 
     Args:
         store: The data.
-        trained: Training rows, of which at most `run.watch.videos` are used.
-        held: Held-out rows.
+        trained: Rows that are trained on; at most `run.watch.videos` of them are used.
+        held: Rows held out.
         recipe: The recipe.
-        system: Determines whether clips need motion or cached codes.
+        system: Says which motion and codes clips need.
     """
 
     def __init__(
@@ -112,15 +112,15 @@ class Watcher:
         )
 
     def due(self, epoch: int) -> bool:
-        """Whether to evaluate after an epoch: every few, and after the last."""
+        """Whether to validate after an epoch: every `run.watch.every`, and the last."""
         return epoch % self.settings.every == 0 or epoch == self.recipe.optim.epochs
 
-    def look(self, system: System, here: Session) -> dict[str, float]:
+    def look(self, system: System, session: Session) -> dict[str, float]:
         """Return `watch/loss`, `watch/loss/<target>`, `watch/rankme` and, where all videos have a
         class, `watch/knn_top1`; the system is in training mode afterwards."""
-        quiet = replace(here, reporter=Reporter(quiet=True))  # the training has a bar already
+        quiet = replace(session, reporter=Reporter(quiet=True))  # the training has a bar already
         system.eval()
-        found = self._losses(system, here)
+        found = self._losses(system, session)
         model = PooledFeatures(system.encoder)
         asked, stored = (
             score_views(model, views, self.recipe, quiet, output=as_is)
@@ -133,27 +133,27 @@ class Watcher:
         system.train()
         return found
 
-    def _losses(self, system: System, here: Session) -> dict[str, float]:
+    def _losses(self, system: System, session: Session) -> dict[str, float]:
         """Return the means over the held-out clips of what a training step would have logged."""
         seed = seed_of("watch", self.recipe.run.seed)
         mine: list[tuple[int, int, dict[str, float]]] = []
         batches = fixed_batches(
             self.clips,
             batch=self.recipe.evaluate.batch_per_device,
-            workers=worker_count(self.recipe.data.workers, local_ranks=here.world.local_size),
-            rank=here.world.rank,
-            world=here.world.size,
+            workers=worker_count(self.recipe.data.workers, local_ranks=session.world.local_size),
+            rank=session.world.rank,
+            world=session.world.size,
             timeout=self.recipe.data.timeout,
-            on_bad=lambda row, reason: here.reporter.warn(
-                f"the held-out video `{self.store.rows[row].id}` cannot be read and is replaced by "
-                f"another: {reason}",
+            on_bad=lambda row, reason: session.reporter.warn(
+                f"`{self.store.rows[row].id}` is held out by `run.watch` but cannot be read, "
+                f"another video replaces it: {reason}",
                 once=True,
             ),
         )
         for number, batch in heeding(batches):
-            there = batch.to(here.device)
+            there = batch.to(session.device)
             draws = Draws(seed, first=number * self.recipe.evaluate.batch_per_device)
-            with torch.inference_mode(), autocast(here.device, here.dtype):
+            with torch.inference_mode(), autocast(session.device, session.dtype):
                 errors = system.errors(system.clip_of(there), draws)
                 metrics = {"loss": errors.loss, **errors.metrics}
             values = {name: float(value) for name, value in metrics.items()}

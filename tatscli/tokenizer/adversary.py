@@ -1,4 +1,4 @@
-"""The other side of a tokenizer's training: a discriminator, and what each side loses.
+"""The discriminator of a tokenizer's training, and the losses of both sides.
 
 Shapes: X pictures, C colours, H and W pixels; or B videos of T frames, (B, C, T, H, W).
 """
@@ -31,8 +31,8 @@ class Adversary(PatchDiscriminator):
         self.config = config
 
     def loss(self, made: Tensor, true: Tensor) -> Tensor:
-        """Return the discriminator's own loss: high verdicts are wanted on frames, low ones on what
-        was made of them."""
+        """Return the discriminator's own loss: scores should be high on true frames and low on
+        reconstructions."""
         on_made, on_true = self(made.detach()), self(true)
         if self.config.loss == "hinge":
             return (F.relu(1 - on_true).mean() + F.relu(1 + on_made).mean()) / 2
@@ -52,7 +52,7 @@ class Adversary(PatchDiscriminator):
         return gradient.square().flatten(1).sum(dim=1).mean() / 2
 
     def judge(self, made: Tensor) -> Tensor:
-        """Return what the tokenizer loses by being found out; teaches the discriminator nothing."""
+        """Return the tokenizer's adversarial loss, without gradient for the discriminator."""
         state: dict[str, Any] = {name: one.detach() for name, one in self.named_parameters()}
         verdict = functional_call(self, state, (made,))
         return -verdict.mean() if self.config.loss == "hinge" else F.softplus(-verdict).mean()

@@ -1,4 +1,4 @@
-"""`Asked`: what a frozen tokenizer says of clips, sorted by cube.
+"""`Asked`: the codes and scores that a frozen tokenizer gives to clips, sorted by cube.
 
 Shapes: B batch, C colours, T frames, t codes along time, h and w codes along the picture, N cubes
 of a clip, M of them, R codes of a cube, D values of a code's vector.
@@ -23,13 +23,13 @@ from tatscli.tokenizer.fsq import radix
 from tatscli.tokenizer.load import open_tokenizer
 
 ANY_CLIPS = (
-    "it looks at several frames at once, and with `data.sampling.clips: null` clips begin at any"
-    " frame, so that no codes can be kept"
+    "it looks at several frames at once, and with `data.sampling.clips: null` clips start at any"
+    " frame, so its codes cannot be cached"
 )
 
 
 def by_clip(tokenizer: Tokenizer) -> bool:
-    """Whether what it says of a frame depends on which others lie beside it in the clip."""
+    """Whether the codes of a frame depend on the other frames of the clip."""
     return tokenizer.frames > 1 or tokenizer.window is not None or tokenizer.scored
 
 
@@ -40,18 +40,18 @@ class Asked(nn.Module):
     time a cube has the codes of all its frames, or of one; where a code covers more frames than a
     cube, neighbouring cubes share it. In the picture a cube has as many codes as lie in its patch.
 
-    A clip is shown to a tokenizer once, whoever asks: the answer stays with the clip.
+    A tokenizer runs once per clip, however many ask: the result stays with the clip.
 
     Args:
         source: Where the tokenizer comes from.
         form: How clips are cut.
-        by: Who asks, for messages, such as "`targets`: `codes`".
+        by: Who uses it, for messages, such as "`targets`: `codes`".
         frames: Which frames of a cube are shown: `all`, the `first` or the `middle` one.
         scale: By which frames are resized first.
         cached: Read codes that the store holds, where clips bring them along.
 
     Attributes:
-        name: Who asks whom, for messages.
+        name: Who uses which tokenizer, for messages.
         codebook_size: Codes to choose from.
         width: Values of a code's vector.
         levels: Steps of each of them, or None.
@@ -117,10 +117,10 @@ class Asked(nn.Module):
         """Return the codes whose vectors are nearest: int64 (B, M, R).
 
         Raises:
-            ValueError: If they are no grid of levels.
+            ValueError: If they do not lie on a grid of levels.
         """
         if self.levels is None:
-            raise ValueError(f"{self.name}: its codes are no grid of levels")
+            raise ValueError(f"{self.name}: its codes do not lie on a grid of levels")
         codes_BMR = torch.zeros_like(vectors_BMRD[..., 0], dtype=torch.long)
         for axis, (levels, step) in enumerate(zip(self.levels, radix(self.levels), strict=True)):
             code_L = step * torch.arange(levels, device=vectors_BMRD.device)
@@ -234,7 +234,7 @@ def _alignment(
     together = tokenizer.window or tokenizer.frames
     if together > 1 and frames != "all":
         raise RecipeError(
-            f"{name} with `frames: {frames}`: a code of it covers {tokenizer.frames} frames"
+            f"{name} with `frames: {frames}`: each of its codes covers {tokenizer.frames} frames"
             if together == tokenizer.frames
             else f"{name} with `frames: {frames}`: it codes windows of {together} frames",
             hint="`frames: all`",
@@ -243,7 +243,7 @@ def _alignment(
     codes, left = divmod(shown, tokenizer.frames)
     if left or not codes or (codes % slices and slices % codes):
         raise RecipeError(
-            f"{name}: its codes cover {tokenizer.frames} frames each, which does not go with "
+            f"{name}: its codes cover {tokenizer.frames} frames each, which does not fit "
             f"{length} frames in {slices} slices",
             hint="change `data.frames` or `model.tubelet`",
         )

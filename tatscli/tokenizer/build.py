@@ -14,7 +14,7 @@ def build_tokenizer(recipe: Recipe) -> TrainedTokenizer:
     """Build the tokenizer a recipe trains; one of videos takes windows of `data.frames`.
 
     Raises:
-        RecipeError: If it shall keep more codes than a window has, or none of those it can choose.
+        RecipeError: If `keep` is more than the codes of a window, or leaves none to choose.
     """
     config = recipe.tokenizer
     assert config is not None

@@ -46,9 +46,9 @@ def open_diffusers(folder: Path) -> tuple[Tokenizer, str]:
     config, weights = folder / "config.json", folder / _WEIGHTS
     if not (config.is_file() and weights.is_file()):
         raise CheckpointError(
-            f"`tokenizer.path: {folder}` is no folder of diffusers: "
+            f"`tokenizer.path: {folder}` is not a diffusers folder: "
             f"it needs `config.json` and `{_WEIGHTS}`",
-            hint="of a whole pipeline, name the sub-folder of its tokenizer, such as `vqvae`",
+            hint="for a whole pipeline, give the subfolder of its tokenizer, such as `vqvae`",
         )
     try:
         name = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
@@ -56,7 +56,7 @@ def open_diffusers(folder: Path) -> tuple[Tokenizer, str]:
         raise CheckpointError(f"`{config}` is not the JSON of a model: {error}") from error
     if name not in _CLASSES:
         raise CheckpointError(
-            f"`tokenizer.path: {folder}` holds a `{name}`; known are {' and '.join(_CLASSES)}"
+            f"`tokenizer.path: {folder}` holds a `{name}`; supported are {' and '.join(_CLASSES)}"
         )
     diffusers = import_diffusers()
     try:
@@ -70,7 +70,7 @@ def open_diffusers(folder: Path) -> tuple[Tokenizer, str]:
     if model.regularizer != "fsq":
         raise CheckpointError(
             f"`tokenizer.path: {folder}` is a VidTok with continuous latents: it has no codes",
-            hint="take one with `regularizer: fsq`",
+            hint="use one with `regularizer: fsq`",
         )
     return VidTok(model), sha256(weights)
 

@@ -54,8 +54,8 @@ def open_taming(path: Path) -> tuple[Tokenizer, str]:
         model = import_diffusers().VQModel(**_sizes(given))
     except (KeyError, ValueError) as error:
         raise CheckpointError(
-            f"`tokenizer.path: {path}` is no VQGAN of taming-transformers: {error} is not in it",
-            hint="a Gumbel VQGAN has no such codebook; f16 ones with 1,024 or 16,384 codes do",
+            f"`tokenizer.path: {path}` is not a VQGAN of taming-transformers: it has no {error}",
+            hint="Gumbel VQGANs have no codebook; f16 with 1,024 or 16,384 codes is supported",
         ) from error
     wanted = model.state_dict()
     named = _renamed(given, ups=len(model.config.block_out_channels))

@@ -1,4 +1,4 @@
-"""A tokenizer at work: the input, what its codes keep of it, what they score, and the codes.
+"""Pictures of a tokenizer: the input, its reconstruction, scores and codes.
 
 Shapes: B = 1, C colours, T frames, H and W pixels, t codes along time, h and w codes along the
 picture, Y and X pixels of a panel.
@@ -21,7 +21,7 @@ from tatscli.data.normalize import to_unit
 from tatscli.evaluation.reconstruction import psnr, ssim
 from tatscli.tokenizer.base import TrainedTokenizer
 from tatscli.visualize.panels import DROPPED, Row, hatching, panels_of, spread
-from tatscli.visualize.render import Page, write_pages
+from tatscli.visualize.render import Layout, write_picture
 from tatscli.visualize.scores import salience_row
 from tatscli.visualize.windows import Window
 
@@ -49,7 +49,7 @@ class Coding:
     kept_thw: Tensor | None = None
 
     def facts(self, window: Window) -> dict[str, Any]:
-        """Return what `--json` tells of the window."""
+        """Return the entry of the window in `--json`."""
         facts: dict[str, Any] = {
             "frames": window.frames,
             "times": [round(time, 6) for time in window.times],
@@ -68,7 +68,8 @@ class Coding:
 class Coder:
     """Shows a tokenizer the windows of one video, one after the other.
 
-    Its scores are those of the whole video: a tokenizer may remember the end of the window before.
+    Where windows follow each other its scores are those of the whole video: a tokenizer may
+    remember the end of the window before.
 
     Args:
         tokenizer: In evaluation mode.
@@ -84,8 +85,15 @@ class Coder:
             yield self._waiting.pop()
 
     @torch.no_grad()
-    def look(self, video_TCHW: Tensor) -> Coding:
-        """Encode the next window, uint8, and decode it again."""
+    def look(self, video_TCHW: Tensor, *, follows: bool = False) -> Coding:
+        """Encode the next window, uint8, and decode it again.
+
+        Args:
+            video_TCHW: Its frames.
+            follows: Whether they go on where those of the last call ended.
+        """
+        if not follows:
+            self._coded = self.tokenizer.stream(self._windows())
         device = next(self.tokenizer.parameters()).device
         frames_TCHW = to_unit(video_TCHW.to(device))
         self._waiting.append(frames_TCHW.transpose(0, 1)[None])
@@ -108,24 +116,24 @@ def render_codes(
     out: Path,
     tokenizer: TrainedTokenizer,
     form: ClipForm,
-    page: Page,
+    layout: Layout,
     *,
     watch: Callable[[Window, Coding], None],
 ) -> float | None:
-    """Write the picture of a tokenizer; arguments and result as of `write_pages`.
+    """Write the picture of a tokenizer; arguments and result as of `write_picture`.
 
     Args:
-        tokenizer: What is looked at.
+        tokenizer: The tokenizer.
         watch: Called with every window shown.
     """
     coder = Coder(tokenizer)
 
     def paint(window: Window) -> list[Row]:
-        coding = coder.look(window.video_TCHW)
+        coding = coder.look(window.video_TCHW, follows=window.follows)
         watch(window, coding)
         return coding_rows(window.video_TCHW, coding, tokenizer.codebook_size)
 
-    return write_pages(clip, out, form, page, paint)
+    return write_picture(clip, out, form, layout, paint)
 
 
 def coding_rows(video_TCHW: Tensor, coding: Coding, size: int) -> list[Row]:

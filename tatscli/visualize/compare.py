@@ -9,9 +9,9 @@ from pathlib import Path
 from tatscli.draws import Draws
 from tatscli.visualize.facts import hidden_words, insight_of
 from tatscli.visualize.panels import Row, panels_of
-from tatscli.visualize.render import Page, places_shown, write_pages
+from tatscli.visualize.render import Layout, places_shown, write_picture
 from tatscli.visualize.rows import motion_row, visible_row
-from tatscli.visualize.sight import Sight, Viewer
+from tatscli.visualize.viewer import MaskedWindow, Viewer
 from tatscli.visualize.windows import Window
 
 
@@ -28,14 +28,14 @@ class Candidate:
     viewer: Viewer
 
 
-Watcher = Callable[[Window, Sequence[Sight]], None]
+Watcher = Callable[[Window, Sequence[MaskedWindow]], None]
 
 
 def render_comparison(
     clip: Path,
     out: Path,
     candidates: Sequence[Candidate],
-    page: Page,
+    layout: Layout,
     *,
     seed: int,
     watch: Watcher,
@@ -47,11 +47,11 @@ def render_comparison(
 
     Args:
         clip: A file FFmpeg can read.
-        out: See `write_pages`.
+        out: See `write_picture`.
         candidates: What is compared, from top to bottom.
-        page: How the picture is made.
+        layout: How the picture is made.
         seed: Of the masks.
-        watch: Called with every window shown and its sights, in the candidates' order.
+        watch: Called with every window shown and its results, in the candidates' order.
 
     Returns:
         The frame rate written, None for a png.
@@ -61,28 +61,31 @@ def render_comparison(
         UsageError: The suffix of `out` is unknown.
     """
     form = candidates[0].viewer.system.form
-    shown = places_shown(out, form, page)
+    shown = places_shown(out, form, layout)
     streams = [Draws(seed) for _ in candidates]
 
     def paint(window: Window) -> list[Row]:
-        sights = [
-            candidate.viewer.look(window, draws)
+        results = [
+            candidate.viewer.mask(window, draws)
             for candidate, draws in zip(candidates, streams, strict=True)
         ]
-        watch(window, sights)
-        return _rows(window, candidates, sights, shown)
+        watch(window, results)
+        return _rows(window, candidates, results, shown)
 
-    return write_pages(clip, out, form, page, paint)
+    return write_picture(clip, out, form, layout, paint)
 
 
 def _rows(
-    window: Window, candidates: Sequence[Candidate], sights: Sequence[Sight], shown: list[int]
+    window: Window,
+    candidates: Sequence[Candidate],
+    results: Sequence[MaskedWindow],
+    shown: list[int],
 ) -> list[Row]:
     video = panels_of(window.video_TCHW)
     rows = [Row("input", [], video)]
-    for candidate, sight in zip(candidates, sights, strict=True):
+    for candidate, masked in zip(candidates, results, strict=True):
         grid = candidate.viewer.system.form.grid
-        row = visible_row(video, sight.plan, grid)
-        words = hidden_words(insight_of(window, sight, grid))
+        row = visible_row(video, masked.plan, grid)
+        words = hidden_words(insight_of(window, masked, grid))
         rows.append(replace(row, label=candidate.label, notes=[*row.notes, words]))
     return [*rows, motion_row(video, window, shown=shown)]

@@ -1,4 +1,4 @@
-"""The page around the panels: a header, captions above the columns, labels beside the rows."""
+"""The layout around the panels: a header, captions above columns, labels beside rows."""
 
 from __future__ import annotations
 

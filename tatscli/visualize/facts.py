@@ -1,4 +1,4 @@
-"""Numbers about what is shown of a window: for labels, and for `--json`.
+"""Numbers about a window: for labels, and for `--json`.
 
 Shapes: N tokens of a clip.
 """
@@ -14,39 +14,39 @@ import torch
 from torch import Tensor
 
 from tatscli.masking.insight import mask_insight, visible_per_slice
-from tatscli.visualize.sight import Sight
+from tatscli.visualize.viewer import MaskedWindow
 from tatscli.visualize.windows import Window
 
 _MOTION = ("motion_share", "motion_lift", "motion_hidden")
 
 
-def facts_of(window: Window, sight: Sight, grid: tuple[int, int, int]) -> dict[str, Any]:
-    """Return what `--json` tells of a window.
+def facts_of(window: Window, masked: MaskedWindow, grid: tuple[int, int, int]) -> dict[str, Any]:
+    """Return the entry of a window in `--json`.
 
     Returns:
         `frames`, `times` in seconds, `visible` and `predict` (token indices) and the numbers of
         `insight_of`; `probability` of every token where the mask has a policy, `saliency` of every
-        token where the selection measures one, `error` of every predicted token where there is a
+        token if the `predict` rule measures one, `error` of each predicted token where there is a
         model.
     """
     facts: dict[str, Any] = {
         "frames": window.frames,
         "times": [round(time, 6) for time in window.times],
-        "visible": sight.plan.visible_BK[0].tolist(),
-        "predict": sight.plan.predict_BM[0].tolist(),
-        **insight_of(window, sight, grid),
+        "visible": masked.plan.visible_BK[0].tolist(),
+        "predict": masked.plan.predict_BM[0].tolist(),
+        **insight_of(window, masked, grid),
     }
     for name, value in (
-        ("probability", sight.score_N),
-        ("saliency", sight.saliency_N),
-        ("error", sight.error_M),
+        ("probability", masked.score_N),
+        ("saliency", masked.saliency_N),
+        ("error", masked.error_M),
     ):
         if value is not None:
             facts[name] = [float(f"{number:.4g}") for number in value.tolist()]
     return facts
 
 
-def insight_of(window: Window, sight: Sight, grid: tuple[int, int, int]) -> dict[str, Any]:
+def insight_of(window: Window, masked: MaskedWindow, grid: tuple[int, int, int]) -> dict[str, Any]:
     """Return how the mask treats time and motion in this window.
 
     Returns:
@@ -54,7 +54,7 @@ def insight_of(window: Window, sight: Sight, grid: tuple[int, int, int]) -> dict
         `mask_insight`; None where nothing moves or no motion is known. `entropy` of the policy,
         1 = uniform; None without a policy.
     """
-    plan = sight.plan
+    plan = masked.plan
     found = {
         name: value
         for name, tensor in mask_insight(plan, grid=grid, motion=window.motion).items()
@@ -64,15 +64,15 @@ def insight_of(window: Window, sight: Sight, grid: tuple[int, int, int]) -> dict
     return {
         "visible_per_slice": counts_BT[0].tolist(),
         **{name: _rounded(found.get(name)) for name in _MOTION},
-        "entropy": None if sight.score_N is None else _rounded(entropy(sight.score_N)),
+        "entropy": None if masked.score_N is None else _rounded(entropy(masked.score_N)),
     }
 
 
 def mean_insight(
-    windows: Sequence[Window], sights: Sequence[Sight], grid: tuple[int, int, int]
+    windows: Sequence[Window], results: Sequence[MaskedWindow], grid: tuple[int, int, int]
 ) -> dict[str, Any]:
     """Return the numbers of `insight_of` as means over the windows that have them."""
-    found = [insight_of(*both, grid) for both in zip(windows, sights, strict=True)]
+    found = [insight_of(*both, grid) for both in zip(windows, results, strict=True)]
     means: dict[str, Any] = {}
     for name in ("entropy", *_MOTION):
         values = [one[name] for one in found if one[name] is not None]

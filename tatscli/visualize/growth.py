@@ -1,8 +1,8 @@
-"""How a policy grew: the same window under the policy of one checkpoint after the other.
+"""How a policy developed: the same window under the policy of one checkpoint after the other.
 
-A strip is a heat map and the visible tokens, one column a slice, or `page.columns` of them. A sheet
-puts all strips under each other; a film shows them one after the other, so that its time is that of
-the training.
+A strip is a heat map and the visible tokens, with one column a slice, or `layout.columns` of them.
+A png stacks all strips; a film shows them one after the other, so that its time is that of the
+training.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tatscli.visualize.compose import compose, stack
 from tatscli.visualize.facts import entropy_words, insight_of, motion_words
 from tatscli.visualize.panels import Row, panels_of
 from tatscli.visualize.render import (
-    Page,
+    Layout,
     caption_of,
     header_of,
     is_sheet,
@@ -29,32 +29,32 @@ from tatscli.visualize.render import (
 )
 from tatscli.visualize.rows import motion_row, visible_row
 from tatscli.visualize.scores import bounds_of, lift_of, probability_row
-from tatscli.visualize.sight import Sight
 from tatscli.visualize.text import Picture
+from tatscli.visualize.viewer import MaskedWindow
 from tatscli.visualize.windows import Window
 
 FPS = 2.0
-"""Checkpoints a second, unless the page says otherwise."""
+"""Checkpoints a second, unless the layout says otherwise."""
 
 _MOST_STRIPS = 200
 """In one sheet: PNG encoders refuse pictures much larger, and no one can look at them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class Snapshot:
     """The policy at one checkpoint.
 
     Attributes:
         step: Optimiser steps of training done.
-        sights: One a window, with probabilities; all stages draw with the same noise.
+        results: One a window, with probabilities; all draw with the same noise.
     """
 
     step: int
-    sights: list[Sight]
+    results: list[MaskedWindow]
 
 
 def refuse_sheet(out: Path, strips: int) -> None:
-    """Find out before any work that so many strips make no sheet.
+    """Refuse, before any work, more strips than a png can hold.
 
     Raises:
         UsageError: If `out` is a sheet and they are too many.
@@ -70,8 +70,8 @@ def render_growth(
     clip: Path,
     out: Path,
     windows: Sequence[Window],
-    stages: Sequence[Stage],
-    page: Page,
+    snapshots: Sequence[Snapshot],
+    layout: Layout,
     grid: tuple[int, int, int],
 ) -> float | None:
     """Write the picture of a policy's growth; one colour scale serves all its heat maps.
@@ -79,27 +79,27 @@ def render_growth(
     Args:
         clip: Where the windows come from, for the header.
         out: `.png` for a sheet, another suffix of `SUFFIXES` for a film.
-        windows: What is looked at.
-        stages: By whom, in the order of training.
-        page: How the picture is made.
+        windows: The windows.
+        snapshots: The policies, in the order of training.
+        layout: How the picture is made.
         grid: Tokens along time, height and width.
 
     Returns:
         The frame rate written, None for a png.
     """
     lifts = [
-        lift_of(sight.score_N)
-        for stage in stages
-        for sight in stage.sights
-        if sight.score_N is not None
+        lift_of(masked.score_N)
+        for one in snapshots
+        for masked in one.results
+        if masked.score_N is not None
     ]
-    strips = _Strips(clip, page, grid, bounds_of(torch.cat(lifts)))
+    strips = _Strips(clip, layout, grid, bounds_of(torch.cat(lifts)))
     if is_sheet(out):
-        sheets = [strips.sheet(window, place, stages) for place, window in enumerate(windows)]
+        sheets = [strips.sheet(window, place, snapshots) for place, window in enumerate(windows)]
         write_video(out, [stack(sheets)], fps=1)
         return None
-    fps = page.fps or FPS
-    write_video(out, strips.film(windows, stages), fps=fps)
+    fps = layout.fps or FPS
+    write_video(out, strips.film(windows, snapshots), fps=fps)
     return fps
 
 
@@ -109,36 +109,36 @@ class _Strips:
 
     Attributes:
         clip: For the header.
-        page: For the header.
+        layout: For the header.
         grid: Tokens along time, height and width.
         bounds: The ends of the colour scale that all heat maps share.
     """
 
     clip: Path
-    page: Page
+    layout: Layout
     grid: tuple[int, int, int]
     bounds: tuple[float, float]
 
-    def sheet(self, window: Window, place: int, stages: Sequence[Stage]) -> Picture:
+    def sheet(self, window: Window, place: int, snapshots: Sequence[Snapshot]) -> Picture:
         """Put the strips of the window at `place` under its frames and their motion."""
         rows = self._frame_rows(window)
-        for stage in stages:
-            rows += self._strip(window, stage, place)
-        return self._compose(window, rows, f"checkpoints shown: {len(stages)}")
+        for one in snapshots:
+            rows += self._strip(window, one, place)
+        return self._compose(window, rows, f"checkpoints shown: {len(snapshots)}")
 
-    def film(self, windows: Sequence[Window], stages: Sequence[Stage]) -> Iterator[Picture]:
+    def film(self, windows: Sequence[Window], snapshots: Sequence[Snapshot]) -> Iterator[Picture]:
         """Show one strip after the other, window by window."""
         for place, window in enumerate(windows):
             frames, motion = self._frame_rows(window)
-            for number, stage in enumerate(stages, 1):
-                words = f"checkpoint {number} of {len(stages)}: step {stage.step}"
-                strip = self._strip(window, stage, place)
+            for number, one in enumerate(snapshots, 1):
+                words = f"checkpoint {number} of {len(snapshots)}: step {one.step}"
+                strip = self._strip(window, one, place)
                 yield self._compose(window, [frames, *strip, motion], words)
 
     @property
     def slices(self) -> list[int]:
         """Which have a column."""
-        return slices_shown(self.grid[0], self.page.columns)
+        return slices_shown(self.grid[0], self.layout.columns)
 
     def _places(self, window: Window) -> list[int]:
         """Return the first frame of each of them, by its place in the window."""
@@ -152,22 +152,22 @@ class _Strips:
             replace(motion, panels_TYX3=motion.panels_TYX3[places]),
         ]
 
-    def _strip(self, window: Window, stage: Stage, place: int) -> list[Row]:
-        sight = stage.sights[place]
-        assert sight.score_N is not None
-        insight = insight_of(window, sight, self.grid)
+    def _strip(self, window: Window, one: Snapshot, place: int) -> list[Row]:
+        masked = one.results[place]
+        assert masked.score_N is not None
+        insight = insight_of(window, masked, self.grid)
         video = self._video(window)
-        heat = probability_row(video, sight.score_N, self.grid, self.bounds)
-        shown = visible_row(video, sight.plan, self.grid)
+        heat = probability_row(video, masked.score_N, self.grid, self.bounds)
+        shown = visible_row(video, masked.plan, self.grid)
         strip = [
             replace(
                 heat,
-                label=f"step {stage.step} probability",
-                notes=[*heat.notes, "colours alike for all steps", entropy_words(insight)],
+                label=f"step {one.step} probability",
+                notes=[*heat.notes, "same colours for all steps", entropy_words(insight)],
             ),
             replace(
                 shown,
-                label=f"step {stage.step} visible tokens",
+                label=f"step {one.step} visible tokens",
                 notes=[*shown.notes, *motion_words(insight)],
             ),
         ]
@@ -183,6 +183,6 @@ class _Strips:
 
     def _compose(self, window: Window, rows: list[Row], words: str) -> Picture:
         captions = [caption_of(window, place) for place in self._places(window)]
-        *lines, held = header_of(self.clip, self.page, window)
-        left_out = slices_words(self.grid[0], self.page.columns)
+        *lines, held = header_of(self.clip, self.layout, window)
+        left_out = slices_words(self.grid[0], self.layout.columns)
         return compose([*lines, words, *left_out, held], captions, rows, range(len(captions)))

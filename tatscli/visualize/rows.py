@@ -30,7 +30,7 @@ from tatscli.visualize.panels import (
     zoom_of,
 )
 from tatscli.visualize.scores import bounds_of, error_row, lift_of, probability_row, salience_row
-from tatscli.visualize.sight import Sight
+from tatscli.visualize.viewer import MaskedWindow
 from tatscli.visualize.windows import Window
 
 _ARROW = (255, 214, 60)
@@ -40,7 +40,7 @@ _OUTLINE = (90, 220, 255)
 
 def rows_of(
     window: Window,
-    sight: Sight,
+    masked: MaskedWindow,
     *,
     grid: tuple[int, int, int],
     statistics: bool,
@@ -52,45 +52,45 @@ def rows_of(
 
     Args:
         window: The frames.
-        sight: What mask and model make of them.
+        masked: What mask and model make of them.
         grid: Tokens along time, height and width.
         statistics: Whether the reconstruction borrows each patch's mean and deviation.
         chosen: How codes were taken from what the model predicts.
         outlined: Whether to draw the border of what is hidden into the motion row.
         shown: Places of the frames that will be shown; None means all.
     """
-    insight = insight_of(window, sight, grid)
+    insight = insight_of(window, masked, grid)
     video = panels_of(window.video_TCHW)
     rows = [Row("input", [], video)]
-    if sight.score_N is not None:
-        bounds = bounds_of(lift_of(sight.score_N))
-        row = probability_row(video, sight.score_N, grid, bounds)
+    if masked.score_N is not None:
+        bounds = bounds_of(lift_of(masked.score_N))
+        row = probability_row(video, masked.score_N, grid, bounds)
         rows.append(replace(row, notes=[*row.notes, entropy_words(insight)]))
-    if sight.saliency_N is not None:
-        words = ["what `predict` follows"]
-        rows.append(salience_row("saliency", words, video, sight.saliency_N, grid))
-    seen = visible_row(video, sight.plan, grid)
+    if masked.saliency_N is not None:
+        words = ["the measure that `predict` ranks tokens by"]
+        rows.append(salience_row("saliency", words, video, masked.saliency_N, grid))
+    seen = visible_row(video, masked.plan, grid)
     rows.append(replace(seen, notes=[*seen.notes, *motion_words(insight)]))
-    if sight.plan.visible_BK.shape[1] + sight.plan.predict_BM.shape[1] < math.prod(grid):
-        rows.append(selected_row(video, sight.plan, grid))
-    if sight.reconstruction_CTHW is not None:
-        notes = ["predicted patches among the visible ones of the input"]
+    if masked.plan.visible_BK.shape[1] + masked.plan.predict_BM.shape[1] < math.prod(grid):
+        rows.append(selected_row(video, masked.plan, grid))
+    if masked.reconstruction_CTHW is not None:
+        notes = ["the predicted patches, pasted among the visible ones"]
         if statistics:
-            notes.append("patch mean and deviation taken from the original")
-        rows.append(Row("reconstruction", notes, _painted(sight.reconstruction_CTHW)))
-    if sight.coded_CTHW is not None:
-        notes = ["what its codes hold of the input; none is left out"]
-        rows.append(Row("tokenizer's reconstruction", notes, _painted(sight.coded_CTHW)))
-    if sight.guessed_CTHW is not None:
+            notes.append("mean and contrast of each patch copied from the input")
+        rows.append(Row("reconstruction", notes, _painted(masked.reconstruction_CTHW)))
+    if masked.coded_CTHW is not None:
+        notes = ["the input, decoded from all of its codes"]
+        rows.append(Row("tokenizer's reconstruction", notes, _painted(masked.coded_CTHW)))
+    if masked.guessed_CTHW is not None:
         notes = [
-            f"the model's codes ({chosen}) at the {sight.plan.predict_BM.shape[1]} predicted "
+            f"the model's codes ({chosen}) at the {masked.plan.predict_BM.shape[1]} predicted "
             "tokens, the true codes at all others, decoded together by the tokenizer"
         ]
-        rows.append(Row("predicted codes decoded", notes, _painted(sight.guessed_CTHW)))
-    if sight.error_M is not None:
-        rows.append(error_row(video, sight.plan, sight.error_M, grid))
+        rows.append(Row("predicted codes decoded", notes, _painted(masked.guessed_CTHW)))
+    if masked.error_M is not None:
+        rows.append(error_row(video, masked.plan, masked.error_M, grid))
     motion = motion_row(video, window, shown=shown)
-    rows.append(outline(motion, sight.plan, grid) if outlined else motion)
+    rows.append(outline(motion, masked.plan, grid) if outlined else motion)
     return rows
 
 
@@ -121,7 +121,7 @@ def selected_row(video_TYX3: np.ndarray, plan: MaskPlan, grid: tuple[int, int, i
     selected_TYX1 = spread(selected_N, grid, video_TYX3.shape[:3]).numpy()[..., None]
     shown_TYX3 = np.where(selected_TYX1, video_TYX3, hatching(video_TYX3, DROPPED))
     notes = [
-        f"what `predict` leaves to the decoder: {len(predict_M)} of {tokens} tokens",
+        f"the tokens that `predict` chooses: {len(predict_M)} of {tokens}",
         "hatched: visible, or hidden and not predicted",
     ]
     return Row("decoder-selected tokens", notes, shown_TYX3)
@@ -153,18 +153,17 @@ def motion_row(
     panels = dim(video_TYX3)
     zoom = zoom_of(window.video_TCHW)
     valid_T = window.motion.valid_BT[0].tolist()
-    real = len(panels) - window.held
-    notes = [f"way since the frame before, to scale up to {LONGEST} tokens"]
+    notes = [f"motion since the previous frame, to scale up to {LONGEST} tokens"]
     for place in range(len(panels)) if shown is None else shown:
         panel = panels[place]
-        if place >= real:
+        if place and window.frames[place] == window.frames[place - 1]:
             centre(panel, "held frame")
         elif valid_T[place]:
             draw_arrows(panel, field_Thw2[place], zoom=zoom, colour=_ARROW)
         elif field_Thw2[place].any():
             pale = draw_arrows(panel, field_Thw2[place], zoom=zoom, colour=_BORROWED)
             if pale:
-                notes[1:] = ["pale: no vectors of its own, a neighbouring frame's"]
+                notes[1:] = ["pale: no vectors; those of a neighbouring frame are shown"]
         else:
             centre(panel, "no vectors")
     return Row("motion", notes, panels)
@@ -182,7 +181,7 @@ def outline(row: Row, plan: MaskPlan, grid: tuple[int, int, int]) -> Row:
     around_TYX = np.pad(hidden_TYX, ((0, 0), (2, 2), (2, 2)), mode="edge")
     inner_TYX = sliding_window_view(around_TYX, (5, 5), axis=(1, 2)).all(axis=(-2, -1))
     panels[hidden_TYX & ~inner_TYX] = _OUTLINE
-    return replace(row, notes=[*row.notes, "blue: border of what is hidden"], panels_TYX3=panels)
+    return replace(row, notes=[*row.notes, "blue: border of the hidden area"], panels_TYX3=panels)
 
 
 def _change_row(video_TYX3: np.ndarray, speed_Thw: Tensor) -> Row:
@@ -190,6 +189,6 @@ def _change_row(video_TYX3: np.ndarray, speed_Thw: Tensor) -> Row:
     most = speed_Thw.max().item()
     T, h, w = speed_Thw.shape
     share_TYX = spread(speed_Thw / most, (T, h, w), video_TYX3.shape[:3]).numpy()
-    notes = ["change of grey levels since the frame before; it has no direction"]
+    notes = ["change of brightness since the previous frame; no direction is known"]
     panels = heat_over(video_TYX3, share_TYX)
     return Row("motion", notes, panels, Scale("0", f"{most:.3g}"))

@@ -28,7 +28,7 @@ def lift_of(score_N: Tensor) -> Tensor:
 def bounds_of(value: Tensor) -> tuple[float, float]:
     """Return the ends of a colour scale for positive values.
 
-    It reaches at least 5 % around the mean, lest rounding look like structure.
+    It reaches at least 5 % around the mean, so that rounding does not look like structure.
     """
     mean = value.mean().item()
     low, high = min(0.95 * mean, value.min().item()), max(1.05 * mean, value.max().item())
@@ -42,7 +42,7 @@ def probability_row(
     bounds: tuple[float, float],
 ) -> Row:
     """Lay the probabilities, as multiples of chance, over a grey picture."""
-    notes = ["of being drawn first, as a multiple of chance"]
+    notes = ["probability of being drawn first, as a multiple of chance"]
     return _multiples("sampler probability", notes, video_TYX3, score_N, grid, bounds)
 
 
@@ -89,6 +89,6 @@ def error_row(
     others = np.where(unseen_TYX1, hatching(video_TYX3), dim(video_TYX3))
     hot = heat_over(video_TYX3, np.nan_to_num(share_TYX))
     panels = np.where(np.isnan(share_TYX)[..., None], others, hot)
-    notes = ["of each predicted token, as the loss counts it; grey is visible"]
+    notes = ["error of each predicted token, as the loss counts it; grey is visible"]
     notes.append(f"mean {error_M.mean().item():#.3g}")
     return Row("error", notes, panels, Scale(f"{low:#.3g}", f"{high:#.3g}"))

@@ -34,7 +34,7 @@ _SAMPLER_NAMES = {
     "0.mlp.fc2": "trunk.fc2",
     "1": "actor",
 }
-"""AdaMAE's sampler, a block and a linear layer, by our names (`masking/learning/policy.py`)."""
+"""AdaMAE's sampler, a block and a linear layer, by our names (`masking/rl/policy.py`)."""
 _SAMPLER_TENSORS = 14
 
 

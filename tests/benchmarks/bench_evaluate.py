@@ -125,7 +125,7 @@ def theirs(folder: Path, *, store: Path, together: bool) -> dict[str, list[float
     import torch
     import transformers
 
-    from tatscli.data.vision import decode_jpegs
+    from tatscli.data.torchvision_ops import decode_jpegs
     from tatscli.store.reader import Store
 
     model = transformers.VideoMAEForVideoClassification.from_pretrained(folder).eval()
@@ -168,7 +168,7 @@ def floor(size: str, view: tuple[int, int], store: Path, videos: int) -> dict[st
     """Return processor seconds of one thread that no program over all six views can do without."""
     import torch
 
-    from tatscli.data.vision import decode_jpegs
+    from tatscli.data.torchvision_ops import decode_jpegs
     from tatscli.store.reader import Store
 
     torch.set_num_threads(1)

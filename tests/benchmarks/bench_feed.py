@@ -72,7 +72,7 @@ def decode(seconds: float, *, store: Path) -> float:
     """Return clips a second that this process decodes from memory."""
     import torch
 
-    from tatscli.data.vision import decode_jpegs
+    from tatscli.data.torchvision_ops import decode_jpegs
     from tatscli.store.reader import Store
 
     torch.set_num_threads(1)

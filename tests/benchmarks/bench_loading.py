@@ -131,7 +131,7 @@ def read(name: str, *, make: Callable[[], Any], workers: int) -> tuple[int, list
 
 def decode(store: Path, *, clips: list[Clip]) -> tuple[int, list[int]]:
     """Decode JPEGs that lie in memory: the floor."""
-    from tatscli.data.vision import decode_jpegs
+    from tatscli.data.torchvision_ops import decode_jpegs
     from tatscli.store.reader import Store
 
     if "jpegs" not in _KEPT:

@@ -86,7 +86,7 @@ def selection_sides(ratio: float, options: dict[str, Any]) -> dict[str, Callable
     """Return the choice from a plan of `mgm` for every predict-selection."""
 
     from tatscli.masking import build_masker
-    from tatscli.masking.selection import SELECTIONS, build_selection
+    from tatscli.masking.predict import PREDICT_RULES, build_predict
 
     clip = clip_of(options)
     draws = Draws(0)
@@ -95,9 +95,9 @@ def selection_sides(ratio: float, options: dict[str, Any]) -> dict[str, Callable
     ).to(options["device"])
     plan = masker.plan(clip, draws)
     sides = {}
-    for kind in [kind for kind in SELECTIONS if kind != "tokenizer"]:  # it costs its network
+    for kind in [kind for kind in PREDICT_RULES if kind != "tokenizer"]:  # it costs its network
         section = section_of("predict", {"kind": kind})
-        selection = build_selection(section, form=clip.form, predicted=masker.predicted)
+        selection = build_predict(section, form=clip.form, predicted=masker.predicted)
         selection.to(options["device"])
         sides[kind] = lambda selection=selection: selection.select(plan, clip, draws)
     return sides

@@ -48,7 +48,7 @@ def recipe_of(one: Setting, **other: Any) -> Any:
 def choose(system: Any, budget: int) -> None:
     """Have a system predict a share of the clip in percent, at most what is hidden."""
     tokens = system.form.tokens
-    system.selection.budget = min(round(budget * tokens / 100), tokens - system.masker.visible)
+    system.predict.budget = min(round(budget * tokens / 100), tokens - system.masker.visible)
 
 
 def attending(one: Setting) -> Any:
@@ -115,7 +115,7 @@ def sizes(one: Setting) -> dict[str, int]:
     choose(system, one["budget"])
     return {
         "visible": system.masker.visible,
-        "predicted": system.selection.budget,
+        "predicted": system.predict.budget,
         "parameters": count_parameters(system.autoencoder),
     }
 

@@ -192,7 +192,7 @@ def counted(recipe: Recipe, system: System | None = None, *, clips: int = 1) -> 
         batch = replace(batch, codes=known)
         plan = MaskPlan(
             torch.arange(visible).expand(clips, -1),
-            torch.arange(tokens - system.selection.budget, tokens).expand(clips, -1),
+            torch.arange(tokens - system.predict.budget, tokens).expand(clips, -1),
         )
 
     def autoencoder() -> None:

@@ -5,7 +5,8 @@ import math
 import av
 import pytest
 
-from tatscli.recipe.schema import AdaptiveTokenizer
+from tatscli.recipe.schema import AdaptiveTokenizer, Data, Sampling
+from tatscli.visualize.windows import WindowReader
 from tests.clips import pan, render
 from tests.tokenizer.saved import save_tokenizer
 
@@ -31,7 +32,7 @@ def test_json_tells_every_token(cli, clip, mask, visible):
     found = cli("visualize-masks", clip, *SMALL, "--mask", mask, "--ratio", 0.9, "--json").json()
     assert (found["mask"], found["ratio"], found["grid"]) == (mask, 0.9, [2, 4, 4])
     assert found["out"] == "clip.masks.mp4"
-    assert [window["frames"][0] for window in found["windows"]] == [0, 8, 16]
+    assert [window["frames"][0] for window in found["windows"]] == [0, 8, 12]
     for window in found["windows"]:
         assert len(window["visible"]) == visible
         assert sorted(window["visible"] + window["predict"]) == list(range(32))
@@ -42,7 +43,7 @@ def test_json_tells_every_token(cli, clip, mask, visible):
     if mask == "tats":
         assert math.isclose(sum(found["windows"][0]["probability"]), 1, abs_tol=1e-2)
         assert any("untrained" in note for note in found["notes"])
-    assert any("frame 18 also fills its last 2 of 4 places" in note for note in found["notes"])
+    assert found["as"] == "test" and not any("shorter" in note for note in found["notes"])
 
 
 @pytest.mark.parametrize("suffix", ["png", "mp4"])
@@ -121,11 +122,23 @@ def test_a_tokenizer_of_videos_shows_its_scores(cli, clip, tmp_path):
     assert [window["frames"] for window in found["windows"]] == [
         [0, 2, 4, 6],
         [8, 10, 12, 14],
-        [16, 18, 18, 18],
+        [12, 14, 16, 18],
     ]
     assert {window["kept"] for window in found["windows"]} == {26 / 32}
     refused = cli("visualize-masks", clip, "--run", run, "--columns", 3)
     assert refused.code == 2 and "`--columns` is for a png" in refused.stderr
+
+
+def test_clips_are_those_that_training_draws(cli, clip):
+    words = ["--as", "train", "--windows", 2, "--seed", 3, "--out", "a.png", "--json"]
+    found = cli("visualize-masks", clip, *SMALL, *words).json()
+    data = Data(store="", frames=4, size=32, sampling=Sampling(stride=2))
+    read = WindowReader(data, "train", 3).read(clip, grid=(4, 4), count=2)
+    assert [one["frames"] for one in found["windows"]] == [window.frames for window in read]
+    assert found["as"] == "train"
+    assert any("as training draws them" in note for note in found["notes"])
+    refused = cli("visualize-masks", clip, "--as", "val")
+    assert refused.code == 2 and "--as" in refused.stderr
 
 
 def test_seeds_repeat_and_differ(cli, clip):
@@ -157,7 +170,7 @@ def test_a_recipe_gives_mask_and_shape(cli, clip):
         (["--size", "big"], 2, "`--size big` must be a number of pixels"),
         (["--out", "masks.webp"], 2, "its suffix must be one of .mp4"),
         (["--out", "films/clip.mp4"], 2, "is the clip itself"),
-        (["--run", "runs/none"], 2, "`--size`, `--frames`, `--patch` cannot be chosen"),
+        (["--run", "runs/none"], 2, "`--size`, `--frames`, `--patch` cannot be set"),
         (["--recipe", "smal"], 2, "no recipe `smal`"),
         (["--recipe", "small", "--run", "runs/none"], 2, "exclude each other"),
         (["--compare", "tube", "--mask", "tube"], 2, "`--compare` and `--mask` exclude each"),
@@ -171,7 +184,7 @@ def test_a_recipe_gives_mask_and_shape(cli, clip):
         (["--every", "1"], 2, "`--every` needs `--run`"),
         (["--every", "0"], 2, "--every"),
         (["--every", "often"], 2, "--every"),
-        (["--temperature", "0.5"], 2, "`--temperature` needs a policy and the `tube` mask has"),
+        (["--temperature", "0.5"], 2, "`--temperature` needs a policy, and the `tube` mask has"),
         (["--temperature", "0", "--mask", "tats"], 2, "`--temperature 0` must lie between"),
         (["--temperature", "nan", "--mask", "tats"], 2, "`--temperature nan` must lie between"),
         (["--temperature", "warm"], 2, "--temperature"),

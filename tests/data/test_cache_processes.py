@@ -22,7 +22,7 @@ import torch
 from tatscli.data import loader
 from tatscli.data.cache import frames_in_memory
 from tatscli.data.dataset import Clips
-from tatscli.data.vision import decode_jpegs
+from tatscli.data.torchvision_ops import decode_jpegs
 from tatscli.errors import RecipeError
 from tests.data.fake_store import FakeStore
 from tests.data.noisy import FRAME, Noisy, data, equal, evaluated, plain, views

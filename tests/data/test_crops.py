@@ -16,7 +16,7 @@ from tatscli.data.batch import Batch
 from tatscli.data.dataset import FinetuneClips, PretrainClips
 from tatscli.data.files import Decode
 from tatscli.data.loader import training_batches
-from tatscli.data.vision import decode_jpegs
+from tatscli.data.torchvision_ops import decode_jpegs
 from tatscli.errors import DataError, RecipeError, TatsError
 from tatscli.recipe.derive import derive_schedule
 from tatscli.recipe.schema import Augment, Data, Finetune, Motion, Optim, Sampling

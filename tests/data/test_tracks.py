@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tatscli.data import tracks
-from tatscli.data.tracks import FURTHEST, gaps, nearest, pieces, reach, track
+from tatscli.data.tracks import FURTHEST, gaps, nearest, pieces, track
 
 CELL = 8
 
@@ -57,7 +57,7 @@ def test_chaining_is_a_walk_back_along_the_path(
 ) -> None:
     frames = [start, *(start + np.cumsum(steps)).tolist()]
     field = noise(40, rows, columns)
-    wanted = reach(frames, 40)
+    (wanted,) = pieces(frames, 40)
     found = track(
         field[wanted.start : wanted.stop],
         np.ones(len(wanted), bool),
@@ -94,12 +94,15 @@ def test_gaps_by_hand(frames: list[int], expected: list[int]) -> None:
     assert gaps(frames) == expected
 
 
-def test_reach_begins_with_the_way_into_the_first_frame_and_ends_one_after_the_last() -> None:
-    assert reach([10, 14, 18], 40) == range(7, 20)
-    assert reach([10, 11, 12], 13) == range(10, 13)  # the video ends
-    assert reach([2, 6], 40) == range(8)  # and begins
-    assert reach([4, 8, 1], 9) == range(9)
-    assert reach([3, 3], 9) == range(3, 5)
+def test_a_piece_begins_with_the_way_into_the_first_frame_and_ends_one_after_the_last() -> None:
+    assert pieces([10, 14, 18], 40) == [range(7, 20)]
+    assert pieces([10, 11, 12], 13) == [range(10, 13)]  # the video ends
+    assert pieces([2, 6], 40) == [range(8)]  # and begins
+    assert pieces([4, 8, 1], 9) == [range(9)]
+    assert pieces([3, 3], 9) == [range(3, 5)]
+    for frames, wrong in (([4, 9], 9), ([-1, 3], -1)):
+        with pytest.raises(IndexError, match=f"no frame {wrong} in a video of 9 frames"):
+            pieces(frames, 9)
 
 
 @given(
@@ -118,7 +121,6 @@ def test_pieces_are_the_frames_of_each_way_and_the_ones_after(
             first = frame if gap == 0 else frame + 1 - min(gap, FURTHEST)
             needed |= set(range(max(first, 0), min(frame + 2, length)))
         assert needed <= set(numbers)
-        assert reach(frames, length) == range(numbers[0], numbers[-1] + 1)
         if max(gaps(frames)) > FURTHEST:
             assert needed == set(numbers)
         else:

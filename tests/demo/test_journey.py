@@ -63,7 +63,7 @@ def test_a_folder_of_others_is_left_alone(cli, tmp_path):
     mine.write_text("years of work")
     for extra in ([], ["--overwrite"]):
         done = cli("demo", *TINY, *extra)
-        assert done.code == 2 and "in use, and not by a demo" in done.stderr
+        assert done.code == 2 and "is not empty and holds no demo" in done.stderr
     assert mine.read_text() == "years of work"
 
 

@@ -12,8 +12,8 @@ from tatscli.data.clip import Clip, ClipForm
 from tatscli.data.motion import MotionField
 from tatscli.masking import build_masker
 from tatscli.masking.base import Masker
-from tatscli.masking.selection import build_selection
-from tatscli.masking.selection.base import Selection
+from tatscli.masking.predict import build_predict
+from tatscli.masking.predict.base import PredictRule
 from tatscli.recipe import schema
 from tatscli.recipe.derive import Schedule, derive_schedule
 from tatscli.recipe.keys import Kinds, node_of
@@ -49,14 +49,14 @@ def mask_of(kind: str, grid: Grid, ratio: float, **changes: Any) -> Masker:
     return build_masker(MASKS[kind](kind=kind, ratio=ratio, **changes), grid=grid, width=WIDTH)
 
 
-def selection_of(kind: str, grid: Grid, predicted: int, **changes: Any) -> Selection:
+def selection_of(kind: str, grid: Grid, predicted: int, **changes: Any) -> PredictRule:
     """Build a selection over a mask that gives `predicted` tokens to predict."""
     if kind == "tokenizer":
         changes = {"tokenizer": RunTokenizer(kind="run", path="runs/windows")} | changes
     form = ClipForm(grid, tubelet=1, patch=1)
     tokenizer = WindowTokenizer(stride=1, frames=1, window=2)
     with patch("tatscli.tokenizer.asked.open_tokenizer", lambda source: (tokenizer, DIGEST)):
-        return build_selection(PREDICTS[kind](kind=kind, **changes), form=form, predicted=predicted)
+        return build_predict(PREDICTS[kind](kind=kind, **changes), form=form, predicted=predicted)
 
 
 def clip_of(

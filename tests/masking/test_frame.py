@@ -28,8 +28,8 @@ def test_every_set_of_slices_is_equally_likely() -> None:
 
 
 def test_a_ratio_that_hides_no_slice_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"`mask.ratio: 0.2` hides none of 4 slices") as found:
+    with pytest.raises(RecipeError, match=r"`mask.ratio: 0.2` hides none of the 4 slices") as found:
         mask_of("frame", (4, 3, 3), 0.2)
     assert found.value.hint is not None and "0.25" in found.value.hint
-    with pytest.raises(RecipeError, match="hides none of 1 slices"):
+    with pytest.raises(RecipeError, match="hides none of the 1 slices"):
         mask_of("frame", (1, 3, 3), 0.9)

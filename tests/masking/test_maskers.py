@@ -153,7 +153,9 @@ def test_tube_shows_the_same_sites_in_every_slice() -> None:
 def test_ratios_that_leave_nothing_to_see_or_guess_are_refused() -> None:
     with pytest.raises(RecipeError, match=r"`mask.ratio: 0.95` leaves none of 8 tokens visible"):
         mask_of("random", (2, 2, 2), 0.95)
-    with pytest.raises(RecipeError, match=r"`mask.ratio: 0.2` hides none of 4 sites"):
+    with pytest.raises(
+        RecipeError, match=r"`mask.ratio: 0.2` hides none of the 4 tokens of a slice"
+    ):
         mask_of("tube", (2, 2, 2), 0.2)
 
 
@@ -187,7 +189,7 @@ def test_autocast_changes_no_plan(kind: str) -> None:
 def test_masks_that_follow_motion_say_so_where_there_is_none(kind: str) -> None:
     masker = mask_of(kind, (2, 3, 3), 0.5)
     if masker.needs_motion:
-        with pytest.raises(DataError, match=f"`mask.kind: {kind}` follows motion, but these"):
+        with pytest.raises(DataError, match=f"`mask.kind: {kind}` needs motion, but these"):
             masker.plan(clip_of((2, 3, 3), tokens=tokens_on((2, 3, 3), 2)), Draws(0))
     else:
         masker.plan(clip_of((2, 3, 3), tokens=tokens_on((2, 3, 3), 2)), Draws(0))

@@ -78,5 +78,5 @@ def test_a_clip_without_motion_is_a_tube_as_far_as_the_count_allows() -> None:
 def test_it_cannot_do_without_motion() -> None:
     masker = mask_of("motion_bins", (2, 2, 2), 0.5)
     assert isinstance(masker, MotionBinsMasker) and masker.needs_motion
-    with pytest.raises(DataError, match=r"`mask.kind: motion_bins` follows motion"):
+    with pytest.raises(DataError, match=r"`mask.kind: motion_bins` needs motion"):
         masker.plan(clip_of((2, 2, 2), 1), Draws(0))

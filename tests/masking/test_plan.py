@@ -8,7 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tatscli.data import clip as clip_module
+from tatscli.data.clip import pick
+from tatscli.masking import plan as plan_module
 from tatscli.masking.plan import MaskPlan
+from tatscli.nn.positions import Positions
+from tests.masking.kinds import clip_of
 
 
 def index(*rows: list[int]) -> Tensor:
@@ -47,8 +52,26 @@ BROKEN = {
 }
 
 
+@pytest.fixture
+def far_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans are as on a GPU: nobody looks at their values."""
+    for module in (plan_module, clip_module):
+        monkeypatch.setattr(module, "readable", lambda _: False)
+
+
 @pytest.mark.parametrize("why", BROKEN)
-def test_a_broken_plan_is_found_among_good_ones(why: str) -> None:
+def test_a_broken_plan_is_refused_where_its_values_are_known(why: str) -> None:
+    visible, predict = BROKEN[why]
+    with pytest.raises(ValueError, match=r"visible_BK|predict_BM") as caught:
+        MaskPlan(index(GOOD[0], visible), index(GOOD[1], predict)).check(6)
+    assert "beyond" not in why or "0 to 5, of 6 tokens" in str(caught.value)
+    if "beyond" not in why:  # all else is known without the number of tokens
+        with pytest.raises(ValueError, match=r"visible_BK|predict_BM"):
+            MaskPlan(index(GOOD[0], visible), index(GOOD[1], predict))
+
+
+@pytest.mark.parametrize("why", BROKEN)
+def test_a_broken_plan_is_found_among_good_ones(why: str, far_away: None) -> None:
     visible, predict = BROKEN[why]
     plan = MaskPlan(index(GOOD[0], visible, GOOD[0]), index(GOOD[1], predict, GOOD[1]))
     assert plan.faulty_B(6).tolist() == [False, True, False]
@@ -69,13 +92,81 @@ def test_how_many_tokens_there_are_is_the_callers_to_say() -> None:
 )
 def test_the_rules_are_those_of_plain_python(drawn: tuple[list[int], list[int], int]) -> None:
     visible, predict, tokens = drawn
+
+    def checked() -> MaskPlan | None:
+        try:
+            plan = MaskPlan(index(visible), index(predict))
+            plan.check(tokens)
+        except ValueError:
+            return None
+        return plan
+
     fine = (
         visible == sorted(set(visible))
         and predict == sorted(set(predict))
         and not set(visible) & set(predict)
         and all(0 <= token < tokens for token in visible + predict)
     )
-    assert MaskPlan(index(visible), index(predict)).faulty_B(tokens).tolist() == [not fine]
+    assert (checked() is not None) == fine
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan_module, "readable", lambda _: False)
+        patch.setattr(clip_module, "readable", lambda _: False)
+        assert MaskPlan(index(visible), index(predict)).faulty_B(tokens).tolist() == [not fine]
+
+
+@pytest.mark.parametrize(
+    ("visible", "message"),
+    [
+        (index([0, 0, 1]), "visible_BK must rise .* without repeats; in clip 0 0 follows 0"),
+        (index([0, 1], [2, 99]), "visible_BK holds the index 99; allowed is 0 to 5, of 6 tokens"),
+        (index([0, -1]), "visible_BK holds the index -1; allowed is 0 to 5"),
+        (index([0, 1])[0], r"visible_BK must be int64 of shape \(B, count\).*of shape \(2,\)"),
+        (index([0, 1]).bool(), "visible_BK must be int64 .*got bool"),
+    ],
+)
+def test_visible_tokens_that_make_no_plan_are_refused(visible: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MaskPlan.from_visible(visible, 6)
+
+
+def test_a_repeat_is_counted_where_nobody_looks(far_away: None) -> None:
+    """It does not turn into another token that nobody asked to show."""
+    plan = MaskPlan.from_visible(index([0, 0, 1], [3, 1, 2]), 6)
+    assert plan.visible_BK[0].tolist() == [0, 0, 1]
+    assert plan.faulty_B(6).tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("hidden", "message"),
+    [
+        (torch.tensor([[True, False, True]]), "hidden_BN shows 1 tokens in clip 0; .* show 2"),
+        (torch.tensor([True, False, False]), r"hidden_BN must be bool of shape \(B, N\)"),
+        (torch.tensor([[1, 0, 0]]), "hidden_BN must be bool .* got int64"),
+    ],
+)
+def test_a_mask_that_makes_no_plan_is_refused(hidden: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MaskPlan.from_hidden(hidden, 2)
+
+
+def test_every_use_of_a_plan_names_tokens_that_are_not_there() -> None:
+    """How many there are the plan is not told; whoever asks for pixels or positions is."""
+    plan = MaskPlan(index([0, 99]), index([1, 2]))
+    clip = clip_of((1, 2, 5), 1)
+    for use in (
+        lambda: plan.hidden_BN(10),
+        lambda: clip.unit(plan.visible_BK),
+        lambda: clip.cubes(plan.visible_BK),
+        lambda: Positions((1, 2, 5), 8)(plan.visible_BK),
+        lambda: pick(torch.zeros(2, 10, 3), index([0, 99], [1, 2])),  # not the next clip's
+    ):
+        with pytest.raises(ValueError, match="99; allowed is 0 to 9, of 10 tokens"):
+            use()
+    with pytest.raises(ValueError, match="index_BK is of 1 clips, and there are 2"):
+        pick(torch.zeros(2, 10, 3), index([0, 1]))
+    for negative in (lambda: clip.unit(index([-1])), lambda: Positions((1, 2, 5), 8)(index([-1]))):
+        with pytest.raises(ValueError, match="holds the index -1"):
+            negative()
 
 
 def test_visible_tokens_in_any_order_make_a_sorted_partition() -> None:

@@ -190,7 +190,7 @@ def test_motion_is_asked_for_from_the_first_step_on() -> None:
     masker = make("random", "mgm")
     assert masker.needs_motion
     masker.train().learners(schedule_of(10))
-    with pytest.raises(DataError, match=r"`mask\.kind: schedule` follows motion"):
+    with pytest.raises(DataError, match=r"`mask\.kind: schedule` needs motion"):
         masker.plan(clip_of(GRID, 2), Draws(0))
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tatscli.masking.learning.policy import Policy
+from tatscli.masking.rl.policy import Policy
 from tatscli.nn import recompute
 from tatscli.nn.recompute import pays, recomputed_by_clip
 from tatscli.nn.trajectory import TrajectoryBlock

@@ -10,7 +10,7 @@ from tatscli.data.normalize import standardized
 from tatscli.draws import Draws
 from tatscli.heads import build_head
 from tatscli.masking import build_masker
-from tatscli.masking.selection import build_selection
+from tatscli.masking.predict import build_predict
 from tatscli.nn.classifier import Classifier
 from tatscli.nn.vit import Encoder
 from tatscli.recipe import schema
@@ -56,7 +56,7 @@ def make_system(*, normalize: bool) -> System:
     target = build_target(schema.PixelTarget(kind="pixels", normalize=normalize), form=form)
     head = build_head(schema.DecoderHead(depth=2), encoder=encoder, predicts=[target.predicts])
     masker = build_masker(schema.TubeMask(kind="tube", ratio=0.75), grid=GRID, width=48)
-    selection = build_selection(schema.PredictAll(), form=form, predicted=masker.predicted)
+    selection = build_predict(schema.PredictAll(), form=form, predicted=masker.predicted)
     autoencoder = MaskedAutoencoder(encoder, head)
     return System(form, autoencoder, masker, selection, {"pixels": target})
 

@@ -204,7 +204,7 @@ def test_a_view_has_one_side_or_height_and_width(write):
     assert oblong.data.model_dump(mode="json")["size"] == [96, 160]
 
 
-SELECTIONS = "`random`, `uniform`, `running_cell`, `flow`, `everest` or `tokenizer`"
+PREDICT_RULES = "`random`, `uniform`, `running_cell`, `flow`, `everest` or `tokenizer`"
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_a_key_of_another_kind_says_whose_it_is(write, mask, expected):
 
 def test_no_key_is_its_own_correction(write):
     """Whatever key of whatever kind lands in a section of another: the file or an override."""
-    sentence = f"`predict.budget` belongs to `kind: {SELECTIONS[1:]}, and this is `all`"
+    sentence = f"`predict.budget` belongs to `kind: {PREDICT_RULES[1:]}, and this is `all`"
     assert problems_of(write(MINIMAL), "predict.budget=3") == [sentence]
     assert problems_of(write(MINIMAL + "predict: {kind: all, budget: 3}\n")) == [
         f"line 3: {sentence}"

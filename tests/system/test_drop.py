@@ -92,7 +92,9 @@ def test_lvmaes_tube_leaves_out_its_share(ratio: float) -> None:
 
 
 def test_a_ratio_that_keeps_or_drops_nothing_names_its_own_key() -> None:
-    with pytest.raises(RecipeError, match=r"`evaluate\.drop\.ratio: 0\.02` hides none of 16 sites"):
+    with pytest.raises(
+        RecipeError, match=r"`evaluate\.drop\.ratio: 0\.02` hides none of the 16 tokens of a slice"
+    ):
         drop_of("tube", 0.02)
     with pytest.raises(RecipeError, match=r"`evaluate\.drop\.ratio: 0\.99` leaves none of 64"):
         drop_of("still", 0.99)

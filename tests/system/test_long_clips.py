@@ -13,7 +13,7 @@ from tatscli.engine.learner import Learner
 from tatscli.engine.optim import build_optimizer
 from tatscli.engine.schedule import lr_at
 from tatscli.masking import MASKERS
-from tatscli.masking.selection import SELECTIONS
+from tatscli.masking.predict import PREDICT_RULES
 from tatscli.nn.trajectory import TrajectoryAttention
 from tatscli.recipe.derive import derive_schedule
 from tatscli.recipe.schema import Recipe
@@ -33,7 +33,7 @@ def test_every_mask_and_selection_is_exact_at_64_slices(kind: str) -> None:
     assert plan.visible_BK.shape == (3, masker.visible)
     assert plan.predict_BM.shape == (3, masker.predicted)
     assert not plan.faulty_B(TOKENS).any()
-    for name in SELECTIONS:
+    for name in PREDICT_RULES:
         selection = selection_of(name, GRID, masker.predicted)
         chosen = selection.select(plan, clip, Draws(1))
         assert torch.equal(chosen.visible_BK, plan.visible_BK), name

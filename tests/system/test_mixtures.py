@@ -22,7 +22,7 @@ from tatscli.engine.part import Lesson, Weights
 from tatscli.engine.schedule import lr_at
 from tatscli.heads import HEADS
 from tatscli.masking import MASKERS
-from tatscli.masking.selection import SELECTIONS
+from tatscli.masking.predict import PREDICT_RULES
 from tatscli.recipe.derive import Schedule, derive_schedule
 from tatscli.recipe.schema import FsqTokenizer, Recipe
 from tatscli.system.system import build_system
@@ -112,7 +112,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
                 "tubelet": tubelet,
             },
             "mask": draw(any_of(MASKERS)) | {"ratio": draw(st.sampled_from([0.5, 0.75]))},
-            "predict": {"kind": draw(st.sampled_from(sorted(SELECTIONS.keys() - ON_DISK)))},
+            "predict": {"kind": draw(st.sampled_from(sorted(PREDICT_RULES.keys() - ON_DISK)))},
             "head": draw(any_of(HEADS)),
             "targets": targets,
             "optim": {"total_batch": CLIPS, "batch_per_device": CLIPS, "warmup_epochs": 0},
@@ -201,7 +201,7 @@ def test_any_mixture_trains_two_steps_with_exact_counts_and_resumes_bit_for_bit(
         for name in ("loss", *(f"loss/{target}" for target in system.targets)):
             assert torch.isfinite(torch.as_tensor(lesson.metrics[name])), name
         assert lesson.metrics["plan_faults"] == 0
-    counts = (system.masker.visible, system.selection.budget)
+    counts = (system.masker.visible, system.predict.budget)
     assert seen == [counts, counts]
     assert counts[0] + counts[1] <= system.form.tokens
 

@@ -26,7 +26,7 @@ from tatscli.engine.schedule import lr_at
 from tatscli.engine.training import Training
 from tatscli.heads import HEADS
 from tatscli.masking import MASKERS
-from tatscli.masking.selection import SELECTIONS
+from tatscli.masking.predict import PREDICT_RULES
 from tatscli.nn.vit import Block
 from tatscli.recipe.derive import derive_schedule
 from tatscli.recipe.schema import Recipe, VqTokenizer
@@ -191,7 +191,7 @@ def _train_steps(
     assert all(value.device == GPU for state in states for value in state.values())
 
 
-PREDICTS = [kind for kind in SELECTIONS if kind != "tokenizer"]  # which needs one; see below
+PREDICTS = [kind for kind in PREDICT_RULES if kind != "tokenizer"]  # which needs one; see below
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MIXES = [  # every mask with both heads, one of them rounded; the rest several times
     (mask, PREDICTS[(i + 3 * j) % len(PREDICTS)], head, (i + j) % len(TARGETS), one)
@@ -328,7 +328,7 @@ def test_nor_does_computing_it_again(
     mask: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Real samplers are; those of the other tests are so small that their graphs are kept."""
-    monkeypatch.setattr("tatscli.masking.learning.policy.pays", lambda *_: True)
+    monkeypatch.setattr("tatscli.masking.rl.policy.pays", lambda *_: True)
     recipe = recipe_of(mask | LEARNED, "decoder", TARGETS[0], "all")
     train_steps(recipe, tmp_path, monkeypatch)
 

@@ -121,7 +121,9 @@ def test_a_clip_without_motion_counts_nothing(which: str) -> None:
 
 
 def test_clips_that_come_without_are_one_message() -> None:
-    with pytest.raises(DataError, match="`targets: motion` follows motion, but these clips come"):
+    with pytest.raises(
+        DataError, match="`targets: motion` needs motion, but these clips have none"
+    ):
         make().of(clip_of(None), INDEX)
 
 

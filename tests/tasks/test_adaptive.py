@@ -26,6 +26,7 @@ from tatscli.engine.training import Training
 from tatscli.errors import RecipeError, UsageError
 from tatscli.recipe.derive import derive_schedule
 from tatscli.recipe.load import LoadedRecipe, load_recipe
+from tatscli.recipe.schema import Data, Sampling
 from tatscli.store.reader import Store
 from tatscli.tasks.dry_run import plan_pretraining
 from tatscli.tasks.evaluate_tokenizer import evaluate_tokenizer
@@ -33,7 +34,7 @@ from tatscli.tasks.pretrain import pretrain
 from tatscli.tasks.tokenizer import TokenizerTraining
 from tatscli.tokenizer.adaptive import AdaptiveTokenizer
 from tatscli.tokenizer.load import open_run
-from tatscli.visualize.windows import read_windows
+from tatscli.visualize.windows import WindowReader
 from tests.clips import moving_patch, render
 from tests.system.fake_device import GPU, NoWaits, pretend_gpu, to_gpu
 from tests.system.test_no_waits import Arrived, host_batch
@@ -188,10 +189,11 @@ def test_evaluation_shows_what_the_kept_codes_hold(
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
 def test_scores_lie_where_something_moves(coder: Path, tmp_path: Path, codec: str) -> None:
     """A patch of known places over still ground, encoded: it and what it uncovers."""
-    step, start, side, frames, size = (3, 2), (8, 8), 16, 24, (96, 96)
+    step, start, side, frames = (3, 2), (8, 8), 16, 24
     moving = moving_patch(step, frames=frames, height=96, width=96, side=side, start=start)
     clip = render(tmp_path / "moving.mp4", moving, codec=codec)
-    (window,) = read_windows(clip, frames=frames, stride=1, size=size, sites=(12, 12))
+    data = Data(store="", frames=frames, size=96, sampling=Sampling(stride=1))
+    (window,) = WindowReader(data).read(clip, grid=(12, 12))
     tokenizer, _, _ = open_run(coder)
     video = window.video_TCHW.transpose(0, 1)[None].float() / 255
     scores = tokenizer.eval().code(video).scores_Bthw

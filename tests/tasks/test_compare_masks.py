@@ -5,12 +5,12 @@ import pytest
 from tatscli.errors import RecipeError, UsageError
 from tatscli.masking import MASKERS
 from tatscli.tasks.compare_masks import compare_masks
+from tatscli.tasks.mask_setup import Overrides, learned_kinds, set_up_viewer
 from tatscli.tasks.pretrain import pretrain
-from tatscli.tasks.viewers import Wishes, choose_viewer, learned_kinds
 from tatscli.tasks.visualize_masks import visualize_masks
 from tests.clips import pan, render
 
-SMALL = Wishes(size=64, patch=8, frames=8, stride=2)
+SMALL = Overrides(size=64, patch=8, frames=8, stride=2)
 
 
 @pytest.fixture
@@ -21,7 +21,9 @@ def clip(tmp_path):
 @pytest.fixture
 def compare(clip, reporter, tmp_path):
     def run(kinds, **where):
-        where.setdefault("wishes", SMALL if not {"run", "recipe"} & where.keys() else Wishes())
+        where.setdefault(
+            "overrides", SMALL if not {"run", "recipe"} & where.keys() else Overrides()
+        )
         return compare_masks(clip, kinds, reporter=reporter, out=tmp_path / "out.png", **where)
 
     return run
@@ -36,7 +38,7 @@ def run(trained):
 def test_every_kind_of_mask_can_be_compared(compare, tmp_path):
     """Each at its own default, which is that of its section in a recipe."""
     found = compare(",".join(MASKERS))
-    assert {"clip", "out", "grid", "fps", "notes", "compare"} == found.keys()
+    assert {"clip", "out", "as", "grid", "fps", "notes", "compare"} == found.keys()
     assert [one["mask"] for one in found["compare"]] == list(MASKERS)
     ratios = {one["mask"]: one["ratio"] for one in found["compare"]}
     assert (ratios["tube"], ratios["mgm"], ratios["motion_bins"]) == (0.9, 0.75, 0.8)
@@ -56,17 +58,17 @@ def test_a_mask_is_compared_as_it_is_looked_at_alone(compare, clip, reporter, tm
     kinds = ["everest", "tats", "mgm", "frame"]
     found = compare(",".join(kinds), seed=7, windows=1)["compare"]
     for kind, one in zip(kinds, found, strict=True):
-        wishes = Wishes(kind, size=64, patch=8, frames=8, stride=2)
+        overrides = Overrides(kind, size=64, patch=8, frames=8, stride=2)
         alone = visualize_masks(
-            clip, reporter=reporter, wishes=wishes, out=tmp_path / "one.png", seed=7
+            clip, reporter=reporter, overrides=overrides, out=tmp_path / "one.png", seed=7
         )
         assert (one["ratio"], one["windows"]) == (alone["ratio"], alone["windows"])
         assert set(one["notes"]) <= set(alone["notes"])
 
 
 def test_one_ratio_goes_for_all(compare):
-    wishes = Wishes(ratio=0.5, size=64, patch=8, frames=8, stride=2)
-    found = compare("tube, mgm ,random", wishes=wishes)["compare"]
+    overrides = Overrides(ratio=0.5, size=64, patch=8, frames=8, stride=2)
+    found = compare("tube, mgm ,random", overrides=overrides)["compare"]
     assert [one["mask"] for one in found] == ["tube", "mgm", "random"]
     assert [one["ratio"] for one in found] == [0.5] * 3
     assert all(len(one["windows"][0]["visible"]) == 128 for one in found)
@@ -113,7 +115,7 @@ def test_an_empty_list_is_refused(compare, kinds):
 
 @pytest.mark.parametrize(("kinds", "place"), [("tube,,mgm", 2), ("tube,mgm, ", 3), (",tub", 1)])
 def test_an_empty_entry_is_named_by_its_place(compare, kinds, place):
-    words = f"`--compare {kinds}` names no mask at place {place}: choose from `random`,"
+    words = f"`--compare {kinds}` names no mask at position {place}: choose from `random`,"
     with pytest.raises(UsageError, match=words):
         compare(kinds)
 
@@ -133,16 +135,16 @@ def test_a_kind_has_one_row(compare, tmp_path):
 
 @pytest.mark.parametrize(("ratio", "kind"), [(0.999, "random"), (0.05, "frame"), (0.6, "everest")])
 def test_a_ratio_that_a_kind_cannot_do_names_the_kind(compare, ratio, kind):
-    wishes = Wishes(ratio=ratio, size=64, patch=8, frames=8, stride=2)
+    overrides = Overrides(ratio=ratio, size=64, patch=8, frames=8, stride=2)
     with pytest.raises(RecipeError, match=f"the `{kind}` mask: "):
-        compare(kind, wishes=wishes)
+        compare(kind, overrides=overrides)
 
 
 def test_a_temperature_goes_for_those_that_have_a_policy(compare, run):
-    found = compare("tube,tats", run=run, wishes=Wishes(temperature=0.001))["compare"]
+    found = compare("tube,tats", run=run, overrides=Overrides(temperature=0.001))["compare"]
     assert [one["temperature"] for one in found] == [None, 0.001]
     with pytest.raises(UsageError, match="`--temperature` needs a policy"):
-        compare("tube,mgm", run=run, wishes=Wishes(temperature=0.5))
+        compare("tube,mgm", run=run, overrides=Overrides(temperature=0.5))
 
 
 def test_learned_kinds_are_those_with_a_temperature():
@@ -150,8 +152,8 @@ def test_learned_kinds_are_those_with_a_temperature():
     learned = [
         kind
         for kind in MASKERS
-        if choose_viewer(
-            None, None, Wishes(kind, size=64, patch=8, frames=8)
+        if set_up_viewer(
+            None, None, Overrides(kind, size=64, patch=8, frames=8)
         ).viewer.system.masker.temperature
         is not None
     ]

@@ -86,11 +86,11 @@ def encode(loaded: LoadedRecipe, store: Path) -> dict[str, Any]:
 def test_what_was_written_trains_as_what_is_made_on_the_way(
     tokenizer: WindowTokenizer, encoded: Path, load: Load, reporter: Reporter, loss: str
 ) -> None:
-    wishes = (*FIXED, f"data.store={encoded}", "run.max_steps=3", "predict={kind: tokenizer}")
-    pretrain(load(*wishes, latents(False, loss=loss)), reporter=reporter, out="runs/asked")
+    overrides = (*FIXED, f"data.store={encoded}", "run.max_steps=3", "predict={kind: tokenizer}")
+    pretrain(load(*overrides, latents(False, loss=loss)), reporter=reporter, out="runs/asked")
     asked = len(tokenizer.parts)
     assert asked == 3 * 3 and set(tokenizer.parts) == {4, 2}  # once in each step
-    pretrain(load(*wishes, latents(True, loss=loss)), reporter=reporter, out="runs/read")
+    pretrain(load(*overrides, latents(True, loss=loss)), reporter=reporter, out="runs/read")
     assert len(tokenizer.parts) == asked  # not at all
     for part in ("model", "optimizer"):
         one, two = (find_checkpoint(Path(run)).tensors(part) for run in ("runs/asked", "runs/read"))
@@ -128,7 +128,7 @@ def test_codes_are_bit_equal_and_scores_to_half_precision(
         scores = batch.codes[scores_key(key)]
         assert scores.dtype == torch.float32
         assert torch.equal(scores, own.scores_Bthw.half().float())
-        assert torch.equal(system.selection.saliency_BN(clip), scores.flatten(1))
+        assert torch.equal(system.predict.saliency_BN(clip), scores.flatten(1))
         for row, video in enumerate(batch.video_BCTHW):
             (number,) = [k for k in range(3) if torch.equal(video, shown[3 * row + k])]
             drawn.add(number)
@@ -148,9 +148,9 @@ def test_a_trained_tokenizer_of_windows_is_cached_as_it_answers(
     shutil.copytree(store, copy)
     target = [latents(cached, loss="cross_entropy") for cached in (False, True)]
     target = [one.replace("runs/windows", str(coder)) for one in target]
-    wishes = (*FIXED, f"data.store={copy}", "run.max_steps=3", "predict={kind: tokenizer}")
-    encode(load(*wishes, target[1]), copy)
-    recipe, opened = load(*wishes, target[1]).recipe, Store.open(copy)
+    overrides = (*FIXED, f"data.store={copy}", "run.max_steps=3", "predict={kind: tokenizer}")
+    encode(load(*overrides, target[1]), copy)
+    recipe, opened = load(*overrides, target[1]).recipe, Store.open(copy)
     system = build_system(recipe)
     clips = PretrainClips(
         opened, opened.part(None), recipe.data, patch=8, seed=3, follows_motion=False,
@@ -163,7 +163,7 @@ def test_a_trained_tokenizer_of_windows_is_cached_as_it_answers(
     assert len(own.codes_Bthw.unique()) > 5 and own.scores_Bthw.std() > 0
     torch.testing.assert_close(batch.codes[scores_key(key)], own.scores_Bthw, rtol=1e-3, atol=1e-6)
     for out, changes in zip(("runs/asked", "runs/read"), target, strict=True):
-        pretrain(load(*wishes, changes), reporter=reporter, out=out)
+        pretrain(load(*overrides, changes), reporter=reporter, out=out)
     asked, read = metrics("runs/asked"), metrics("runs/read")
     assert [one["loss"] for one in asked] == pytest.approx([one["loss"] for one in read])
     # A file has no codes in a store: pictures ask the tokenizer.
@@ -171,11 +171,11 @@ def test_a_trained_tokenizer_of_windows_is_cached_as_it_answers(
     drawn = visualize_masks(
         tmp_path / "clip.mp4", reporter=reporter, run=Path("runs/read"), out=tmp_path / "a.png"
     )
-    assert len(drawn["windows"][0]["error"]) == system.selection.budget == 12
+    assert len(drawn["windows"][0]["error"]) == system.predict.budget == 12
     # A tokenizer that both ask is counted once, and of the target.
     own = f"predict={{kind: tokenizer, tokenizer: {{kind: run, path: {coder}}}}}"
     for changes, counted in ((target[0], "targets"), ("targets=[{kind: pixels}]", "selection")):
-        work = plan_pretraining(load(*wishes[:-1], own, changes), Path("runs/plan"))
+        work = plan_pretraining(load(*overrides[:-1], own, changes), Path("runs/plan"))
         assert set(work["gflops_per_clip"]) == {"encoder", "head", counted}
         assert work["gflops_per_clip"][counted] > 0
 
@@ -314,7 +314,7 @@ def test_clips_that_begin_anywhere_cannot_be_cached(
     tokenizer: WindowTokenizer, store: Path, load: Load, reporter: Reporter
 ) -> None:
     anywhere = load(*FIXED[:3], latents(True))
-    words = "with `data.sampling.clips: null` clips begin at any frame"
+    words = "with `data.sampling.clips: null` clips start at any frame"
     with pytest.raises(RecipeError, match=words) as refused:
         plan_pretraining(anywhere, Path("runs/plan"))
     assert "`targets`: `latents` of `runs/windows` with `cached: true`" in str(refused.value)
@@ -352,8 +352,8 @@ def test_the_command_reads_the_recipe_and_what_the_line_changes(
     assert other.code == 0, other.stderr
     assert "-16x16-x2-10x3-" in other.json()["codes"]
     for wrong, said in (
-        (("store", "encode", copy), "`--recipe RECIPE` or `--tokenizer PATH` must say"),
-        (("store", "encode", copy, "data.size=3", "--tokenizer", "x"), "no `--recipe` is named"),
+        (("store", "encode", copy), "give `--recipe RECIPE` or `--tokenizer PATH`"),
+        (("store", "encode", copy, "data.size=3", "--tokenizer", "x"), "no `--recipe` is given"),
     ):
         outcome = cli(*wrong)
         assert outcome.code == 2 and said in outcome.stderr

@@ -204,4 +204,4 @@ def test_their_guesses_can_be_drawn(
     encoder = {name: one for name, one in whole.items() if name.startswith("encoder.")}
     path = save_official(Path("bare.pth"), encoder)
     outcome = cli("visualize-masks", clip, "--run", path, "--out", "two.png")
-    assert outcome.code == 1 and "is an encoder alone" in outcome.stderr
+    assert outcome.code == 1 and "is only an encoder" in outcome.stderr

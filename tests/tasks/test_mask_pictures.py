@@ -134,7 +134,7 @@ def test_a_video_that_cannot_be_read_costs_no_training(
     loaded = load(*TINY, *TRACKED, "optim.epochs=2", "mask={kind: tube}")
     assert pretrain(loaded, reporter=reporter, out="runs/blind")["steps"] == 4
     assert not trackers[0].pictures
-    assert reporter.stderr.getvalue().count("no pictures of the training") == 1  # type: ignore[attr-defined]
+    assert reporter.stderr.getvalue().count("no pictures of this training") == 1  # type: ignore[attr-defined]
 
 
 def test_what_cannot_be_tracked_is_refused_before_anything_is_written(

@@ -14,8 +14,8 @@ from tatscli.system.load import load_system
 from tatscli.tasks.dry_run import plan_pretraining
 from tatscli.tasks.evaluate import evaluate
 from tatscli.tasks.finetune import finetune
+from tatscli.tasks.mask_setup import Overrides
 from tatscli.tasks.pretrain import pretrain
-from tatscli.tasks.viewers import Wishes
 from tatscli.tasks.visualize_masks import visualize_masks
 from tests.clips import pan, render
 
@@ -61,11 +61,11 @@ def test_a_run_goes_on_whichever_way_its_size_is_written(load: Load, reporter: R
 
 def test_a_clip_is_looked_at_in_any_shape(reporter: Reporter, tmp_path: Path) -> None:
     clip = render(tmp_path / "clip.mp4", pan((2, 0), frames=10, height=48, width=64))
-    wishes = Wishes(size=(24, 40), patch=8, frames=4, stride=2)
+    overrides = Overrides(size=(24, 40), patch=8, frames=4, stride=2)
     out = tmp_path / "masks.gif"
-    found = visualize_masks(clip, reporter=reporter, wishes=wishes, out=out)
+    found = visualize_masks(clip, reporter=reporter, overrides=overrides, out=out)
     assert found["grid"] == [2, 3, 5]
-    square = Wishes(size=(32, 32), patch=8, frames=4, stride=2)
-    assert visualize_masks(clip, reporter=reporter, wishes=square, out=out) == visualize_masks(
-        clip, reporter=reporter, wishes=Wishes(size=32, patch=8, frames=4, stride=2), out=out
+    square = Overrides(size=(32, 32), patch=8, frames=4, stride=2)
+    assert visualize_masks(clip, reporter=reporter, overrides=square, out=out) == visualize_masks(
+        clip, reporter=reporter, overrides=Overrides(size=32, patch=8, frames=4, stride=2), out=out
     )

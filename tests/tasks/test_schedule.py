@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from tatscli.console import Reporter
 from tatscli.recipe.load import LoadedRecipe
 from tatscli.system.load import load_system
+from tatscli.tasks.mask_setup import Overrides
 from tatscli.tasks.pretrain import pretrain, start_from
-from tatscli.tasks.viewers import Wishes
 from tatscli.tasks.visualize_masks import visualize_masks
 
 Load = Callable[..., LoadedRecipe]
@@ -54,10 +54,14 @@ def test_its_sampler_is_taken_along_and_looked_at(
     assert start_from(system, run).startswith("encoder, head and sampler start from `")
     clip = next((store.parent / "videos0").rglob("*.mp4"))
     found = visualize_masks(
-        clip, reporter=reporter, run=Path(run), wishes=Wishes(stride=1), out=tmp_path / "a.png"
+        clip,
+        reporter=reporter,
+        run=Path(run),
+        overrides=Overrides(stride=1),
+        out=tmp_path / "a.png",
     )
     assert (found["mask"], found["temperature"]) == ("schedule", 1.0)
-    assert "the `schedule` mask is shown as it ends: `tats`" in found["notes"]
+    assert "the `schedule` mask is shown as at the end of training: `tats`" in found["notes"]
     assert len(found["windows"][0]["visible"]) == 16
 
 
@@ -73,6 +77,6 @@ def test_a_kind_alone_can_be_looked_at(
     mask: str, reporter: Reporter, store: Path, tmp_path: Path
 ) -> None:
     clip = next((store.parent / "videos0").rglob("*.mp4"))
-    wishes = Wishes(mask, ratio=0.75, size=32, patch=8, frames=8, stride=1)
-    found = visualize_masks(clip, reporter=reporter, wishes=wishes, out=tmp_path / "a.png")
+    overrides = Overrides(mask, ratio=0.75, size=32, patch=8, frames=8, stride=1)
+    found = visualize_masks(clip, reporter=reporter, overrides=overrides, out=tmp_path / "a.png")
     assert (found["mask"], found["ratio"]) == (mask, 0.75)

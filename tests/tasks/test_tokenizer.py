@@ -25,8 +25,8 @@ from tatscli.tasks.encode import encode_store
 from tatscli.tasks.evaluate import evaluate
 from tatscli.tasks.evaluate_tokenizer import evaluate_tokenizer
 from tatscli.tasks.finetune import finetune
+from tatscli.tasks.mask_setup import Overrides
 from tatscli.tasks.pretrain import pretrain
-from tatscli.tasks.viewers import Wishes
 from tatscli.tasks.visualize_tokenizer import visualize_tokenizer
 from tatscli.tokenizer.load import open_run
 from tests.clips import pan, render
@@ -170,14 +170,16 @@ def test_it_is_drawn_with_its_codes(coder: Path, reporter: Reporter, tmp_path: P
     clip = tmp_path / "clip.mp4"
     render(clip, pan((1, 0), frames=8, height=48, width=64, seed=3))
     out = tmp_path / "codes.png"
-    result = visualize_tokenizer(clip, coder, reporter=reporter, wishes=Wishes(stride=2), out=out)
+    result = visualize_tokenizer(
+        clip, coder, reporter=reporter, overrides=Overrides(stride=2), out=out
+    )
     assert out.is_file()
     assert result["grid"] == [2, 4, 4]
     window = result["windows"][0]
     assert window["frames"] == [0, 2]
     assert torch.tensor(window["codes"]).shape == (2, 4, 4)
-    with pytest.raises(UsageError, match="is a tokenizer: `--mask` cannot be chosen"):
-        visualize_tokenizer(clip, coder, reporter=reporter, wishes=Wishes(mask="tube"))
+    with pytest.raises(UsageError, match="is a tokenizer: `--mask` cannot be set"):
+        visualize_tokenizer(clip, coder, reporter=reporter, overrides=Overrides(mask="tube"))
 
 
 def codes(coder: Path, **keys: object) -> str:
@@ -315,7 +317,7 @@ def test_wrong_tokenizers_are_named(
         (RecipeError, "does not have a whole number of codes", codes(coder, scale=0.25)),
         (
             CheckpointError,
-            "no folder of diffusers",
+            "not a diffusers folder",
             codes(coder).replace("kind: run", "kind: diffusers"),
         ),
         (CheckpointError, "cannot be read", codes(coder).replace("kind: run", "kind: taming")),

@@ -152,4 +152,4 @@ def test_a_video_that_cannot_be_read_costs_no_training(
     pretrain(load("optim.epochs=2"), reporter=reporter, out="runs/blind")
     assert not Path("runs/blind/pictures").exists()
     words = reporter.stderr.getvalue()
-    assert words.count("no pictures of the training: `train/left/0` cannot be read") == 1
+    assert words.count("no pictures of this training: `train/left/0` cannot be read") == 1

@@ -6,13 +6,17 @@ import pytest
 import torch
 
 from tatscli.errors import CheckpointError, UsageError
+from tatscli.recipe.schema import FsqTokenizer, Sampling
 from tatscli.system.load import load_system
+from tatscli.tasks.compare_masks import compare_masks
 from tatscli.tasks.finetune import finetune
+from tatscli.tasks.mask_setup import Overrides, kept_checkpoints, set_up_viewer
 from tatscli.tasks.pretrain import pretrain
-from tatscli.tasks.viewers import Wishes, choose_viewer, kept_checkpoints
 from tatscli.tasks.visualize_masks import visualize_masks
-from tatscli.visualize.sight import Viewer
+from tatscli.tasks.visualize_tokenizer import visualize_tokenizer
+from tatscli.visualize.viewer import Viewer
 from tests.clips import pan, render
+from tests.tokenizer.saved import save_tokenizer
 
 
 def scores(viewer: Viewer, clips: int = 1) -> torch.Tensor | None:
@@ -44,8 +48,8 @@ def test_a_run_shows_its_mask_its_guess_and_its_probabilities(run, clip, reporte
 
 def test_probabilities_and_guesses_are_those_of_the_trained_weights(run, clip):
     _, system = load_system(run)
-    choice = choose_viewer(run, None, Wishes())
-    viewer, notes = choice.viewer, choice.notes
+    setup = set_up_viewer(run, None, Overrides())
+    viewer, notes = setup.viewer, setup.notes
     assert torch.equal(scores(viewer, 2), scores(Viewer(system), 2))
     assert len(scores(viewer, 2).unique()) > 1  # trained: not uniform
     for name, weight in system.autoencoder.state_dict().items():
@@ -56,12 +60,12 @@ def test_probabilities_and_guesses_are_those_of_the_trained_weights(run, clip):
 
 
 def test_another_ratio_keeps_the_learned_policy_and_another_mask_the_model(run):
-    own = choose_viewer(run, None, Wishes()).viewer
-    tighter = choose_viewer(run, None, Wishes(ratio=0.9))
+    own = set_up_viewer(run, None, Overrides()).viewer
+    tighter = set_up_viewer(run, None, Overrides(ratio=0.9))
     assert tighter.recipe.mask.ratio == 0.9
     assert (own.system.masker.visible, tighter.viewer.system.masker.visible) == (16, 6)
     assert torch.equal(scores(own), scores(tighter.viewer))
-    tube = choose_viewer(run, None, Wishes(mask="tube"))
+    tube = set_up_viewer(run, None, Overrides(mask="tube"))
     assert (tube.recipe.mask.kind, tube.recipe.mask.ratio) == ("tube", 0.75)
     assert scores(tube.viewer) is None
     assert tube.viewer.pixel_target == "pixels" and len(tube.notes) == 1
@@ -70,25 +74,41 @@ def test_another_ratio_keeps_the_learned_policy_and_another_mask_the_model(run):
 
 
 def test_what_the_model_fixes_cannot_be_chosen(run):
-    with pytest.raises(UsageError, match="`--size`, `--patch` cannot be chosen with `--run`"):
-        choose_viewer(run, None, Wishes(size=64, patch=16))
-    assert choose_viewer(run, None, Wishes(stride=3)).recipe.data.sampling.stride == 3
+    with pytest.raises(UsageError, match="`--size`, `--patch` cannot be set with `--run`"):
+        set_up_viewer(run, None, Overrides(size=64, patch=16))
+    assert set_up_viewer(run, None, Overrides(stride=3)).recipe.data.sampling.stride == 3
 
 
 def test_a_finetuned_run_has_no_mask_to_look_at(run, load, reporter):
     finetune(load("finetune.optim.epochs=1"), reporter=reporter, init=run, out="runs/tuned")
     with pytest.raises(CheckpointError, match="is a finetuned run"):
-        choose_viewer("runs/tuned", None, Wishes())
+        set_up_viewer("runs/tuned", None, Overrides())
 
 
-def test_a_recipe_of_whole_videos_says_which_step_it_shows(recipe_file, clip, reporter, tmp_path):
+def test_a_recipe_of_whole_videos_shows_whole_videos(recipe_file, clip, reporter, tmp_path):
+    """In a picture of masks, of several masks and of a tokenizer, as evaluation and as training."""
     text = recipe_file.read_text().replace("{mode: dense, stride: 1}", "{mode: uniform}")
     recipe_file.write_text(text)
-    found = visualize_masks(
-        clip, reporter=reporter, recipe=str(recipe_file), out=tmp_path / "out.gif"
+    where = {"reporter": reporter, "out": tmp_path / "out.gif"}
+    same = {"recipe": str(recipe_file)} | where
+    (window,) = visualize_masks(clip, **same)["windows"]
+    assert window["frames"] == [1, 3, 6, 8, 11, 13, 16, 18]
+    assert window["times"] == pytest.approx([frame / 25 for frame in window["frames"]])
+    (one,) = compare_masks(clip, "tube", **same)["compare"][0]["windows"]
+    assert one["frames"] == window["frames"]
+    drawn = visualize_masks(clip, phase="train", windows=2, seed=3, **same)
+    assert drawn["as"] == "train" and any("--seed 3" in note for note in drawn["notes"])
+    for one in drawn["windows"]:  # one frame of each eighth of the video
+        assert all(
+            k * 20 // 8 <= frame < (k + 1) * 20 // 8 for k, frame in enumerate(one["frames"])
+        )
+    assert drawn["windows"][0]["frames"] != drawn["windows"][1]["frames"]
+    config = FsqTokenizer(kind="fsq", stride=8, levels=[5, 5], widths=[4, 4], blocks=1)
+    coder = save_tokenizer(
+        tmp_path / "coder", config, size=32, frames=8, sampling=Sampling(mode="uniform")
     )
-    assert found["windows"][0]["frames"] == [0, 4, 8, 12, 16, 16, 16, 16]
-    assert any("samples whole videos" in note for note in found["notes"])
+    (coded,) = visualize_tokenizer(clip, coder, overrides=Overrides(), **where)["windows"]
+    assert coded["frames"] == window["frames"]
 
 
 @pytest.fixture
@@ -121,7 +141,7 @@ def test_rows_left_out_are_named(tube_run, clip, reporter, tmp_path):
 
     none = "sampler probability (the `tube` mask has no policy)"
     assert left_out(run=tube_run) == [f"left out: {none}"]
-    (note,) = left_out(wishes=Wishes(size=32, patch=8))
+    (note,) = left_out(overrides=Overrides(size=32, patch=8))
     assert note == f"left out: {none}, reconstruction and error (they need `--run`)"
 
 
@@ -161,7 +181,7 @@ def test_growth_takes_windows_ratio_and_temperature(grown, clip, reporter, tmp_p
         clip,
         reporter=reporter,
         run=grown,
-        wishes=Wishes(ratio=0.9, temperature=2.0),
+        overrides=Overrides(ratio=0.9, temperature=2.0),
         out=tmp_path / "out.gif",
         every=3,
         windows=2,
@@ -198,7 +218,7 @@ def test_growth_needs_a_policy_that_was_trained(run, grown, tube_run, clip, repo
     for mask in ("tube", "tats"):
         other = tube_run if mask == "tats" else grown
         with pytest.raises(UsageError, match=f"trained none for the `{mask}` mask"):
-            grow(run=other, wishes=Wishes(mask=mask))
+            grow(run=other, overrides=Overrides(mask=mask))
     for name in ("last", "step-0000002"):
         with pytest.raises(UsageError, match="is one checkpoint"):
             grow(run=grown / "checkpoints" / name)
@@ -214,7 +234,7 @@ def test_adamae_is_a_learned_mask_like_any_other(load, reporter, clip, tmp_path)
         clip,
         reporter=reporter,
         run=Path("runs/adamae"),
-        wishes=Wishes(temperature=0.5, ratio=0.5),
+        overrides=Overrides(temperature=0.5, ratio=0.5),
         out=tmp_path / "out.png",
         every=1,
     )
@@ -241,7 +261,9 @@ def test_temperature_divides_the_logits(grown):
     """Without a floor p is softmax(logits), so p at temperature T is p^(1/T) made to add up."""
 
     def at(temperature):
-        return scores(choose_viewer(grown, None, Wishes(temperature=temperature)).viewer).double()
+        return scores(
+            set_up_viewer(grown, None, Overrides(temperature=temperature)).viewer
+        ).double()
 
     plain = at(None)
     assert torch.equal(plain, at(1.0))
@@ -257,7 +279,7 @@ def test_temperature_also_decides_what_is_drawn(grown, clip, reporter, tmp_path)
             clip,
             reporter=reporter,
             run=grown,
-            wishes=Wishes(temperature=temperature),
+            overrides=Overrides(temperature=temperature),
             out=tmp_path / "out.png",
         )
         for temperature in (0.001, 1.0, 1000.0)
@@ -274,13 +296,13 @@ def test_temperature_also_decides_what_is_drawn(grown, clip, reporter, tmp_path)
 @pytest.mark.parametrize("temperature", [0.0, -1.0, 1e9, float("nan"), float("inf")])
 def test_a_temperature_out_of_range_is_refused(temperature):
     with pytest.raises(UsageError, match=r"must lie between 0\.001 and 1000"):
-        choose_viewer(None, None, Wishes(mask="tats", temperature=temperature))
+        set_up_viewer(None, None, Overrides(mask="tats", temperature=temperature))
 
 
 def test_a_mask_without_a_policy_has_no_temperature(run, tube_run):
     for where, mask in ((tube_run, None), (run, "random"), (None, None)):
         with pytest.raises(UsageError, match="`--temperature` needs a policy") as refused:
-            choose_viewer(where, None, Wishes(mask=mask, temperature=0.5))
+            set_up_viewer(where, None, Overrides(mask=mask, temperature=0.5))
         assert "`tats`" in refused.value.hint
 
 
@@ -290,7 +312,7 @@ def test_the_ratio_of_a_fixed_mask_can_be_changed_too(tube_run, clip, reporter, 
             clip,
             reporter=reporter,
             run=tube_run,
-            wishes=Wishes(ratio=ratio),
+            overrides=Overrides(ratio=ratio),
             out=tmp_path / "out.png",
         )
         (window,) = found["windows"]

@@ -172,10 +172,10 @@ def test_pickled_code_is_not_run(tmp_path: Path) -> None:
 
 
 def test_what_is_no_tokenizer_is_refused(tmp_path: Path, vq: Path) -> None:
-    with pytest.raises(CheckpointError, match="no folder of diffusers"):
+    with pytest.raises(CheckpointError, match="not a diffusers folder"):
         open_diffusers(tmp_path / "nowhere")
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.ckpt")
-    with pytest.raises(CheckpointError, match="no VQGAN"):
+    with pytest.raises(CheckpointError, match="not a VQGAN"):
         open_taming(tmp_path / "other.ckpt")
     with pytest.raises(CheckpointError, match="cannot be read"):
         open_taming(tmp_path / "nowhere.ckpt")

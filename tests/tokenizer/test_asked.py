@@ -162,7 +162,7 @@ def test_the_nearest_codes_of_vectors_are_those_they_came_from(
     far = torch.tensor([-9.0, 9.0, 0.1]).expand_as(vectors)
     assert asked.nearest(far).unique().tolist() == [0 + 4 * 3 + 16 * 2]
     asked.levels = None
-    with pytest.raises(ValueError, match="no grid of levels"):
+    with pytest.raises(ValueError, match="do not lie on a grid of levels"):
         asked.nearest(vectors)
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from tatscli.data.clip import Clip
 from tatscli.heads.base import HeadOutput
 from tatscli.masking.plan import MaskPlan
-from tatscli.recipe.schema import Data, Mask, Model, PixelTarget, Recipe, Target
+from tatscli.recipe.schema import Data, Mask, Model, PixelTarget, Recipe, Sampling, Target
 from tatscli.system.system import System, build_system
-from tatscli.visualize.sight import Viewer
-from tatscli.visualize.windows import Window
+from tatscli.visualize.render import Layout
+from tatscli.visualize.viewer import Viewer
+from tatscli.visualize.windows import Window, WindowReader
 from tests.fields import motion_of
 
 GRID = (2, 4, 4)
@@ -28,14 +31,20 @@ def window(*, held: int = 0, seed: int = 0, grid: tuple[int, int, int] = GRID) -
     field = torch.zeros(1, 4, *grid[1:], 2)
     field[:, :, 1, 1, 0] = 2.0
     valid = torch.tensor([[False, True, True, not held]])
+    frames = [min(place, 3 - held) for place in range(4)]
     return Window(
         0,
-        [0, 4, 8, 12],
-        [0.0, 0.5, 1.0, 1.5],
-        held,
+        [4 * frame for frame in frames],
+        [0.5 * frame for frame in frames],
         video,
         motion_of(field, valid_BT=valid, patch=PATCH),
     )
+
+
+def layout(title: str, stride: int, *, frames: int = 4, size: int = SIZE, **more: Any) -> Layout:
+    """Lay out windows of so many frames, `stride` source frames apart."""
+    data = Data(store="", frames=frames, size=size, sampling=Sampling(stride=stride))
+    return Layout(title, WindowReader(data), **more)
 
 
 class Oracle(nn.Module):

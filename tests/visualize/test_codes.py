@@ -9,14 +9,14 @@ import torch
 from tatscli.console import Reporter
 from tatscli.data.clip import ClipForm
 from tatscli.recipe.schema import AdaptiveTokenizer, Data, FsqTokenizer, Recipe
-from tatscli.tasks.viewers import Wishes
+from tatscli.tasks.mask_setup import Overrides
 from tatscli.tasks.visualize_tokenizer import visualize_tokenizer
 from tatscli.tokenizer.build import build_tokenizer
 from tatscli.visualize import codes as module
 from tatscli.visualize.codes import Coder, coding_rows, render_codes
-from tatscli.visualize.render import Page
 from tests.clips import pan, render
 from tests.tokenizer.saved import save_tokenizer
+from tests.visualize.fakes import layout
 
 FRAMES, SIZE, KEEP = 8, 32, 20
 GRID = (4, 4, 4)
@@ -125,14 +125,17 @@ def test_window_by_window_a_video_is_coded_as_it_is_whole(make):
     """No seam: the first slice of a window is compared with the last of the one before it."""
     tokenizer, whole = make(), video(3 * FRAMES)
     coder = Coder(tokenizer)
-    parts = [coder.look(one) for one in whole.split(FRAMES)]
+    parts = [coder.look(one, follows=True) for one in whole.split(FRAMES)]
     right = tokenizer.code(whole.transpose(0, 1)[None] / 255)
     assert torch.equal(torch.cat([one.codes_thw for one in parts]), right.codes_Bthw[0])
     if tokenizer.scored:
         scores_thw = torch.cat([one.scores_thw for one in parts])
         torch.testing.assert_close(scores_thw, right.scores_Bthw[0])
-        alone = Coder(tokenizer).look(whole[FRAMES : 2 * FRAMES]).scores_thw
+        middle = whole[FRAMES : 2 * FRAMES]
+        alone = Coder(tokenizer).look(middle).scores_thw
         assert not torch.allclose(alone[0], parts[1].scores_thw[0])
+        # A window that does not follow has no window before it.
+        assert torch.equal(coder.look(middle).scores_thw, alone)
 
 
 def test_facts_tell_codes_scores_and_the_share_kept(tmp_path):
@@ -140,9 +143,9 @@ def test_facts_tell_codes_scores_and_the_share_kept(tmp_path):
     for tokenizer, scored in ((adaptive(), True), (image(), False)):
         facts, frames = [], tokenizer.frames
         form = ClipForm((FRAMES // frames, 4, 4), frames, 8)
-        page = Page("title", stride=1)
+        made = layout("title", 1, frames=FRAMES)
         watch = lambda window, coding, facts=facts: facts.append(coding.facts(window))  # noqa: E731
-        render_codes(clip, tmp_path / "out.gif", tokenizer, form, page, watch=watch)
+        render_codes(clip, tmp_path / "out.gif", tokenizer, form, made, watch=watch)
         assert [one["frames"][0] for one in facts] == [0, 8, 16]
         for one in facts:
             assert torch.tensor(one["codes"]).shape == form.grid
@@ -170,14 +173,16 @@ def test_a_film_holds_no_more_than_a_few_windows(tmp_path, monkeypatch):
     seen, alive = [], []
     look = Coder.look
 
-    def spy(self, video_TCHW):
+    def spy(self, video_TCHW, **more):
         seen.append(weakref.ref(video_TCHW))
         alive.append(sum(one() is not None for one in seen))
-        return look(self, video_TCHW)
+        return look(self, video_TCHW, **more)
 
     monkeypatch.setattr(Coder, "look", spy)
     say = Reporter(quiet=True)
-    wishes = Wishes(stride=1)
-    found = visualize_tokenizer(clip, run, reporter=say, wishes=wishes, out=tmp_path / "a.gif")
+    overrides = Overrides(stride=1)
+    found = visualize_tokenizer(
+        clip, run, reporter=say, overrides=overrides, out=tmp_path / "a.gif"
+    )
     assert len(found["windows"]) == len(seen) == 8
     assert max(alive) <= 3  # the first, the one before and this one

@@ -7,12 +7,11 @@ import pytest
 from tatscli.recipe.schema import BlockMask, MgmMask, RandomMask, TubeMask
 from tatscli.visualize import compare, render
 from tatscli.visualize.compare import Candidate, render_comparison
-from tatscli.visualize.render import Page
 from tests.clips import pan
 from tests.clips import render as film
-from tests.visualize.fakes import viewer
+from tests.visualize.fakes import layout, viewer
 
-PAGE = Page("masks compared", stride=2)
+LAYOUT = layout("masks compared", 2)
 MASKS = [
     RandomMask(kind="random", ratio=0.75),
     TubeMask(kind="tube", ratio=0.5),
@@ -45,10 +44,10 @@ def painted(monkeypatch):
     return seen
 
 
-def draw(clip, out, candidates, page=PAGE, seed=0):
+def draw(clip, out, candidates, made=LAYOUT, seed=0):
     seen = []
     rate = render_comparison(
-        clip, out, candidates, page, seed=seed, watch=lambda *both: seen.append(both)
+        clip, out, candidates, made, seed=seed, watch=lambda *both: seen.append(both)
     )
     return seen, rate
 
@@ -70,13 +69,13 @@ def test_a_row_a_mask_between_input_and_motion(clip, tmp_path, candidates, paint
 
 
 def test_rows_show_what_their_mask_hides(clip, tmp_path, candidates, painted):
-    ((_, sights),), _ = draw(clip, tmp_path / "sheet.png", candidates)
+    ((_, results),), _ = draw(clip, tmp_path / "sheet.png", candidates)
     frames, *rows, _ = painted[0]
-    for row, sight in zip(rows, sights, strict=True):
+    for row, masked in zip(rows, results, strict=True):
         grey = (row.panels_TYX3 != frames.panels_TYX3).any(axis=-1)
         cells = grey.reshape(2, 2, 4, 48, 4, 48).mean(axis=(1, 3, 5)).ravel()
         hidden = set(np.flatnonzero(cells > 0.5))
-        assert hidden == set(range(32)) - set(sight.plan.visible_BK[0].tolist())
+        assert hidden == set(range(32)) - set(masked.plan.visible_BK[0].tolist())
 
 
 def test_each_mask_draws_as_it_does_alone(clip, tmp_path, candidates):
@@ -89,11 +88,11 @@ def test_each_mask_draws_as_it_does_alone(clip, tmp_path, candidates):
             clip,
             tmp_path / "one.mp4",
             candidate.viewer,
-            PAGE,
+            LAYOUT,
             seed=3,
-            watch=lambda _, sight, alone=alone: alone.append(sight.plan.visible_BK.tolist()),
+            watch=lambda _, masked, alone=alone: alone.append(masked.plan.visible_BK.tolist()),
         )
-        assert alone == [sights[place].plan.visible_BK.tolist() for _, sights in together]
+        assert alone == [results[place].plan.visible_BK.tolist() for _, results in together]
 
 
 def test_films_of_many_masks_go_on_in_another_column(clip, tmp_path, candidates):
@@ -105,5 +104,5 @@ def test_films_of_many_masks_go_on_in_another_column(clip, tmp_path, candidates)
 
 
 def draw_to(out, clip, candidates, tallest):
-    draw(clip, out, candidates, Page("masks compared", 2, tallest=tallest))
+    draw(clip, out, candidates, layout("masks compared", 2, tallest=tallest))
     return out

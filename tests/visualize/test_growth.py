@@ -10,24 +10,23 @@ import torch
 from tatscli.errors import UsageError
 from tatscli.masking.plan import MaskPlan
 from tatscli.visualize import growth
-from tatscli.visualize.growth import Stage, refuse_sheet, render_growth
+from tatscli.visualize.growth import Snapshot, refuse_sheet, render_growth
 from tatscli.visualize.panels import SMALLEST_PANEL
-from tatscli.visualize.render import Page
-from tatscli.visualize.sight import Sight
-from tests.visualize.fakes import GRID, window
+from tatscli.visualize.viewer import MaskedWindow
+from tests.visualize.fakes import GRID, layout, window
 
-PAGE = Page("tats mask, ratio 0.875", stride=4)
+LAYOUT = layout("tats mask, ratio 0.875", 4)
 LIFTS = [torch.ones(32), torch.ones(32)]
 LIFTS[1][7], LIFTS[1][20] = 2.0, 0.0
 SEEN = [[0, 1, 2, 3], [5, 7, 21, 22]]
 
 
-def stages(windows=1) -> list[Stage]:
+def stages(windows=1) -> list[Snapshot]:
     """A uniform policy, and one that prefers token 7 to token 20 and shows what moves."""
     made = []
     for number, (lift_N, visible) in enumerate(zip(LIFTS, SEEN, strict=True)):
         plan = MaskPlan.from_visible(torch.tensor([visible]), 32)
-        made.append(Stage(100 * number, [Sight(plan, lift_N / 32)] * windows))
+        made.append(Snapshot(100 * number, [MaskedWindow(plan, lift_N / 32)] * windows))
     return made
 
 
@@ -45,9 +44,9 @@ def pages(monkeypatch):
     return seen
 
 
-def draw(out: Path, windows=1, page=PAGE, of=None):
+def draw(out: Path, windows=1, laid=LAYOUT, of=None):
     made = [window(seed=number) for number in range(windows)]
-    return render_growth(Path("clip.mp4"), out, made, of or stages(windows), page, GRID)
+    return render_growth(Path("clip.mp4"), out, made, of or stages(windows), laid, GRID)
 
 
 def tokens(panels: np.ndarray) -> np.ndarray:
@@ -117,7 +116,7 @@ def test_windows_stack_in_a_sheet_and_speed_can_be_chosen(tmp_path):
         with av.open(str(tmp_path / f"{count}.png")) as container:
             shapes.append(next(container.decode(video=0)).to_ndarray(format="rgb24").shape)
     assert shapes[1][0] == 2 * shapes[0][0] and shapes[1][1] == shapes[0][1]
-    assert draw(tmp_path / "film.mp4", page=Page("title", 4, fps=5)) == 5
+    assert draw(tmp_path / "film.mp4", laid=layout("title", 4, fps=5)) == 5
 
 
 def test_a_single_checkpoint_is_a_strip_too(tmp_path, pages):
@@ -136,7 +135,7 @@ def test_a_sheet_has_an_end_and_a_film_has_none():
 
 @pytest.mark.parametrize("suffix", [".png", ".gif"])
 def test_long_windows_have_so_many_columns(tmp_path, pages, suffix):
-    draw(tmp_path / f"out{suffix}", page=Page("title", 4, columns=1))
+    draw(tmp_path / f"out{suffix}", laid=layout("title", 4, columns=1))
     for title, captions, rows in pages:
         assert captions == ["frame 0, 0.00 s"]
         assert "1 of 2 slices: 1" in title

@@ -8,20 +8,20 @@ from tatscli.masking.plan import MaskPlan
 from tatscli.visualize.arrows import draw_arrows
 from tatscli.visualize.panels import SMALLEST_PANEL, heat, zoom_of
 from tatscli.visualize.rows import rows_of
-from tatscli.visualize.sight import Sight
+from tatscli.visualize.viewer import MaskedWindow
 from tests.visualize.fakes import GRID, SIZE, window
 
 ZOOM = SMALLEST_PANEL // SIZE
 VISIBLE = [0, 5, 16, 31]
 
 
-def sight(*, score=None, reconstruction=None, error=None, plan=None) -> Sight:
+def masked(*, score=None, reconstruction=None, error=None, plan=None) -> MaskedWindow:
     plan = plan or MaskPlan.from_visible(torch.tensor([VISIBLE]), 32)
-    return Sight(plan, score, reconstruction, error)
+    return MaskedWindow(plan, score, reconstruction, error)
 
 
 def rows(seen=None, statistics=False, grid=GRID, **parts):
-    found = rows_of(seen or window(), sight(**parts), grid=grid, statistics=statistics)
+    found = rows_of(seen or window(), masked(**parts), grid=grid, statistics=statistics)
     return {row.label: row for row in found}
 
 
@@ -95,7 +95,7 @@ def test_the_reconstruction_says_where_its_statistics_come_from():
     painted = torch.full((3, 4, SIZE, SIZE), 0.5)
     painted[:, 0, 0, 0] = torch.tensor([-0.2, 0.2, 1.7])
     with_statistics = rows(reconstruction=painted, statistics=True)["reconstruction"]
-    assert "patch mean and deviation taken from the original" in with_statistics.notes
+    assert "mean and contrast of each patch copied from the input" in with_statistics.notes
     assert len(rows(reconstruction=painted)["reconstruction"].notes) == 1
     assert with_statistics.panels_TYX3[0, 0, 0].tolist() == [0, 51, 255]
     assert with_statistics.panels_TYX3[1, 5, 5].tolist() == [128, 128, 128]
@@ -168,7 +168,7 @@ def test_every_row_of_an_oblong_view_shows_its_tokens_where_they_are(grid):
     hidden = [token for token in range(36) if token not in visible]
     score, error = torch.ones(36), torch.ones(33)
     score[bright], error[hidden.index(bright)] = 3, 3
-    made = sight(score=score / score.sum(), error=error, plan=plan)
+    made = masked(score=score / score.sum(), error=error, plan=plan)
     found = {row.label: row for row in rows_of(seen, made, grid=grid, statistics=False)}
     side = 64  # of a token: 8 pixels of the view, 8 times
     cut = {label: tokens(row.panels_TYX3, grid).astype(int) for label, row in found.items()}
@@ -226,7 +226,7 @@ def test_borrowed_vectors_are_paler_and_a_note_says_so():
 
 def test_the_note_about_pale_arrows_stands_where_one_is_seen():
     def noted(seen, every):
-        found = rows_of(seen, sight(), grid=GRID, statistics=False, shown=range(0, 4, every))[-1]
+        found = rows_of(seen, masked(), grid=GRID, statistics=False, shown=range(0, 4, every))[-1]
         return any("neighbouring frame" in note for note in found.notes)
 
     third = window()
@@ -283,7 +283,7 @@ def test_stillness_is_no_heat_map():
 def test_the_outline_runs_between_hidden_and_visible_tokens_and_nowhere_else():
     plan = MaskPlan.from_hidden(torch.arange(32)[None] % 16 > 7, 16)  # the lower half is hidden
     bare, lined = (
-        rows_of(window(), sight(plan=plan), grid=GRID, statistics=False, outlined=outlined)[-1]
+        rows_of(window(), masked(plan=plan), grid=GRID, statistics=False, outlined=outlined)[-1]
         for outlined in (False, True)
     )
     assert len(lined.notes) == len(bare.notes) + 1

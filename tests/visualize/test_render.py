@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from tatscli.recipe.schema import MgmMask, RandomMask
 from tatscli.visualize import render as module
-from tatscli.visualize.render import Page, render, slices_shown
-from tatscli.visualize.sight import Viewer
+from tatscli.visualize.render import render, slices_shown
+from tatscli.visualize.viewer import Viewer
 from tests.clips import pan
 from tests.clips import render as film
-from tests.visualize.fakes import viewer
+from tests.visualize.fakes import layout, viewer
 
-PAGE = Page("random mask, ratio 0.75", stride=2)
+LAYOUT = layout("random mask, ratio 0.75", 2)
 
 
 @pytest.fixture
@@ -34,9 +34,9 @@ def frames_of(path) -> tuple[list[np.ndarray], float]:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)], rate
 
 
-def draw(clip, out, viewer, page=PAGE, seed=0):
+def draw(clip, out, viewer, made=LAYOUT, seed=0):
     seen = []
-    rate = render(clip, out, viewer, page, seed=seed, watch=lambda *both: seen.append(both))
+    rate = render(clip, out, viewer, made, seed=seed, watch=lambda *both: seen.append(both))
     return seen, rate
 
 
@@ -48,22 +48,22 @@ def test_a_film_shows_every_frame_of_every_window(clip, tmp_path, random_viewer,
     assert [window.frames for window, _ in seen] == [
         [0, 2, 4, 6],
         [8, 10, 12, 14],
-        [16, 18, 18, 18],
+        [12, 14, 16, 18],
     ]
     assert len(pictures) == 12
     assert rate == pytest.approx(5) == pytest.approx(written)  # every second of 10 a second
 
 
 def test_limits_and_speed_can_be_chosen(clip, tmp_path, random_viewer):
-    page = Page("title", stride=2, fps=3, windows=1)
-    seen, rate = draw(clip, tmp_path / "one.mp4", random_viewer, page)
+    made = layout("title", 2, fps=3, windows=1)
+    seen, rate = draw(clip, tmp_path / "one.mp4", random_viewer, made)
     pictures, written = frames_of(tmp_path / "one.mp4")
     assert len(seen) == 1 and len(pictures) == 4 and rate == 3 == written
 
 
 def test_a_png_is_a_sheet_with_one_column_a_slice(clip, tmp_path, random_viewer):
     seen, rate = draw(clip, tmp_path / "sheet.png", random_viewer)
-    two, _ = draw(clip, tmp_path / "two.png", random_viewer, Page("title", 2, windows=2))
+    two, _ = draw(clip, tmp_path / "two.png", random_viewer, layout("title", 2, windows=2))
     (one,), _ = frames_of(tmp_path / "sheet.png")
     (double,), _ = frames_of(tmp_path / "two.png")
     assert len(seen) == 1 and len(two) == 2 and rate is None
@@ -102,7 +102,7 @@ def test_a_sheet_has_no_note_about_frames_it_leaves_out(clip, tmp_path, monkeypa
 
     monkeypatch.setattr(module, "windows_of", second_borrows)
     for out in (tmp_path / "film.mp4", tmp_path / "sheet.png"):
-        draw(clip, out, viewer(RandomMask(kind="random")), Page("title", 2, windows=1))
+        draw(clip, out, viewer(RandomMask(kind="random")), layout("title", 2, windows=1))
     assert any("pale" in note for note in told[".mp4"])
     assert not any("pale" in note for note in told[".png"])
 
@@ -143,8 +143,8 @@ def test_a_sheet_of_a_long_window_has_so_many_columns_and_says_which(clip, tmp_p
     monkeypatch.setattr(module, "compose", spy)
     long = viewer(RandomMask(kind="random"), frames=20)  # 10 slices of 2 frames
     for columns in (3, 10):
-        page = Page("title", stride=1, columns=columns)
-        draw(clip, tmp_path / f"{columns}.png", long, page)
+        made = layout("title", 1, frames=20, columns=columns)
+        draw(clip, tmp_path / f"{columns}.png", long, made)
     (few, captions, places), (all_of_them, _, every) = given_to
     assert places == [0, 10, 18] and every == list(range(0, 20, 2))
     assert captions == ["frame 0, 0.00 s", "frame 10, 1.00 s", "frame 18, 1.80 s"]
@@ -153,5 +153,5 @@ def test_a_sheet_of_a_long_window_has_so_many_columns_and_says_which(clip, tmp_p
     (three,), _ = frames_of(tmp_path / "3.png")
     (ten,), _ = frames_of(tmp_path / "10.png")
     assert ten.shape[1] - three.shape[1] == 7 * (192 + 4)
-    draw(clip, tmp_path / "film.gif", long, Page("title", stride=1, columns=3))
+    draw(clip, tmp_path / "film.gif", long, layout("title", 1, frames=20, columns=3))
     assert len(frames_of(tmp_path / "film.gif")[0]) == 20

@@ -12,8 +12,8 @@ from tatscli.data.clip import Clip
 from tatscli.draws import Draws
 from tatscli.heads.base import HeadOutput
 from tatscli.masking.plan import MaskPlan
+from tatscli.masking.predict import build_predict
 from tatscli.masking.saliency import embedding_change_BN
-from tatscli.masking.selection import build_selection
 from tatscli.recipe.schema import (
     CodesTarget,
     LatentsTarget,
@@ -25,7 +25,7 @@ from tatscli.recipe.schema import (
 )
 from tatscli.visualize.facts import facts_of
 from tatscli.visualize.rows import rows_of
-from tatscli.visualize.sight import Sight, Viewer
+from tatscli.visualize.viewer import MaskedWindow, Viewer
 from tests.tokenizer.windows import WindowTokenizer, give
 from tests.visualize.fakes import GRID, PATCH, viewer, window
 
@@ -85,12 +85,12 @@ def guessing(kind: str, code: int | None = None) -> Viewer:
 def selecting(made: Viewer, section) -> Viewer:
     system = made.system
     predicted = system.masker.predicted
-    selection = build_selection(section, form=system.form, predicted=predicted)
-    return replace(made, system=replace(system, selection=selection))
+    selection = build_predict(section, form=system.form, predicted=predicted)
+    return replace(made, system=replace(system, predict=selection))
 
 
-def look(made: Viewer) -> Sight:
-    return made.look(window(), Draws(0))
+def look(made: Viewer) -> MaskedWindow:
+    return made.mask(window(), Draws(0))
 
 
 def by_token(video_CTHW: torch.Tensor) -> torch.Tensor:
@@ -99,10 +99,10 @@ def by_token(video_CTHW: torch.Tensor) -> torch.Tensor:
     return parts.permute(1, 3, 5, 0, 2, 4, 6).reshape(t * h * w, -1)
 
 
-def rows(made: Viewer, sight: Sight):
+def rows(made: Viewer, masked: MaskedWindow):
     target = made.code_target
     chosen = "" if target is None else target.chosen
-    found = rows_of(window(), sight, grid=GRID, statistics=False, chosen=chosen)
+    found = rows_of(window(), masked, grid=GRID, statistics=False, chosen=chosen)
     return {row.label: row for row in found}
 
 
@@ -115,10 +115,10 @@ def test_a_tokenizers_reconstruction_is_what_its_codes_hold(tokenizer):
         guessing("latents"),
     ]
     for made in asking:
-        sight = look(made)
-        assert torch.equal(sight.coded_CTHW, right)
-        assert (sight.guessed_CTHW is None) == (not made.trained)
-        row = rows(made, sight)["tokenizer's reconstruction"]
+        masked = look(made)
+        assert torch.equal(masked.coded_CTHW, right)
+        assert (masked.guessed_CTHW is None) == (not made.trained)
+        row = rows(made, masked)["tokenizer's reconstruction"]
         side = row.panels_TYX3.shape[1] // 32
         shown = row.panels_TYX3[:, ::side, ::side].transpose(3, 0, 1, 2)
         assert np.abs(shown / 255 - right.numpy()).max() < 0.003
@@ -132,16 +132,16 @@ def test_predicted_codes_stand_among_the_true_ones(tokenizer, kind):
     perfect = look(guessing(kind))
     assert torch.equal(perfect.guessed_CTHW, perfect.coded_CTHW)
     made = guessing(kind, code=27)  # digits 3, 2, 1
-    sight = look(made)
-    predicted = set(sight.plan.predict_BM[0].tolist())
-    guessed, coded = by_token(sight.guessed_CTHW), by_token(sight.coded_CTHW)
+    masked = look(made)
+    predicted = set(masked.plan.predict_BM[0].tolist())
+    guessed, coded = by_token(masked.guessed_CTHW), by_token(masked.coded_CTHW)
     one = tokenizer.decode(torch.full((1, 1, 2, 2), 27))[0]
     for token in range(32):
         if token in predicted:
             assert torch.equal(guessed[token], one.flatten())
         else:
             assert torch.equal(guessed[token], coded[token])
-    (note,) = rows(made, sight)["predicted codes decoded"].notes
+    (note,) = rows(made, masked)["predicted codes decoded"].notes
     assert note == (
         f"the model's codes ({WORDS[kind]}) at the {len(predicted)} predicted tokens, "
         "the true codes at all others, decoded together by the tokenizer"
@@ -151,8 +151,8 @@ def test_predicted_codes_stand_among_the_true_ones(tokenizer, kind):
 def test_vectors_of_a_codebook_are_not_taken_for_codes(tokenizer):
     tokenizer.levels = None
     made = guessing("latents")
-    sight = look(made)
-    assert sight.guessed_CTHW is None and sight.coded_CTHW is not None
+    masked = look(made)
+    assert masked.guessed_CTHW is None and masked.coded_CTHW is not None
     assert made.code_target.chosen == ""
 
 
@@ -160,16 +160,16 @@ def test_what_a_selection_finds_salient_is_a_row_and_a_fact(tokenizer):
     made = selecting(
         viewer(RANDOM), PredictTokenizer(kind="tokenizer", tokenizer=SOURCE, random=0, budget=4)
     )
-    sight = look(made)
+    masked = look(made)
     frames_1CTHW = window().video_TCHW.transpose(0, 1)[None] / 255
     scores_thw = tokenizer.code(frames_1CTHW).scores_Bthw[0]
     right = F.avg_pool2d(scores_thw, 2).flatten()  # of the four codes of a token
-    torch.testing.assert_close(sight.saliency_N, right)
-    hidden = sight.plan.hidden_BN(32)[0]
-    chosen = sight.plan.predict_BM[0]
+    torch.testing.assert_close(masked.saliency_N, right)
+    hidden = masked.plan.hidden_BN(32)[0]
+    chosen = masked.plan.predict_BM[0]
     hidden[chosen] = False
     assert right[chosen].min() >= right[hidden].max()
-    found = rows(made, sight)
+    found = rows(made, masked)
     assert list(found) == [
         "input",
         "saliency",
@@ -181,28 +181,28 @@ def test_what_a_selection_finds_salient_is_a_row_and_a_fact(tokenizer):
     lift_N = right / right.mean()
     scale = found["saliency"].scale
     assert (scale.low, scale.high) == (f"{lift_N.min():.2f}x", f"{lift_N.max():.2f}x")
-    facts = facts_of(window(), sight, GRID)
+    facts = facts_of(window(), masked, GRID)
     assert facts["saliency"] == [float(f"{one:.4g}") for one in right.tolist()]
     everest = selecting(viewer(RANDOM), PredictEverest(kind="everest"))
-    sight = look(everest)
+    masked = look(everest)
     system = everest.system
     clip = system.clip(window().video_TCHW.transpose(0, 1)[None])
-    torch.testing.assert_close(sight.saliency_N, embedding_change_BN(clip.tokens_BND, 2)[0])
+    torch.testing.assert_close(masked.saliency_N, embedding_change_BN(clip.tokens_BND, 2)[0])
     assert "saliency" not in facts_of(window(), look(viewer(RANDOM)), GRID)
 
 
 def test_exactly_the_tokens_the_decoder_predicts_are_shown(tokenizer):
     made = selecting(viewer(RANDOM), PredictEverest(kind="everest", budget=5))
-    sight = look(made)
-    found = rows(made, sight)
+    masked = look(made)
+    found = rows(made, masked)
     row = found["decoder-selected tokens"]
-    assert row.notes[0] == "what `predict` leaves to the decoder: 5 of 32 tokens"
+    assert row.notes[0] == "the tokens that `predict` chooses: 5 of 32"
     shown, whole = (
         by_token(torch.from_numpy(one.panels_TYX3).permute(3, 0, 1, 2))
         for one in (row, found["input"])
     )
     for token in range(32):
-        if token in sight.plan.predict_BM[0].tolist():
+        if token in masked.plan.predict_BM[0].tolist():
             assert torch.equal(shown[token], whole[token])
         else:
             assert set(shown[token].unique().tolist()) == {40, 64}

@@ -13,7 +13,7 @@ from tatscli.nn.frozen import Frozen
 from tatscli.nn.teachers.base import Given, Source, Teacher
 from tatscli.nn.teachers.hf import open_transformers
 from tatscli.nn.teachers.run import open_run
-from tatscli.nn.teachers.vision import open_torchvision
+from tatscli.nn.teachers.torchvision_nets import open_torchvision
 from tatscli.recipe import schema
 
 SOURCES: dict[str, Callable[[schema.TeacherTarget, Given], Source]] = {
@@ -24,7 +24,7 @@ SOURCES: dict[str, Callable[[schema.TeacherTarget, Given], Source]] = {
 
 
 def build_teacher(config: schema.TeacherTarget, *, form: ClipForm) -> tuple[Frozen, int]:
-    """Open the teacher of a recipe, ready to be asked for the tokens of its clips.
+    """Open the teacher of a recipe.
 
     Under `torch.device("meta")` it is built without its weights, which are not even read.
 
@@ -45,7 +45,7 @@ def build_teacher(config: schema.TeacherTarget, *, form: ClipForm) -> tuple[Froz
 
 
 def _refuse_other_grid(teacher: Teacher, given: Given) -> None:
-    """Find out that the teacher's tokens are not those of the clips.
+    """Refuse a teacher whose token grid is not the clips'.
 
     Raises:
         RecipeError: If so; the message names both grids.
@@ -54,7 +54,7 @@ def _refuse_other_grid(teacher: Teacher, given: Given) -> None:
     if (teacher.grid, sees) == (given.grid, given.clip):
         return
     theirs, ours = (" x ".join(map(str, grid)) for grid in (teacher.grid, given.grid))
-    hint = "`data.frames`, `data.size` and `model` may be chosen to fit, or `size` of the teacher"
+    hint = "change `data.frames`, `data.size` or `model` to fit, or the teacher's `size`"
     if sees[0] == given.clip[0] and sees[1:] != given.clip[1:]:
         side = sees[1] if sees[1] == sees[2] else list(sees[1:])
         hint = f"`size: {side}` resizes the clip for the teacher"

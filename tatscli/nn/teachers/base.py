@@ -1,4 +1,4 @@
-"""`Teacher`: the contract of what is asked for features, and what its sources have in common.
+"""`Teacher`: the contract of networks that give features, and what its sources share.
 
 Shapes: B batch, C colours, T frames, H and W pixels, N tokens of a clip, D width of the features, X
 pictures or clips, S places of a feature map.
@@ -24,7 +24,7 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What a recipe gives a teacher to see.
+    """The clips that a recipe gives to a teacher.
 
     Attributes:
         grid: Tokens of the recipe's clips, which the teacher's must be.
@@ -68,14 +68,14 @@ class Teacher(nn.Module):
     """Gives features of whole clips, from pixels in [0, 1] and with a normalisation of its own.
 
     Args:
-        name: What messages call it.
-        given: What it is given to see.
+        name: Its name in messages.
+        given: The clips it gets.
         mean: Of red, green and blue in [0, 1].
         std: Deviation of those.
 
     Attributes:
-        grid: Tokens along time, height and width that it makes of such a clip; subclasses set it.
-        sees: Frames, height and width that it takes; 0 where it takes any. Subclasses set it.
+        grid: Its tokens along time, height and width for such a clip; subclasses set it.
+        sees: Frames, height and width of its input; 0 for any. Subclasses set it.
         width: Features of a token; subclasses set it.
     """
 
@@ -107,7 +107,7 @@ class Teacher(nn.Module):
 
 
 class ByFrame(nn.Module):
-    """How a network for pictures sees a clip: frame by frame, or one of each cube.
+    """Applies an image network to a clip: to every frame, or to one of each cube.
 
     Args:
         tubelet: Frames of a cube.
@@ -120,7 +120,7 @@ class ByFrame(nn.Module):
         self.averages = frames == "mean"
 
     def pictures(self, video_BCTHW: Tensor) -> Tensor:
-        """Return the frames that are asked for as a batch of pictures: (X, C, H, W)."""
+        """Return the frames to use as a batch of images: (X, C, H, W)."""
         step = 1 if self.averages else self.tubelet
         return video_BCTHW[:, :, ::step].transpose(1, 2).flatten(0, 1)
 

@@ -126,9 +126,7 @@ def open_transformers(config: schema.TeacherTarget, given: Given) -> Source:
     kind = (_object(folder / "config.json") or {}).get("model_type")
     if kind not in KNOWN:
         known = ", ".join(f"`{name}` ({one.model})" for name, one in KNOWN.items())
-        raise RecipeError(
-            f"`targets`: the teacher `{folder}` is a `{kind}`; those known here are {known}"
-        )
+        raise RecipeError(f"`targets`: the teacher `{folder}` is a `{kind}`; supported are {known}")
     architecture = KNOWN[kind]
     model_class = getattr(transformers, architecture.model)
     settings = model_class.config_class.from_pretrained(folder, local_files_only=True)
