@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tatscli.console import Reporter
 from tatscli.data.batch import Batch
-from tatscli.data.dataset import FinetuneClips
+from tatscli.data.labelled import FinetuneClips
 from tatscli.data.normalize import standardized
 from tatscli.data.provide import MotionSource
 from tatscli.data.views import EvalViews

@@ -19,6 +19,7 @@ from tatscli.console import Reporter
 from tatscli.data.batch import Batch
 from tatscli.data.dataset import Clips
 from tatscli.data.loader import training_batches, worker_count
+from tatscli.data.step_clips import clips_of_step
 from tatscli.draws import Draws
 from tatscli.engine import distributed
 from tatscli.engine.checkpoint import Checkpoint, find_checkpoint
@@ -200,6 +201,9 @@ def run_training(
             score=lambda epoch: stage.score(epoch, here),
             check=stage.check,
             pictures=lambda epoch: stage.pictures(epoch, here),
+            describe=lambda done, rows: clips_of_step(
+                stage.clips, schedule, rows, seed=recipe.run.seed, step=done, rank=here.world.rank
+            ),
             flops=flops,
         )
         if checkpoint is not None:
