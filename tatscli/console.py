@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import sys
@@ -63,6 +64,10 @@ class Reporter:
     def silenced(self) -> Reporter:
         """Return one that says nothing but warnings, on the same streams."""
         return Reporter(quiet=True, stdout=self.stdout, stderr=self.stderr)
+
+    def muted(self) -> Reporter:
+        """Return one that says nothing at all."""
+        return Reporter(quiet=True, stdout=io.StringIO(), stderr=io.StringIO())
 
     def info(self, message: str) -> None:
         """Say what happens, on stderr."""

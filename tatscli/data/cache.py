@@ -32,9 +32,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tatscli.data.memory import GB, free_memory, unnamed_file
 from tatscli.errors import RecipeError, TatsError
 from tatscli.files import in_bytes
+from tatscli.machine import GB, free_memory, unnamed_file
 from tatscli.recipe.schema import Data
 from tatscli.store.reader import Store
 

@@ -25,9 +25,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from tatscli.data.memory import unnamed_file
 from tatscli.data.passing import receive, send
 from tatscli.errors import DataError
+from tatscli.machine import unnamed_file
 
 SLOW = 60.0  # seconds over one clip after which the user is told
 

@@ -51,8 +51,7 @@ def refuse_bad_steps(training: Training) -> None:
             raise
         saved, hint = f"the batch cannot be saved: {os.strerror(number)}", fault.remedy
     raise TatsError(
-        f"{fault.what}: "
-        f"{fault.facts['reason']}; {saved}",
+        f"{fault.what}: {fault.facts['reason']}; {saved}",
         hint=hint,
     )
 

@@ -191,7 +191,9 @@ class BadSteps:
         self._told.clear()
         first = done - len(told)
         for which, reason in REASONS.items():
-            steps = [str(first + place + 1) for place, (kind, *_) in enumerate(told) if kind == which]
+            steps = [
+                str(first + place + 1) for place, (kind, *_) in enumerate(told) if kind == which
+            ]
             if steps and reporter is not None:
                 kept = "" if which == SCALE else ", so the weights stay as they are"
                 several = "s" if len(steps) > 1 else ""

@@ -18,7 +18,8 @@ import torch
 import torch.distributed as dist
 
 # Its functions keep the group that there is when it is imported, whose connections then never close.
-import torch.distributed.nn.functional  # noqa: F401
+import torch.distributed.nn.functional
+
 from tatscli.engine.distributed import World
 from tatscli.engine.failures import Failures
 from tatscli.engine.schedulers import Place, find_place

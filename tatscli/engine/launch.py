@@ -25,10 +25,12 @@ from dataclasses import dataclass, field
 
 from tatscli.engine.schedulers import LAUNCHED, LOCALHOST, LOST, Place, find_place
 from tatscli.errors import Told, UsageError
+from tatscli.machine import usable_cores
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 GRACE = 300.0  # seconds: a checkpoint of many gigabytes on a slow disk must not be lost
 NOTICE = 10.0
+FEW = 8  # processes that may share the cores of a smaller machine, as in a trial of several
 
 _HEARD = {-number: 128 + number for number in (int(one) for one in FORWARDED)}
 """Exit codes of processes that a signal ended before they could handle it."""
@@ -59,7 +61,8 @@ def processes(nproc: str, *, device: str, environ: Mapping[str, str]) -> int:
     """Return how many processes `--nproc` starts.
 
     Raises:
-        UsageError: If it is no number, a launcher has started this one, or there are fewer GPUs.
+        UsageError: If it is no number, a launcher has started this one, or there are fewer GPUs, or
+            without GPUs far fewer cores.
     """
     if nproc != "auto" and not (nproc.isdecimal() and int(nproc) > 0):
         raise UsageError(f"`--nproc {nproc}` must be a whole number of at least 1, or `auto`")
@@ -77,6 +80,13 @@ def processes(nproc: str, *, device: str, environ: Mapping[str, str]) -> int:
             f"`--nproc {nproc}` wants a GPU for each process, and {gpus} "
             + ("is visible" if gpus == 1 else "are visible"),
             hint="`--nproc auto` takes all there are; `run.device=cpu` trains without",
+        )
+    cores = usable_cores()
+    if not gpus and int(nproc) > max(cores, FEW):
+        raise UsageError(
+            f"`--nproc {nproc}` is more processes than this machine has for them: it has no GPU for"
+            f" this training, and {cores} core{'s' * (cores > 1)}",
+            hint=f"`--nproc {cores}` gives each process a core of its own",
         )
     return int(nproc)
 
@@ -132,8 +142,7 @@ class Group:
 
     def _start(self) -> None:
         place = Place(0, self.count, 0, self.count, LOCALHOST, _free_port(), "")
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        threads = {"OMP_NUM_THREADS": str(max(1, (cores or 1) // self.count))}
+        threads = {"OMP_NUM_THREADS": str(max(1, usable_cores() // self.count))}
         for number in range(self.count):
             mine = place.environment | {"RANK": str(number), "LOCAL_RANK": str(number)}
             process = subprocess.Popen(

@@ -4,7 +4,6 @@ them holds the others back."""
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from contextlib import closing
 from typing import Any
@@ -14,7 +13,6 @@ from tqdm import tqdm
 
 from tatscli.console import Reporter
 from tatscli.data.loader import training_batches, worker_count
-from tatscli.data.memory import free_memory
 from tatscli.engine.ceiling import (
     device_name,
     known_peak,
@@ -25,6 +23,7 @@ from tatscli.engine.device import computes_bf16
 from tatscli.engine.session import Session, session
 from tatscli.engine.threads import use_threads
 from tatscli.errors import TatsError, UsageError
+from tatscli.machine import GB, free_memory, usable_cores
 from tatscli.recipe.derive import derive_batch, derive_schedule
 from tatscli.recipe.load import LoadedRecipe
 from tatscli.tasks.bottleneck import Facts, bottleneck
@@ -39,8 +38,6 @@ from tatscli.tasks.rehearsal import (
     rehearsed,
 )
 from tatscli.tasks.training import Stage
-
-GB = 1e9
 
 
 def bench(
@@ -325,7 +322,7 @@ def _facts(stage: Stage, here: Session, found: dict[str, Any], flops: float) -> 
         step_at_largest=step["clips_per_second_at_largest"],
         loader=found["loader"]["clips_per_second"],
         workers=found["loader"]["workers"],
-        cores=_cores(),
+        cores=usable_cores(),
         cached=stage.clips.cache is not None,
         short_side=stage.store.settings.short_side,
         view=max(recipe.data.view_size),
@@ -338,8 +335,3 @@ def _facts(stage: Stage, here: Session, found: dict[str, Any], flops: float) -> 
         of_ceiling=step["of_ceiling"] or 0.0,
         gflops=batch["used"] * stage.repeats * flops / 1e9,
     )
-
-
-def _cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1

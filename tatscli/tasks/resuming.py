@@ -90,7 +90,7 @@ def refuse_other_recipe(folder: Path, loaded: LoadedRecipe) -> None:
 def warn_of_other_processes(checkpoint: Checkpoint, here: Session) -> None:
     """Say what changes where a run goes on with another number of processes."""
     before = checkpoint.meta.get("processes", here.world.size)
-    if before != here.world.size and here.world.main:
+    if before != here.world.size:
         here.reporter.warn(
             f"the run was trained by {before} processes, and goes on with {here.world.size}: "
             "every step sees the same videos, but dropout and drop path are drawn anew, and sums "
@@ -100,7 +100,7 @@ def warn_of_other_processes(checkpoint: Checkpoint, here: Session) -> None:
 
 def warn_of_other_draws(checkpoint: Checkpoint, here: Session) -> None:
     """Say that a run of an earlier version goes on with other masks."""
-    if checkpoint.meta.get("draws") != Draws.version and here.world.main:
+    if checkpoint.meta.get("draws") != Draws.version:
         here.reporter.warn(
             "the checkpoint is of a version that draws masks from the seed in another way: "
             "the run goes on with other masks than it would have had"

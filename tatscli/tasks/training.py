@@ -282,7 +282,7 @@ def data_stream(
     """Return the function from an optimiser step to the endless micro-batches that follow it."""
 
     def warn(row: int, reason: str) -> None:
-        here.reporter.warn(f"`{store.rows[row].id}` cannot be read and is replaced: {reason}")
+        here.own.warn(f"`{store.rows[row].id}` cannot be read and is replaced: {reason}")
 
     finishing = clips.finish_on(here.device)
     tell = here.reporter.warn if finishing.refused else here.reporter.detail
@@ -300,7 +300,7 @@ def data_stream(
             max_bad_share=recipe.data.max_bad_share,
             on_bad=warn,
             timeout=recipe.data.timeout,
-            warn=here.reporter.warn,
+            warn=here.own.warn,
         )
 
     return batches

@@ -144,7 +144,7 @@ class Watcher:
             rank=here.world.rank,
             world=here.world.size,
             timeout=self.recipe.data.timeout,
-            on_bad=lambda row, reason: here.reporter.warn(
+            on_bad=lambda row, reason: here.own.warn(
                 f"`{self.store.rows[row].id}` is watched but cannot be read, "
                 f"another stands in for it: {reason}",
                 once=True,

@@ -99,9 +99,7 @@ def test_another_machine_says_who_failed_and_why(left: threading.Event) -> None:
     first, second = outcomes(fails(FULL), loses(left), hosts=["node1", "node2"])
     assert first is FULL
     assert isinstance(second, TatsError)
-    assert second.message == (
-        "rank 0 on `node1` has failed: [Errno 28] No space left on device"
-    )
+    assert second.message == ("rank 0 on `node1` has failed: [Errno 28] No space left on device")
     assert second.exit_code == Exit.FAILED
 
 

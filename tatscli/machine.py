@@ -1,4 +1,5 @@
-"""Memory: how much the machine and its containers leave, and files that lie in it.
+"""The machine: how many cores and how much memory it and its containers leave to this process, and
+files that lie in memory.
 
 A file in memory is `memfd_create`'s on Linux, which does not depend on the size of `/dev/shm`;
 elsewhere it is a temporary file that is deleted at once.
@@ -7,6 +8,7 @@ elsewhere it is a temporary file that is deleted at once.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
 import tempfile
@@ -14,6 +16,21 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 GB = 10**9
+"""Bytes, wherever memory is counted in GB."""
+
+
+def usable_cores(root: Path = Path("/")) -> int:
+    """Return how many cores this process and its children may keep busy, at least 1.
+
+    That is the number it is bound to (`taskset`, SLURM), or the processor time that each control
+    group above it allows, where that is less, as in a container with `--cpus`.
+
+    Args:
+        root: Where `proc` and `sys` are found.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, min([cores, *(math.ceil(one) for one in _quotas(root))]))
 
 
 def free_memory(root: Path = Path("/")) -> int | None:
@@ -66,7 +83,37 @@ def _of_machine(root: Path) -> Iterator[int]:
 
 
 def _of_control_groups(root: Path) -> Iterator[int]:
-    """Yield what every group leaves, from that of this process up to the root.
+    """Yield the memory that every group leaves, from that of this process up to the root."""
+    for group, version in _groups(root, "memory"):
+        if version == 2:
+            limits, used = ["memory.max", "memory.high"], "memory.current"
+            cached = "inactive_file"
+        else:
+            limits, used = ["memory.limit_in_bytes"], "memory.usage_in_bytes"
+            cached = "total_inactive_file"
+        taken = _number(group / used)
+        if taken is None:
+            continue
+        taken -= _numbers(group / "memory.stat").get(cached, 0)
+        for limit in limits:
+            most = _number(group / limit)
+            if most is not None:
+                yield most - taken
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """Yield the cores' worth of processor time that every group allows, if it sets a limit."""
+    for group, version in _groups(root, "cpu"):
+        if version == 2:
+            words = _text(group / "cpu.max").split()
+        else:
+            words = [_text(group / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
+        if len(words) == 2 and all(word.isdigit() for word in words) and int(words[1]):
+            yield int(words[0]) / int(words[1])
+
+
+def _groups(root: Path, controller: str) -> Iterator[tuple[Path, int]]:
+    """Yield the control groups of this process that may limit something, and their version.
 
     Inside a container the path may be that of the host, which is not there; the container's own
     group then lies at the root.
@@ -76,24 +123,10 @@ def _of_control_groups(root: Path) -> Iterator[int]:
         _, controllers, path = line.split(":", 2)
         name = PurePosixPath(path.lstrip("/"))
         for part in (name, *name.parents):
-            if not controllers:  # version 2
-                group = top / part
-                limits, used = ["memory.max", "memory.high"], "memory.current"
-                cached = "inactive_file"
-            elif "memory" in controllers.split(","):
-                group = top / "memory" / part
-                limits, used = ["memory.limit_in_bytes"], "memory.usage_in_bytes"
-                cached = "total_inactive_file"
-            else:
-                break
-            taken = _number(group / used)
-            if taken is None:
-                continue
-            taken -= _numbers(group / "memory.stat").get(cached, 0)
-            for limit in limits:
-                most = _number(group / limit)
-                if most is not None:
-                    yield most - taken
+            if not controllers:
+                yield top / part, 2
+            elif controller in controllers.split(","):
+                yield top / controller / part, 1
 
 
 def _text(path: Path) -> str:
