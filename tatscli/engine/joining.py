@@ -17,7 +17,7 @@ from itertools import count
 import torch
 import torch.distributed as dist
 
-# Its functions keep the group that there is when it is imported, whose connections then never close.
+# Imported later, its functions would keep the group, whose connections then never close.
 import torch.distributed.nn.functional
 
 from tatscli.engine.distributed import World

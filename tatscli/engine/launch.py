@@ -84,8 +84,9 @@ def processes(nproc: str, *, device: str, environ: Mapping[str, str]) -> int:
     cores = usable_cores()
     if not gpus and int(nproc) > max(cores, FEW):
         raise UsageError(
-            f"`--nproc {nproc}` is more processes than this machine has for them: it has no GPU for"
-            f" this training, and {cores} core{'s' * (cores > 1)}",
+            f"`--nproc {nproc}` is too many: "
+            + ("`run.device` is `cpu`" if device == "cpu" else "no GPU is visible")
+            + f", and there {'are' if cores > 1 else 'is'} {cores} core{'s' * (cores > 1)}",
             hint=f"`--nproc {cores}` gives each process a core of its own",
         )
     return int(nproc)

@@ -246,7 +246,7 @@ def _held(network: Any) -> Iterator[None]:
 
 
 @contextmanager
-def gathered(model: nn.Module, copies: Copies = ()) -> Iterator[None]:
+def whole_weights(model: nn.Module, copies: Copies = ()) -> Iterator[None]:
     """Give every process all weights of a model and of copies, if these are sharded.
 
     Within, each may ask whatever it likes, as often as it likes, and need not wait for others. All

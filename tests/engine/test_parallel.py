@@ -24,8 +24,8 @@ from tatscli.engine.parallel import (
     blocks_of,
     choose_parallel,
     full_tensors,
-    gathered,
     shard,
+    whole_weights,
     without_averaging,
 )
 from tatscli.engine.part import Weights
@@ -180,7 +180,7 @@ def test_what_is_gathered_is_asked_without_the_others(
     shard(slow, mesh, torch.float32, averaged=True)
     tokens = torch.randn(1, 32, 16)
     expected = list(whole.encoder.by_block(tokens))
-    with gathered(system.autoencoder, pairs), torch.inference_mode():
+    with whole_weights(system.autoencoder, pairs), torch.inference_mode():
         for collective in ("all_gather_into_tensor", "all_gather_single"):
             monkeypatch.setattr(dist, collective, None, raising=False)
         for encoder in (system.encoder, slow):
