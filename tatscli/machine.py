@@ -7,16 +7,24 @@ elsewhere it is a temporary file that is deleted at once.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import math
+import multiprocessing
 import os
 import shutil
+import sys
 import tempfile
+import threading
 from collections.abc import Iterator
+from multiprocessing.connection import wait
 from pathlib import Path, PurePosixPath
 
 GB = 10**9
 """Bytes, wherever memory is counted in GB."""
+
+
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 def usable_cores(root: Path = Path("/")) -> int:
@@ -31,6 +39,40 @@ def usable_cores(root: Path = Path("/")) -> int:
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     return max(1, min([cores, *(math.ceil(one) for one in _quotas(root))]))
+
+
+def outlived_by(parent: int, number: int) -> bool:
+    """Have the kernel send this process a signal should its parent be killed; Linux can.
+
+    To be called by the main thread of the parent's child: the kernel goes by the thread that
+    started it.
+
+    Args:
+        parent: The parent's process id.
+        number: The signal.
+
+    Returns:
+        Whether the parent is still there.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number))
+    return os.getppid() == parent
+
+
+def end_with_parent() -> None:
+    """End this process, whatever it is at, as soon as the one that started it is gone.
+
+    For processes of `multiprocessing`, however they start.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
 def free_memory(root: Path = Path("/")) -> int | None:

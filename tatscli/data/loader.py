@@ -34,9 +34,12 @@ _GRACE = 1000  # videos to see before a share of bad ones means something
 
 
 def worker_count(workers: int | Literal["auto"], *, local_ranks: int = 1) -> int:
-    """Return the loader processes of a rank: `auto` is one a core, shared by ranks, at most 8."""
+    """Return the loader processes of a rank: `auto` is one a core, shared by ranks, at most 8; on
+    Windows, where batches cannot be passed on as they are here, none."""
     if workers != "auto":
         return workers
+    if sys.platform == "win32":
+        return 0
     return min(8, max(1, usable_cores() // local_ranks))
 
 

@@ -126,8 +126,8 @@ class Failures:
         if word is None:
             return TatsError(
                 f"rank {self.world.rank} has lost another process of this training",
-                hint="what that one said last tells why; `--resume` continues from the last "
-                "checkpoint",
+                hint="its last message says why; `--resume auto` continues from the last "
+                "checkpoint, or starts again if there is none",
             )
         if word["host"] == self._name or self.world.local_rank:
             return Told(exit_code=word["code"])

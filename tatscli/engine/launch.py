@@ -10,7 +10,6 @@ Rank 0 speaks. What the others say on stderr is kept, but for warnings, and told
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
@@ -25,9 +24,13 @@ from dataclasses import dataclass, field
 
 from tatscli.engine.schedulers import LAUNCHED, LOCALHOST, LOST, Place, find_place
 from tatscli.errors import Told, UsageError
-from tatscli.machine import usable_cores
+from tatscli.machine import outlived_by, usable_cores
 
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+FORWARDED = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+    if hasattr(signal, name)  # Windows has the first two
+)
 GRACE = 300.0  # seconds: a checkpoint of many gigabytes on a slow disk must not be lost
 NOTICE = 10.0
 FEW = 8  # processes that may share the cores of a smaller machine, as in a trial of several
@@ -229,7 +232,8 @@ class Group:
         _say(
             f"error: rank {first.number} (process {first.process.pid}) was ended by {name}"
             + ("; the memory may have been full" if -code == signal.SIGKILL else "")
-            + "\n\nhint: `--resume` continues from the last checkpoint"
+            + "\n\nhint: `--resume auto` continues from the last checkpoint, or starts again if "
+            "there is none"
         )
         return 1
 
@@ -253,7 +257,7 @@ class Group:
         heard = [
             number
             for number in FORWARDED
-            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
+            if number.name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN
         ]
         earlier = {number: signal.signal(number, hear) for number in heard}
         try:
@@ -265,10 +269,7 @@ class Group:
 
 def _end_with(launcher: int) -> None:
     """Let the kernel tell this process to stop, and save, should the launcher be killed."""
-    if sys.platform == "linux":
-        prctl = ctypes.CDLL(None).prctl
-        prctl(1, int(signal.SIGTERM))  # PR_SET_PDEATHSIG
-    if os.getppid() != launcher:
+    if not outlived_by(launcher, signal.SIGTERM):
         raise Told(exit_code=LOST)
 
 

@@ -94,6 +94,7 @@ def parallelize(
             model,
             device_ids=[here.device.index] if here.device.type == "cuda" else None,
             gradient_as_bucket_view=True,
+            broadcast_buffers=False,  # all processes update them alike (`nn/batch_norm.py`)
             find_unused_parameters=getattr(model, "leaves_parameters_out", False),
         )
     if run.parallel == "fsdp":

@@ -213,9 +213,7 @@ def test_numbers_that_make_no_sense_are_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(launch, "usable_cores", lambda: 16)
     assert processes("16", device="auto", environ={}) == 16
     for device in ("auto", "cpu"):
-        with pytest.raises(
-            UsageError, match="`--nproc 1000` is too many: .*, and there are 16 cores"
-        ):
+        with pytest.raises(UsageError, match=r"is too many: .* and there are 16 cores"):
             processes("1000", device=device, environ={})
     monkeypatch.setattr(launch, "usable_cores", lambda: 1)
     assert processes("8", device="cpu", environ={}) == 8  # several may share a core in a trial
