@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import time
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -94,12 +95,13 @@ def bench(
             usable = search["usable"] if search is not None else None
             used = batch or min(wanted, usable or wanted)
             if usable == 0:
-                timing, peak, at_largest = None, None, None
+                timing, peak, at_largest, in_bf16 = None, None, None, None
             else:
                 _next(bar, f"step of {used}")
                 timing, peak = _time(rehearsal, used, seconds)
                 _next(bar, f"step of {usable or used}")
                 at_largest = _at_largest(rehearsal, used, usable, timing, seconds)
+                in_bf16 = _in_bf16(rehearsal, used, seconds)
             _next(bar, "done")
             found = {
                 "recipe": loaded.name,
@@ -110,7 +112,7 @@ def bench(
                 "threads": torch.get_num_threads(),
                 "batch": {"wanted": wanted, "used": used, "search": search},
                 "loader": loader,
-                "step": _step(timing, flops, here, ceiling, peak, at_largest),
+                "step": _step(timing, flops, here, ceiling, peak, at_largest, in_bf16),
             }
             facts = _facts(built, here, found, flops)
     said = bottleneck(facts, "finetune.optim" if stage == "finetune" else "optim")
@@ -145,6 +147,8 @@ def show_bench(found: dict[str, Any], reporter: Reporter) -> None:
         if step["clips_per_second_at_largest"] is not None:
             faster = f"{step['clips_per_second_at_largest']:.4g} clips/s"
             rows.append((f"step with {search['usable']} videos", faster))
+        if step["clips_per_second_in_bf16"] is not None:
+            rows.append(("step in bf16", f"{step['clips_per_second_in_bf16']:.4g} clips/s"))
     rows.append(("speed of a large product", f"{step['ceiling_tflops']:.4g} TFLOP/s"))
     if step["of_ceiling"] is not None:
         mfu = "unknown: this device is not in the table"
@@ -283,6 +287,19 @@ def _at_largest(
     return _time(rehearsal, usable, 0.0)[0].clips_per_second if expected <= seconds else None
 
 
+def _in_bf16(rehearsal: Rehearsal, used: int, seconds: float) -> float | None:
+    """Time the step in bf16, where it is in float32 and the device computes bf16: a narrow model on
+    a CPU is slower in it."""
+    here = rehearsal.here
+    if here.dtype != torch.float32 or not computes_bf16(here.device):
+        return None
+    rehearsal.here = replace(here, dtype=torch.bfloat16)
+    try:
+        return _time(rehearsal, used, seconds)[0].clips_per_second
+    finally:
+        rehearsal.here = here
+
+
 def _step(
     timing: Timing | None,
     flops: float,
@@ -290,6 +307,7 @@ def _step(
     ceiling: float,
     peak: float | None,
     at_largest: float | None,
+    in_bf16: float | None,
 ) -> dict[str, Any]:
     """Describe the step's speed; without a timing what is known of it."""
     known = known_peak(here.device, here.dtype)
@@ -298,6 +316,7 @@ def _step(
     return {
         "clips_per_second": rate,
         "clips_per_second_at_largest": at_largest,
+        "clips_per_second_in_bf16": in_bf16,
         "steps": 0 if timing is None else timing.steps,
         "seconds": None if timing is None else timing.seconds / timing.steps,
         "host_share": None if timing is None else timing.host_share,
@@ -327,7 +346,7 @@ def _facts(stage: Stage, here: Session, found: dict[str, Any], flops: float) -> 
         short_side=stage.store.settings.short_side,
         view=max(recipe.data.view_size),
         dtype=found["precision"],
-        has_bf16=computes_bf16(here.device),
+        step_in_bf16=step["clips_per_second_in_bf16"],
         threads=found["threads"],
         compiled=recipe.run.compile,
         checkpointing=recipe.model.checkpointing,

@@ -30,10 +30,8 @@ from tatscli.recipe.load import LoadedRecipe, override_recipe
 from tatscli.recipe.schema import Recipe
 from tatscli.recipe.text import dump_value
 from tatscli.store.reader import Store
-from tatscli.tasks.finetune import Finetuning
-from tatscli.tasks.pretrain import Pretraining
+from tatscli.tasks.rehearsal import stage_of
 from tatscli.tasks.replay_findings import Passed, describe
-from tatscli.tasks.tokenizer import TokenizerTraining
 from tatscli.tasks.training import Stage
 
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -74,7 +72,7 @@ def replay(
     recipe = override_recipe(
         Recipe.model_validate(kept.meta["recipe"]), words, origin=kept.path / "meta.json"
     )
-    stage = stage_of(kept, recipe, run)
+    stage = _stage(kept, recipe, run)
     processes = len(kept.meta["rows"])
     if processes > 1:
         reporter.info(
@@ -90,7 +88,7 @@ def replay(
         return describe(run, kept, stage, training, passed, norm)
 
 
-def stage_of(kept: Checkpoint, recipe: Recipe, run: Path) -> Stage:
+def _stage(kept: Checkpoint, recipe: Recipe, run: Path) -> Stage:
     """Return the stage that a run was trained by.
 
     Raises:
@@ -104,11 +102,7 @@ def stage_of(kept: Checkpoint, recipe: Recipe, run: Path) -> Stage:
             hint="name the one it was with `--store`",
         )
     loaded = LoadedRecipe(recipe, kept.meta["name"], kept.path / "meta.json", recipe.model_dump())
-    if kept.kind == "finetuned":
-        return Finetuning(loaded, store, None)
-    if kept.kind == "tokenizer":
-        return TokenizerTraining(loaded, store, None, run)
-    return Pretraining(loaded, store, None, run)
+    return stage_of(loaded, "finetune" if kept.kind == "finetuned" else "pretrain", store, run)
 
 
 def _prepared(stage: Stage, kept: Checkpoint, here: Session) -> tuple[Training, Schedule]:
