@@ -14,7 +14,7 @@ import typer
 from tatscli import __version__
 from tatscli.console import escape_what_streams_cannot_hold
 from tatscli.errors import Exit, Stopped, TatsError, Told
-from tatscli.files import DISK_ERRORS, TOO_MANY_FILES, open_files_allowed, system_error
+from tatscli.files import DISK_ERRORS, DISK_FULL, TOO_MANY_FILES, open_files_allowed, system_error
 
 COMMANDS = {
     "prepare": "tatscli.commands.prepare:prepare",
@@ -85,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if number is None or (file is None and number not in DISK_ERRORS):
             raise
         what = f"cannot use `{file}`" if file is not None else "cannot write"
-        _say(f"error: {what}: {os.strerror(number)}")
+        hint = "free up disk space, then run the same command again"
+        _say(f"error: {what}: {os.strerror(number)}", hint if number in DISK_FULL else None)
         return Exit.FAILED
     if code == Exit.INTERRUPTED:
         _say("interrupted")

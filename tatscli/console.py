@@ -95,6 +95,10 @@ class Reporter:
         """Return a reporter that prints only warnings, on the same streams."""
         return Reporter(quiet=True, stdout=self.stdout, stderr=self.stderr)
 
+    def muted(self) -> Reporter:
+        """Return one that says nothing at all."""
+        return Reporter(quiet=True, stdout=io.StringIO(), stderr=io.StringIO())
+
     def info(self, message: str) -> None:
         """Print a message on stderr."""
         if not self.quiet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import json
 import os
@@ -40,6 +41,21 @@ def locked(file: Path, what: Path, reporter: Reporter, *, wait: float = 0.0) -> 
     # No fallback to a lock file: it would outlive a killed run.
     lock = FileLock(file, blocking=False, fallback_to_soft=False, on_acquired=_sign)
     lockless, tries, until = False, 0, time.monotonic() + wait
+    owner = os.getpid()
+
+    def give_back() -> None:
+        if os.getpid() != owner:
+            return
+        with suppress(OSError):
+            if not (lock.is_locked or lockless):  # interrupted after making the file, or refused
+                lock.acquire()
+            # While it is held: whoever waits for this file finds out that it has lost its name.
+            file.unlink()
+        lock.release()
+        atexit.unregister(give_back)
+
+    # A Ctrl-C between two steps of a `with` statement skips its end; that of the program is left.
+    atexit.register(give_back)
     try:
         while not (lock.is_locked or lockless):
             try:
@@ -68,12 +84,7 @@ def locked(file: Path, what: Path, reporter: Reporter, *, wait: float = 0.0) -> 
                 )
         yield
     finally:
-        with suppress(OSError):
-            if not (lock.is_locked or lockless):  # interrupted after making the file, or refused
-                lock.acquire()
-            # While it is held: whoever waits for this file finds out that it has lost its name.
-            file.unlink()
-        lock.release()
+        give_back()
 
 
 def is_held(file: Path) -> bool | None:

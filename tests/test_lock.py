@@ -14,6 +14,7 @@ import pytest
 from tatscli.console import Reporter
 from tatscli.errors import DataError, Exit
 from tatscli.lock import LOCK, locked
+from tests.processes import hear_interrupts
 from tests.store.stores import QUIET
 
 HOLDER = """
@@ -101,6 +102,78 @@ def test_an_interrupt_on_the_way_to_the_lock_leaves_no_file(tmp_path, monkeypatc
     with pytest.raises(KeyboardInterrupt), locked(tmp_path / LOCK, tmp_path, QUIET):
         pass
     assert not list(tmp_path.iterdir())
+
+
+INTERRUPTED = """
+import os, signal, sys
+from contextlib import _GeneratorContextManager
+from pathlib import Path
+import filelock
+from tatscli.console import Reporter
+from tatscli.lock import locked
+
+OURS = locked.__wrapped__.__code__
+WATCHED = {
+    OURS: "line",
+    _GeneratorContextManager.__enter__.__code__: "opcode",
+    _GeneratorContextManager.__exit__.__code__: "opcode",
+}
+fired, left = False, {}
+
+
+def interrupt_at(wanted):
+    # Ctrl-C at the place of that number, of those of `with locked(...)` itself.
+    seen = 0
+
+    def trace(frame, event, arg):
+        nonlocal seen
+        global fired
+        kind = WATCHED.get(frame.f_code)
+        if kind is None or (kind == "opcode" and frame.f_locals["self"].gen.gi_code is not OURS):
+            return None
+        frame.f_trace_opcodes = True
+        if event == kind:
+            seen += 1
+            if seen == wanted:
+                fired = True
+                signal.raise_signal(signal.SIGINT)
+        return trace
+
+    return trace
+
+
+folder, number = Path(sys.argv[1]), 0
+while True:
+    number += 1
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.settrace(interrupt_at(number))
+        with locked(folder / str(number), folder, Reporter(quiet=True)):
+            pass
+        sys.settrace(None)
+        sys.exit(0 if fired else 7)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if (folder / str(number)).exists():
+        left[number] = code
+    if code == 7 or number > 500:
+        break
+print(number, left)
+"""
+
+
+def test_an_interrupt_at_any_moment_leaves_no_file(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
+        preexec_fn=hear_interrupts,
+    )
+    number, left = done.stdout.strip().split(" ", 1)
+    assert 30 < int(number) < 500 and left == "{}"
 
 
 def test_a_refused_run_leaves_the_lock_to_its_holder(tmp_path, holder):

@@ -43,6 +43,7 @@ def describe_environment() -> dict[str, Any]:
     """Collect what a bug report needs, whatever is missing or broken."""
     from tatscli import __file__ as package_file
     from tatscli import __version__
+    from tatscli.machine import usable_cores
     from tatscli.recipe.shipped import recipes_folder
 
     imports = {name: _import_problem(name) for name in MUST_IMPORT}
@@ -50,9 +51,7 @@ def describe_environment() -> dict[str, Any]:
         "tats": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": usable_cores(),
         "devices": _devices() if imports["torch"] is None else ["cpu"],
         "scheduler": _scheduler(),
         "executable": sys.executable,

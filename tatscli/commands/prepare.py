@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -177,6 +176,7 @@ def prepare(
     from functools import partial
 
     from tatscli.errors import Exit, UsageError
+    from tatscli.machine import usable_cores
     from tatscli.store import prepare as pipeline
     from tatscli.store.holdout import Holdout
     from tatscli.store.pool import run_in_order
@@ -233,7 +233,7 @@ def prepare(
             stack.enter_context(connected(address, workers=workers))
             run = partial(run_on_ray, timeout=timeout, shared=[source])
         else:
-            run = partial(run_in_order, workers=workers or _cores(), timeout=timeout)
+            run = partial(run_in_order, workers=workers or usable_cores(), timeout=timeout)
         if check:
             outcome = pipeline.check(sources, run=run, reporter=report, limits=limits, part=share)
         else:
@@ -328,8 +328,3 @@ def _show(report: Reporter, sources: Sources, outcome: Report, store: Path | Non
             "store": str(store) if store else None,
         }
     )
-
-
-def _cores() -> int:
-    """Return the cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -15,26 +15,25 @@ Shapes: T frames, C channels, H and W pixels.
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import math
 import mmap
 import os
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.context import assert_spawning
-from multiprocessing.reduction import DupFd
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tatscli.data.memory import GB, free_memory, unnamed_file
 from tatscli.errors import RecipeError, TatsError
 from tatscli.files import in_bytes
+from tatscli.machine import GB, free_memory, unnamed_file
 from tatscli.recipe.schema import Data
 from tatscli.store.reader import Store
 
@@ -100,6 +99,8 @@ def plan_cache(store: Store, rows: Iterable[int], data: Data, *, beside: int = 0
         return replace(plan, reason="`data.cache: none`")
     if data.decode == "gpu":
         return replace(plan, reason="`data.decode: gpu`")
+    if sys.platform == "win32":
+        return _not_kept(plan, data, "Windows has no memory that processes can share so")
     if not plan.frames:
         return replace(plan, reason="there are no frames")
     unsized = [record.id for record in records if not record.width * record.height]
@@ -209,7 +210,7 @@ class FrameCache:
         """Return those of some frames that are not there."""
         known = self._known[place.flags]
         if not known[frames].all():
-            with self._locked(fcntl.LOCK_SH):
+            with self._locked(alone=False):
                 known[:] = self._flags[place.flags]
         return [frame for frame in frames if not known[frame]]
 
@@ -227,7 +228,7 @@ class FrameCache:
         try:
             for frame, picture_HWC in zip(frames, pictures_THWC, strict=True):
                 self._write(picture_HWC, place.start + frame * picture_HWC.size)
-            with self._locked(fcntl.LOCK_EX):
+            with self._locked(alone=True):
                 flags = self._flags[place.flags].copy()
                 flags[frames] = True
                 self._write(flags, place.flags.start)
@@ -245,9 +246,12 @@ class FrameCache:
             content, at = content[written:], at + written
 
     @contextmanager
-    def _locked(self, kind: int) -> Iterator[None]:
-        """Hold the kernel's lock on the file, which a killed process cannot leave behind."""
-        fcntl.lockf(self._descriptor, kind)
+    def _locked(self, *, alone: bool) -> Iterator[None]:
+        """Hold the kernel's lock on the file, alone or with other readers; a killed process cannot
+        leave it behind."""
+        import fcntl
+
+        fcntl.lockf(self._descriptor, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         try:
             yield
         finally:
@@ -262,6 +266,8 @@ class FrameCache:
         self._known = np.zeros(self._frames, np.bool_)  # flags that this process has seen set
 
     def __getstate__(self) -> dict[str, Any]:
+        from multiprocessing.reduction import DupFd
+
         assert_spawning(self)  # a descriptor can be sent to a process that is starting, not kept
         kept = {name: self.__dict__[name] for name in ("bytes", "_frames", "_places")}
         return {**kept, "descriptor": DupFd(self._descriptor)}

@@ -10,32 +10,38 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tatscli.data.augment import erase
 from tatscli.data.cache import frames_in_memory
 from tatscli.data.files import ClipFiles
 from tatscli.data.finishing import Finishing, plan_finishing
 from tatscli.data.motion import MotionField
 from tatscli.data.provide import MotionSource
-from tatscli.data.randaugment import rand_augment_pictures
 from tatscli.data.sample import Sample
 from tatscli.data.sampling import chosen_frames, drawn_clip, train_indices
-from tatscli.data.torchvision_ops import decode_jpegs, import_torchvision, rand_augment
+from tatscli.data.torchvision_ops import decode_jpegs, import_torchvision
 from tatscli.data.tracks import Track
 from tatscli.data.unreadable import UNREADABLE, unreadable
-from tatscli.data.view import View, pretraining_view, random_resized_crop
+from tatscli.data.view import View, pretraining_view
 from tatscli.errors import DataError
-from tatscli.recipe.schema import Data, Finetune, Sampling
+from tatscli.recipe.schema import Data, Sampling
 from tatscli.seeding import random_of
 from tatscli.store.codes import Codes
 from tatscli.store.reader import Store
 
 _NOTHING = torch.empty(0, 0, dtype=torch.uint8)  # no frames
 Key = tuple[int, int]  # a training item: epoch, and position among the dataset's rows
+
+
+class Draw(NamedTuple):
+    """The frames of a training clip, and the number of the fixed clip where there are such."""
+
+    frames: list[int]
+    clip: int | None = None
 
 
 class Clips(Dataset[list[Sample]]):
@@ -119,6 +125,21 @@ class Clips(Dataset[list[Sample]]):
         label = self.store.rows[row].label
         return -1 if label is None else label
 
+    def draw(self, epoch: int, row: int) -> Draw:
+        """Draw the frames of a training clip.
+
+        Raises:
+            DataError: If the video is too short.
+        """
+        raise NotImplementedError
+
+    def look(
+        self, epoch: int, row: int, repeat: int, size: tuple[int, int]
+    ) -> tuple[View, random.Random]:
+        """Draw a view of a training clip, of pictures of some height and width; what else is drawn
+        for the view comes from the generator."""
+        raise NotImplementedError
+
     def indices(
         self, row: int, sampling: Sampling, choose: Callable[[int], list[int]]
     ) -> list[int]:
@@ -196,14 +217,27 @@ class PretrainClips(Clips):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def draw(self, epoch: int, row: int) -> Draw:
+        """Draw the frames of a clip."""
+        sampling, frames = self.data.sampling, self.data.frames
+        rng = random_of("frames", self.seed, epoch, row)
+        clip = drawn_clip(sampling, rng)
+        chosen = self.indices(
+            row, sampling, lambda n: train_indices(n, sampling, frames, rng, clip)
+        )
+        return Draw(chosen, clip)
+
+    def look(
+        self, epoch: int, row: int, repeat: int, size: tuple[int, int]
+    ) -> tuple[View, random.Random]:
+        """Draw a multi-scale corner crop, perhaps mirrored."""
+        rng = random_of("view", self.seed, epoch, row, repeat)
+        return pretraining_view(*size, self.data, rng), rng
+
     def __getitem__(self, key: Key) -> list[Sample]:
         epoch, position = key
         row, data = self.rows[position], self.data
-        draw = random_of("frames", self.seed, epoch, row)
-        clip = drawn_clip(data.sampling, draw)
-        frames = self.indices(
-            row, data.sampling, lambda n: train_indices(n, data.sampling, data.frames, draw, clip)
-        )
+        frames, clip = self.draw(epoch, row)
         files, clip_TCHW, later = None, _NOTHING, None
         if self.finishing.decode:
             files, record = ClipFiles.read(self.store, row, frames), self.store.rows[row]
@@ -216,121 +250,11 @@ class PretrainClips(Clips):
         codes = {name: torch.from_numpy(value) for one in known for name, value in one.items()}
         samples = []
         for repeat in range(data.repeats):
-            rng = random_of("view", self.seed, epoch, row, repeat)
-            later = view = pretraining_view(height, width, data, rng)
+            view, _ = self.look(epoch, row, repeat, (height, width))
+            later = view
             if files is None:
                 clip_TCHW, later = self.finishing.look(view, video_TCHW)
             motion = self.seen(view, clip_TCHW, track, frames, row)
             clip_CTHW, label = clip_TCHW.transpose(0, 1), self.label(row)
             samples.append(Sample(clip_CTHW, label, row, repeat, motion, codes, later, files))
         return samples
-
-
-class FinetuneClips(Clips):
-    """Labelled clips: one draw of frames, `finetune.repeats` augmented views of it.
-
-    A view is a random resized crop, perhaps mirrored, and RandAugment, then random erasing; all its
-    frames are treated alike. RandAugment follows the crop, or, in VideoMAE's form, comes before it
-    on whole pictures (`finetune.augment.rand_augment_form`).
-
-    Args:
-        store: Where the videos are.
-        rows: Rows of the store to draw from, all labelled.
-        data: The recipe's `data`.
-        finetune: The recipe's `finetune`.
-        seed: Seed of every draw.
-        motion: Gives the clips their motion, where a mask follows it: that of the crop, which
-            RandAugment's turns and shifts do not change.
-        patch: Height and width of a token in pixels, for the motion.
-
-    Raises:
-        DataError: If a row has no label.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        rows: Sequence[int],
-        data: Data,
-        finetune: Finetune,
-        *,
-        seed: int,
-        motion: MotionSource | None = None,
-        patch: int = 16,
-    ) -> None:
-        super().__init__(store, rows, data, motion=motion, patch=patch)
-        self.finetune = finetune
-        self.sampling = finetune.sampling or data.sampling
-        self.seed = seed
-        unlabelled = [row for row in self.rows if self.label(row) < 0]
-        if unlabelled:
-            raise DataError(
-                f"{len(unlabelled)} of {len(self.rows)} videos to fine-tune on have no label,"
-                f" first `{self.name(unlabelled[0])}`",
-                hint="`tats prepare` takes labels from class folders or from --annotations",
-            )
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, key: Key) -> list[Sample]:
-        epoch, position = key
-        row, data, augment = self.rows[position], self.data, self.finetune.augment
-        draw = random_of("frames", self.seed, epoch, row)
-        frames = self.indices(
-            row,
-            self.sampling,
-            lambda n: train_indices(n, self.sampling, data.frames, draw, labelled=True),
-        )
-        video_TCHW = self.pictures(row, frames)
-        track = self.track(row, frames)
-        height, width = video_TCHW.shape[-2:]
-        samples = []
-        for repeat in range(self.finetune.repeats):
-            rng = random_of("view", self.seed, epoch, row, repeat)
-            view = random_resized_crop(
-                height,
-                width,
-                data.view_size,
-                scale=augment.crop_scale,
-                ratio=augment.crop_ratio,
-                flip=augment.flip,
-                rng=rng,
-                antialias=data.antialias_labelled,
-            )
-            clip_TCHW, later = self._augmented(view, video_TCHW, rng)
-            clip_TCHW = erase(
-                clip_TCHW, probability=augment.erasing, mean=data.mean, std=data.std, rng=rng
-            )
-            motion = self.seen(view, clip_TCHW, track, frames, row)
-            label = self.label(row)
-            clip_CTHW = clip_TCHW.transpose(0, 1)
-            samples.append(Sample(clip_CTHW, label, row, repeat, motion, later=later))
-        return samples
-
-    @property
-    def after_crop(self) -> str | None:
-        """What is done with views that are resized already, where anything is."""
-        augment = self.finetune.augment
-        if augment.rand_augment and augment.rand_augment_form != "videomae":
-            return "RandAugment follows the crop (`finetune.augment.rand_augment`)"
-        if augment.erasing:
-            return "random erasing follows the crop (`finetune.augment.erasing`)"
-        return super().after_crop
-
-    @property
-    def after_decode(self) -> str | None:
-        """What is done with pictures before they are cut, where anything is."""
-        return "only pretraining decodes on the GPU"
-
-    def _augmented(
-        self, view: View, video_TCHW: Tensor, rng: random.Random
-    ) -> tuple[Tensor, View | None]:
-        """Look at a clip through a view as `Finishing.look`, with RandAugment before or after."""
-        augment = self.finetune.augment
-        draws = {"magnitude": augment.rand_augment, "operations": augment.rand_augment_ops}
-        if not augment.rand_augment:
-            return self.finishing.look(view, video_TCHW)
-        if augment.rand_augment_form == "videomae":
-            return self.finishing.look(view, rand_augment_pictures(video_TCHW, **draws, rng=rng))
-        return rand_augment(view.frames(video_TCHW), **draws, rng=rng), None

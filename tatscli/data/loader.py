@@ -16,13 +16,13 @@ import torch
 
 from tatscli.data.batch import Batch
 from tatscli.data.dataset import Clips
-from tatscli.data.memory import free_memory
 from tatscli.data.order import training_order
 from tatscli.data.reading import AHEAD, Batches, BatchReader
 from tatscli.data.views import EvalViews
 from tatscli.data.workers import Workers
 from tatscli.errors import DataError
 from tatscli.files import in_bytes
+from tatscli.machine import free_memory, usable_cores
 from tatscli.recipe.derive import Schedule
 
 TIMEOUT = 600.0
@@ -34,12 +34,13 @@ _GRACE = 1000  # videos to see before a share of bad ones means something
 
 
 def worker_count(workers: int | Literal["auto"], *, local_ranks: int = 1) -> int:
-    """Return the loader processes of a rank: `auto` is one a core, shared by ranks, at most 8."""
+    """Return the loader processes of a rank: `auto` is one a core, shared by ranks, at most 8; on
+    Windows, where batches cannot be passed on as they are here, none."""
     if workers != "auto":
         return workers
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux: the cores this process may use
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return min(8, max(1, cores // local_ranks))
+    if sys.platform == "win32":
+        return 0
+    return min(8, max(1, usable_cores() // local_ranks))
 
 
 def training_batches(

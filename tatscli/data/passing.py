@@ -1,6 +1,6 @@
 """Batches on their way from one process to another, through memory that both of them map.
 
-The bytes of all tensors lie in one file in memory (`memory.py`), whose descriptor follows the rest
+The bytes of all tensors lie in one file in memory (`machine.py`), whose descriptor follows the rest
 of the batch through the connection. Nothing of it depends on `/dev/shm`, which containers keep
 small: there a full one kills whoever writes, in the middle of a training.
 """
@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from tatscli.data.batch import Batch
-from tatscli.data.memory import unnamed_file
 from tatscli.errors import TatsError
 from tatscli.files import TOO_MANY_FILES, in_bytes, open_files_allowed
+from tatscli.machine import unnamed_file
 
 _STEP = 64  # tensors begin at multiples of so many bytes
 

@@ -19,22 +19,21 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext, assert_spawning
 from multiprocessing.process import BaseProcess
-from multiprocessing.reduction import DupFd
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from tatscli.data.descriptors import refuse_too_few_files
-from tatscli.data.memory import unnamed_file
 from tatscli.data.passing import receive, send
 from tatscli.errors import DataError
+from tatscli.machine import end_with_parent, unnamed_file
 
 SLOW = 60.0  # seconds over one clip after which the user is told
 
 _LOOK = 0.2  # seconds between two looks at whether anybody still waits
-_LONELY = 5.0  # seconds between a worker's looks at whether its parent lives
 _GRACE = 0.5  # seconds that a worker gets to end by itself
+_DYING = 30.0  # seconds that the kernel may take to end a process whose connection is closed
 
 _HINTS = {
     "SIGKILL": "most often the kernel ends it so when memory runs out: fewer `data.workers`, or a"
@@ -176,7 +175,7 @@ class Workers:
 
     def _death(self, worker: int) -> DataError:
         process = self._processes[worker]
-        process.join(_GRACE)
+        process.join(_DYING)
         code, (row, _) = process.exitcode, self._table.of(worker)
         cause = f"ended with exit code {code}"
         hint = None
@@ -220,6 +219,8 @@ class _Table:
         self._table_W2 = np.frombuffer(mmap.mmap(descriptor, 0), np.int64).reshape(-1, 2)
 
     def __getstate__(self) -> dict[str, Any]:
+        from multiprocessing.reduction import DupFd
+
         assert_spawning(self)  # a descriptor can be sent to a process that is starting, not kept
         return {"descriptor": DupFd(self._descriptor)}
 
@@ -248,12 +249,9 @@ def _serve(
     start(number)
     torch.set_num_threads(1)  # the workers share the cores, and a fork leaves thread pools behind
     reader.at = lambda row: table.enter(number, row)
-    parent = os.getppid()
+    end_with_parent()
     with suppress(EOFError, ConnectionError):
         while True:
-            while not connection.poll(_LONELY):
-                if os.getppid() != parent:
-                    return
             keys = connection.recv()
             try:
                 answer = reader[keys]

@@ -8,7 +8,6 @@ that would do the same.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from tatscli.demo.clips import SetSize, write_set
 from tatscli.demo.movements import MOVEMENTS
 from tatscli.errors import UsageError
 from tatscli.files import write_safely
+from tatscli.machine import usable_cores
 from tatscli.recipe.load import load_recipe
 from tatscli.store.pool import run_in_order
 from tatscli.store.prepare import prepare
@@ -112,7 +112,7 @@ def demo(
             find_sources(out / "videos"),
             store,
             Settings(),
-            run=partial(run_in_order, workers=os.cpu_count() or 1),
+            run=partial(run_in_order, workers=usable_cores()),
             reporter=reporter,
         ),
     )

@@ -3,7 +3,8 @@
     bad-step/{model,masker,targets ...}.safetensors  meta.json
 
 It is laid out as a checkpoint, without optimisers: the weights that the step found, which have not
-moved since, and in `meta.json` who was in the batch. Pixels and masks are functions of the step.
+moved since, and in `meta.json` the batch: of every rank rows of the store, and names, frames and
+crops of its clips. Pixels and masks are functions of the step.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def refuse_bad_steps(training: Training) -> None:
     Raises:
         TatsError: If so; the last of them is saved first.
     """
-    fault = training.bad_steps.check(training.done, training.reporter)
+    reporter = training.reporter if training.world.main else None
+    fault = training.bad_steps.check(training.done, reporter)
     if fault is None:
         return
     where = training.folder / FOLDER
@@ -51,8 +53,7 @@ def refuse_bad_steps(training: Training) -> None:
             raise
         saved, hint = f"the batch cannot be saved: {os.strerror(number)}", fault.remedy
     raise TatsError(
-        f"{fault.in_a_row} bad steps in a row, the last at step {fault.step}: "
-        f"{fault.facts['reason']}; {saved}",
+        f"{fault.what}: {fault.facts['reason']}; {saved}",
         hint=hint,
     )
 
@@ -65,11 +66,12 @@ def save_bad_step(training: Training, fault: Fault, where: Path) -> None:
     """
     facts: dict[str, Any] = {
         "format": FORMAT,
-        "step": fault.step,
+        "step": fault.done,
         **training.meta,
         **fault.facts,
         "seed": training.run.seed,
         "rows": distributed.gathered([fault.rows]),
+        "clips": distributed.gathered([_clips(training, fault)]),
         "precision": str(training.dtype).removeprefix("torch."),
         "device": str(training.device),
     }
@@ -89,6 +91,10 @@ def save_bad_step(training: Training, fault: Fault, where: Path) -> None:
                 write_safely(draft / "meta.json", text)
     finally:
         distributed.wait()  # a launcher ends all processes as soon as one has failed
+
+
+def _clips(training: Training, fault: Fault) -> list[dict[str, Any]] | None:
+    return None if training.describe is None else training.describe(fault.done, fault.rows)
 
 
 def read_bad_step(run: Path) -> Checkpoint:

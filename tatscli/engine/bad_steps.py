@@ -46,18 +46,30 @@ class Fault(NamedTuple):
     """A step that was one bad step too many.
 
     Attributes:
-        step: Which, from 0.
+        done: Optimiser steps before it: what a checkpoint of its weights says.
         in_a_row: Bad steps up to it.
         kind: What it was.
         limit: Loss above which it was too high.
         rows: Where the samples of this rank came from.
     """
 
-    step: int
+    done: int
     in_a_row: int
     kind: int
     limit: float
     rows: list[int]
+
+    @property
+    def step(self) -> int:
+        """Its number, from 1, as in `metrics.jsonl`."""
+        return self.done + 1
+
+    @property
+    def what(self) -> str:
+        """Say which steps were bad."""
+        if self.in_a_row == 1:
+            return f"step {self.step} is bad"
+        return f"{self.in_a_row} bad steps in a row, the last at step {self.step}"
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -165,8 +177,12 @@ class BadSteps:
         metrics = {"skipped": skipped.float()}
         return metrics if self.loss_scale is None else metrics | {"scale_skipped": search.float()}
 
-    def check(self, done: int, reporter: Reporter) -> Fault | None:
+    def check(self, done: int, reporter: Reporter | None) -> Fault | None:
         """Look at the steps since the last call, of which `done` are over; this waits.
+
+        Args:
+            done: Optimiser steps done.
+            reporter: Told of bad steps; None in all processes but the first, which decide alike.
 
         Returns:
             The first that was one too many, if there is one.
@@ -175,10 +191,13 @@ class BadSteps:
         self._told.clear()
         first = done - len(told)
         for which, reason in REASONS.items():
-            steps = [str(first + place) for place, (kind, *_) in enumerate(told) if kind == which]
-            if steps:
+            steps = [
+                str(first + place + 1) for place, (kind, *_) in enumerate(told) if kind == which
+            ]
+            if steps and reporter is not None:
                 kept = "" if which == SCALE else ", so the weights stay as they are"
-                reporter.warn(f"step {', '.join(steps)}: {reason}{kept}")
+                several = "s" if len(steps) > 1 else ""
+                reporter.warn(f"step{several} {', '.join(steps)}: {reason}{kept}")
         for place, (kind, in_a_row, limit) in enumerate(told):
             if in_a_row >= self.run.max_bad_steps:
                 rows = self._rows[place - len(told)]

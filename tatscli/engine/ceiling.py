@@ -6,7 +6,7 @@ the boost clock; of RTX cards those of the architecture papers, with sums in flo
 
 from __future__ import annotations
 
-import resource
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -129,12 +129,16 @@ def peak_memory(device: torch.device) -> float:
     """Return the most memory used so far, in bytes, without waiting for the device.
 
     On CUDA by tensors since `forget_peak_memory`; on MPS what its driver holds now; on a CPU by
-    this whole process since it began.
+    this whole process since it began; not a number on Windows, which does not say.
     """
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
     if device.type == "mps":
         return float(torch.mps.driver_allocated_memory())
+    if sys.platform == "win32":
+        return math.nan
+    import resource
+
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return float(most if sys.platform == "darwin" else most * 1024)  # Linux counts in KiB
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,7 @@ def find_checkpoint(
         if isinstance(found, Checkpoint):
             return found
         raise CheckpointError(
-            f"the checkpoint `{path}` is damaged: {found}", hint=_others(path.parent)
+            f"the checkpoint `{path}` is damaged: {found}", hint=_others(path.parent, named)
         )
     root = path / "checkpoints"
     if not root.is_dir():
@@ -201,11 +202,7 @@ def _last_of(path: Path, say: Callable[[str], None]) -> Checkpoint:
         intact.append(found)
     if not intact:
         if damaged:
-            raise CheckpointError(
-                f"the `last` checkpoint of `{path}` is damaged: {_said(*damaged[0])}, "
-                "and there is no other",
-                hint="start it again with `--overwrite`",
-            )
+            raise _all_damaged(path, damaged)
         raise CheckpointError(
             f"`{path}` holds no checkpoint: it stopped before its first",
             hint="start it again with `--overwrite`; `run.save_every` sets how often it saves",
@@ -219,6 +216,19 @@ def _last_of(path: Path, say: Callable[[str], None]) -> Checkpoint:
                 f"that of step {newest.step} is taken in its place"
             )
     return newest
+
+
+def _all_damaged(path: Path, damaged: list[tuple[Path, str]]) -> CheckpointError:
+    """Name every checkpoint of a run with what is wrong with it."""
+    hint = "start the run again with `--overwrite`, or restore a checkpoint from a backup"
+    if len(damaged) == 1:
+        return CheckpointError(
+            f"the only checkpoint of `{path}` is damaged: {_said(*damaged[0])}", hint
+        )
+    listed = "; ".join(f"`{folder.name}`: {problem}" for folder, problem in damaged)
+    return CheckpointError(
+        f"all {len(damaged)} checkpoints of `{path}` are damaged: {listed}", hint
+    )
 
 
 def _best_of(path: Path) -> Checkpoint:
@@ -235,7 +245,8 @@ def _best_of(path: Path) -> Checkpoint:
     if isinstance(found, Checkpoint):
         return found
     raise CheckpointError(
-        f"the `best` checkpoint of `{path}` is damaged: {_said(chosen, found)}", hint=_others(root)
+        f"the `best` checkpoint of `{path}` is damaged: {_said(chosen, found)}",
+        hint=_others(root, chosen),
     )
 
 
@@ -273,5 +284,10 @@ def _said(folder: Path, problem: str) -> str:
     return problem.replace("it is missing", f"`{folder.name}` is missing")
 
 
-def _others(root: Path) -> str:
-    return f"other checkpoints lie in `{root}`, and may be named themselves"
+def _others(root: Path, damaged: Path) -> str | None:
+    """Name the newest other checkpoint in a folder, if there is an intact one."""
+    for one in kept_in(root):
+        with suppress(CheckpointError):  # of a newer version
+            if one.resolve() != damaged.resolve() and isinstance(_open(one), Checkpoint):
+                return f"`{one}` is intact and can be named in its place"
+    return None

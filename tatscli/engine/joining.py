@@ -11,14 +11,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from itertools import count
 
 import torch
 import torch.distributed as dist
 
+# Imported later, its functions would keep the group, whose connections then never close.
+import torch.distributed.nn.functional
+
 from tatscli.engine.distributed import World
-from tatscli.engine.schedulers import LAUNCHED, LOST, Place, find_place
-from tatscli.errors import TatsError, Told, UsageError
+from tatscli.engine.failures import Failures
+from tatscli.engine.schedulers import Place, find_place
+from tatscli.errors import TatsError, UsageError
 
 COLLECTIVES = timedelta(minutes=30)
 """How long one rank may keep the others waiting, while it scores or saves."""
@@ -49,6 +54,7 @@ def joined(device_type: str, *, patience: float, say: Callable[[str], None]) -> 
     Raises:
         UsageError: If the environment makes no sense, or there are fewer GPUs than processes.
         TatsError: If others do not come, or one of them ends before this one.
+        Told: If another process has told why all of them end.
     """
     place, _ = find_place(os.environ)
     if place is None:
@@ -59,19 +65,27 @@ def joined(device_type: str, *, patience: float, say: Callable[[str], None]) -> 
         gpu = place.gpu(torch.cuda.device_count())
         torch.cuda.set_device(gpu)
     world = World(place.rank, place.size, place.local_rank, place.local_size, gpu)
-    with _torchrun_environment(place), _lost_peers_told(world):
+    failures = Failures(world, hosts=_hosts(place), reachable=partial(_answers, place))
+    with _torchrun_environment(place), failures.heard():
+        failures.store = _meet(place, patience, say)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo",
-            store=_meet(place, patience, say),
+            store=failures.store,
             rank=place.rank,
             world_size=place.size,
             timeout=COLLECTIVES,
             device_id=torch.device("cuda", gpu) if device_type == "cuda" else None,
         )
         try:
-            yield world
+            with failures.told():
+                yield world
         finally:
             dist.destroy_process_group()
+
+
+def _hosts(place: Place) -> bool:
+    """Whether this process keeps the store: rank 0 does, unless torchrun's own agent does."""
+    return place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
 
 def _meet(place: Place, patience: float, say: Callable[[str], None]) -> dist.Store:
@@ -82,9 +96,7 @@ def _meet(place: Place, patience: float, say: Callable[[str], None]) -> dist.Sto
     Raises:
         TatsError: If somebody is missing after `patience` seconds, or the port is taken.
     """
-    # Torchrun's own agent keeps the store; elsewhere rank 0 does.
-    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    hosts = place.rank == 0 and not agent
+    hosts = _hosts(place)
     began, told, here = time.monotonic(), False, 0
     store: dist.Store | None = None
     while True:
@@ -107,7 +119,10 @@ def _meet(place: Place, patience: float, say: Callable[[str], None]) -> dist.Sto
             )
         if waited > 10 and not told:
             told = True
-            say(f"waiting for {place.size} processes at {place.address}:{place.port}")
+            say(
+                f"waiting for {place.size} processes at {place.address}:{place.port}, at most "
+                f"{patience:g} s (`run.peers_timeout`); {here} have come so far"
+            )
         time.sleep(0.05)
 
 
@@ -156,25 +171,3 @@ def _torchrun_environment(place: Place) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-@contextmanager
-def _lost_peers_told(world: World) -> Iterator[None]:
-    """Turn torch's traceback into one message where another process is gone, which knows why."""
-    try:
-        yield
-    except RuntimeError as error:
-        if world.size == 1 or not _is_lost_peer(error):
-            raise
-        if LAUNCHED in os.environ:  # which has seen the other end, and passes on what it said
-            raise Told(exit_code=LOST) from error
-        raise TatsError(
-            f"rank {world.rank} has lost another process of this training",
-            hint="what that one said last tells why; `--resume` continues from the last checkpoint",
-        ) from error
-
-
-def _is_lost_peer(error: RuntimeError) -> bool:
-    if isinstance(error, dist.DistError):
-        return True
-    return any(sign in str(error) for sign in ("gloo", "Connection closed by peer"))

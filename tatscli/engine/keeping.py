@@ -96,18 +96,22 @@ def _fill(
 
 
 def _not_written(final: Path, number: int, needed: int) -> CheckpointError:
+    earlier = [one for one in kept_in(final.parent) if one != final]
+    goes_on = "start again with `--resume auto`: there is no earlier checkpoint"
+    if earlier:
+        goes_on = f"continue with `--resume` from `{earlier[0].name}`, which is intact"
     if number in DISK_FULL:
         free = shutil.disk_usage(final.parent).free
         over = ": a quota or limit leaves less" if free >= needed else ""
         return CheckpointError(
             f"the disk is full: the checkpoint `{final}` takes {in_bytes(needed)}, and "
             f"{in_bytes(free)} are free{over}",
-            hint="make room and continue with `--resume`: the checkpoints before it are intact; "
-            "a smaller `run.keep` keeps fewer",
+            hint=f"free up disk space, then {goes_on}"
+            + ("; a smaller `run.keep` keeps fewer" if len(earlier) > 1 else ""),
         )
     return CheckpointError(
         f"the checkpoint `{final}` cannot be written: {os.strerror(number)}",
-        hint="the checkpoints before it are intact: continue with `--resume`",
+        hint=goes_on,
     )
 
 

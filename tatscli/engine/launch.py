@@ -10,7 +10,6 @@ Rank 0 speaks. What the others say on stderr is kept, but for warnings, and told
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
@@ -25,10 +24,16 @@ from dataclasses import dataclass, field
 
 from tatscli.engine.schedulers import LAUNCHED, LOCALHOST, LOST, Place, find_place
 from tatscli.errors import Told, UsageError
+from tatscli.machine import outlived_by, usable_cores
 
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+FORWARDED = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+    if hasattr(signal, name)  # Windows has the first two
+)
 GRACE = 300.0  # seconds: a checkpoint of many gigabytes on a slow disk must not be lost
 NOTICE = 10.0
+FEW = 8  # processes that may share the cores of a smaller machine, as in a trial of several
 
 _HEARD = {-number: 128 + number for number in (int(one) for one in FORWARDED)}
 """Exit codes of processes that a signal ended before they could handle it."""
@@ -59,7 +64,8 @@ def processes(nproc: str, *, device: str, environ: Mapping[str, str]) -> int:
     """Return how many processes `--nproc` starts.
 
     Raises:
-        UsageError: If it is no number, a launcher has started this one, or there are fewer GPUs.
+        UsageError: If it is no number, a launcher has started this one, or there are fewer GPUs, or
+            without GPUs far fewer cores.
     """
     if nproc != "auto" and not (nproc.isdecimal() and int(nproc) > 0):
         raise UsageError(f"`--nproc {nproc}` must be a whole number of at least 1, or `auto`")
@@ -77,6 +83,14 @@ def processes(nproc: str, *, device: str, environ: Mapping[str, str]) -> int:
             f"`--nproc {nproc}` wants a GPU for each process, and {gpus} "
             + ("is visible" if gpus == 1 else "are visible"),
             hint="`--nproc auto` takes all there are; `run.device=cpu` trains without",
+        )
+    cores = usable_cores()
+    if not gpus and int(nproc) > max(cores, FEW):
+        raise UsageError(
+            f"`--nproc {nproc}` is too many: "
+            + ("`run.device` is `cpu`" if device == "cpu" else "no GPU is visible")
+            + f", and there {'are' if cores > 1 else 'is'} {cores} core{'s' * (cores > 1)}",
+            hint=f"`--nproc {cores}` gives each process a core of its own",
         )
     return int(nproc)
 
@@ -132,8 +146,7 @@ class Group:
 
     def _start(self) -> None:
         place = Place(0, self.count, 0, self.count, LOCALHOST, _free_port(), "")
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        threads = {"OMP_NUM_THREADS": str(max(1, (cores or 1) // self.count))}
+        threads = {"OMP_NUM_THREADS": str(max(1, usable_cores() // self.count))}
         for number in range(self.count):
             mine = place.environment | {"RANK": str(number), "LOCAL_RANK": str(number)}
             process = subprocess.Popen(
@@ -219,7 +232,8 @@ class Group:
         _say(
             f"error: rank {first.number} (process {first.process.pid}) was ended by {name}"
             + ("; the memory may have been full" if -code == signal.SIGKILL else "")
-            + "\n\nhint: `--resume` continues from the last checkpoint"
+            + "\n\nhint: `--resume auto` continues from the last checkpoint, or starts again if "
+            "there is none"
         )
         return 1
 
@@ -243,7 +257,7 @@ class Group:
         heard = [
             number
             for number in FORWARDED
-            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
+            if number.name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN
         ]
         earlier = {number: signal.signal(number, hear) for number in heard}
         try:
@@ -255,10 +269,7 @@ class Group:
 
 def _end_with(launcher: int) -> None:
     """Let the kernel tell this process to stop, and save, should the launcher be killed."""
-    if sys.platform == "linux":
-        prctl = ctypes.CDLL(None).prctl
-        prctl(1, int(signal.SIGTERM))  # PR_SET_PDEATHSIG
-    if os.getppid() != launcher:
+    if not outlived_by(launcher, signal.SIGTERM):
         raise Told(exit_code=LOST)
 
 

@@ -24,7 +24,7 @@ from tatscli.engine.halfway import Halfway, State
 from tatscli.engine.leaving import Leaving
 from tatscli.engine.metrics import Averages, MetricsLog, metrics_log
 from tatscli.engine.pace import Pace
-from tatscli.engine.parallel import gathered, shards_of, without_averaging
+from tatscli.engine.parallel import shards_of, whole_weights, without_averaging
 from tatscli.engine.part import Lesson
 from tatscli.engine.rng import draws_at, seed_torch
 from tatscli.engine.saving import Saver, saving
@@ -252,7 +252,7 @@ def _finish_pass(
     try:
         with request.insisting():
             for _ in heeding([epoch]):
-                with gathered(training.model, training.copies):
+                with whole_weights(training.model, training.copies):
                     scored = training.score(epoch) if training.score else None
     except StopNow as now:
         request.tell(now.code)
@@ -265,7 +265,7 @@ def _finish_pass(
         training.model.train()
     training.unscored = False
     better = scored is not None and _note(training, log, means, epoch, *scored)
-    with suppress(StopNow), request.insisting(), gathered(training.model, training.copies):
+    with suppress(StopNow), request.insisting(), whole_weights(training.model, training.copies):
         _draw(training, log, epoch)
     return better
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from tatscli.engine.ceiling import forget_peak_memory, known_peak, peak_memory, settle
 from tatscli.engine.training import Training
+from tatscli.machine import GB
 
 
 class Pace:
@@ -72,6 +73,6 @@ class Pace:
         mfu = math.nan
         if training.flops is not None and self._peak is not None:
             mfu = training.flops * rate / (training.world.size * self._peak)
-        memory = peak_memory(training.device) / 1e9
+        memory = peak_memory(training.device) / GB
         self._begin()
         return {"clips_per_second": rate, "mfu": mfu, "peak_memory_gb": memory}

@@ -11,6 +11,7 @@ unless they set one of two attributes: `asked_alone`, of one that is called befo
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -94,6 +95,7 @@ def parallelize(
             model,
             device_ids=[here.device.index] if here.device.type == "cuda" else None,
             gradient_as_bucket_view=True,
+            broadcast_buffers=False,  # all processes update them alike (`nn/batch_norm.py`)
             find_unused_parameters=getattr(model, "leaves_parameters_out", False),
         )
     if run.parallel == "fsdp":
@@ -122,6 +124,7 @@ def train_blocks(
     if not (checkpointing or compiled):
         return
     if compiled:
+        logging.getLogger("torch.utils.cpp_extension").addFilter(_without_gpu_remark)
         config: Any = torch._dynamo.config
         config.recompile_limit = max(config.recompile_limit, SHAPES)
     for block, leader in zip(blocks_of(model), blocks_of(as_in or model), strict=True):
@@ -131,6 +134,11 @@ def train_blocks(
         if compiled:
             trained = torch.compile(trained, fullgraph=True, dynamic=False)
         block.forward = _by_mode(leader, trained, plain)
+
+
+def _without_gpu_remark(record: logging.LogRecord) -> bool:
+    """Leave out torch's remark, on a machine without a GPU, that it has found none."""
+    return "No CUDA runtime is found" not in record.getMessage()
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
@@ -246,7 +254,7 @@ def _held(network: Any) -> Iterator[None]:
 
 
 @contextmanager
-def gathered(model: nn.Module, copies: Copies = ()) -> Iterator[None]:
+def whole_weights(model: nn.Module, copies: Copies = ()) -> Iterator[None]:
     """Give every process all weights of a model and of copies, if these are sharded.
 
     Within, each may ask whatever it likes, as often as it likes, and need not wait for others. All

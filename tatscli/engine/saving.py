@@ -10,13 +10,13 @@ from threading import Thread
 import torch
 from torch import Tensor
 
-from tatscli.data.memory import free_memory
 from tatscli.engine import distributed
 from tatscli.engine.halfway import State
 from tatscli.engine.keeping import save_checkpoint
 from tatscli.engine.parallel import full_tensors
 from tatscli.engine.training import Training
 from tatscli.files import in_bytes
+from tatscli.machine import free_memory
 
 SHARE = 0.5
 """Of the free memory that a copy of what is saved may take."""

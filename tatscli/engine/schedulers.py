@@ -189,6 +189,8 @@ def _torchrun(environ: Mapping[str, str]) -> tuple[Place | None, str]:
             "`unset RANK WORLD_SIZE` trains in one process",
         )
     source = "`--nproc`" if LAUNCHED in environ else "torchrun"
+    if size == 1:
+        return None, f"{source}: WORLD_SIZE is 1"
     address, port = _meeting(environ, LOCALHOST, DEFAULT_PORT)
     place = Place(rank, size, local_rank, local_size, address, port, source)
     return place, f"{source}: RANK and WORLD_SIZE"

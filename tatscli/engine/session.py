@@ -25,8 +25,10 @@ class Session:
         world: This process among its peers.
         device: Where the model goes.
         dtype: Autocast precision.
-        reporter: Speaks to the user.
+        reporter: Speaks to the user of what all processes notice alike: rank 0's voice.
         reasons: Why device and precision are what they are.
+        rank_reporter: Speaks of what this process alone notices, such as a video that it cannot
+            read; None: `reporter` does.
     """
 
     world: distributed.World
@@ -34,6 +36,12 @@ class Session:
     dtype: torch.dtype
     reporter: Reporter
     reasons: dict[str, str]
+    rank_reporter: Reporter | None = None
+
+    @property
+    def own(self) -> Reporter:
+        """The voice of this process alone."""
+        return self.rank_reporter or self.reporter
 
 
 @contextmanager
@@ -64,8 +72,9 @@ def session(run: Run, reporter: Reporter, *, joins: bool = True) -> Iterator[Ses
         reasons = {"device": f"{device}: {device_reason}", "precision": f"{name}: {dtype_reason}"}
         reporter.info("; ".join(reasons.values()))
         slow = slow_precision(dtype, device)
-        if slow is not None and world.main:
-            reporter.warn(slow, once=True)
+        shared = reporter if world.main else reporter.muted()
+        if slow is not None:
+            shared.warn(slow, once=True)
         set_tf32(run.tf32)
         seed_torch(run.seed)
-        yield Session(world, device, dtype, reporter, reasons)
+        yield Session(world, device, dtype, shared, reasons, reporter)

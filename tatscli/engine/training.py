@@ -69,6 +69,8 @@ class Training:
         check: Looks at the averages of every log line, and raises if they show a fault.
         pictures: Draws what trackers are shown after a pass, by name, uint8 (H, W, 3); asked of the
             main process alone.
+        describe: Says which clips this rank was given in a step, by the steps done before it and
+            the rows it read, for the record of a bad step.
         flops: Floating-point operations that a clip takes, forward and backward; None where they
             are not known.
         done: Optimiser steps done.
@@ -96,6 +98,7 @@ class Training:
     score: Callable[[int], tuple[float | None, dict[str, float]] | None] | None = None
     check: Callable[[dict[str, float]], None] | None = None
     pictures: Callable[[int], Mapping[str, np.ndarray]] | None = None
+    describe: Callable[[int, list[int]], list[dict[str, Any]]] | None = None
     flops: float | None = None
     done: int = 0
     best: float | None = None

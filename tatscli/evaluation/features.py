@@ -17,12 +17,11 @@ from tatscli.engine import distributed
 from tatscli.engine.session import Session
 from tatscli.errors import RecipeError
 from tatscli.evaluation.views import Skipped, run_views, share_skipped
+from tatscli.machine import GB
 from tatscli.nn.vit import Encoder
 from tatscli.recipe.schema import Recipe
 from tatscli.store.reader import Store
 from tatscli.system.drop import TokenDrop
-
-GB = 10**9
 
 
 class PooledFeatures(nn.Module):

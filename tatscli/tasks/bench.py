@@ -4,9 +4,9 @@ them holds the others back."""
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from tatscli.console import Reporter
 from tatscli.data.loader import training_batches, worker_count
-from tatscli.data.memory import free_memory
 from tatscli.engine.ceiling import (
     device_name,
     known_peak,
@@ -25,6 +24,7 @@ from tatscli.engine.device import computes_bf16
 from tatscli.engine.session import Session, session
 from tatscli.engine.threads import use_threads
 from tatscli.errors import TatsError, UsageError
+from tatscli.machine import GB, free_memory, usable_cores
 from tatscli.recipe.derive import derive_batch, derive_schedule
 from tatscli.recipe.load import LoadedRecipe
 from tatscli.tasks.bottleneck import Facts, bottleneck
@@ -39,8 +39,6 @@ from tatscli.tasks.rehearsal import (
     rehearsed,
 )
 from tatscli.tasks.training import Stage
-
-GB = 1e9
 
 
 def bench(
@@ -97,12 +95,13 @@ def bench(
             usable = search["usable"] if search is not None else None
             used = batch or min(wanted, usable or wanted)
             if usable == 0:
-                timing, peak, at_largest = None, None, None
+                timing, peak, at_largest, in_bf16 = None, None, None, None
             else:
                 _next(bar, f"step of {used}")
                 timing, peak = _time(rehearsal, used, seconds)
                 _next(bar, f"step of {usable or used}")
                 at_largest = _at_largest(rehearsal, used, usable, timing, seconds)
+                in_bf16 = _in_bf16(rehearsal, used, seconds)
             _next(bar, "done")
             found = {
                 "recipe": loaded.name,
@@ -113,7 +112,7 @@ def bench(
                 "threads": torch.get_num_threads(),
                 "batch": {"wanted": wanted, "used": used, "search": search},
                 "loader": loader,
-                "step": _step(timing, flops, here, ceiling, peak, at_largest),
+                "step": _step(timing, flops, here, ceiling, peak, at_largest, in_bf16),
             }
             facts = _facts(built, here, found, flops)
     said = bottleneck(facts, "finetune.optim" if stage == "finetune" else "optim")
@@ -148,6 +147,8 @@ def show_bench(found: dict[str, Any], reporter: Reporter) -> None:
         if step["clips_per_second_at_largest"] is not None:
             faster = f"{step['clips_per_second_at_largest']:.4g} clips/s"
             rows.append((f"step with {search['usable']} videos", faster))
+        if step["clips_per_second_in_bf16"] is not None:
+            rows.append(("step in bf16", f"{step['clips_per_second_in_bf16']:.4g} clips/s"))
     rows.append(("speed of a large product", f"{step['ceiling_tflops']:.4g} TFLOP/s"))
     if step["of_ceiling"] is not None:
         mfu = "unknown: this device is not in the table"
@@ -286,6 +287,19 @@ def _at_largest(
     return _time(rehearsal, usable, 0.0)[0].clips_per_second if expected <= seconds else None
 
 
+def _in_bf16(rehearsal: Rehearsal, used: int, seconds: float) -> float | None:
+    """Time the step in bf16, where it is in float32 and the device computes bf16: a narrow model on
+    a CPU is slower in it."""
+    here = rehearsal.here
+    if here.dtype != torch.float32 or not computes_bf16(here.device):
+        return None
+    rehearsal.here = replace(here, dtype=torch.bfloat16)
+    try:
+        return _time(rehearsal, used, seconds)[0].clips_per_second
+    finally:
+        rehearsal.here = here
+
+
 def _step(
     timing: Timing | None,
     flops: float,
@@ -293,6 +307,7 @@ def _step(
     ceiling: float,
     peak: float | None,
     at_largest: float | None,
+    in_bf16: float | None,
 ) -> dict[str, Any]:
     """Describe the step's speed; without a timing what is known of it."""
     known = known_peak(here.device, here.dtype)
@@ -301,6 +316,7 @@ def _step(
     return {
         "clips_per_second": rate,
         "clips_per_second_at_largest": at_largest,
+        "clips_per_second_in_bf16": in_bf16,
         "steps": 0 if timing is None else timing.steps,
         "seconds": None if timing is None else timing.seconds / timing.steps,
         "host_share": None if timing is None else timing.host_share,
@@ -325,12 +341,12 @@ def _facts(stage: Stage, here: Session, found: dict[str, Any], flops: float) -> 
         step_at_largest=step["clips_per_second_at_largest"],
         loader=found["loader"]["clips_per_second"],
         workers=found["loader"]["workers"],
-        cores=_cores(),
+        cores=usable_cores(),
         cached=stage.clips.cache is not None,
         short_side=stage.store.settings.short_side,
         view=max(recipe.data.view_size),
         dtype=found["precision"],
-        has_bf16=computes_bf16(here.device),
+        step_in_bf16=step["clips_per_second_in_bf16"],
         threads=found["threads"],
         compiled=recipe.run.compile,
         checkpointing=recipe.model.checkpointing,
@@ -338,8 +354,3 @@ def _facts(stage: Stage, here: Session, found: dict[str, Any], flops: float) -> 
         of_ceiling=step["of_ceiling"] or 0.0,
         gflops=batch["used"] * stage.repeats * flops / 1e9,
     )
-
-
-def _cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -52,7 +52,7 @@ def motion_to_drop_by(
         return None
     source = MotionSource(store, recipe.data.motion)
     unknown = len(source.unknown(rows))  # on all ranks: it may refuse
-    if unknown and here.world.main:
+    if unknown:
         here.reporter.warn(
             f"{unknown} of {len(rows)} videos have no motion: for them `{drop.key}.kind: "
             f"{drop.masker.config.kind}` falls back to `{recipe.data.motion.fallback}`"

@@ -17,6 +17,7 @@ from tatscli.data.cache import plan_cache
 from tatscli.data.provide import MotionSource
 from tatscli.engine.joining import world_size
 from tatscli.errors import RecipeError
+from tatscli.machine import GB
 from tatscli.nn.classifier import build_classifier
 from tatscli.recipe.derive import Schedule, derive_batch, derive_schedule
 from tatscli.recipe.doubts import contradiction, doubts
@@ -98,7 +99,7 @@ def plan_pretraining(
         "predicted": system.predict.budget,
         "parameters": parameters,
         "gflops_per_clip": {name: value / 1e9 for name, value in flops.items()},
-        "optimizer_gb": sum(parameters.values()) * ADAM_BYTES / 1e9,
+        "optimizer_gb": sum(parameters.values()) * ADAM_BYTES / GB,
         "videos_without_motion": without_motion,
         "frames_in_memory": str(plan_cache(store, rows, recipe.data)) if store else None,
         **_optimisation(recipe, recipe.optim, videos, recipe.data.repeats, store_note, devices),
@@ -160,8 +161,8 @@ def plan_finetuning(
         "heads": model.outputs if classes else None,
         "frozen_parameters": frozen,
         "gflops_per_clip": work,
-        "optimizer_gb": (trained * ADAM_BYTES + frozen * WEIGHT_BYTES) / 1e9,
-        "ema_gb": averaged * WEIGHT_BYTES / 1e9,
+        "optimizer_gb": (trained * ADAM_BYTES + frozen * WEIGHT_BYTES) / GB,
+        "ema_gb": averaged * WEIGHT_BYTES / GB,
         "shots": recipe.data.shots,
         "class_weights": weights or None,
         "frames_in_memory": str(plan_cache(store, rows, recipe.data)) if store else None,
@@ -202,7 +203,7 @@ def _plan_tokenizer(
         "codebook_size": model.codebook_size,
         "parameters": parameters,
         "gflops_per_clip": {"tokenizer": tokenizer_flops(recipe) / 1e9},
-        "optimizer_gb": sum(parameters.values()) * ADAM_BYTES / 1e9,
+        "optimizer_gb": sum(parameters.values()) * ADAM_BYTES / GB,
         "frames_in_memory": str(plan_cache(store, rows, recipe.data)) if store else None,
         **_optimisation(
             recipe,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tatscli.console import Reporter
 from tatscli.data.batch import Batch
-from tatscli.data.dataset import FinetuneClips
+from tatscli.data.labelled import FinetuneClips
 from tatscli.data.normalize import standardized
 from tatscli.data.provide import MotionSource
 from tatscli.data.views import EvalViews
@@ -126,7 +126,7 @@ class Finetuning(Stage):
             self.auxiliary = MaskedHalf(recipe, self.classifier)
             self.model = self.auxiliary.model
         self.classifier.freeze(settings.freeze)
-        if settings.freeze != "none" and self.init is None and not resume and here.world.main:
+        if settings.freeze != "none" and self.init is None and not resume:
             here.reporter.warn(
                 f"`finetune.freeze: {settings.freeze}` freezes random weights: the run starts from "
                 "scratch"
@@ -141,7 +141,7 @@ class Finetuning(Stage):
         self.val_drop = evaluate_drop(recipe, self.scored.encoder) if self.val_rows else None
         self.mix, self.loss, self.weights = build_loss(recipe, store, self.rows)
         missing = untrained_classes(recipe, store, self.rows, self.val_rows)
-        if missing is not None and here.world.main:
+        if missing is not None:
             here.reporter.warn(missing)
         self.clips = FinetuneClips(
             store,

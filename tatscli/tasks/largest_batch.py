@@ -20,6 +20,7 @@ from tatscli.console import Reporter
 from tatscli.engine.ceiling import forget_peak_memory, peak_memory
 from tatscli.engine.session import session
 from tatscli.errors import TatsError
+from tatscli.machine import end_with_parent
 from tatscli.recipe.load import LoadedRecipe
 from tatscli.tasks.rehearsal import Rehearsal, StageName, open_store, rehearsed
 
@@ -130,6 +131,7 @@ def _wait_for(pid: int | None, answers: Connection, limit: float) -> float | Non
 
 def _child(pipe: Connection, loaded: LoadedRecipe, name: StageName, batch: int) -> None:
     """Take steps, and send the peak of this process's memory, or the error."""
+    end_with_parent()
     with suppress(OSError):  # whoever runs out of memory here shall be this process
         Path("/proc/self/oom_score_adj").write_text("1000")
     try:

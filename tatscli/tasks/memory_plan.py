@@ -18,13 +18,14 @@ from tatscli.data.batch import Batch, blank_batch
 from tatscli.data.normalize import standardized
 from tatscli.draws import Draws
 from tatscli.engine.parallel import blocks_of, train_blocks
+from tatscli.machine import GB
 from tatscli.nn.classifier import Classifier
 from tatscli.recipe.derive import derive_batch, derive_schedule
 from tatscli.recipe.schema import Recipe, Run
 from tatscli.system.cost import count_parameters
 from tatscli.system.memory import StepMemory, pretended, step_memory
 from tatscli.system.system import System
-from tatscli.tasks.memory_table import GB, Devices, Weights, plan_memory
+from tatscli.tasks.memory_table import Devices, Weights, plan_memory
 from tatscli.tasks.pretrain import step
 
 _UNCOUNTED = (

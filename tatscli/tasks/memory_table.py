@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tatscli.console import Reporter
+from tatscli.machine import GB
 from tatscli.system.memory import StepMemory
 
-GB = 1e9
 CONTEXT = 1.5 * GB
 """Reserved for the CUDA context and buffers of its libraries and NCCL; an estimate."""
 SLACK = 0.05

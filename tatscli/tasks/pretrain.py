@@ -274,7 +274,7 @@ def warn_of_unknown_motion(
         return
     unknown = len(source.unknown(rows))  # on all ranks: it may refuse
     refuse_nothing_to_predict(system, recipe, unknown=unknown, videos=len(rows))
-    if unknown and here.world.main:
+    if unknown:
         here.reporter.warn(motion_notice(system, recipe, unknown=unknown, videos=len(rows)))
 
 

@@ -85,19 +85,22 @@ def stand_in(loaded: LoadedRecipe) -> Store:
     return Store(Path(data.store), dataset, rows)
 
 
+def stage_of(loaded: LoadedRecipe, name: StageName, store: Store, run: Path = Path()) -> Stage:
+    """Return the stage that a recipe describes; a recipe with a `tokenizer` trains that."""
+    if name == "finetune":
+        return Finetuning(loaded, store, None)
+    if loaded.recipe.tokenizer is not None:
+        return TokenizerTraining(loaded, store, None, run)
+    return Pretraining(loaded, store, None, run)
+
+
 def rehearsed(loaded: LoadedRecipe, name: StageName, here: Session, store: Store) -> Stage:
     """Build the stage that a recipe describes.
 
     Raises:
         TatsError: If it cannot be trained.
     """
-    stage: Stage
-    if name == "finetune":
-        stage = Finetuning(loaded, store, None)
-    elif loaded.recipe.tokenizer is not None:
-        stage = TokenizerTraining(loaded, store, None, Path())
-    else:
-        stage = Pretraining(loaded, store, None, Path())
+    stage = stage_of(loaded, name, store)
     # Where a run starts is said to nobody here.
     stage.build(replace(here, reporter=here.reporter.silenced()), resume=False)
     return stage

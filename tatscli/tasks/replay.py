@@ -30,10 +30,8 @@ from tatscli.recipe.load import LoadedRecipe, override_recipe, with_store_found
 from tatscli.recipe.schema import Recipe
 from tatscli.recipe.text import dump_value
 from tatscli.store.reader import Store
-from tatscli.tasks.finetune import Finetuning
-from tatscli.tasks.pretrain import Pretraining
+from tatscli.tasks.rehearsal import stage_of
 from tatscli.tasks.replay_findings import Passed, describe
-from tatscli.tasks.tokenizer import TokenizerTraining
 from tatscli.tasks.training import Stage
 
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -73,7 +71,7 @@ def replay(
     words += ["data.workers=0", "data.cache=none", "run.compile=false", "run.track=[]"]
     trained = with_store_found(kept.recipe, kept.meta.get("store"))
     recipe = override_recipe(trained, words, origin=kept.path / "meta.json")
-    stage = stage_of(kept, recipe, run)
+    stage = _stage(kept, recipe, run)
     processes = len(kept.meta["rows"])
     if processes > 1:
         reporter.info(
@@ -89,8 +87,8 @@ def replay(
         return describe(run, kept, stage, training, passed, norm)
 
 
-def stage_of(kept: Checkpoint, recipe: Recipe, run: Path) -> Stage:
-    """Return the training stage of a run.
+def _stage(kept: Checkpoint, recipe: Recipe, run: Path) -> Stage:
+    """Return the stage that a run was trained by.
 
     Raises:
         UsageError: If the store is not the one that it was trained on.
@@ -103,11 +101,7 @@ def stage_of(kept: Checkpoint, recipe: Recipe, run: Path) -> Stage:
             hint="give the original store as `--store`",
         )
     loaded = LoadedRecipe(recipe, kept.meta["name"], kept.path / "meta.json", recipe.model_dump())
-    if kept.kind == "finetuned":
-        return Finetuning(loaded, store, None)
-    if kept.kind == "tokenizer":
-        return TokenizerTraining(loaded, store, None, run)
-    return Pretraining(loaded, store, None, run)
+    return stage_of(loaded, "finetune" if kept.kind == "finetuned" else "pretrain", store, run)
 
 
 def _prepared(stage: Stage, kept: Checkpoint, here: Session) -> tuple[Training, Schedule]:

@@ -73,7 +73,7 @@ def describe(
     return {
         "run": str(run),
         "kind": kept.kind,
-        "step": kept.step,
+        "step": kept.step + 1,  # from 1, as in the messages and metrics of the training
         "reason": kept.meta["reason"],
         "precision": str(training.dtype).removeprefix("torch."),
         "device": str(training.device),

@@ -102,7 +102,7 @@ def refuse_other_recipe(folder: Path, loaded: LoadedRecipe) -> None:
 def warn_of_other_processes(checkpoint: Checkpoint, here: Session) -> None:
     """Warn of what changes when a run continues with another number of processes."""
     before = checkpoint.meta.get("processes", here.world.size)
-    if before != here.world.size and here.world.main:
+    if before != here.world.size:
         here.reporter.warn(
             f"the run was trained with {before} processes and continues with {here.world.size}: "
             "every step sees the same videos, but dropout and drop path draw other random numbers, "
@@ -112,7 +112,7 @@ def warn_of_other_processes(checkpoint: Checkpoint, here: Session) -> None:
 
 def warn_of_other_draws(checkpoint: Checkpoint, here: Session) -> None:
     """Warn that a run of an earlier version continues with other masks."""
-    if checkpoint.meta.get("draws") != Draws.version and here.world.main:
+    if checkpoint.meta.get("draws") != Draws.version:
         here.reporter.warn(
             "the checkpoint is from a version that draws masks from the seed differently: the run "
             "continues with other masks than that version would have drawn"

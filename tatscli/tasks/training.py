@@ -19,6 +19,7 @@ from tatscli.console import Reporter
 from tatscli.data.batch import Batch
 from tatscli.data.dataset import Clips
 from tatscli.data.loader import training_batches, worker_count
+from tatscli.data.step_clips import clips_of_step
 from tatscli.draws import Draws
 from tatscli.engine import distributed
 from tatscli.engine.checkpoint import Checkpoint, find_checkpoint
@@ -215,6 +216,9 @@ def run_training(
             score=lambda epoch: stage.score(epoch, here),
             check=stage.check,
             pictures=lambda epoch: stage.pictures(epoch, here),
+            describe=lambda done, rows: clips_of_step(
+                stage.clips, schedule, rows, seed=recipe.run.seed, step=done, rank=here.world.rank
+            ),
             flops=flops,
         )
         if checkpoint is not None:
@@ -302,7 +306,7 @@ def data_stream(
     """Return a function from the first optimiser step to an endless iterator of micro-batches."""
 
     def warn(row: int, reason: str) -> None:
-        here.reporter.warn(f"`{store.rows[row].id}` cannot be read and is replaced: {reason}")
+        here.own.warn(f"`{store.rows[row].id}` cannot be read and is replaced: {reason}")
 
     finishing = clips.finish_on(here.device)
     tell = here.reporter.warn if finishing.refused else here.reporter.detail
@@ -320,7 +324,7 @@ def data_stream(
             max_bad_share=recipe.data.max_bad_share,
             on_bad=warn,
             timeout=recipe.data.timeout,
-            warn=here.reporter.warn,
+            warn=here.own.warn,
         )
 
     return batches

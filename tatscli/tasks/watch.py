@@ -144,7 +144,7 @@ class Watcher:
             rank=session.world.rank,
             world=session.world.size,
             timeout=self.recipe.data.timeout,
-            on_bad=lambda row, reason: session.reporter.warn(
+            on_bad=lambda row, reason: session.own.warn(
                 f"`{self.store.rows[row].id}` is held out by `run.watch` but cannot be read, "
                 f"another video replaces it: {reason}",
                 once=True,

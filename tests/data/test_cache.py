@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from tatscli.data.dataset import FinetuneClips, PretrainClips
+from tatscli.data.dataset import PretrainClips
+from tatscli.data.labelled import FinetuneClips
 from tatscli.errors import DecodeError, TatsError
 from tatscli.recipe.schema import Finetune
 from tests.data.noisy import Noisy, data, equal, evaluated, plain, training, views

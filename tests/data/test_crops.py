@@ -13,8 +13,9 @@ from torch import Tensor
 
 from tatscli.data import files, finishing
 from tatscli.data.batch import Batch
-from tatscli.data.dataset import FinetuneClips, PretrainClips
+from tatscli.data.dataset import PretrainClips
 from tatscli.data.files import Decode
+from tatscli.data.labelled import FinetuneClips
 from tatscli.data.loader import training_batches
 from tatscli.data.torchvision_ops import decode_jpegs
 from tatscli.errors import DataError, RecipeError, TatsError

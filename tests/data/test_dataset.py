@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tatscli.data.dataset import FinetuneClips, PretrainClips, Sample
+from tatscli.data.dataset import PretrainClips, Sample
+from tatscli.data.labelled import FinetuneClips
 from tatscli.data.randaugment import rand_augment_pictures
 from tatscli.data.view import random_resized_crop
 from tatscli.data.views import EvalViews

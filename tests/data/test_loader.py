@@ -16,7 +16,8 @@ import torch
 
 from tatscli.data import loader
 from tatscli.data.batch import Batch
-from tatscli.data.dataset import Clips, FinetuneClips, PretrainClips
+from tatscli.data.dataset import Clips, PretrainClips
+from tatscli.data.labelled import FinetuneClips
 from tatscli.data.loader import evaluation_batches, training_batches, worker_count
 from tatscli.data.view import spatial_crop
 from tatscli.data.views import EvalViews

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from tatscli.console import Reporter
-from tatscli.data.dataset import FinetuneClips, PretrainClips
+from tatscli.data.dataset import PretrainClips
+from tatscli.data.labelled import FinetuneClips
 from tatscli.data.loader import evaluation_batches, training_batches
 from tatscli.data.view import corner_crop
 from tatscli.data.views import EvalViews

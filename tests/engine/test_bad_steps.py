@@ -53,7 +53,7 @@ def test_steps_that_are_not_finite_leave_the_weights_alone_and_end_the_run(tmp_p
     training = toy_training(tmp_path, max_bad_steps=3)
     before = {name: value.clone() for name, value in training.model.state_dict().items()}
     spoil(training, range(10))
-    with pytest.raises(TatsError, match="3 bad steps in a row, the last at step 2:") as refused:
+    with pytest.raises(TatsError, match="3 bad steps in a row, the last at step 3:") as refused:
         train(training)
     assert "optim.clip_grad" in str(refused.value.hint)
     assert all(torch.equal(v, before[k]) for k, v in training.model.state_dict().items())
@@ -75,7 +75,7 @@ def test_one_bad_step_is_skipped_and_the_run_goes_on(tmp_path: Path, by: float) 
     assert [line["skipped"] for line in lines(tmp_path)] == [0.0] * 4 + [1.0] + [0.0] * 5
     assert all(value.isfinite().all() for value in training.model.state_dict().values())
     assert said(training).count("is not finite") == 1
-    assert "warning: step 4: the loss is not finite, so the weights stay" in said(training)
+    assert "warning: step 5: the loss is not finite, so the weights stay" in said(training)
     assert not (tmp_path / "bad-step").exists()
 
 
@@ -85,7 +85,7 @@ def test_a_gradient_that_is_not_finite_is_told_from_such_a_loss(tmp_path: Path) 
     weight = training.model.layers[0].weight
     weight.register_hook(lambda grad: grad * math.nan if learner.step == 4 else grad)
     assert train(training)["skipped"] == 1
-    assert "warning: step 4: the gradient is not finite, so the weights stay" in said(training)
+    assert "warning: step 5: the gradient is not finite, so the weights stay" in said(training)
 
 
 def test_a_loss_that_is_not_finite_costs_the_step_although_its_gradient_is(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_loss_that_is_not_finite_costs_the_step_although_its_gradient_is(tmp_p
 
     training.step = step
     before = {name: value.clone() for name, value in training.model.state_dict().items()}
-    with pytest.raises(TatsError, match="1 bad steps in a row, the last at step 0: the loss is"):
+    with pytest.raises(TatsError, match="step 1 is bad: the loss is"):
         train(training)
     assert all(torch.equal(v, before[k]) for k, v in training.model.state_dict().items())
 
@@ -125,12 +125,12 @@ def test_after_a_bad_step_weights_and_moments_are_those_before_it(tmp_path: Path
 def test_bad_steps_are_counted_across_log_lines(tmp_path: Path) -> None:
     training = toy_training(tmp_path, log_every=4, max_bad_steps=5, save_every=100)
     spoil(training, [2, 3, 4, 5, 6, 7])
-    with pytest.raises(TatsError, match="5 bad steps in a row, the last at step 6:"):
+    with pytest.raises(TatsError, match="5 bad steps in a row, the last at step 7:"):
         train(training)
     meta = saved(tmp_path).meta
     assert (meta["step"], meta["rows"]) == (6, [list(range(48, 56))])
-    assert "step 2, 3: the loss" in said(training)
-    assert "step 4, 5, 6, 7: the loss" in said(training)
+    assert "steps 3, 4: the loss" in said(training)
+    assert "steps 5, 6, 7, 8: the loss" in said(training)
 
 
 def test_good_steps_between_bad_ones_start_the_count_again(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_good_steps_between_bad_ones_start_the_count_again(tmp_path: Path) -> No
 def test_the_rows_are_those_of_every_micro_batch(tmp_path: Path) -> None:
     training = toy_training(tmp_path, batch_per_device=4, max_bad_steps=1, log_every=3)
     spoil(training, [1])
-    with pytest.raises(TatsError, match="1 bad steps in a row, the last at step 1:"):
+    with pytest.raises(TatsError, match="step 2 is bad:"):
         train(training)
     assert saved(tmp_path).meta["rows"] == [list(range(8, 16))]
 
@@ -152,7 +152,7 @@ def test_what_is_saved_are_the_weights_that_the_bad_step_found(tmp_path: Path) -
     """The steps up to the log line would have been good, and yet nothing moves any more."""
     training = toy_training(tmp_path / "bad", log_every=9, max_bad_steps=2, save_every=100)
     spoil(training, [3, 4])
-    with pytest.raises(TatsError, match="2 bad steps in a row, the last at step 4:"):
+    with pytest.raises(TatsError, match="2 bad steps in a row, the last at step 5:"):
         train(training)
     twin = toy_training(tmp_path / "twin", max_steps=3)
     train(twin)
@@ -166,7 +166,7 @@ def test_a_run_that_is_at_its_end_saves_no_checkpoint_of_it(tmp_path: Path) -> N
     """Between two log lines a checkpoint is due: resuming from it would only end again."""
     training = toy_training(tmp_path, log_every=10, max_bad_steps=3)
     spoil(training, [2, 3, 4])
-    with pytest.raises(TatsError, match="the last at step 4"):
+    with pytest.raises(TatsError, match="the last at step 5"):
         train(training)
     assert find_checkpoint(tmp_path).step == 4
     counted = find_checkpoint(tmp_path).tensors("bad_steps")
@@ -180,7 +180,7 @@ def test_bad_steps_are_counted_across_a_resumption(tmp_path: Path) -> None:
     train(training)
     again = resumed(tmp_path, **options)
     spoil(again, [5])
-    with pytest.raises(TatsError, match="4 bad steps in a row, the last at step 5"):
+    with pytest.raises(TatsError, match="4 bad steps in a row, the last at step 6"):
         train(again)
     assert saved(tmp_path).meta["rows"] == [list(range(40, 48))]
     fewer = resumed(tmp_path, log_every=4, max_bad_steps=2)  # it has three behind it already
@@ -264,10 +264,10 @@ def test_a_training_skips_a_loss_that_is_too_high(
     training = toy_training(tmp_path, skip_above_std=8.0, max_bad_steps=2, log_every=5)
     spoil(training, [5, 8, 9], by=1e4)
     with pytest.raises(
-        TatsError, match="2 bad steps in a row, the last at step 9: the loss is far"
+        TatsError, match="2 bad steps in a row, the last at step 10: the loss is far"
     ):
         train(training)
-    assert "step 5: the loss is far above those before, so the weights stay" in said(training)
+    assert "step 6: the loss is far above those before, so the weights stay" in said(training)
     meta = saved(tmp_path).meta
     assert meta["reason"] == "the loss is far above those before"
     assert 0 < meta["limit"] < 1e3

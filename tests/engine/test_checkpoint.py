@@ -87,12 +87,12 @@ def test_what_is_not_there_or_damaged_is_said(tmp_path: Path) -> None:
 def test_a_link_that_leads_nowhere_is_damage_not_absence(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
     (path / "meta.json").rename(path / "elsewhere")
-    with pytest.raises(CheckpointError, match=r"`last` checkpoint .* `meta.json` is missing"):
+    with pytest.raises(CheckpointError, match=r"only checkpoint .* `meta.json` is missing"):
         find_checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match="no `best` checkpoint: nothing was scored"):
         find_checkpoint(tmp_path, prefer="best")
     path.rename(path.with_name("elsewhere"))
-    with pytest.raises(CheckpointError, match=r"`last` checkpoint .* `step-0000001` is missing"):
+    with pytest.raises(CheckpointError, match=r"only checkpoint .* `step-0000001` is missing"):
         find_checkpoint(tmp_path)
 
 
@@ -249,15 +249,21 @@ def test_a_damaged_last_checkpoint_has_a_stand_in_loudly(
     assert f"`{path}` is damaged: " in warning and "that of step 10 is taken" in warning
     for one in (path, tmp_path / "checkpoints" / "last"):
         if one.exists() or one.is_symlink():  # never for one that is named itself
-            with pytest.raises(CheckpointError, match=r"is damaged|does not exist"):
+            with pytest.raises(CheckpointError, match=r"is damaged|does not exist") as refused:
                 find_checkpoint(one, say=said.append)
+            assert not one.exists() or "step-0000010` is intact" in str(refused.value.hint)
     assert find_checkpoint(tmp_path, prefer="best").step == 10
     assert len(said) == 1
     damage(tmp_path / "checkpoints" / "step-0000010")
     with pytest.raises(CheckpointError, match=r"the `best` checkpoint of .* is damaged"):
         find_checkpoint(tmp_path, prefer="best")
-    with pytest.raises(CheckpointError, match=r"the `last` checkpoint of .* and there is no other"):
+    with pytest.raises(CheckpointError) as every:
         find_checkpoint(tmp_path, say=said.append)
+    if damage is shutil.rmtree:
+        assert "the only checkpoint of" in every.value.message and every.value.hint
+    else:
+        assert "all 2 checkpoints of" in every.value.message
+        assert all(f"`step-00000{step}0`: " in every.value.message for step in (1, 2))
 
 
 def text(link: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import pytest
 from tatscli.engine import launch
 from tatscli.engine.launch import processes
 from tatscli.errors import UsageError
+from tatscli.machine import usable_cores
 
 LOST = "sys.exit(75)"
 
@@ -210,6 +210,13 @@ def test_numbers_that_make_no_sense_are_refused(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(UsageError, match="torchrun: RANK and WORLD_SIZE say that 2 were started"):
         processes("2", device="cpu", environ=started)
     monkeypatch.setattr(launch, "_visible_gpus", lambda: 0)
+    monkeypatch.setattr(launch, "usable_cores", lambda: 16)
+    assert processes("16", device="auto", environ={}) == 16
+    for device in ("auto", "cpu"):
+        with pytest.raises(UsageError, match=r"is too many: .* and there are 16 cores"):
+            processes("1000", device=device, environ={})
+    monkeypatch.setattr(launch, "usable_cores", lambda: 1)
+    assert processes("8", device="cpu", environ={}) == 8  # several may share a core in a trial
     assert processes("auto", device="auto", environ={}) == 1
     assert processes("2", device="auto", environ={}) == 2
 
@@ -223,5 +230,4 @@ def test_processes_share_the_cores_unless_the_user_has_said_otherwise(
     assert (tmp_path / "threads1").read_text() == "7"
     monkeypatch.delenv("OMP_NUM_THREADS")
     end(start(tmp_path, body))
-    cores = len(os.sched_getaffinity(0))
-    assert (tmp_path / "threads1").read_text() == str(max(1, cores // 2))
+    assert (tmp_path / "threads1").read_text() == str(max(1, usable_cores() // 2))

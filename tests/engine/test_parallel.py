@@ -5,6 +5,7 @@ Groups of two: `tests/tasks/test_parallel.py`; compiled blocks: `tests/tasks/tes
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,8 +25,9 @@ from tatscli.engine.parallel import (
     blocks_of,
     choose_parallel,
     full_tensors,
-    gathered,
     shard,
+    train_blocks,
+    whole_weights,
     without_averaging,
 )
 from tatscli.engine.part import Weights
@@ -50,6 +52,17 @@ from tatscli.tokenizer.scorer import Scorer
 )
 def test_one_process_shares_nothing_and_several_do(asked: str, size: int, found: str) -> None:
     assert choose_parallel(Run.model_validate({"parallel": asked}), World(size=size)) == found
+
+
+def test_torch_does_not_remark_on_a_gpu_that_is_not_there(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What `run.compile` on a CPU would print among our own lines."""
+    train_blocks(nn.Module(), compiled=True)
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    logger.warning("No CUDA runtime is found, using CUDA_HOME='%s'", "/usr/local")
+    logger.warning("something else")
+    assert [one.getMessage() for one in caplog.records] == ["something else"]
 
 
 def test_several_processes_that_shall_not_share_are_refused() -> None:
@@ -180,7 +193,7 @@ def test_what_is_gathered_is_asked_without_the_others(
     shard(slow, mesh, torch.float32, averaged=True)
     tokens = torch.randn(1, 32, 16)
     expected = list(whole.encoder.by_block(tokens))
-    with gathered(system.autoencoder, pairs), torch.inference_mode():
+    with whole_weights(system.autoencoder, pairs), torch.inference_mode():
         for collective in ("all_gather_into_tensor", "all_gather_single"):
             monkeypatch.setattr(dist, collective, None, raising=False)
         for encoder in (system.encoder, slow):

@@ -103,7 +103,7 @@ def test_a_full_disk_ends_the_training_with_one_line_and_what_was_saved(
     message = raised.value.message
     assert message.startswith("the disk is full: the checkpoint `")
     assert "step-0000006` takes 1.05 MB, and " in message and "are free" in message
-    assert "--resume" in str(raised.value.hint)
+    assert "continue with `--resume` from `step-0000004`" in str(raised.value.hint)
     names = sorted(one.name for one in (tmp_path / "checkpoints").iterdir())
     assert names == ["last", "step-0000002", "step-0000004"]  # no draft
     monkeypatch.undo()
@@ -116,8 +116,9 @@ def test_room_is_looked_for_before_anything_is_written(
     monkeypatch.setattr("safetensors.torch.save_file", lambda *_, **__: pytest.fail("written"))
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(keeping.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(CheckpointError, match=r"takes 1\.05 MB, and 0\.001 MB are free$"):
+    with pytest.raises(CheckpointError, match=r"takes 1\.05 MB, and 0\.001 MB are free$") as raised:
         train(toy_training(tmp_path, save_every=1))
+    assert "there is no earlier checkpoint" in str(raised.value.hint)
     assert not list((tmp_path / "checkpoints").iterdir())
 
 

@@ -38,7 +38,6 @@ def where(place: Place | None) -> tuple[int, int, int, int, str]:
         (TORCHRUN, (3, 4, 1, 2, "one")),
         # Kubernetes' operator says nothing of local ranks: one process a pod.
         ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "pod-0"}, (1, 2, 0, 1, "pod-0")),
-        ({"RANK": "0", "WORLD_SIZE": "1"}, (0, 1, 0, 1, "127.0.0.1")),
         (STEP, (9, 12, 1, 4, "gpu08")),
         (STEP | {"MASTER_ADDR": "10.0.0.7"}, (9, 12, 1, 4, "10.0.0.7")),
         (
@@ -74,6 +73,8 @@ def test_a_group_is_recognised(
     [
         {},
         {"WORLD_SIZE": "1"},
+        {"RANK": "0", "WORLD_SIZE": "1"},
+        TORCHRUN | {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"},
         {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8"},  # salloc's shell
         {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"},
         {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0"},  # sbatch without --ntasks

@@ -24,7 +24,7 @@ GOOD = Facts(
     short_side=256,
     view=224,
     dtype="bfloat16",
-    has_bf16=True,
+    step_in_bf16=None,
     threads=8,
     compiled=False,
     checkpointing=False,
@@ -32,7 +32,7 @@ GOOD = Facts(
     of_ceiling=0.7,
     gflops=6400.0,
 )
-CPU: dict[str, Any] = {"device": "cpu", "has_bf16": False, "dtype": "float32", "host_share": 1.0}
+CPU: dict[str, Any] = {"device": "cpu", "dtype": "float32", "host_share": 1.0}
 SLOW: dict[str, Any] = {"loader": 100.0}
 
 
@@ -45,8 +45,9 @@ SLOW: dict[str, Any] = {"loader": 100.0}
         (SLOW | {"short_side": None}, "loader", "--short-side 258"),
         (SLOW, "loader", "data.cache=auto"),
         (SLOW | {"cached": True}, "loader", "data.repeats"),
-        ({"dtype": "float32"}, "precision", "run.precision=bf16"),
-        ({"dtype": "float32", "has_bf16": False}, "products", None),
+        ({"dtype": "float32", "step_in_bf16": 700.0}, "precision", "run.precision=bf16"),
+        ({"dtype": "float32", "step_in_bf16": 410.0}, "products", None),
+        ({"dtype": "float32"}, "products", None),
         ({"step_at_largest": 900.0, "largest": 128}, "batch", "optim.batch_per_device=128"),
         ({"checkpointing": True, "largest": 130}, "checkpointing", "model.checkpointing=false"),
         ({"checkpointing": True}, "products", None),
@@ -55,7 +56,8 @@ SLOW: dict[str, Any] = {"loader": 100.0}
         ({"of_ceiling": 0.3}, "products", "run.compile=true"),
         (CPU, "products", None),
         (CPU | {"threads": 1}, "threads", "run.threads=8"),
-        (CPU | {"has_bf16": True}, "precision", "run.precision=bf16"),
+        (CPU | {"step_in_bf16": 900.0}, "precision", "run.precision=bf16"),
+        (CPU | {"step_in_bf16": 300.0}, "products", None),
         (CPU | {"threads": 1, "gflops": 2.0}, "products", None),
         ({"largest": 8}, "memory", "model.checkpointing=true"),
         ({"largest": 0}, "memory", "model.checkpointing=true"),
@@ -65,7 +67,7 @@ SLOW: dict[str, Any] = {"loader": 100.0}
         # What does not fit comes first, then the loader, then the step.
         (SLOW | {"workers": 2, "largest": 8}, "memory", "model.checkpointing=true"),
         (SLOW | {"workers": 2, "dtype": "float32"}, "loader", "data.workers=8"),
-        ({"dtype": "float32", "host_share": 0.99}, "precision", "run.precision=bf16"),
+        ({"step_in_bf16": 700.0, "host_share": 0.99}, "precision", "run.precision=bf16"),
     ],
 )
 def test_the_bottleneck_is_named_with_its_key(
@@ -81,7 +83,7 @@ def test_the_bottleneck_is_named_with_its_key(
 def test_keys_are_those_of_the_recipe() -> None:
     """What a sentence tells people to set, the recipe accepts."""
     for changes in (
-        SLOW | {"workers": 2}, SLOW, {"dtype": "float32"}, {"step_at_largest": 900.0},
+        SLOW | {"workers": 2}, SLOW, {"step_in_bf16": 900.0}, {"step_at_largest": 900.0},
         {"host_share": 0.97}, {"largest": 8}, CPU | {"threads": 1},
     ):  # fmt: skip
         for section in ("optim", "finetune.optim"):

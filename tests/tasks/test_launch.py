@@ -23,6 +23,7 @@ TINY = (
     "optim.batch_per_device=3",
     "run.save_every=0.5",
 )
+SLOW = 600  # seconds: of a machine with other work, and of no test that passes
 PLAIN = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
 
 
@@ -51,7 +52,7 @@ def test_nproc_trains_and_saves_at_a_signal(recipe_file: Path) -> None:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=SLOW)
     assert (process.returncode, stdout) == (143, "")
     assert stderr.count("stopped after step") == 1
     assert "Traceback" not in stderr
@@ -70,18 +71,27 @@ def test_steps_of_slurm_join_and_a_killed_rank_is_told(recipe_file: Path) -> Non
         "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_STEP_NUM_NODES": "1", "MASTER_PORT": str(port),
     }  # fmt: skip
     words = ("pretrain", recipe_file, *TINY, "optim.epochs=2000", "--out", "runs/slurm")
-    ranks = [
-        start(*words, **step, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank)) for rank in range(2)
-    ]
+
+    def started() -> list[subprocess.Popen[str]]:
+        return [
+            start(*words, **step, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank))
+            for rank in range(2)
+        ]
+
+    ranks = started()
     while last_step("runs/slurm") < 2:
         assert all(rank.poll() is None for rank in ranks), [one.communicate() for one in ranks]
         time.sleep(0.02)
     ranks[1].kill()
-    stderr = ranks[0].communicate(timeout=60)[1]
+    stderr = ranks[0].communicate(timeout=SLOW)[1]
     ranks[1].communicate()
     assert ranks[0].returncode == 1
     assert "error: rank 0 has lost another process of this training" in stderr
     assert "Traceback" not in stderr
+    # The folder is in use now: one message, whoever notices.
+    said = [rank.communicate(timeout=SLOW)[1] for rank in started()]
+    assert said[0].count("error: ") == 1 and "run folder `runs/slurm` is not empty" in said[0]
+    assert said[1] == ""
 
 
 def test_peers_that_never_come_end_the_wait(

@@ -50,7 +50,7 @@ def test_a_step_that_is_still_bad_names_its_first_module_and_all_videos(
     assert done.returncode == 1, done.stderr
     result = json.loads(done.stdout)
     assert result["finite"] is False and result["problems"]
-    assert (result["step"], result["processes"]) == (3, 1)
+    assert (result["step"], result["processes"]) == (4, 1)
     assert result["reason"] == "the loss is not finite"
     assert (result["loss"], result["grad_norm"]) == (None, None)
     assert result["weights_not_finite"] == []
@@ -59,12 +59,18 @@ def test_a_step_that_is_still_bad_names_its_first_module_and_all_videos(
     assert len(first["videos"]) == 3 and first["batch"] == 0
     meta = read_bad_step(wild).meta
     assert [one["row"] for one in result["videos"]] == meta["rows"][0]
+    (clips,) = meta["clips"]
+    same = ("id", "row", "view")
+    assert [[one[key] for key in same] for one in clips] == [
+        [one[key] for key in same] for one in result["videos"]
+    ]
+    assert all(len(one["frames"]) == 8 and one["crop"]["height"] > 0 for one in clips)
     assert {one["batch"] for one in result["videos"]} == {0, 1}
     assert all(one["id"].startswith("train/") for one in result["videos"])
     assert all(one["module"] == first["module"] for one in result["videos"][:3])
     table = cli("replay", wild, "--limit", "2", "-q")
     assert table.code == 1 and table.stderr == ""
-    assert f"step 3 of {wild} in float32: the loss is not finite" in table.stdout
+    assert f"step 4 of {wild} in float32: the loss is not finite" in table.stdout
     assert "videos, the worst 2 of 6" in table.stdout
     assert max(map(len, table.stdout.splitlines())) <= 100
 
@@ -103,7 +109,7 @@ def test_a_replay_is_the_step_itself_to_the_bit(
         mixed = f"{{kind: schedule, ratio: 0.75, from: {{kind: tube}}, to: {learned}, over: 0.5}}"
         changes = (*HIGH, f"mask={mixed}")
     loaded = load(*changes, "optim.epochs=8", "optim.base_lr=1e-5", "optim.batch_per_device=3")
-    with pytest.raises(TatsError, match="1 bad steps in a row") as ended:
+    with pytest.raises(TatsError, match="is bad: the loss is far above") as ended:
         pretrain(loaded, reporter=Reporter(quiet=True), out=tmp_path / "run")
     kept = read_bad_step(tmp_path / "run")
     result = replay(tmp_path / "run", reporter=Reporter(quiet=True))
@@ -118,7 +124,7 @@ def test_a_replay_is_the_step_itself_to_the_bit(
     )
     pretrain(every, reporter=Reporter(quiet=True), out=tmp_path / "every")
     line = metrics(tmp_path / "every")[kept.step]
-    assert f"at step {kept.step}:" in str(ended.value)
+    assert f"step {kept.step + 1} is bad:" in str(ended.value)
     assert result["loss"] == pytest.approx(line["loss"], rel=1e-7)
     assert result["grad_norm"] == pytest.approx(line["grad_norm"], rel=1e-7)
     assert result["loss"] > result["limit"] and "above" in result["problems"][0]
@@ -179,7 +185,7 @@ def test_the_batches_of_several_processes_are_replayed_in_one(
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
     changes = (*WILD, *TUBE, "optim.batch_per_device=3", "--out", "runs/two")
     ended = tats("pretrain", recipe_file, *changes, launch=torchrun)
-    assert ended.returncode != 0 and "2 bad steps in a row, the last at step 3" in ended.stderr
+    assert ended.returncode != 0 and "2 bad steps in a row, the last at step 4" in ended.stderr
     meta = read_bad_step(Path("runs/two")).meta
     assert [len(rows) for rows in meta["rows"]] == [3, 3]
     say = Reporter()

@@ -99,7 +99,9 @@ def test_resume_auto_starts_goes_on_and_is_done(recipe_file: Path, cli: Callable
     for path in Path("runs/tiny/checkpoints").glob("step-*"):
         (path / "model.safetensors").write_bytes(b"")
     outcome = cli("pretrain", recipe_file, "--resume", "auto", *SHORT)
-    assert outcome.code == 1 and "and there is no other" in outcome.stderr  # nothing is thrown away
+    assert (
+        outcome.code == 1 and "the only checkpoint of" in outcome.stderr
+    )  # nothing is thrown away
     refused = cli("pretrain", recipe_file, "--resume", "auto", "--overwrite")
     assert refused.code == 2 and "cannot be combined" in refused.stderr
 
@@ -274,14 +276,16 @@ def test_the_disk_is_the_machines_trouble_whoever_writes(
     monkeypatch.setattr(pretraining, "run_training", full)
     outcome = cli("pretrain", recipe_file)
     assert outcome.code == 1
-    assert outcome.stderr.strip() == "error: cannot write: No space left on device"
+    said, hint = outcome.stderr.strip().split("\n\n")
+    assert said == "error: cannot write: No space left on device"
+    assert hint == "hint: free up disk space, then run the same command again"
 
     def written(*_: object, **__: object) -> None:
         error = type("SafetensorError", (Exception,), {})
         raise error("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(pretraining, "run_training", written)
-    assert cli("pretrain", recipe_file).stderr.strip().endswith("No space left on device")
+    assert "error: cannot write: No space left on device\n" in cli("pretrain", recipe_file).stderr
 
     def bug(*_: object, **__: object) -> None:
         raise OSError("a bug")

@@ -1,12 +1,13 @@
-"""Free memory: the machine's, and what control groups of both versions leave of it."""
+"""Free memory and usable cores: the machine's, and what control groups of both versions leave."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from tatscli.data.memory import free_memory
+from tatscli.machine import free_memory, usable_cores
 
 GROUPS = "sys/fs/cgroup"
 
@@ -73,3 +74,42 @@ def test_this_machine_says_something_plausible() -> None:
     free = free_memory()
     assert free is not None
     assert 0 < free < 2**50
+
+
+def cores(root: Path, group: str, **files: str) -> int:
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text(group)
+    for name, text in files.items():
+        path = root / GROUPS / name.replace("__", "/").replace("cpu_", "cpu.", 1)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+    return usable_cores(root)
+
+
+def test_cores_are_those_this_process_is_bound_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    assert usable_cores(tmp_path) == 6
+    assert cores(tmp_path / "v2", "0::/a\n", a__cpu_max="max 100000") == 6
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert usable_cores(tmp_path) == 1
+
+
+def test_a_container_may_have_less_processor_time_than_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    assert (
+        cores(tmp_path / "2", "0::/a/b\n", a__b__cpu_max="max 1", a__cpu_max="250000 100000") == 3
+    )
+    assert cores(tmp_path / "low", "0::/\n", cpu_max="5000 100000") == 1
+    root = tmp_path / "1"
+    group = root / GROUPS / "cpu"
+    group.mkdir(parents=True)
+    for name, text in (("quota", "400000"), ("period", "100000")):
+        (group / f"cpu.cfs_{name}_us").write_text(text)
+    assert cores(root, "3:cpuset:/\n1:cpu:/docker/xyz\n") == 4
+    (group / "cpu.cfs_quota_us").write_text("-1")  # no limit
+    assert usable_cores(root) == 64
