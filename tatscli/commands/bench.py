@@ -81,7 +81,7 @@ def bench(
 ) -> None:
     """Measure the training of RECIPE on this machine: largest batch, step, loader, bottleneck."""
     from tatscli.tasks.bench import bench as run_bench
-    from tatscli.tasks.bench import show_bench
+    from tatscli.tasks.bench_table import show_bench
     from tatscli.tasks.recipes import open_recipe, shorthand
 
     say = reporter(json, quiet, verbose)

@@ -95,7 +95,7 @@ def finetune(
     plans = planned(dry_run, gpus, gpu_memory, nproc, loaded.recipe.run.device)
     if dry_run:
         from tatscli.tasks.dry_run import plan_finetuning, show_plan
-        from tatscli.tasks.finetune import finetune_folder
+        from tatscli.tasks.start import finetune_folder
 
         target = out or finetune_folder(loaded, folder, scratch=scratch)
         show_plan(plan_finetuning(loaded, target, **plans), say)
@@ -104,8 +104,8 @@ def finetune(
         from tatscli.engine.launch import launch
 
         launch(context.obj, nproc, device=loaded.recipe.run.device)
-    from tatscli.tasks.finetune import choose_start
     from tatscli.tasks.finetune import finetune as run_finetuning
+    from tatscli.tasks.start import choose_start
 
     choose = partial(choose_start, loaded, folder, init=init, scratch=scratch)
     target = out or choose(resume=resume or resume_auto)[1]

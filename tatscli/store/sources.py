@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from tatscli.store.annotations.files import (
 )
 from tatscli.store.annotations.formats import AnnotationInput, Annotations, Entry
 from tatscli.store.annotations.videos import Videos, readable
+from tatscli.store.findings import count_of, findings_of, names_of
 from tatscli.store.schema import ClassGroups
 from tatscli.video.decode import Segment
 
@@ -202,7 +202,7 @@ def _recognised(videos: Videos, labels: str | None) -> Sources:
             if any(entry.path for entry in annotated.entries):
                 _check_labels(name, labels)
                 return _gather(name, inputs, annotated)
-            others.append(f"{_names(files)}: {form.title}, but it lists none of these videos")
+            others.append(f"{names_of(files)}: {form.title}, but it lists none of these videos")
     _check_labels("folders", labels)
     inputs = AnnotationInput(videos)
     sources = _gather("folders", inputs, DATASETS["folders"].read(inputs))
@@ -251,43 +251,43 @@ def _gather(name: str, inputs: AnnotationInput, annotated: Annotations) -> Sourc
         if not items:
             example = f", such as `{missing[0].video}`" if missing else ""
             raise DataError(
-                f"none of the {len(missing)} videos that {_names(inputs.files)} lists is in"
+                f"none of the {len(missing)} videos that {names_of(inputs.files)} lists is in"
                 f" `{folder}`{example}",
                 "videos are found by name in all sub-folders; give the folder above them",
             )
         kind = "segment" if any(entry.name for entry in annotated.entries) else "video"
-        findings[:0] = _found(DATASETS[name], inputs, list(items.values()), kind)
+        findings[:0] = findings_of(DATASETS[name], inputs, list(items.values()), kind)
     closed = inputs.videos.closed
     if closed:
         doubts.append(
-            f"{_count(len(closed), 'folder')} cannot be read, such as `{closed[0]}`: their"
+            f"{count_of(len(closed), 'folder')} cannot be read, such as `{closed[0]}`: their"
             " contents are left out"
         )
     loops, again = inputs.videos.loops, inputs.videos.again
     if loops:
         doubts.append(
-            f"{_count(len(loops), 'link')} to a folder above, such as `{loops[0]}`, not followed"
+            f"{count_of(len(loops), 'link')} to a folder above, such as `{loops[0]}`, not followed"
         )
     if again:
         doubts.append(
-            f"{_count(len(again), 'folder')} reached twice by links, such as `{again[0][0]}`, which"
-            f" is `{again[0][1]}`: their videos are taken twice"
+            f"{count_of(len(again), 'folder')} reached twice by links, such as `{again[0][0]}`,"
+            f" which is `{again[0][1]}`: their videos are taken twice"
         )
     if missing:
         doubts.append(
-            f"{len(missing)} of {_count(len(annotated.entries), 'row')} have no video file and are"
-            f" left out, such as `{missing[0].video}` ({missing[0].where})"
+            f"{len(missing)} of {count_of(len(annotated.entries), 'row')} have no video file and"
+            f" are left out, such as `{missing[0].video}` ({missing[0].where})"
         )
     leaked = sum(
         bool(source.also_in) and "train" in (source.split, *source.also_in)
         for source in items.values()
     )
     if leaked:
-        doubts.append(f"{_count(leaked, 'video')} of split `train` also in another split")
+        doubts.append(f"{count_of(leaked, 'video')} of split `train` also in another split")
     bare = [source for source in items.values() if source.label is None]
     if bare and class_names and name in _FALLBACKS:  # test sets of others are published so
         doubts.append(
-            f"{len(bare)} of {_count(len(items), 'video')} have no label, such as `{bare[0].id}`"
+            f"{len(bare)} of {count_of(len(items), 'video')} have no label, such as `{bare[0].id}`"
         )
     ordered = sorted(items.values(), key=lambda source: source.id)
     return Sources(
@@ -326,31 +326,3 @@ def _merge(known: Source, again: Source) -> Source:
     named = [split for split in splits if split is not None]
     label = again.label if known.label is None else known.label
     return replace(known, label=label, split=named[0] if named else None, also_in=tuple(named[1:]))
-
-
-def _found(
-    form: AnnotationFormat, inputs: AnnotationInput, sources: list[Source], kind: str
-) -> list[str]:
-    """Say what a data set gave, and how much of the folder it does not mention."""
-    splits = Counter(source.split for source in sources)
-    counts = [
-        f"{_count(n, kind)} in {f'split `{split}`' if split else 'no split'}"
-        for split, n in sorted(splits.items(), key=lambda item: item[0] is None)
-    ]
-    findings = [f"{form.title}, by {_names(inputs.files)}: {', '.join(counts)}"]
-    unlisted = len(inputs.videos.paths) - len({source.path for source in sources})
-    if unlisted > 0:
-        findings.append(
-            f"{_count(unlisted, 'further video')} in `{inputs.videos.folder}`"
-            " not listed and left out"
-        )
-    return findings
-
-
-def _names(files: Sequence[AnnotationFile]) -> str:
-    named = ", ".join(f"`{file.path}`" for file in files[:3])
-    return f"{named} and {len(files) - 3} more" if len(files) > 3 else named
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

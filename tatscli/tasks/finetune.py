@@ -19,14 +19,13 @@ from tatscli.data.normalize import standardized
 from tatscli.data.provide import MotionSource
 from tatscli.data.views import EvalViews
 from tatscli.draws import Draws
-from tatscli.engine.checkpoint import Checkpoint, find_checkpoint
+from tatscli.engine.checkpoint import Checkpoint
 from tatscli.engine.learner import Learner
 from tatscli.engine.optim import build_optimizer
 from tatscli.engine.parallel import Copies
 from tatscli.engine.part import Lesson, Part, Weights
 from tatscli.engine.schedule import lr_at
 from tatscli.engine.session import Session
-from tatscli.errors import UsageError
 from tatscli.evaluation.scores import group_accuracy, merge_views, top_accuracy
 from tatscli.evaluation.views import score_views
 from tatscli.nn.averaged import Following, copies_in
@@ -47,7 +46,8 @@ from tatscli.tasks.labels import (
     validation_rows,
 )
 from tatscli.tasks.lengths import refuse_short
-from tatscli.tasks.pretrain import pretrain_folder, refuse_faulty_plans, warn_of_unknown_motion
+from tatscli.tasks.pretrain import refuse_faulty_plans, warn_of_unknown_motion
+from tatscli.tasks.start import finetune_folder
 from tatscli.tasks.training import Stage, run_training
 
 
@@ -303,49 +303,3 @@ class Finetuning(Stage):
         masked = self.auxiliary.work() if self.auxiliary is not None else 0.0
         tokens = self.classifier.encoder.tokens if self.drop is None else self.drop.kept
         return 6.0 * tokens * weights + masked
-
-
-def finetune_folder(
-    loaded: LoadedRecipe, run: Path | None = None, *, scratch: bool = False
-) -> Path:
-    """Return the folder of a fine-tuning: beside the pretraining run, given or the recipe's own."""
-    suffix = "scratch" if scratch else "finetune"
-    base = run or pretrain_folder(loaded)
-    if base.name in ("", ".."):
-        base = base.resolve()
-    return base.with_name(f"{base.name}-{suffix}")
-
-
-def choose_start(
-    loaded: LoadedRecipe, run: Path | None, *, init: Path | None, scratch: bool, resume: bool
-) -> tuple[Path | None, Path]:
-    """Determine initial weights and run folder of a fine-tuning.
-
-    Args:
-        loaded: The recipe.
-        run: The run folder that the recipe came from, if any.
-        init: Weights named by the user.
-        scratch: Start from random weights.
-        resume: Continue a run; a fine-tuning run then means itself.
-
-    Returns:
-        The weights to start from, None for random ones, and the run folder.
-
-    Raises:
-        UsageError: If `--init` and `--scratch` are both given, or there is nothing to start from.
-    """
-    if scratch and init is not None:
-        raise UsageError("`--init` and `--scratch` cannot be combined")
-    if resume and run is not None and find_checkpoint(run).kind == "finetuned":
-        return None, run
-    folder = finetune_folder(loaded, run, scratch=scratch)
-    if scratch or resume:
-        return None, folder
-    start = init or run or pretrain_folder(loaded)
-    if init is None and not (start / "checkpoints").is_dir():
-        raise UsageError(
-            f"there is no pretrained run in `{start}` to start from",
-            hint=f"run `tats pretrain {loaded.name}` first, name a run with `--init`, "
-            "or train from random weights with `--scratch`",
-        )
-    return start, folder

@@ -24,10 +24,10 @@ from tatscli.system.load import load_system
 from tatscli.tasks.evaluate import evaluate
 from tatscli.tasks.finetune import (
     build_classifier,
-    choose_start,
     finetune,
 )
 from tatscli.tasks.pretrain import pretrain
+from tatscli.tasks.start import choose_start
 from tests.tasks.classifiers import spoiled
 
 Load = Callable[..., LoadedRecipe]
