@@ -15,10 +15,12 @@ from typing import Literal
 
 import av
 from av.container import InputContainer
+from av.format import Flags
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from tatscli.errors import DecodeError
+from tatscli.video.containers import CONTAINERS
 
 StrPath = str | os.PathLike[str]
 
@@ -28,6 +30,7 @@ _PLAUSIBLE_ASPECT = (1 / 8, 8)
 _NOT_MOVING = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
 _SPEAKING = threading.Lock()
 _UNHEARD = logging.NullHandler()
+_REFUSED = "Format not on whitelist"  # FFmpeg's words
 _EMPTY_MESSAGES = {"error reading header"}  # FFmpeg's last word after it has said the reason
 
 
@@ -97,10 +100,13 @@ def open_video(path: StrPath) -> Iterator[tuple[InputContainer, VideoStream]]:
         yield container, stream
 
 
-def nominal_fps(stream: VideoStream) -> float:
+def nominal_fps(container: InputContainer, stream: VideoStream) -> float:
     """Return the header's frame rate where it is plausible; for streams without time stamps."""
     low, high = _PLAUSIBLE_FPS
-    for rate in (stream.average_rate, stream.guessed_rate):
+    rates = [stream.average_rate, stream.guessed_rate]
+    if container.format.flags & Flags.no_timestamps.value:  # raw: the average is always 25
+        rates = [stream.codec_context.framerate, stream.guessed_rate]
+    for rate in rates:
         if rate is not None and low <= rate <= high:
             return float(rate)
     return _DEFAULT_FPS
@@ -133,29 +139,37 @@ def _open(path: Path) -> InputContainer:
     try:
         return _container(path)
     except av.FFmpegError as error:
-        detail = _last_words(path)
-        raise DecodeError(f"does not open as a video: {said(error)}{detail}") from error
+        name, detail = _last_words(path)
+        if detail.startswith(_REFUSED):
+            raise DecodeError(
+                f"not a video container: FFmpeg takes it for `{name}`, and playlists, scripts, "
+                "images and devices are not opened",
+                hint="if it is a video in a rare container, remux it into MP4 or Matroska",
+            ) from error
+        raise DecodeError(
+            f"does not open as a video: {said(error)}{f'; {detail}' if detail else ''}"
+        ) from error
 
 
 def _container(path: Path) -> InputContainer:
-    # `file:` and the whitelist: neither a name such as `concat:a|b` nor a play list in disguise
-    # reaches elsewhere
+    # `file:` and the whitelists: neither a name such as `concat:a|b` nor what a file contains makes
+    # FFmpeg read anything else
     return av.open(
         f"file:{path}",
         mode="r",
         metadata_errors="replace",
-        options={"protocol_whitelist": "file"},
+        options={"protocol_whitelist": "file", "format_whitelist": ",".join(CONTAINERS)},
     )
 
 
-def _last_words(path: Path) -> str:
-    """Return what FFmpeg says when it opens a file that does not open: a second time, since its
-    messages are switched on for all threads at once."""
+def _last_words(path: Path) -> tuple[str, str]:
+    """Return who complains when FFmpeg opens a file that does not open, and what of; both may be
+    empty. The file is opened a second time, since messages are switched on for all threads."""
     with _SPEAKING, _ffmpeg_speaks() as logs, suppress(av.FFmpegError):
         _container(path).close()
-    messages = [message.splitlines()[0].strip(" .") for _, _, message in logs]
-    details = [message for message in messages if message not in _EMPTY_MESSAGES]
-    return f"; {details[-1]}" if details else ""
+    messages = [(name, message.splitlines()[0].strip(" .")) for _, name, message in logs]
+    details = [one for one in messages if one[1] not in _EMPTY_MESSAGES]
+    return details[-1] if details else ("", "")
 
 
 def _moving_picture(container: InputContainer) -> VideoStream:

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 import av
 from av.container import InputContainer
+from av.format import Flags
 from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
 from tatscli.errors import DecodeError
+from tatscli.video.clock import Clock
 from tatscli.video.decode import (
     Limits,
     Segment,
@@ -105,6 +107,9 @@ class VideoReader:
         self._errors: Counter[str] = Counter()
         self._encrypted = False
         self._disposable = False  # whether no picture is predicted from the last decoded one
+        self._clock = Clock(self.step)
+        self._decoding_times = False  # whether frames are timed by when they are decoded
+        self._tick = 0.0
         self._outside = False  # whether a frame was decoded that the segment does not hold
 
     def __iter__(self) -> Iterator[Decoded]:
@@ -131,8 +136,8 @@ class VideoReader:
             nothing = "the segment lies outside" if self._outside else "there is no picture data"
             locked = "it is encrypted" if self._encrypted else None
             raise DecodeError(f"no frame can be decoded: {locked or reasons or nothing}")
-        if reasons:
-            self.problem = f"damaged, some frames are missing: {reasons}"
+        damage = f"damaged, some frames are missing: {reasons}" if reasons else None
+        self.problem = "; ".join(filter(None, [damage, self._clock.problem])) or None
 
     def _describe(self, frame: VideoFrame) -> None:
         self.size = (frame.width, frame.height)
@@ -177,6 +182,8 @@ class VideoReader:
         self._errors.clear()
         with open_video(self.path) as (container, stream):
             self._set_up(container, stream)
+            if container.format.flags & Flags.ts_discont.value:
+                jump = None  # time may start again, so one timestamp may mean several places
             if jump is not None:
                 try:
                     time = self.begin + jump
@@ -185,12 +192,12 @@ class VideoReader:
                     return
             frames = self._timed(self._decode(container, stream), jump)
             if not self.origin.anchored:
-                for time, frame in frames:
+                for time, (frame, _) in frames:
                     yield Decoded(time, frame)
                 return
             waiting: list[tuple[float, VideoFrame]] = []
-            for time, frame in frames:
-                between = frame.pict_type == PictureType.B or self._disposable
+            for time, (frame, disposable) in frames:
+                between = frame.pict_type == PictureType.B or disposable
                 if between and len(waiting) < _LONGEST_B_RUN:
                     waiting.append((time, frame))
                     continue
@@ -206,7 +213,7 @@ class VideoReader:
         self.bytes = container.size
         # In microseconds, rounded: one less, or the first frame might lie before the beginning.
         self.begin = max(0, (container.start_time or 0) - 1) / 1e6
-        self.step = 1 / nominal_fps(stream)
+        self.step = 1 / nominal_fps(container, stream)
         self.seconds = container.duration / 1e6 if container.duration else None
         self.aspect = pixel_aspect(stream)
         self.interlaced = is_interlaced(stream)
@@ -215,6 +222,9 @@ class VideoReader:
         if self._segment is None:
             length = container.duration or 0  # in FFmpeg's clock of containers: microseconds
             self._limits.check_length(stream.frames, length / 1e6)
+        # AVI has no other timestamps; what FFmpeg makes of them is wrong where there are B-frames.
+        self._decoding_times = container.format.name == "avi"
+        self._tick = float(stream.time_base or 0)
         self.origin = choose_origin(stream, self._motion)
         # FFmpeg counts generous margins as well; this keeps a header that lies from all memory.
         options = {"max_pixels": str(4 * self._limits.pixels + (1 << 20))}
@@ -226,26 +236,35 @@ class VideoReader:
 
     def _timed(
         self, frames: Iterator[VideoFrame], jump: float | None
-    ) -> Iterator[tuple[float, VideoFrame]]:
-        """Add the presentation times; missing and falling ones follow from the frame rate."""
-        last: float | None = None
-        for frame in frames:
-            time: float | None = frame.time
-            if time is not None and not math.isfinite(time):  # a damaged clock
-                time = None
-            if time is None and jump is not None and last is None:
-                return  # nobody knows where the jump has led to
-            if time is None or (last is not None and time <= last):
-                time = 0.0 if last is None else last + self.step
-            last = time
+    ) -> Iterator[tuple[float, tuple[VideoFrame, bool]]]:
+        """Add the presentation times, and whether no picture is predicted from a frame."""
+        stamped = ((self._timestamp(frame), (frame, self._disposable)) for frame in frames)
+        first = next(stamped, None)
+        if first is None or (jump is not None and first[0] is None):
+            return  # after a jump without timestamps nobody knows where it has led to
+        self._clock = clock = Clock(self.step)
+        for count, (time, frame) in enumerate(clock(chain([first], stamped))):
+            if count == 0:
+                if clock.moved > 0 and time - clock.moved - self.begin <= self.step:
+                    self.begin = time  # the wrong timestamp was also the file's first
+                self.begin = min(self.begin, time)
             yield time, frame
+
+    def _timestamp(self, frame: VideoFrame) -> float | None:
+        """Return the file's timestamp of a frame in seconds."""
+        if not self._decoding_times:
+            return frame.time
+        return None if frame.dts is None else frame.dts * self._tick
 
     def _decode(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
         packets = container.demux(stream)
         while True:
             try:
                 packet = next(packets, None)
-            except (av.FFmpegError, IndexError) as error:  # PyAV: a stream that appears midway
+            except IndexError:  # PyAV stumbles over streams that begin midway: begin anew after them
+                packets = container.demux(stream)
+                continue
+            except av.FFmpegError as error:
                 self._errors[said(error)] += 1
                 packet = None  # the file breaks off: take what the decoder still holds
             if packet is not None and self.codec == "flv1":  # its decoder holds nothing back
