@@ -8,19 +8,19 @@ are held back where a gap is not the usual one.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from statistics import median
 from typing import TypeVar
 
-from tatscli.video.timestamps import arranged, rises
+from tatscli.video.timestamps import arranged, is_later
 
 Frame = TypeVar("Frame")
 
 _AHEAD = 16  # frames looked at, at most
 _USUAL = 1.5  # usual gaps; what is longer may be a wrong timestamp
 _ENOUGH_GAPS = 3  # with fewer of them the header's frame rate counts
+_LATEST = 1e10  # seconds; cameras count from 1970, damaged clocks from anywhere
 _FAR = 10.0  # seconds from all others at which a single frame is not believed
 
 
@@ -73,8 +73,8 @@ class Clock:
         waiting: deque[Frame] = deque()
         times: list[float | None] = []
         for time, frame in frames:
-            known = time is not None and math.isfinite(time)  # a damaged clock is not
-            times.append(time + self._offset if known else None)  # type: ignore[operator]
+            damaged = time is None or not abs(time) < _LATEST
+            times.append(None if time is None or damaged else time + self._offset)
             waiting.append(frame)
             while waiting and (self._is_usual(times) or len(waiting) == _AHEAD):
                 yield self._take(times, ended=False), waiting.popleft()
@@ -90,7 +90,7 @@ class Clock:
             if len(times) < 2 or times[1] is None:
                 return False
             time, before = times[1], time
-        return rises(before, time, self._step) and time - before <= _USUAL * self._step
+        return is_later(time, before) and time - before <= _USUAL * self._step
 
     def _take(self, times: list[float | None], *, ended: bool) -> float:
         """Remove the first of these times, and return what it has to be."""
@@ -144,4 +144,4 @@ class Clock:
 
 
 def _is_even(gaps: Iterable[float], step: float) -> bool:
-    return all(rises(0, gap, step) and gap <= _USUAL * step for gap in gaps)
+    return all(0 < gap <= _USUAL * step for gap in gaps)

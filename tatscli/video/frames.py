@@ -12,6 +12,7 @@ import numpy as np
 from av.video.frame import VideoFrame
 
 from tatscli.video.camera import Camera, remove_camera
+from tatscli.video.crop import WHOLE, Cropper
 from tatscli.video.decode import StrPath
 from tatscli.video.encode import JpegEncoder
 from tatscli.video.field import grid_size, rasterise
@@ -97,7 +98,7 @@ def stored_frames(
     """
     scale: Scaler | None = None
     estimate = MotionEstimator()
-    for item, source in _sources(reader, pictures):
+    for item, source in _shown(reader, pictures):
         if scale is None:
             scale = _scaler(reader, short_side)
             size = (scale.width, scale.height)
@@ -108,18 +109,20 @@ def stored_frames(
         field, valid = still, False
         if origin == "native":
             vectors, coded = exported(item.frame), (item.frame.width, item.frame.height)
-            orientation = reader.orientation
+            crop, orientation = reader.crop_of(item.frame), reader.orientation
             if not reader.origin.b_frames and picture_type(item.frame) == "B":
                 vectors = vectors[:0]
         elif origin == "reencode":
             assert picture is not None
-            vectors, coded, orientation = estimate(picture), size, UPRIGHT
+            vectors, coded = estimate(picture), size
+            crop, orientation = WHOLE, UPRIGHT
         if origin != "none" and len(vectors) > 0:
             field, covered = rasterise(
                 vectors,
                 coded=coded,
                 stored=size,
                 cell=motion_cell,
+                crop=crop,
                 orientation=orientation,
                 past=item.past,
                 future=item.future,
@@ -144,7 +147,7 @@ def shown_frames(
         DecodeError: As `read_frames`; from the function, if FFmpeg cannot convert the picture.
     """
     scale: Scaler | None = None
-    for item, source in _sources(reader, pictures=True):
+    for item, source in _shown(reader, pictures=True):
         scale = scale or _scaler(reader, short_side)
         yield item.time, partial(_converted, scale, source)
 
@@ -234,6 +237,13 @@ def read_whole(
         return reading
     again = read("reencode")
     return replace(again, origin=replace(again.origin, why=why))
+
+
+def _shown(reader: VideoReader, pictures: bool) -> Iterator[tuple[Decoded, VideoFrame]]:
+    """Yield decoded frames with their pictures, cut as the container says."""
+    cut = Cropper()
+    for item, source in _sources(reader, pictures):
+        yield item, cut(source, reader.crop_of(source))
 
 
 def _sources(reader: VideoReader, pictures: bool) -> Iterator[tuple[Decoded, VideoFrame]]:

@@ -17,6 +17,7 @@ from av.video.stream import VideoStream
 
 from tatscli.errors import DecodeError
 from tatscli.video.clock import Clock
+from tatscli.video.crop import WHOLE, Crop, container_crop
 from tatscli.video.decode import (
     Limits,
     Segment,
@@ -67,7 +68,8 @@ class VideoReader:
         codec: FFmpeg's name of the codec; known from the first frame on, like all that follows.
         bytes: Size of the file.
         begin: Presentation time at which players begin to count, and segments too.
-        size: Width and height of the first frame as decoded.
+        crop: What the container says is not shown of a decoded frame.
+        size: Width and height of what is shown of the first frame, before it is turned upright.
         pixel_format: FFmpeg's name of its pixel format.
         aspect: Width of a decoded pixel by its height.
         interlaced: Whether pictures are woven from two fields.
@@ -91,6 +93,7 @@ class VideoReader:
         self.codec: str | None = None
         self.bytes = 0
         self.begin = 0.0
+        self.crop = WHOLE
         self.size = (0, 0)
         self.pixel_format: str | None = None
         self.aspect = 1.0
@@ -139,8 +142,13 @@ class VideoReader:
         damage = f"damaged, some frames are missing: {reasons}" if reasons else None
         self.problem = "; ".join(filter(None, [damage, self._clock.problem])) or None
 
+    def crop_of(self, frame: VideoFrame) -> Crop:
+        """Return what is not shown of a decoded frame: only the first frame's size is cropped."""
+        size = self.crop.size(frame.width, frame.height)
+        return self.crop if size == self.size else WHOLE
+
     def _describe(self, frame: VideoFrame) -> None:
-        self.size = (frame.width, frame.height)
+        self.size = self.crop.size(frame.width, frame.height)
         self.pixel_format = frame.format.name
         self.orientation = frame_orientation(frame)
         self.interlaced |= bool(frame.interlaced_frame)
@@ -215,6 +223,7 @@ class VideoReader:
         self.begin = max(0, (container.start_time or 0) - 1) / 1e6
         self.step = 1 / nominal_fps(container, stream)
         self.seconds = container.duration / 1e6 if container.duration else None
+        self.crop = container_crop(self.path, container, stream)
         self.aspect = pixel_aspect(stream)
         self.interlaced = is_interlaced(stream)
         self._encrypted = "enc_key_id" in stream.metadata  # FFmpeg says so of WebM alone
