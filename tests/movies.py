@@ -71,6 +71,29 @@ def join(one: Path, other: Path, path: Path) -> Path:
     return path
 
 
+def refer_to(name: str, path: Path, target: Path) -> Path:
+    """Write an index of the same media that says they lie in another file beside it."""
+    called, place = b"volume:" + name.encode(), b"/" + name.encode()
+    alias = bytes(10) + b"\6" + b"volume".ljust(27, b"\0") + bytes(12)
+    alias += bytes([len(name)]) + name.encode().ljust(63, b"\0") + bytes(16)
+    alias += struct.pack(">2h", 1, 1) + bytes(16)
+    for kind, text in ((2, called), (18, place)):
+        alias += struct.pack(">2H", kind, len(text)) + text + bytes(len(text) % 2)
+    here = box(b"url ", b"\0\0\0\1")
+    there = box(b"alis", bytes(4), alias, b"\xff\xff\0\0")
+    data = path.read_bytes()
+    at = data.rindex(here)
+    for kind in (b"moov", b"trak", b"mdia", b"minf", b"dinf", b"dref"):
+        begin = data.rindex(kind, 0, at) - 4
+        (size,) = struct.unpack_from(">I", data, begin)
+        size += len(there) - len(here)
+        data = data[:begin] + struct.pack(">I", size) + data[begin + 4 :]
+    data = data[:at] + there + data[at + len(here) :]
+    media = _content(data, b"mdat")
+    target.write_bytes(data.replace(media, bytes(len(media))))
+    return target
+
+
 def _table(kind: bytes, count: int, *rows: bytes) -> bytes:
     return box(kind, struct.pack(">2I", 0, count), *rows)
 

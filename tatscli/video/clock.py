@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from statistics import median
 from typing import TypeVar
 
@@ -130,7 +131,7 @@ class Clock:
         time = times[0] or 0.0
         if self._last is None:
             known = [each for each in times if each is not None]
-            gaps = [later - each for each, later in zip(known, known[1:], strict=False)]
+            gaps = [later - each for each, later in pairwise(known)]
             if len(gaps) < _AHEAD - 1 or gaps[0] < _FAR:
                 return None
             step = median(gaps[1:])

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import av
 from av.container import InputContainer
@@ -25,7 +25,10 @@ from tatscli.video.containers import CONTAINERS
 StrPath = str | os.PathLike[str]
 
 _PLAUSIBLE_FPS = (0.1, 240.0)  # headers also say 1000, or nothing
-_DEFAULT_FPS = 25.0
+DEFAULT_FPS = 25.0  # where nothing tells
+# FFmpeg's words for formats, `AVFMT_NOTIMESTAMPS` and `AVFMT_TS_DISCONT`.
+_NO_TIMESTAMPS: Any = Flags.no_timestamps.value
+_MAY_RESTART: Any = Flags.ts_discont.value
 _PLAUSIBLE_ASPECT = (1 / 8, 8)
 _NOT_MOVING = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
 _SPEAKING = threading.Lock()
@@ -100,16 +103,30 @@ def open_video(path: StrPath) -> Iterator[tuple[InputContainer, VideoStream]]:
         yield container, stream
 
 
-def nominal_fps(container: InputContainer, stream: VideoStream) -> float:
-    """Return the header's frame rate where it is plausible; for streams without time stamps."""
+def nominal_fps(container: InputContainer, stream: VideoStream) -> float | None:
+    """Return the header's frame rate, for streams without timestamps; None if it is not plausible.
+
+    Raw streams tell it in the stream itself, or nowhere: FFmpeg's average is 25 for all of them.
+    """
     low, high = _PLAUSIBLE_FPS
     rates = [stream.average_rate, stream.guessed_rate]
-    if container.format.flags & Flags.no_timestamps.value:  # raw: the average is always 25
-        rates = [stream.codec_context.framerate, stream.guessed_rate]
+    if is_raw(container):
+        coded = stream.codec_context.framerate
+        rates = [coded, stream.guessed_rate] if coded else []
     for rate in rates:
         if rate is not None and low <= rate <= high:
             return float(rate)
-    return _DEFAULT_FPS
+    return None
+
+
+def is_raw(container: InputContainer) -> bool:
+    """Whether a file is a stream without a container, and so without timestamps."""
+    return bool(container.format.flags & _NO_TIMESTAMPS)
+
+
+def may_restart(container: InputContainer) -> bool:
+    """Whether time may start again within a file, as in MPEG-TS, MPEG-PS and Ogg."""
+    return bool(container.format.flags & _MAY_RESTART)
 
 
 def pixel_aspect(stream: VideoStream) -> float:

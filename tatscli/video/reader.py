@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import av
 from av.container import InputContainer
-from av.format import Flags
 from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
@@ -19,9 +18,12 @@ from tatscli.errors import DecodeError
 from tatscli.video.clock import Clock
 from tatscli.video.crop import WHOLE, Crop, container_crop
 from tatscli.video.decode import (
+    DEFAULT_FPS,
     Limits,
     Segment,
     StrPath,
+    is_raw,
+    may_restart,
     nominal_fps,
     open_video,
     pixel_aspect,
@@ -113,6 +115,7 @@ class VideoReader:
         self._clock = Clock(self.step)
         self._decoding_times = False  # whether frames are timed by when they are decoded
         self._tick = 0.0
+        self._rate_is_assumed = False
         self._outside = False  # whether a frame was decoded that the segment does not hold
 
     def __iter__(self) -> Iterator[Decoded]:
@@ -140,7 +143,10 @@ class VideoReader:
             locked = "it is encrypted" if self._encrypted else None
             raise DecodeError(f"no frame can be decoded: {locked or reasons or nothing}")
         damage = f"damaged, some frames are missing: {reasons}" if reasons else None
-        self.problem = "; ".join(filter(None, [damage, self._clock.problem])) or None
+        assumed = None
+        if self._rate_is_assumed:
+            assumed = f"the stream tells no frame rate, {DEFAULT_FPS:g} fps were assumed"
+        self.problem = "; ".join(filter(None, [damage, self._clock.problem, assumed])) or None
 
     def crop_of(self, frame: VideoFrame) -> Crop:
         """Return what is not shown of a decoded frame: only the first frame's size is cropped."""
@@ -190,8 +196,8 @@ class VideoReader:
         self._errors.clear()
         with open_video(self.path) as (container, stream):
             self._set_up(container, stream)
-            if container.format.flags & Flags.ts_discont.value:
-                jump = None  # time may start again, so one timestamp may mean several places
+            if may_restart(container):
+                jump = None  # one timestamp may mean several places
             if jump is not None:
                 try:
                     time = self.begin + jump
@@ -221,7 +227,9 @@ class VideoReader:
         self.bytes = container.size
         # In microseconds, rounded: one less, or the first frame might lie before the beginning.
         self.begin = max(0, (container.start_time or 0) - 1) / 1e6
-        self.step = 1 / nominal_fps(container, stream)
+        fps = nominal_fps(container, stream)
+        self.step = 1 / (fps or DEFAULT_FPS)
+        self._rate_is_assumed = fps is None and is_raw(container)
         self.seconds = container.duration / 1e6 if container.duration else None
         self.crop = container_crop(self.path, container, stream)
         self.aspect = pixel_aspect(stream)
@@ -270,7 +278,9 @@ class VideoReader:
         while True:
             try:
                 packet = next(packets, None)
-            except IndexError:  # PyAV stumbles over streams that begin midway: begin anew after them
+            except (
+                IndexError
+            ):  # PyAV stumbles over streams that begin midway: begin anew after them
                 packets = container.demux(stream)
                 continue
             except av.FFmpegError as error:

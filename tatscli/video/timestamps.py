@@ -100,7 +100,9 @@ def _filled(
 
 def _irregularity(times: Sequence[float], before: float | None) -> tuple[int, float]:
     """Return how many gaps are not the usual one, and the sum of squared gaps."""
-    gaps = [time - earlier for earlier, time in pairwise(times if before is None else [before, *times])]
+    gaps = [
+        time - earlier for earlier, time in pairwise(times if before is None else [before, *times])
+    ]
     usual = median(gaps) if gaps else 0.0
     return sum(abs(gap - usual) > usual / 4 for gap in gaps), sum(gap**2 for gap in gaps)
 
