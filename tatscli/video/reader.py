@@ -22,12 +22,12 @@ from tatscli.video.decode import (
     Limits,
     Segment,
     StrPath,
+    error_text,
     is_raw,
     may_restart,
     nominal_fps,
     open_video,
     pixel_aspect,
-    said,
 )
 from tatscli.video.orientation import UPRIGHT, Orientation
 from tatscli.video.origin import Origin, Wanted, choose_origin, is_disposable, is_interlaced
@@ -284,7 +284,7 @@ class VideoReader:
                 packets = container.demux(stream)
                 continue
             except av.FFmpegError as error:
-                self._errors[said(error)] += 1
+                self._errors[error_text(error)] += 1
                 packet = None  # the file breaks off: take what the decoder still holds
             if packet is not None and self.codec == "flv1":  # its decoder holds nothing back
                 self._disposable = is_disposable(bytes(memoryview(packet)[:9]))
@@ -293,7 +293,7 @@ class VideoReader:
             except EOFError:
                 return
             except av.FFmpegError as error:
-                self._errors[said(error)] += 1
+                self._errors[error_text(error)] += 1
             if packet is None:
                 return
 
