@@ -29,48 +29,6 @@ def add_to_description(path: Path, new: bytes) -> None:
     path.write_bytes(data[:end] + new + data[end:])
 
 
-def join(one: Path, other: Path, path: Path) -> Path:
-    """Join two H.264 files without B-frames into one track, with a description for each part."""
-    files = [one.read_bytes(), other.read_bytes()]
-    media = [_content(data, b"mdat") for data in files]
-    tables = [_content(data, *_PATH[:-1]) for data in files]
-    counts = [struct.unpack_from(">I", _content(table, b"stsz"), 8)[0] for table in tables]
-    kind = box(b"ftyp", b"isom", bytes(4), b"isom")
-    offsets = len(kind) + 8, len(kind) + 8 + len(media[0])
-    samples = box(
-        b"stbl",
-        _table(b"stsd", 2, *(_content(table, b"stsd")[8:] for table in tables)),
-        _table(b"stts", 1, struct.pack(">2I", sum(counts), 512)),
-        _table(b"stss", 2, struct.pack(">2I", 1, 1 + counts[0])),
-        _table(b"stsc", 2, struct.pack(">6I", 1, counts[0], 1, 2, counts[1], 2)),
-        box(
-            b"stsz",
-            struct.pack(">3I", 0, 0, sum(counts)),
-            *(_content(table, b"stsz")[12:] for table in tables),
-        ),
-        _table(b"stco", 2, struct.pack(">2I", *offsets)),
-    )
-    video = _content(files[0], b"moov", b"trak", b"mdia")
-    track = box(
-        b"trak",
-        _whole(_content(files[0], b"moov", b"trak"), b"tkhd"),
-        box(
-            b"mdia",
-            _whole(video, b"mdhd"),
-            _whole(video, b"hdlr"),
-            box(
-                b"minf",
-                _whole(_content(video, b"minf"), b"vmhd"),
-                _whole(_content(video, b"minf"), b"dinf"),
-                samples,
-            ),
-        ),
-    )
-    index = box(b"moov", _whole(_content(files[0], b"moov"), b"mvhd"), track)
-    path.write_bytes(kind + box(b"mdat", *media) + index)
-    return path
-
-
 def refer_to(name: str, path: Path, target: Path) -> Path:
     """Write an index of the same media that says they lie in another file beside it."""
     called, place = b"volume:" + name.encode(), b"/" + name.encode()
@@ -89,24 +47,6 @@ def refer_to(name: str, path: Path, target: Path) -> Path:
         size += len(there) - len(here)
         data = data[:begin] + struct.pack(">I", size) + data[begin + 4 :]
     data = data[:at] + there + data[at + len(here) :]
-    media = _content(data, b"mdat")
-    target.write_bytes(data.replace(media, bytes(len(media))))
+    begin, end = data.index(b"mdat") + 4, data.index(b"moov") - 4
+    target.write_bytes(data[:begin] + bytes(end - begin) + data[end:])
     return target
-
-
-def _table(kind: bytes, count: int, *rows: bytes) -> bytes:
-    return box(kind, struct.pack(">2I", 0, count), *rows)
-
-
-def _whole(data: bytes, kind: bytes) -> bytes:
-    """Return the first box of a kind, with its head."""
-    at = 0
-    while data[at + 4 : at + 8] != kind:
-        at += struct.unpack_from(">I", data, at)[0]
-    return data[at : at + struct.unpack_from(">I", data, at)[0]]
-
-
-def _content(data: bytes, *path: bytes) -> bytes:
-    for kind in path:
-        data = _whole(data, kind)[8:]
-    return data

@@ -36,11 +36,11 @@ class Box(NamedTuple):
         return self.file.read(max(0, min(count, self.end - self.begin)))
 
 
-def mp4_boxes(outer: Box, name: bytes | None = None) -> Iterator[Box]:
-    """Yield the boxes inside a box, all or those of one type (ISO 14496-12, 4.2).
+def mp4_boxes(outer: Box) -> Iterator[tuple[bytes, Box]]:
+    """Yield the type and content of each box inside a box (ISO 14496-12, 4.2).
 
     Raises:
-        struct.error: There is no box where one should be.
+        struct.error: The file ends within a box.
     """
     while outer.begin + 8 <= outer.end:
         size, kind = struct.unpack(">I4s", outer.read(8))
@@ -50,12 +50,31 @@ def mp4_boxes(outer: Box, name: bytes | None = None) -> Iterator[Box]:
             head = 16
         elif size == 0:
             size = outer.end - outer.begin
-        if size < head:
+        if size < head:  # damaged
             return
         end = min(outer.begin + size, outer.end)
-        if name in (None, kind):
-            yield Box(outer.file, outer.begin + head, end)
+        yield kind, Box(outer.file, outer.begin + head, end)
         outer = outer._replace(begin=end)
+
+
+def mp4_find(outer: Box, *path: bytes) -> Iterator[Box]:
+    """Yield the boxes at a path of types inside a box."""
+    for kind, box in mp4_boxes(outer):
+        if kind == path[0]:
+            yield from mp4_find(box, *path[1:]) if len(path) > 1 else [box]
+
+
+def mp4_descriptions(file: Box, track_id: int) -> Iterator[tuple[bytes, Box]]:
+    """Yield the format and content of each sample description of a track."""
+    for track in mp4_find(file, b"moov", b"trak"):
+        if track_id in map(_track_id, mp4_find(track, b"tkhd")):
+            for table in mp4_find(track, b"mdia", b"minf", b"stbl", b"stsd"):
+                yield from mp4_boxes(table.after(8))  # after version and count
+
+
+def _track_id(header: Box) -> int:
+    long = header.read(1) == b"\x01"  # two times before it have 8 bytes each, not 4
+    return int.from_bytes(header.after(20 if long else 12).read(4))
 
 
 def matroska_elements(outer: Box, name: int, until: int | None = None) -> Iterator[Box]:

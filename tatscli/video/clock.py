@@ -1,9 +1,9 @@
 """`Clock`: presentation times that rise, from timestamps that may be missing, wrong or shuffled.
 
-Decoders return frames in the order they are shown. So timestamps that do not rise are wrong, and
-those that rise are believed, however uneven: variable frame rates and dropped frames look like
-that. Only the frames after it tell whether one frame is wrong or time has started again, so frames
-are held back where a gap is not the usual one.
+Decoders return frames in the order they are shown, so timestamps that do not rise are wrong. Those
+that rise are trusted, however uneven: variable frame rates and dropped frames look like that. Only
+the following frames tell whether one timestamp is wrong or time has started again, so frames are
+held back where a gap is not the usual one.
 """
 
 from __future__ import annotations
@@ -29,17 +29,18 @@ class Clock:
     """Adds presentation times to the decoded frames of one pass.
 
     - A timestamp that is missing, equal to another or out of order is replaced by one between its
-      neighbours. Later ones stay what they are.
-    - If time starts again at an earlier point, as in recordings that were joined and where a
-      counter wraps, the new part follows the old one at the usual gap.
-    - Timestamps that belong to the order of decoding are sorted.
-    - A first or last frame that is far from all others, which are even, is moved next to them.
+      neighbours. Later ones stay as they are.
+    - If time starts again at an earlier point, as in joined recordings and where a counter wraps,
+      the new part follows the old one at the usual gap.
+    - Timestamps in decoding order are sorted.
+    - A first or last frame far away from all others, which are evenly spaced, is moved next to
+      them.
 
     Args:
         step: Seconds between two frames by the header.
 
     Attributes:
-        replaced: How many timestamps were there, but wrong.
+        replaced: Number of wrong timestamps so far; missing ones do not count.
         moved: Seconds by which the first frame was moved.
     """
 

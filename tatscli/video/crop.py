@@ -12,7 +12,7 @@ from av.filter import Graph
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from tatscli.video.boxes import Box, matroska_elements, mp4_boxes
+from tatscli.video.boxes import Box, matroska_elements, mp4_descriptions, mp4_find
 
 _ENTRY_HEAD = 78  # bytes of a video's sample entry before the boxes in it
 
@@ -111,27 +111,13 @@ def _pixel_crop(file: Box, index: int) -> Crop:
 
 
 def _clean_aperture(file: Box, track_id: int) -> Crop:
-    """Read the crop of a track of MP4 or MOV (ISO 14496-12, 12.1.4): of its first description."""
-    for movie in mp4_boxes(file, b"moov"):
-        for track in mp4_boxes(movie, b"trak"):
-            if track_id not in map(_track_id, mp4_boxes(track, b"tkhd")):
-                continue
-            inner = [track]
-            for name in (b"mdia", b"minf", b"stbl", b"stsd"):
-                inner = [box for outer in inner for box in mp4_boxes(outer, name)]
-            for description in inner:
-                entry = next(mp4_boxes(description.after(8)), None)
-                if entry is None:
-                    continue
-                width, height = struct.unpack(">HH", entry.after(24).read(4))
-                for aperture in mp4_boxes(entry.after(_ENTRY_HEAD), b"clap"):
-                    return _around(width, height, struct.unpack(">8i", aperture.read(32)))
+    """Read the crop of a track of MP4 or MOV (ISO 14496-12, 12.1.4), by its first description."""
+    for _, entry in mp4_descriptions(file, track_id):
+        width, height = struct.unpack(">HH", entry.after(24).read(4))
+        for aperture in mp4_find(entry.after(_ENTRY_HEAD), b"clap"):
+            return _around(width, height, struct.unpack(">8i", aperture.read(32)))
+        break
     return WHOLE
-
-
-def _track_id(header: Box) -> int:
-    long = header.read(1) == b"\x01"
-    return int.from_bytes(header.after(20 if long else 12).read(4))
 
 
 def _around(width: int, height: int, values: tuple[int, ...]) -> Crop:

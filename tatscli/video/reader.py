@@ -239,7 +239,7 @@ class VideoReader:
         if self._segment is None:
             length = container.duration or 0  # in FFmpeg's clock of containers: microseconds
             self._limits.check_length(stream.frames, length / 1e6)
-        # AVI has no other timestamps; what FFmpeg makes of them is wrong where there are B-frames.
+        # AVI stores no presentation times; those that FFmpeg makes up are wrong with B-frames.
         self._decoding_times = container.format.name == "avi"
         self._tick = float(stream.time_base or 0)
         self.origin = choose_origin(stream, self._motion)
@@ -258,7 +258,7 @@ class VideoReader:
         stamped = ((self._timestamp(frame), (frame, self._disposable)) for frame in frames)
         first = next(stamped, None)
         if first is None or (jump is not None and first[0] is None):
-            return  # after a jump without timestamps nobody knows where it has led to
+            return  # without timestamps it is not known where a jump has led to
         self._clock = clock = Clock(self.step)
         for count, (time, frame) in enumerate(clock(chain([first], stamped))):
             if count == 0:
@@ -278,9 +278,7 @@ class VideoReader:
         while True:
             try:
                 packet = next(packets, None)
-            except (
-                IndexError
-            ):  # PyAV stumbles over streams that begin midway: begin anew after them
+            except IndexError:  # PyAV's, where a stream begins midway; it can go on from there
                 packets = container.demux(stream)
                 continue
             except av.FFmpegError as error:

@@ -1,4 +1,4 @@
-"""Putting a few timestamps in order: which are wrong, and what they should have been."""
+"""Putting a few timestamps in order: which ones are wrong, and what they should have been."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from statistics import median
 from typing import NamedTuple
 
 _SAME = 1e-6  # seconds; timestamps that are closer are equal but for rounding
-
-_MANY = 4  # timestamps in a row that are not later than what was before them
+_MANY = 4  # timestamps that are not later than `before`; with fewer, they are wrong
 
 
 class Arranged(NamedTuple):
     """Timestamps in order, as far as the first of them is concerned.
 
     Attributes:
-        times: Seconds; the first is right, the others still have to be looked at.
-        shift: Seconds that were added to all of them, since time had started again.
-        kept: Whether the first is one of the file's own.
+        times: In seconds; the first is final, the others may still change.
+        shift: Seconds that were added to all of them because time had started again.
+        kept: Whether the first is one of the file's own timestamps.
     """
 
     times: list[float | None]
@@ -30,8 +29,8 @@ class _Rising(NamedTuple):
     """Timestamps that rise.
 
     Attributes:
-        indices: Which they are.
-        unevenness: Sum of squared gaps, frames between two of them being spread evenly.
+        indices: Their indices.
+        unevenness: Sum of squared gaps, with the frames between two of them spread evenly.
     """
 
     indices: tuple[int, ...]
@@ -46,12 +45,12 @@ def is_later(time: float, before: float) -> bool:
 def arranged(times: Sequence[float | None], before: float | None, step: float) -> Arranged:
     """Put the timestamps of successive frames in order.
 
-    The most of them that rise are right. The others are wrong, unless gaps are more regular once
-    all of them are sorted. Where many are not later than `before`, but rise among
-    themselves, time has started again.
+    The longest rising subsequence is right and the rest is wrong, unless the gaps are more regular
+    once all timestamps are sorted. If many are not later than `before`, but rise among themselves,
+    time has started again.
 
     Args:
-        times: By the file, in seconds; None where it has none.
+        times: The file's timestamps in seconds; None where it has none.
         before: Time of the frame before them; None if there is none.
         step: The usual gap between two frames.
     """

@@ -11,7 +11,7 @@ from tatscli.video.decode import Segment
 from tatscli.video.frames import read_frames, stored_frames
 from tatscli.video.reader import VideoReader
 from tests.clips import CLEAN_VECTORS, pan, render, static
-from tests.movies import add_to_description, clean_aperture, join, refer_to
+from tests.movies import add_to_description, clean_aperture, refer_to
 
 SMALL = {"height": 64, "width": 96}
 
@@ -263,21 +263,6 @@ def test_a_turned_picture_is_cropped_as_it_is_coded(tmp_path):
     add_to_description(path, clean_aperture(100, 60))
     frame = next(read_frames(path))
     assert (frame.width, frame.height) == (60, 100)
-
-
-def test_a_track_with_two_descriptions_is_read_to_its_end(tmp_path):
-    one = render(tmp_path / "1.mp4", pan((3, 0), frames=12, **SMALL), options=CLEAN_VECTORS)
-    other = render(
-        tmp_path / "2.mp4",
-        pan((3, 0), frames=12, height=96, width=128, seed=1),
-        options=CLEAN_VECTORS | {"refs": "4"},
-    )
-    path = join(one, other, tmp_path / "joined.mp4")
-    sizes = [(item.frame.width, item.frame.height) for item in VideoReader(path)]
-    assert sizes == [(96, 64)] * 12 + [(128, 96)] * 12
-    reader, times = read(path)
-    np.testing.assert_allclose(times, np.arange(24) / 25, atol=1e-4)
-    assert reader.problem is None
 
 
 @pytest.mark.shared
