@@ -1,4 +1,4 @@
-"""`tats motion`: the motion vectors of one file, as a field or row by row."""
+"""`tats motion`: the motion vectors of one video, as a field or as raw rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Examples:
   tats motion clip.mp4 -o vectors.safetensors --raw
   tats motion clip.mp4 --motion reencode --motion-cell 8 --camera affine --json
 
-Exit codes: 0 written, 1 the file does not decode or its codec exports no rows, 2 wrong command
+Exit codes: 0 written, 1 the file cannot be decoded or its codec exports no rows, 2 wrong command
 line.
 """
 
@@ -33,28 +33,29 @@ def motion(
     ] = None,
     raw: Annotated[
         bool,
-        typer.Option(
-            "--raw", help="Every vector the codec exports, row by row, instead of a field."
-        ),
+        typer.Option("--raw", help="Write every vector that the codec exports, not a field."),
     ] = False,
     motion: Annotated[
         Literal["auto", "native", "reencode"] | None,
-        typer.Option(help="Whose vectors make the field.  [default: auto]"),
+        typer.Option(
+            help="Source of the motion vectors: the codec (native), a re-encoding (reencode), or"
+            " whichever suits the file (auto).  [default: auto]"
+        ),
     ] = None,
     motion_cell: Annotated[
         int | None,
-        typer.Option(min=4, help="Side of a cell of the field, in stored pixels.  [default: 16]"),
+        typer.Option(min=4, help="Cell size of the field, in stored pixels.  [default: 16]"),
     ] = None,
     camera: Annotated[
         Literal["none", "median", "affine"] | None,
-        typer.Option(help="Take the camera's motion out of the field.  [default: none]"),
+        typer.Option(help="Subtract camera motion: a pan, or an affine fit.  [default: none]"),
     ] = None,
     short_side: Annotated[
         int | None,
         typer.Option(
             min=0,
-            help="Pixels are those of the picture scaled down to it; 0 is the size as it is."
-            "  [default: 256]",
+            help="Short side of the picture in whose pixels motion is measured; 0 is the original"
+            " size.  [default: 256]",
         ),
     ] = None,
     json: Json = False,
@@ -72,19 +73,19 @@ def motion(
     if target.is_dir():
         raise UsageError(f"`{target}` is a folder", "give the name of a file")
     if not target.parent.is_dir():
-        raise UsageError(f"there is no folder `{target.parent}`", "make it first")
+        raise UsageError(f"there is no folder `{target.parent}`", "create it first")
     chosen = {"motion": motion, "motion_cell": motion_cell, "camera": camera}
     given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
     if short_side is not None:
         given["short_side"] = short_side or None
     if raw and given:
         names = ", ".join(f"`--{name.replace('_', '-')}`" for name in given)
-        raise UsageError(f"{names} shape the field; `--raw` writes rows as the codec has them")
+        raise UsageError(f"{names} apply to the field; `--raw` writes the codec's rows unchanged")
     done = write_rows(clip, target) if raw else write_field(clip, target, **given)
     if done.warning:
         report.warn(f"`{clip}` is {done.warning}")
     kind, why = done.origin.kind, done.origin.why
-    lines = [("frames", done.frames), ("with vectors", done.moving), ("from", f"{kind}: {why}")]
+    lines = [("frames", done.frames), ("with vectors", done.moving), ("source", f"{kind}: {why}")]
     if done.rows is not None:
         lines.append(("rows", done.rows))
     report.table("Motion", ("what", "value"), lines)

@@ -1,4 +1,4 @@
-"""The motion of one file as a safetensors file: its field, or every row that the codec exports."""
+"""Writing one video's motion to a safetensors file: its field, or every row of the codec."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Motion:
         frames: Frames of the file.
         moving: Frames with vectors.
         rows: Vectors; None for a field.
-        origin: Whose vectors they are, and why; nobody's where no frame has any.
-        warning: What is missing of a damaged file.
+        origin: Source of the vectors, and the reason; `none` if no frame has any.
+        warning: What is missing if the file is damaged.
     """
 
     frames: int
@@ -40,11 +40,11 @@ class Motion:
 
 
 def write_rows(clip: Path, out: Path) -> Motion:
-    """Write every vector of a file as its codec has it.
+    """Write every vector of a file as its codec stores it.
 
-    Tensors: `rows` (R, 10) int32 with the columns of `tatscli.video.motion.COLUMNS`, in the order
-    of presentation and, within a frame, of FFmpeg; `frame` (R,) int32, the index of the frame of
-    each row; `types` (T,) uint8, the letter of each frame's type in ASCII; `times` (T,) float64,
+    Tensors: `rows` (R, 10) int32 with the columns of `tatscli.video.motion.COLUMNS`, in
+    presentation order and, within a frame, in FFmpeg's; `frame` (R,) int32, the frame index of each
+    row; `types` (T,) uint8, the letter of each frame's type in ASCII; `times` (T,) float64,
     presentation times in seconds.
 
     Raises:
@@ -61,7 +61,7 @@ def write_rows(clip: Path, out: Path) -> Motion:
                 if reader.origin.kind == "none":
                     raise DataError(
                         f"`{clip}` has no rows to write: {reader.codec} exports no motion vectors",
-                        "without `--raw` a motion field is made by encoding it anew",
+                        "without `--raw`, a motion field is computed by re-encoding",
                     )
                 file.write(frame.rows.tobytes())
                 counts.append(len(frame.rows))
@@ -100,8 +100,8 @@ def write_field(
 
     Tensors: `motion` (T, rows, columns, 2) float32, displacement of content in pixels of the
     stored picture per frame, x first; `valid` (T,) bool, frames with vectors; `times` (T,)
-    float64, presentation times in seconds. The metadata hold the size of the picture, the cell and
-    whose vectors they are.
+    float64, presentation times in seconds. The metadata hold picture size, cell size and the source
+    of the vectors.
 
     Raises:
         DecodeError: The file does not decode.
@@ -155,14 +155,14 @@ def write_field(
 
 @contextmanager
 def _spool(out: Path) -> Iterator[Path]:
-    """Provide a file beside the result that is gone afterwards."""
+    """Yield a temporary file next to the result."""
     with tempfile.TemporaryDirectory(prefix=".motion-", dir=out.parent) as folder:
         yield Path(folder) / "spool"
 
 
 @contextmanager
 def _named(clip: Path) -> Iterator[None]:
-    """Say in an error which file does not decode."""
+    """Name the file in a decoding error."""
     try:
         yield
     except DecodeError as error:

@@ -1,4 +1,4 @@
-"""Taking the camera's own motion out of motion fields, so that what is left are moving things."""
+"""Removing camera motion from motion fields, so that only moving objects are left."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import numpy as np
 Camera = Literal["none", "median", "affine"]
 
 _ROUNDS = 10  # of reweighting, at most
-_SETTLED = 0.01  # pixels; a fit that moves no cell by more has been found
-_FEW = 6  # cells that are too few for six parameters
-_RIDGE = 1e-9  # keeps the equations solvable where all cells lie on one line
+_CONVERGED = 0.01  # pixels; the largest change of any cell in the last round
+_FEW = 6  # cells; too few for six parameters
+_RIDGE = 1e-9  # keeps the equations solvable if all cells lie on one line
 
 
 def remove_camera(field: np.ndarray, covered: np.ndarray | None, model: Camera) -> np.ndarray:
-    """Subtract global motion from fields, from each its own.
+    """Subtract each field's global motion.
 
     Args:
         field: (..., gh, gw, 2), x first.
-        covered: (..., gh, gw) bool, cells whose motion is known; the others count for nothing and
-            stay 0. None where that has been forgotten: then the camera is estimated over all cells,
-            since before a camera at rest most of them are 0, and a cell of exactly 0 stays 0, for
-            one without a vector cannot be told from one that stands still in the picture.
-        model: `median` is one vector for the whole frame, a pan. `affine` has six parameters, which
-            hold pan, zoom and roll, fitted by iteratively reweighted least squares with Tukey's
-            biweight, so that less than half of the frame may move on its own; the median where six
-            cells or fewer are known.
+        covered: (..., gh, gw) bool, cells whose motion is known; the others are ignored and stay
+            0. None if unknown: then the camera is estimated over all cells, since with a static
+            camera most of them are 0; and a cell of exactly 0 stays 0, because a cell without a
+            vector cannot be told from one that does not move.
+        model: `median` is one vector for the whole frame, a pan. `affine` has six parameters for
+            pan, zoom and roll, fitted by iteratively reweighted least squares with Tukey's
+            biweight, which tolerates up to half of the frame moving on its own; with six known
+            cells or fewer it is the median.
 
     Returns:
         (..., gh, gw, 2) float32.
@@ -61,7 +61,7 @@ def _affine(
     for _ in range(_ROUNDS):
         apart_F2n = moves_F2n - fitted_F2n
         distance_Fn = np.sqrt(apart_F2n[:, 0] ** 2 + apart_F2n[:, 1] ** 2)
-        # A floor of a quarter pixel: the grain of vectors is no outlier.
+        # At least a quarter pixel, the resolution of vectors: rounding is no outlier.
         width_F = 4.685 * np.maximum(1.4826 * _median(distance_Fn, known_Fn), 0.25)
         weight_Fn = np.clip(1 - (distance_Fn / width_F[:, None]) ** 2, 0, None) ** 2
         if known_Fn is not None:
@@ -69,7 +69,7 @@ def _affine(
         normal_F33 = (weight_Fn @ squares_9n.T).reshape(-1, 3, 3) + _RIDGE * np.eye(3)
         moment_F32 = ((weight_Fn[:, None] * moves_F2n) @ places_3n.T).mT
         before_F2n, fitted_F2n = fitted_F2n, np.linalg.solve(normal_F33, moment_F32).mT @ places_3n
-        if np.abs(fitted_F2n - before_F2n).max(initial=0) < _SETTLED:
+        if np.abs(fitted_F2n - before_F2n).max(initial=0) < _CONVERGED:
             break
     return fitted_F2n
 

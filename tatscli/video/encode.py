@@ -21,7 +21,7 @@ from tatscli.errors import UsageError
 H264 = (".mp4", ".mkv", ".mov")
 SUFFIXES = (*H264, ".gif", ".png")
 
-_CLOCK = Fraction(1, 90000)  # of films whose frames have times of their own; MPEG's
+_CLOCK = Fraction(1, 90000)  # MPEG's, for frames with presentation times
 _APART = 90  # ticks between two frames at least: Matroska counts milliseconds
 
 
@@ -29,7 +29,8 @@ class JpegEncoder:
     """Encodes full-range 4:2:0 pictures of one size as JPEG files, straight from their planes.
 
     Args:
-        quality: FFmpeg's scale, 2 (best) to 31; 2 and 3 weigh about as much as Pillow's 90 and 85.
+        quality: FFmpeg's scale, 2 (best) to 31; 2 and 3 give files about as large as Pillow's 90
+            and 85.
     """
 
     def __init__(self, quality: int = 3) -> None:
@@ -43,7 +44,7 @@ class JpegEncoder:
             self._encoder = _picture_encoder("mjpeg", picture)
             self._encoder.qmin = self._encoder.qmax = self._quality
             self._encoder.color_range = 2  # full
-            # Huffman tables made for each picture would save 3 % of the bytes for a quarter more
+            # Optimal Huffman tables for each picture would save 3 % of the bytes and take 25 % more
             # time.
             self._encoder.options = {"huffman": "default", "flags": "+bitexact"}
         picture.pts, picture.time_base = self._count, self._encoder.time_base
@@ -58,12 +59,12 @@ def write_video(
     fps: float,
     options: dict[str, str] | None = None,
 ) -> Path:
-    """Write RGB frames to a file whose suffix says what it is; it appears only once it is complete.
+    """Write RGB frames to a file, in the format of its suffix; the write is atomic.
 
     Args:
         path: `.mp4`, `.mkv`, `.mov` (H.264), `.gif`, or `.png` (exactly one frame).
-        frames: (H, W, 3) uint8, all of one size. H.264 wants even sides: an odd picture repeats its
-            last row or column.
+        frames: (H, W, 3) uint8, all of one size. H.264 needs even sides: for an odd one, the last
+            row or column is repeated.
         fps: Frames per second.
         options: Options of the encoder, such as `{"crf": "18"}`.
 
@@ -93,13 +94,13 @@ def write_video(
 def write_timed(
     path: str | os.PathLike[str], frames: Iterable[tuple[float, np.ndarray]], *, fps: float
 ) -> Path:
-    """Write RGB frames, each at its own time, as H.264; the file appears only once it is complete.
+    """Write RGB frames with their presentation times as H.264; the write is atomic.
 
     Args:
         path: `.mp4`, `.mkv` or `.mov`.
-        frames: Presentation times in seconds, rising, and pictures as for `write_video`. The film
-            begins with the first.
-        fps: Frames per second that the header tells.
+        frames: Increasing presentation times in seconds, and pictures as for `write_video`. The
+            first one starts the video.
+        fps: Frames per second in the header.
 
     Raises:
         UsageError: Another suffix, or no frame at all.
@@ -122,7 +123,7 @@ def _check_suffix(path: Path, allowed: Sequence[str]) -> None:
 
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
-    """Give a file to write to, which gets its name at the end; what was not finished is removed."""
+    """Yield a temporary file, which is renamed on success and removed on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.part{path.suffix.lower()}")
     try:
@@ -149,7 +150,7 @@ def _write_h264(
     rate: Fraction,
     options: dict[str, str],
 ) -> None:
-    """Write pictures at their times in seconds, counted from the first; without, at the rate."""
+    """Write pictures at their times in seconds since the first, or at the frame rate if None."""
     height, width = (side + side % 2 for side in first.shape[:2])
     begin: float | None = None
     tick = -_APART
@@ -175,7 +176,7 @@ def _write_gif(
     rate: Fraction,
     options: dict[str, str],
 ) -> None:
-    """Write a GIF with one palette for each frame, so that only the current frame is held."""
+    """Write a GIF with one palette per frame, so that only one frame is in memory."""
     height, width = first.shape[:2]
     with av.open(str(path), "w") as container:
         stream = container.add_stream("gif", rate=rate, options=options)
@@ -220,7 +221,7 @@ def _picture_encoder(codec: str, picture: VideoFrame) -> av.VideoCodecContext:
     assert isinstance(encoder, av.VideoCodecContext)
     encoder.width, encoder.height = picture.width, picture.height
     encoder.pix_fmt = picture.format.name
-    encoder.time_base = Fraction(1, 25)  # asked for, of no effect
+    encoder.time_base = Fraction(1, 25)  # required, but without effect
     encoder.thread_count = 1
     return encoder
 

@@ -1,9 +1,9 @@
-"""Motion vectors -> motion field: the displacement of content on a regular grid of cells.
+"""Motion vectors to motion field: the displacement of content on a regular grid of cells.
 
-FFmpeg exports, for each block, the vector from the block to its reference: `source = destination +
-motion / motion_scale` (libavutil/motion_vector.h). Content therefore moved by the negative of it
-where the reference is past, and will move by it where the reference is future. `src_x` and `src_y`
-are rounded to whole pixels and are not used.
+For each block FFmpeg exports the vector from the block to its reference: `source = destination +
+motion / motion_scale` (libavutil/motion_vector.h). So content moved by its negative where the
+reference is past, and will move by the vector itself where the reference is future. `src_x` and
+`src_y` are rounded to whole pixels and not used.
 """
 
 from __future__ import annotations
@@ -34,30 +34,32 @@ def rasterise(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Average the vectors of one frame over the cells of the stored picture, weighted by area.
 
-    Where B-frames have blocks of both lists, the past one counts: macroblocks without any take the
-    future list, negated. Areas without a block do not count, and a cell without any is 0.
+    Where B-frames have blocks of both lists, the past list is used, and the future one only in
+    macroblocks without a past vector. Areas without a block have no weight; a cell without any
+    block is 0.
 
     Args:
         vectors: FFmpeg's rows as a structured array: source, w, h, dst_x, dst_y, motion_x,
             motion_y, motion_scale.
         coded: Width and height of the decoded picture, in which the vectors are given.
-        crop: What of it is not stored.
-        stored: Width and height of the picture they shall belong to, upright.
+        crop: The part of it that is not stored.
+        stored: Width and height of the stored picture, upright.
         cell: Side of a cell in stored pixels; the last row and column may be narrower.
-        orientation: How the coded picture is turned upright.
+        orientation: Rotation and mirroring that make the coded picture upright.
         past: Frames from the past reference to this one.
         future: Frames from this one to the future reference.
 
     Returns:
         The field (ceil(height / cell), ceil(width / cell), 2) float32, in stored pixels per frame,
-        x first; and which of its cells hold any block, bool.
+        x first; and a bool mask of the cells that hold any block.
     """
     ahead = vectors["source"] > 0
     if ahead.any():
         vectors = vectors[_counting(vectors, ahead, coded)]
         ahead = vectors["source"] > 0
-    # The motion of content, in coded pixels per frame.
-    factor = np.where(ahead, 1 / future, -1 / past) / np.maximum(vectors["motion_scale"], 1)
+    # Motion of content in coded pixels per frame. Snow's source is -n for the n-th reference back.
+    factor = np.where(ahead, 1 / future, 1 / past) / vectors["source"]
+    factor /= np.maximum(vectors["motion_scale"], 1)
     steps = [vectors["motion_x"] * factor, vectors["motion_y"] * factor]
     # First and last edge of each block along each axis, inside what is stored of the picture.
     ends = []
@@ -92,7 +94,7 @@ def rasterise(
 
 
 def _counting(vectors: np.ndarray, ahead: np.ndarray, coded: tuple[int, int]) -> np.ndarray:
-    """Return which rows count: the past list, and the future one where a macroblock has no past."""
+    """Return a mask of the rows to use: past ones, and future ones in macroblocks without past."""
     columns, rows = (-(-side // _MACROBLOCK) for side in coded)
     column = (vectors["dst_x"] // _MACROBLOCK).clip(0, columns - 1)
     row = (vectors["dst_y"] // _MACROBLOCK).clip(0, rows - 1)
@@ -104,13 +106,13 @@ def _counting(vectors: np.ndarray, ahead: np.ndarray, coded: tuple[int, int]) ->
 def _overlaps(
     first: np.ndarray, last: np.ndarray, cell: int, cells: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the cells that blocks reach along one axis, each time with the length they share."""
+    """Return the cells that blocks overlap along one axis, each with the length of the overlap."""
     start = np.minimum((first / cell).astype(np.int64), cells - 1)
     reach = int(((last - 1e-9) / cell - start).max(initial=0))
     found = []
     for step in range(reach + 1):
         index = start + step
-        # The last cell takes what rounding leaves behind its end.
+        # The last cell takes what rounding puts beyond its end.
         until = np.where(index >= cells - 1, np.inf, (index + 1) * cell)
         shared = np.minimum(last, until) - np.maximum(first, index * cell)
         found.append((np.minimum(index, cells - 1), shared.clip(0)))

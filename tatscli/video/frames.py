@@ -14,14 +14,15 @@ from av.video.frame import VideoFrame
 from tatscli.video.camera import Camera, remove_camera
 from tatscli.video.crop import WHOLE, Cropper
 from tatscli.video.decode import StrPath
+from tatscli.video.decoded import Decoded
 from tatscli.video.encode import JpegEncoder
 from tatscli.video.field import grid_size, rasterise
 from tatscli.video.interlace import deinterlaced
 from tatscli.video.motion import exported, picture_type
 from tatscli.video.orientation import UPRIGHT
-from tatscli.video.origin import Origin, Wanted, settled, why_anew
+from tatscli.video.origin import SEPARATE_FIELDS, Origin, Wanted, final_origin
 from tatscli.video.picture import Scaler, stored_size, to_rgb
-from tatscli.video.reader import Decoded, VideoReader
+from tatscli.video.reader import VideoReader
 from tatscli.video.reencode import MotionEstimator
 
 
@@ -94,9 +95,11 @@ def stored_frames(
     """Yield the frames of a reader as `read_frames` does; the reader keeps what it learns.
 
     The first frame decides the stored size: frames of another size, should the stream change, are
-    scaled to it.
+    scaled to it. From the frame on at which the reader finds the codec's own vectors unusable, they
+    are those of an encoding; where the reader's pictures are spoilt, that frame ends the iteration.
     """
     scale: Scaler | None = None
+    before: VideoFrame | None = None  # the frame before, while the codec's own vectors are used
     estimate = MotionEstimator()
     for item, source in _shown(reader, pictures):
         if scale is None:
@@ -105,6 +108,8 @@ def stored_frames(
             still = np.zeros((*grid_size(*size, motion_cell), 2), np.float32)
             still.flags.writeable = False
         origin = reader.origin.kind
+        if origin == "reencode" and reader.spoilt:
+            return
         picture = scale(source) if pictures or origin == "reencode" else None
         field, valid = still, False
         if origin == "native":
@@ -114,8 +119,11 @@ def stored_frames(
                 vectors = vectors[:0]
         elif origin == "reencode":
             assert picture is not None
+            if before is not None and picture_type(item.frame) != "I":
+                estimate(scale(before))
             vectors, coded = estimate(picture), size
             crop, orientation = WHOLE, UPRIGHT
+        before = source if origin == "native" and not reader.spoilt else None
         if origin != "none" and len(vectors) > 0:
             field, covered = rasterise(
                 vectors,
@@ -124,8 +132,8 @@ def stored_frames(
                 cell=motion_cell,
                 crop=crop,
                 orientation=orientation,
-                past=item.past,
-                future=item.future,
+                past=item.past if origin == "native" else 1,
+                future=item.future if origin == "native" else 1,
             )
             field, valid = remove_camera(field, covered, camera), True
         yield StoredFrame(item.time, picture if pictures else None, field, valid, *size)
@@ -196,8 +204,8 @@ def read_whole(
 ) -> Reading:
     """Hand every frame of a file to a sink.
 
-    Where `auto` turns out to have chosen wrongly, since a header does not tell everything, the file
-    is read again, with vectors of an encoding, into a new sink.
+    A file is read again, into a new sink, where `auto` finds no vectors in it, and where it finds
+    them unusable after spoiling the pictures. Neither happens to a file whose own vectors are good.
 
     Args:
         make_reader: Opens the file for a choice of vectors.
@@ -212,10 +220,12 @@ def read_whole(
         DecodeError: The file does not open, holds no video, or not one frame of it decodes.
     """
 
-    def read(wanted: Wanted) -> Reading:
+    def read(wanted: Wanted, *, whole: bool) -> Reading | None:
         reader = make_reader(wanted)
+        reader.pictures |= whole
         times: list[float] = []
         valid: list[bool] = []
+        size = (0, 0)
         with make_sink() as take:
             for frame in stored_frames(
                 reader,
@@ -227,16 +237,19 @@ def read_whole(
                 take(frame)
                 times.append(frame.time)
                 valid.append(frame.valid)
-        origin = settled(reader.origin, frames=len(times), moving=sum(valid))
-        return Reading(reader, origin, times, valid, frame.width, frame.height)
+                size = (frame.width, frame.height)
+        if reader.spoilt and reader.origin.kind == "reencode":
+            return None
+        origin = final_origin(reader.origin, frames=len(times), moving=sum(valid))
+        return Reading(reader, origin, times, valid, *size)
 
-    reading = read(motion)
-    found = reading.origin, len(reading.times), reading.reader.interlaced
-    why = why_anew(*found) if motion == "auto" else None
-    if why is None:
-        return reading
-    again = read("reencode")
-    return replace(again, origin=replace(again.origin, why=why))
+    reading = read(motion, whole=pictures) or read(motion, whole=True)
+    assert reading is not None, "whole pictures are not spoilt"
+    if motion == "auto" and reading.origin.kind == "none" and len(reading.times) > 1:
+        again = read("reencode", whole=pictures)
+        assert again is not None, "only native vectors spoil pictures"
+        return replace(again, origin=replace(again.origin, why=reading.origin.why))
+    return reading
 
 
 def _shown(reader: VideoReader, pictures: bool) -> Iterator[tuple[Decoded, VideoFrame]]:
@@ -247,11 +260,20 @@ def _shown(reader: VideoReader, pictures: bool) -> Iterator[tuple[Decoded, Video
 
 
 def _sources(reader: VideoReader, pictures: bool) -> Iterator[tuple[Decoded, VideoFrame]]:
-    """Yield decoded frames with their pictures, whose fields are joined if they are interlaced."""
+    """Yield decoded frames with their pictures, whose fields are joined where they are woven."""
     items = iter(reader)
-    first = next(items, None)  # only now does the reader know its pictures
+    first = next(items, None)  # only now does the reader know what the header says
     everything = chain([] if first is None else [first], items)
-    if reader.interlaced and (pictures or reader.origin.kind == "reencode"):
-        yield from deinterlaced(everything)
+    wanted = pictures or reader.origin.kind == "reencode" or reader.maybe_interlaced
+    if wanted and reader.codec not in SEPARATE_FIELDS:
+        for item, picture in deinterlaced(
+            everything,
+            every=reader.all_interlaced,
+            guessed=reader.codec == "h264",
+            suspected=reader.maybe_interlaced,
+        ):
+            if picture is not item.frame:
+                reader.found_fields()
+            yield item, picture
     else:
         yield from ((item, item.frame) for item in everything)

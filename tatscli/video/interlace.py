@@ -1,4 +1,4 @@
-"""Joining the two fields of interlaced pictures with FFmpeg's `bwdif`, frame by frame."""
+"""Deinterlacing with FFmpeg's `bwdif`: only the frames that need it."""
 
 from __future__ import annotations
 
@@ -6,48 +6,127 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
+import numpy as np
 from av.filter import Graph
 from av.video.frame import VideoFrame
 
-from tatscli.video.reader import Decoded
+from tatscli.video.decoded import Decoded
+from tatscli.video.picture import ONE_THREAD
 
 _SMALLEST = 4  # pixels; `bwdif` takes no less
+_COMB_STEP = 8  # grey levels between neighbouring lines
+_COMB_ROWS = 3  # consecutive lines that alternate
+_COMB_COLUMNS = 4  # only every fourth column is checked
+_COMB_SHARE = 3e-4  # of the pixels checked
 
 
-def deinterlaced(items: Iterable[Decoded]) -> Iterator[tuple[Decoded, VideoFrame]]:
-    """Yield each frame with its picture; progressive pictures pass through unchanged."""
-    waiting: deque[Decoded] = deque()
-    graph, kind = None, None
+def deinterlaced(
+    items: Iterable[Decoded], *, every: bool = False, guessed: bool = False, suspected: bool = False
+) -> Iterator[tuple[Decoded, VideoFrame]]:
+    """Yield each frame with its deinterlaced picture; a progressive frame with itself.
+
+    Nothing is filtered before the first interlaced frame.
+
+    Args:
+        items: The frames, with the decoder's interlacing flags.
+        every: Whether all frames are interlaced, whatever their flags.
+        guessed: Whether some flags are guesses, as FFmpeg's are for H.264: it flags the first frame
+            of soft telecine, and does not flag interlaced frames that are coded whole in a stream
+            that also codes single fields (PAFF). Such frames are checked for combing.
+        suspected: Whether unflagged frames are checked even before the first flagged one.
+    """
+    fields = _Fields(every=every, guessed=guessed, suspected=suspected)
+    last: VideoFrame | None = None
+    filter_: _Deinterlacer | None = None
+    kind = None
     for item in items:
         frame = item.frame
-        if min(frame.width, frame.height) < _SMALLEST:
-            yield item, frame
-            continue
+        woven = fields.woven(frame)
         if kind != (frame.width, frame.height, frame.format.name):
-            if graph is not None:
-                graph.push(None)
-                yield from _ready(graph, waiting)
+            if filter_ is not None:
+                yield from filter_.finish()
             kind = (frame.width, frame.height, frame.format.name)
-            graph = _graph(frame)
-        assert graph is not None
-        waiting.append(item)
-        graph.push(frame)
-        yield from _ready(graph, waiting)
-    if graph is not None:
-        graph.push(None)
-        yield from _ready(graph, waiting)
+            last = filter_ = None
+        if filter_ is None and woven:
+            filter_ = _Deinterlacer(frame, last, every=every or guessed)
+        if filter_ is None:
+            yield item, frame
+        else:
+            yield from filter_.take(item, woven=woven)
+        last = frame
+    if filter_ is not None:
+        yield from filter_.finish()
 
 
-def _ready(graph: Graph, waiting: deque[Decoded]) -> Iterator[tuple[Decoded, VideoFrame]]:
-    while waiting:
-        try:
-            picture = graph.vpull()
-        except (BlockingIOError, EOFError):
-            return
-        yield waiting.popleft(), picture
+class _Fields:
+    """Tells which frames are woven from two fields."""
+
+    def __init__(self, *, every: bool, guessed: bool, suspected: bool) -> None:
+        self._every, self._guessed, self._suspected = every, guessed, suspected
+        self._first = True
+
+    def woven(self, frame: VideoFrame) -> bool:
+        flagged = bool(frame.interlaced_frame)
+        sure = self._every or (flagged and not (self._guessed and self._first))
+        self._first = False
+        woven = min(frame.width, frame.height) >= _SMALLEST and (
+            sure or (self._guessed and (flagged or self._suspected) and is_combed(frame))
+        )
+        self._suspected |= woven
+        return woven
 
 
-def _graph(frame: VideoFrame) -> Graph:
+class _Deinterlacer:
+    """Frames inside `bwdif`, which returns each one once it has the next.
+
+    Args:
+        first: The first frame, for its size and format.
+        before: The frame before it, if there is one: `bwdif` compares neighbours.
+        every: Whether to filter all frames or only the flagged ones.
+    """
+
+    def __init__(self, first: VideoFrame, before: VideoFrame | None, *, every: bool) -> None:
+        self._graph = _graph(first, every=every)
+        self._waiting: deque[tuple[Decoded, bool] | None] = deque()
+        if before is not None:
+            self._waiting.append(None)
+            self._graph.push(before)
+
+    def take(self, item: Decoded, *, woven: bool) -> Iterator[tuple[Decoded, VideoFrame]]:
+        self._waiting.append((item, woven))
+        self._graph.push(item.frame)
+        yield from self._ready()
+
+    def finish(self) -> Iterator[tuple[Decoded, VideoFrame]]:
+        self._graph.push(None)
+        yield from self._ready()
+
+    def _ready(self) -> Iterator[tuple[Decoded, VideoFrame]]:
+        while self._waiting:
+            try:
+                picture = self._graph.vpull()
+            except (BlockingIOError, EOFError):
+                return
+            done = self._waiting.popleft()
+            if done is not None:
+                item, woven = done
+                yield item, picture if woven else item.frame
+
+
+def is_combed(frame: VideoFrame) -> bool:
+    """Whether lines alternate, as where things move between the two fields of a frame."""
+    whole = frame.reformat(format="gray", **ONE_THREAD).to_ndarray()
+    gray = whole[:, ::_COMB_COLUMNS].astype(np.int16)
+    up, down = gray[1:-1] - gray[:-2], gray[1:-1] - gray[2:]
+    # Lines brighter than both neighbours, or darker than both, where the two are alike.
+    apart = ((up > _COMB_STEP) & (down > _COMB_STEP)) | ((up < -_COMB_STEP) & (down < -_COMB_STEP))
+    apart &= np.abs(up - down) < np.abs(up + down) // 4
+    rows = len(apart) - _COMB_ROWS + 1
+    comb = np.logical_and.reduce([apart[step : step + rows] for step in range(_COMB_ROWS)])
+    return bool(rows > 0 and comb.mean() > _COMB_SHARE)
+
+
+def _graph(frame: VideoFrame, *, every: bool) -> Graph:
     graph = Graph()
     graph.threads = 1
     source = graph.add_buffer(
@@ -56,7 +135,7 @@ def _graph(frame: VideoFrame) -> Graph:
         format=frame.format,
         time_base=frame.time_base or Fraction(1, 25),
     )
-    filter_ = graph.add("bwdif", "mode=send_frame:deint=interlaced")
+    filter_ = graph.add("bwdif", f"mode=send_frame:deint={'all' if every else 'interlaced'}")
     sink = graph.add("buffersink")
     source.link_to(filter_)
     filter_.link_to(sink)

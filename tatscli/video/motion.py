@@ -1,8 +1,8 @@
-"""`read_vectors`: every motion vector of a file as FFmpeg exports it, as fast as it can be parsed.
+"""`read_vectors`: every motion vector of a file as FFmpeg exports it, at parsing speed.
 
-Vectors are decided before the pictures are: leaving out the loop filter and the inverse transform
-spoils the pictures, saves a third of the time and changes no vector. One thread: FFmpeg's frame
-threads lose vectors of frames that are still referred to.
+Vectors do not depend on pixels: skipping the loop filter and the inverse transform corrupts the
+pictures, saves a third of the time and changes no vector. One thread, since FFmpeg's frame threads
+lose vectors of reference frames.
 """
 
 from __future__ import annotations
@@ -29,14 +29,13 @@ COLUMNS = (
     "motion_y",
     "motion_scale",
 )
-"""Columns of the rows, in FFmpeg's words (`libavutil/motion_vector.h`).
+"""Columns of the rows, named as in FFmpeg (`libavutil/motion_vector.h`).
 
-`source` is -1 for a past and 1 for a future reference; `w` and `h` are the size of the block in
-pixels, `dst_x` and `dst_y` its centre, `src_x` and `src_y` the centre of what it was predicted
-from, rounded to whole pixels; `motion_x / motion_scale` is the exact displacement from block to
-reference.
+`source` is -1 for a past and 1 for a future reference (Snow: -n for the n-th reference back); `w`
+and `h` are the block's size in pixels, `dst_x` and `dst_y` its centre, `src_x` and `src_y` the
+centre of the reference block, rounded to whole pixels; `motion_x / motion_scale` is the exact
+displacement from block to reference.
 """
-
 
 _STRUCT = np.dtype(
     [
@@ -72,24 +71,24 @@ class FrameVectors(NamedTuple):
 
 
 def read_vectors(path: StrPath) -> Iterator[FrameVectors]:
-    """Yield the vectors of every frame in the order of presentation.
+    """Yield the vectors of every frame in presentation order.
 
     Raises:
-        DecodeError: The file does not open, holds no video, or not one frame of it decodes.
+        DecodeError: The file does not open, holds no video, or no frame of it can be decoded.
     """
     return vectors_of(VideoReader(path, motion="native", pictures=False))
 
 
 def vectors_of(reader: VideoReader) -> Iterator[FrameVectors]:
-    """Yield what `read_vectors` does from a reader, which keeps what it learns of the file."""
+    """Yield what `read_vectors` does, from a reader that the caller keeps."""
     for time, frame, *_ in reader:
         yield FrameVectors(rows(exported(frame)), picture_type(frame), time)
 
 
 def exported(frame: VideoFrame) -> np.ndarray:
     """Return FFmpeg's rows for a decoded frame as a structured array; empty if there are none."""
-    # Not `frame.side_data`: frame and container would hold each other until the garbage collector
-    # comes, and new memory for every picture costs a fifth of the decoding time.
+    # Not `frame.side_data`: frame and container would form a reference cycle, and allocating memory
+    # for every frame anew costs a fifth of the decoding time.
     vectors: Any = SideDataContainer(frame).get("MOTION_VECTORS")  # type: ignore[call-arg]
     return np.frombuffer(b"" if vectors is None else vectors, _STRUCT)
 
@@ -97,7 +96,7 @@ def exported(frame: VideoFrame) -> np.ndarray:
 def rows(vectors: np.ndarray) -> np.ndarray:
     """Return FFmpeg's rows as (R, 10) int32 with `COLUMNS`."""
     result = np.empty((len(vectors), len(COLUMNS)), np.int32)
-    for index, name in enumerate(COLUMNS):  # faster than all that numpy has for this
+    for index, name in enumerate(COLUMNS):  # faster than numpy's own conversion
         result[:, index] = vectors[name]
     return result
 

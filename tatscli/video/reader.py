@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import av
 from av.container import InputContainer
@@ -29,27 +29,22 @@ from tatscli.video.decode import (
     open_video,
     pixel_aspect,
 )
+from tatscli.video.decoded import Decoded, distinct, with_distances
+from tatscli.video.descriptions import unread_formats
+from tatscli.video.h264 import References
 from tatscli.video.orientation import UPRIGHT, Orientation
-from tatscli.video.origin import Origin, Wanted, choose_origin, is_disposable, is_interlaced
+from tatscli.video.origin import (
+    FIELDS,
+    SEPARATE_FIELDS,
+    Origin,
+    Wanted,
+    choose_origin,
+    container_interlaced,
+    is_disposable,
+)
+from tatscli.video.vector_check import VectorCheck
 
 _LEAD = 1.0  # seconds before a segment to jump to: key frames are found by decoding time
-_LONGEST_B_RUN = 64  # frames held until the anchor after them; no encoder makes as many
-
-
-class Decoded(NamedTuple):
-    """A decoded frame.
-
-    Attributes:
-        time: Presentation time in seconds, rising.
-        frame: The picture, with the codec's vectors as side data where they are wanted.
-        past: Frames since the picture its past vectors refer to; 1 where that is not known.
-        future: Frames to the picture its future vectors refer to; 1 where that is not known.
-    """
-
-    time: float
-    frame: VideoFrame
-    past: int = 1
-    future: int = 1
 
 
 class VideoReader:
@@ -61,8 +56,8 @@ class VideoReader:
     Args:
         path: A file FFmpeg can read.
         motion: Whose vectors are wanted; the codec's own then come with the frames.
-        pictures: Whether the pictures matter. Without them native vectors come faster and the
-            pictures are spoilt.
+        pictures: Whether the pictures matter. Without them native vectors come faster, and the
+            pictures are `spoilt`.
         segment: The part of the video that is wanted; None is all of it.
         limits: What is refused.
 
@@ -74,9 +69,15 @@ class VideoReader:
         size: Width and height of what is shown of the first frame, before it is turned upright.
         pixel_format: FFmpeg's name of its pixel format.
         aspect: Width of a decoded pixel by its height.
-        interlaced: Whether pictures are woven from two fields.
+        interlaced: Whether any picture so far is woven from two fields.
+        all_interlaced: Whether all are, by the container's word; the codec cannot say it.
+        maybe_interlaced: Whether some may be though their flags deny it: H.264 whose header allows
+            fields flags those frames alone that are coded as fields.
         orientation: How frames have to be turned.
-        origin: Whose vectors the file gets.
+        origin: Whose vectors frames get; `auto` changes from the codec's own to an encoding at the
+            first frame that rules the codec's own out.
+        pictures: As given.
+        spoilt: Whether pictures are decoded only as far as the vectors need.
         step: Seconds between two frames by the header, where time stamps are missing.
         seconds: Length of the file by the header; None where it tells none.
         problem: What went wrong on the way, once the iteration has ended; None if nothing did.
@@ -99,18 +100,22 @@ class VideoReader:
         self.size = (0, 0)
         self.pixel_format: str | None = None
         self.aspect = 1.0
-        self.interlaced = False
+        self.interlaced = self.all_interlaced = self.maybe_interlaced = False
         self.orientation: Orientation = UPRIGHT
         self.origin = Origin("none", "not opened yet")
+        self.pictures = pictures
+        self.spoilt = False
         self.step = 0.0
         self.seconds: float | None = None
         self.problem: str | None = None
         self._motion = motion
-        self._pictures = pictures
         self._segment = segment
         self._limits = limits or Limits()
         self._errors: Counter[str] = Counter()
         self._encrypted = False
+        self._track = 0  # number of the track in an MP4 file
+        self._promised = 0  # frames that its header counts
+        self._check: VectorCheck | None = None
         self._disposable = False  # whether no picture is predicted from the last decoded one
         self._clock = Clock(self.step)
         self._decoding_times = False  # whether frames are timed by when they are decoded
@@ -127,11 +132,17 @@ class VideoReader:
         """
         count, first = 0, 0.0
         for item in self._chosen():
+            frame = item.frame
             if not count:
-                self._describe(item.frame)
+                self._describe(frame)
                 first = item.time
+            if item.unusable and self.origin.kind == "native":
+                later = ", from a later frame on" if count else ""
+                self.origin = Origin("reencode", item.unusable + later)
+            if frame.interlaced_frame and (count or self.codec != "h264"):
+                self.interlaced = True
             count += 1
-            self._limits.check_picture(item.frame.width, item.frame.height)
+            self._limits.check_picture(frame.width, frame.height)
             self._limits.check_length(count, item.time - first)
             yield item
         reasons = "; ".join(
@@ -142,7 +153,11 @@ class VideoReader:
             nothing = "the segment lies outside" if self._outside else "there is no picture data"
             locked = "it is encrypted" if self._encrypted else None
             raise DecodeError(f"no frame can be decoded: {locked or reasons or nothing}")
+        if count == 1:  # the first H.264 frame is only a guess of FFmpeg's, but there is no other
+            self.interlaced |= bool(frame.interlaced_frame)
         damage = f"damaged, some frames are missing: {reasons}" if reasons else None
+        if damage is None and self._segment is None and count < self._promised:
+            damage = self._left_out()
         assumed = None
         if self._rate_is_assumed:
             assumed = f"the stream tells no frame rate, {DEFAULT_FPS:g} fps were assumed"
@@ -153,11 +168,27 @@ class VideoReader:
         size = self.crop.size(frame.width, frame.height)
         return self.crop if size == self.size else WHOLE
 
+    def _left_out(self) -> str | None:
+        """Return which frames of an MP4 track FFmpeg leaves out without a word, if it does."""
+        names = " and ".join(f"`{name}`" for name in unread_formats(self.path, self._track))
+        return (
+            f"incomplete: FFmpeg reads only its frames in {self.codec}, not those in {names}"
+            if names
+            else None
+        )
+
+    def found_fields(self) -> None:
+        """Take note that the picture of the last frame turned out to be woven from two fields."""
+        self.interlaced = True
+        if self._motion == "auto" and self.origin.kind == "native":
+            self.origin = Origin("reencode", FIELDS)
+
     def _describe(self, frame: VideoFrame) -> None:
         self.size = self.crop.size(frame.width, frame.height)
         self.pixel_format = frame.format.name
         self.orientation = frame_orientation(frame)
-        self.interlaced |= bool(frame.interlaced_frame)
+        if frame.interlaced_frame and self.codec in SEPARATE_FIELDS:
+            self.aspect /= 2  # each line stands for two
 
     def _chosen(self) -> Iterator[Decoded]:
         """Yield the frames of the segment."""
@@ -204,21 +235,25 @@ class VideoReader:
                     container.seek(int(time / (stream.time_base or 1)), stream=stream)
                 except av.FFmpegError:
                     return
-            frames = self._timed(self._decode(container, stream), jump)
-            if not self.origin.anchored:
-                for time, (frame, _) in frames:
-                    yield Decoded(time, frame)
-                return
-            waiting: list[tuple[float, VideoFrame]] = []
-            for time, (frame, disposable) in frames:
-                between = frame.pict_type == PictureType.B or disposable
-                if between and len(waiting) < _LONGEST_B_RUN:
-                    waiting.append((time, frame))
-                    continue
-                yield from _between(waiting)
-                yield Decoded(time, frame, past=len(waiting) + 1)
-                waiting.clear()
-            yield from _between(waiting)
+            decoded = self._decode(container, stream)
+            if self.codec == "mpeg4":
+                decoded = distinct(decoded)
+            items = self._timed(self._judged(decoded), jump)
+            yield from (
+                with_distances(items) if self.origin.anchored else (item for item, _ in items)
+            )
+
+    def _judged(self, frames: Iterable[VideoFrame]) -> Iterator[tuple[Decoded, bool]]:
+        """Add what is only known when a frame is decoded; its time follows.
+
+        Yields:
+            The frame, and whether it lies between two anchors.
+        """
+        check = self._check
+        for frame in frames:
+            unusable = None if check is None else check.read_frame(frame)
+            between = self._disposable or frame.pict_type == PictureType.B
+            yield Decoded(math.nan, frame, 1, 1, unusable), between
 
     def _set_up(self, container: InputContainer, stream: VideoStream) -> None:
         """Learn what the header says, refuse what is too large, set the decoder's options."""
@@ -233,8 +268,12 @@ class VideoReader:
         self.seconds = container.duration / 1e6 if container.duration else None
         self.crop = container_crop(self.path, container, stream)
         self.aspect = pixel_aspect(stream)
-        self.interlaced = is_interlaced(stream)
+        self.interlaced = self.all_interlaced = container_interlaced(stream)
+        header = context.extradata or b""
+        self.maybe_interlaced = self.codec == "h264" and References(header).fields
         self._encrypted = "enc_key_id" in stream.metadata  # FFmpeg says so of WebM alone
+        if container.format.name.startswith("mov,"):
+            self._track, self._promised = stream.id, stream.frames
         self._limits.check_picture(context.width, context.height)
         if self._segment is None:
             length = container.duration or 0  # in FFmpeg's clock of containers: microseconds
@@ -245,27 +284,31 @@ class VideoReader:
         self.origin = choose_origin(stream, self._motion)
         # FFmpeg counts generous margins as well; this keeps a header that lies from all memory.
         options = {"max_pixels": str(4 * self._limits.pixels + (1 << 20))}
-        if self.origin.kind == "native":
+        native = self.origin.kind == "native"
+        self.spoilt = native and not (self.pictures or self.maybe_interlaced)
+        if native:
             options["flags2"] = "+export_mvs"
-            if not self._pictures:
-                options |= {"skip_loop_filter": "all", "skip_idct": "all"}
+        if self.spoilt:
+            options |= {"skip_loop_filter": "all", "skip_idct": "all"}
+        judged = native and self._motion == "auto"
+        self._check = VectorCheck(self.codec, header) if judged else None
         context.options = options
 
     def _timed(
-        self, frames: Iterator[VideoFrame], jump: float | None
-    ) -> Iterator[tuple[float, tuple[VideoFrame, bool]]]:
-        """Add the presentation times, and whether no picture is predicted from a frame."""
-        stamped = ((self._timestamp(frame), (frame, self._disposable)) for frame in frames)
+        self, items: Iterable[tuple[Decoded, bool]], jump: float | None
+    ) -> Iterator[tuple[Decoded, bool]]:
+        """Add the presentation times."""
+        stamped = ((self._timestamp(item[0].frame), item) for item in items)
         first = next(stamped, None)
         if first is None or (jump is not None and first[0] is None):
             return  # without timestamps it is not known where a jump has led to
         self._clock = clock = Clock(self.step)
-        for count, (time, frame) in enumerate(clock(chain([first], stamped))):
+        for count, (time, (item, between)) in enumerate(clock(chain([first], stamped))):
             if count == 0:
                 if clock.moved > 0 and time - clock.moved - self.begin <= self.step:
                     self.begin = time  # the wrong timestamp was also the file's first
                 self.begin = min(self.begin, time)
-            yield time, frame
+            yield item._replace(time=time), between
 
     def _timestamp(self, frame: VideoFrame) -> float | None:
         """Return the file's timestamp of a frame in seconds."""
@@ -286,6 +329,8 @@ class VideoReader:
                 packet = None  # the file breaks off: take what the decoder still holds
             if packet is not None and self.codec == "flv1":  # its decoder holds nothing back
                 self._disposable = is_disposable(bytes(memoryview(packet)[:9]))
+            if self._check is not None and packet is not None:
+                self._check.read_packet(packet)
             try:
                 yield from stream.decode(packet)
             except EOFError:
@@ -300,9 +345,3 @@ def frame_orientation(frame: VideoFrame) -> Orientation:
     """Return how a decoded frame has to be turned to be upright."""
     matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     return UPRIGHT if matrix is None else Orientation.from_matrix(bytes(matrix))
-
-
-def _between(frames: list[tuple[float, VideoFrame]]) -> Iterator[Decoded]:
-    """Yield the B-frames, or disposable P-frames, between two anchors."""
-    for index, (time, frame) in enumerate(frames):
-        yield Decoded(time, frame, past=index + 1, future=len(frames) - index)

@@ -1,8 +1,8 @@
-"""`MotionEstimator`: vectors for pictures whose codec gives none, or none that can be compared.
+"""`MotionEstimator`: motion vectors where the codec exports none, or none that are comparable.
 
-libx264 encodes the stored pictures in memory so that each one is predicted from the picture just
-before it, and the decoder exports the vectors it chose. No network and no second codec: a block
-search that has been tuned for twenty years, for about a millisecond a picture.
+libx264 encodes the stored pictures in memory, each predicted only from the one before it, and the
+decoder exports the vectors that it chose. No network: a block search tuned for twenty years, at
+about a millisecond per picture.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from tatscli.video.motion import exported
 from tatscli.video.picture import ONE_THREAD
 
 # Measured on pans, patches and noise (tests/benchmarks/bench_reencode.py): quarter-pixel search
-# with blocks down to 8 x 8. Better quality follows noise, faster presets search whole pixels only.
-# No key frame but the first; without look-ahead one picture in is one packet out.
+# with blocks down to 8 x 8. Higher quality fits noise, faster presets search only whole pixels.
+# Only the first picture is a key frame; without look-ahead each picture gives one packet at once.
 _ENCODER = {
     "preset": "ultrafast",
     "tune": "zerolatency",
@@ -39,35 +39,34 @@ _DECODER = {
 
 
 class MotionEstimator:
-    """Finds the vectors between successive pictures of one size.
-
-    Only brightness is looked at.
-    """
+    """Finds the vectors between consecutive pictures of one size, by their brightness alone."""
 
     def __init__(self) -> None:
         self._encoder: VideoCodecContext | None = None
-        self._reformatter = VideoReformatter()  # kept, or each picture makes its tables anew
+        self._reformatter = VideoReformatter()  # kept: its tables are costly
         self._decoder = CodecContext.create("h264", "r")
         self._decoder.thread_count = 1
         self._decoder.options = _DECODER
         self._count = 0
 
     def __call__(self, picture: VideoFrame) -> np.ndarray:
-        """Return FFmpeg's rows that lead from the picture before to this one; none for the first.
+        """Return FFmpeg's rows from the previous picture to this one; none for the first.
 
         Args:
-            picture: In any YUV format; the size is that of the first one.
+            picture: In any YUV format, of the same size as the first.
         """
         if self._encoder is None:
             self._encoder = _encoder(picture.width, picture.height)
         gray = self._reformatter.reformat(picture, format="gray", **ONE_THREAD)
         gray.pts, gray.time_base = self._count, self._encoder.time_base
-        gray.pict_type = PictureType.NONE  # a source's key frame would become one here
+        gray.pict_type = PictureType.NONE  # or the source's key frames become key frames here
         self._count += 1
         packets = self._encoder.encode(gray)
         frames = [frame for packet in packets for frame in self._decoder.decode(packet)]
         if len(frames) != 1:
-            raise RuntimeError(f"{len(frames)} frames for one: libx264 or the decoder looks ahead")
+            raise RuntimeError(
+                f"libx264 returned {len(frames)} frames for one: it or the decoder uses look-ahead"
+            )
         return exported(frames[0])
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from tatscli.video.decode import open_video
-from tatscli.video.h264 import reference_frames
+from tatscli.video.h264 import References
 from tests.clips import pan, render
 
 
@@ -29,9 +29,9 @@ def test_reference_frames_are_read_from_the_parameter_set(
         pix_fmt=pix_fmt,
     )
     with open_video(path) as (_, stream):
-        assert reference_frames(bytes(stream.codec_context.extradata)) == references
+        assert References(bytes(stream.codec_context.extradata)).most == references
 
 
 @pytest.mark.parametrize("data", [b"", b"\x01", b"\x01" * 9, b"\x00\x00\x01\x67", bytes(50)])
 def test_a_header_that_breaks_off_says_nothing(data):
-    assert reference_frames(data) is None
+    assert References(data).most is None
