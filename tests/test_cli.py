@@ -72,6 +72,17 @@ def tats(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_an_option_is_spelled_the_same_everywhere():
+    """`-o` is `--out` wherever there is one, and so for every short form."""
+    spelled: dict[str, set[str]] = {}
+    for entry in surface().values():
+        for option in entry["options"]:
+            for word in option.split("/"):
+                spelled.setdefault(word, set()).add(option)
+    assert {word: forms for word, forms in spelled.items() if len(forms) > 1} == {}
+    assert spelled["--out"] == {"--out/-o"}
+
+
 @pytest.mark.parametrize("name", NAMES, ids=lambda name: " ".join(name) or "tats")
 def test_every_help_ends_in_examples_that_exist(cli, name):
     outcome = cli(*name, "--help")

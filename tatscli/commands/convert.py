@@ -49,7 +49,9 @@ def convert(
             "official layout.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="DST", help="Folder or file to write.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DST", help="Folder or file to write.")
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(

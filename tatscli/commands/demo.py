@@ -22,7 +22,7 @@ EPILOG = """Examples:
 
 def demo(
     overrides: Overrides = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder for everything.")] = Path("demo"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything.")] = Path("demo"),
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete an earlier demo there first.")
     ] = False,

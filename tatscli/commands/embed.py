@@ -59,6 +59,7 @@ def embed(
         Path | None,
         typer.Option(
             "--out",
+            "-o",
             help="The file to write; the same command continues one that was interrupted.",
             show_default="<name of SRC>.features.safetensors",
         ),

@@ -104,7 +104,7 @@ def evaluate(
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Result file.", show_default="in RUN/results"),
+        typer.Option("--out", "-o", help="Result file.", show_default="in RUN/results"),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the file that --out names.")

@@ -47,6 +47,7 @@ def export(
         Path | None,
         typer.Option(
             "--out",
+            "-o",
             help="The file.",
             show_default="RUN/model.onnx, of an encoder encoder.onnx, always replaced",
         ),

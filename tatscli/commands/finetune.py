@@ -68,7 +68,7 @@ def finetune(
         bool, typer.Option("--scratch", help="Start from random weights instead.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Run folder.", show_default="<run>-finetune")
+        Path | None, typer.Option("--out", "-o", help="Run folder.", show_default="<run>-finetune")
     ] = None,
     resume: Resume = False,
     resume_auto: ResumeAuto = False,

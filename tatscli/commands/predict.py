@@ -54,6 +54,7 @@ def predict(
         Path | None,
         typer.Option(
             "--out",
+            "-o",
             help="Write the video with its predictions drawn, without sound: an mp4, mkv or mov; "
             "of several clips a folder.",
         ),

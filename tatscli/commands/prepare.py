@@ -25,6 +25,7 @@ Examples:
   tats prepare ./videos --annotations train.csv --annotations val.csv
   tats prepare ssv2/videos --dataset ssv2 --annotations ssv2/labels --out prepared/ssv2
   tats prepare UCF-101 --dataset ucf101 --annotations ucfTrainTestlist --out prepared/ucf101
+  tats prepare ./videos --val-share 0.2 --val-group "person[0-9]+"
   tats prepare ./videos --frames none --motion native
   tats prepare ./videos --check --json
   tats prepare ./videos --out prepared/mine --engine ray --address auto
@@ -50,7 +51,9 @@ def prepare(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(metavar="STORE", help="Where to write.  [default: prepared/NAME of SRC]"),
+        typer.Option(
+            "--out", "-o", metavar="STORE", help="Where to write.  [default: prepared/NAME of SRC]"
+        ),
     ] = None,
     annotations: Annotated[
         list[str] | None,
@@ -109,6 +112,12 @@ def prepare(
         float | None,
         typer.Option(min=0, help="Refuse videos of more seconds.  [default: no limit]"),
     ] = None,
+    min_share: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="Share of a video's or segment's frames below which it fails."
+        ),
+    ] = 0.5,
     engine: Annotated[
         Literal["local", "ray"], typer.Option(help="Processes of this machine, or a Ray cluster.")
     ] = "local",
@@ -121,6 +130,21 @@ def prepare(
             metavar="I/N",
             help="Only the I-th of N parts, written to STORE.part-I-of-N; `tats store merge` joins"
             " them.",
+        ),
+    ] = None,
+    val_share: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Hold out this share of the videos without a split, of each class alike and always"
+            " the same ones, as split `val`.",
+        ),
+    ] = None,
+    val_group: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REGEX",
+            help="Keep videos together in whose paths it finds the same text, such as a person.",
         ),
     ] = None,
     check: Annotated[
@@ -145,6 +169,7 @@ def prepare(
 
     from tatscli.errors import Exit, UsageError
     from tatscli.store import prepare as pipeline
+    from tatscli.store.holdout import Holdout
     from tatscli.store.pool import run_in_order
     from tatscli.store.schema import Settings
     from tatscli.store.sources import find_sources
@@ -156,6 +181,8 @@ def prepare(
         raise UsageError("`--workers` is for this machine; the nodes of a cluster say their own")
     if frames == "none" and motion == "none":
         raise UsageError("`--frames none --motion none` leaves nothing to store")
+    if check and val_share is not None:
+        raise UsageError("`--check` writes nothing, so it takes no `--val-share`")
     kept = {"--add": add, "--retry-failed": retry_failed}
     if check and (out is not None or overwrite or any(kept.values())):
         raise UsageError("`--check` writes nothing, so it takes no `--out` and nothing like it")
@@ -164,6 +191,10 @@ def prepare(
         raise UsageError(
             f"`--overwrite` deletes what {names} would keep", "leave out one or the other"
         )
+    if val_group is not None and val_share is None:
+        raise UsageError("`--val-group` needs `--val-share`, the share to hold out")
+    if val_share is not None and not 0 < val_share < 1:
+        raise UsageError(f"`--val-share {val_share:g}` must be between 0 and 1, such as 0.2")
     report = reporter(json, quiet, verbose)
     share = _part(part)
     store = out or Path("prepared") / (source.resolve().name or "videos")
@@ -179,7 +210,7 @@ def prepare(
         report.info(finding)
     for doubt in sources.doubts:
         report.warn(doubt)
-    limits = Limits(max_pixels, max_frames, max_duration)
+    limits = Limits(max_pixels, max_frames, max_duration, min_share)
     timeout = file_timeout or None
     with ExitStack() as stack:
         run: Runner
@@ -212,6 +243,7 @@ def prepare(
                 retry_failed=retry_failed,
                 add=add,
                 part=share,
+                holdout=Holdout(val_share, val_group) if val_share else None,
             )
     _show(report, sources, outcome, None if check else store)
     return Exit.FAILED if outcome.failures else Exit.OK
@@ -262,7 +294,11 @@ def _show(report: Reporter, sources: Sources, outcome: Report, store: Path | Non
     for row in outcome.warnings:
         report.detail(f"`{row.id}`: {row.warning}")
     if outcome.warnings:
-        report.warn(f"{len(outcome.warnings)} damaged but ok; `--verbose` and the manifest say why")
+        report.warn(
+            f"{len(outcome.warnings)} ok but damaged or incomplete, such as"
+            f" `{outcome.warnings[0].id}`: {outcome.warnings[0].warning}; `--verbose` and the"
+            " manifest tell all"
+        )
     if store:
         report.info(f"wrote `{store}`")
     motions = Counter(kind for kind, _ in origins.elements())

@@ -56,7 +56,7 @@ def pretrain(
     overrides: Overrides = None,
     store: StoreOption = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Run folder.", show_default="runs/<recipe>")
+        Path | None, typer.Option("--out", "-o", help="Run folder.", show_default="runs/<recipe>")
     ] = None,
     init: Annotated[
         Path | None,

@@ -35,7 +35,9 @@ def report(
     overrides: Overrides = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="The page.", show_default="RUN/report.html, always replaced"),
+        typer.Option(
+            "--out", "-o", help="The page.", show_default="RUN/report.html, always replaced"
+        ),
     ] = None,
     result: Annotated[
         Path | None,

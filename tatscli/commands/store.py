@@ -205,7 +205,7 @@ def list_rows(
 @store.command("lists", epilog=LISTS_EPILOG)
 def lists(
     path: StoreArgument,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the lists.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the lists.")],
     root: Annotated[
         str | None, typer.Option(metavar="DIR", help="Put before relative paths.")
     ] = None,
@@ -231,7 +231,7 @@ def merge(
     paths: Annotated[
         list[Path], typer.Argument(metavar="STORE...", help="Finished stores, or all parts of one.")
     ],
-    out: Annotated[Path, typer.Option(metavar="STORE", help="The new store.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="STORE", help="The new store.")],
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,

@@ -65,7 +65,7 @@ def visualize_masks(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="An mp4, gif or png file.", show_default="<clip's stem>.masks.mp4"
+            "--out", "-o", help="An mp4, gif or png file.", show_default="<clip's stem>.masks.mp4"
         ),
     ] = None,
     size: Annotated[

@@ -1,9 +1,9 @@
 """`run_on_ray`: what `pool.run_in_order` does, on the nodes of a Ray cluster.
 
-A job is a Ray task, and the task hands it to a child process of its worker: the local pool with
-one process. So a video that kills its process, or takes too long, is found out where it happens,
-with the same words as on one machine, and is not tried again. What Ray retries is what is no fault
-of the video: a node or a Ray worker that is lost.
+A group of jobs is a Ray task, and the task hands it to a child process of its worker: the local
+pool with one process. So a video that kills its process, or takes too long, is found out where it
+happens, with the same words as on one machine, and is not tried again. What Ray retries is what is
+no fault of the video: a node or a Ray worker that is lost.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import signal
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from tatscli.errors import DataError, Exit, TatsError, UsageError
-from tatscli.store.pool import Crash, Job, Result, Timeout, run_in_order
+from tatscli.store.pool import Crash, Job, Result, Timeout, Work, run_in_order
 
 _RETRIES = 3  # of a job whose node or Ray worker is lost
-_AHEAD = 16  # jobs for each CPU that may be done before their turn
+_AHEAD = 16  # groups for each CPU that may be done before their turn
 _RESULT_BYTES = 100 << 20  # Ray's memory for results on one node; frames do not go through it
 _FAREWELL = 5  # seconds that cancelled tasks get to end
 _KNOCK = 5  # seconds for an address to answer; Ray itself would try for minutes
@@ -50,8 +50,8 @@ class Lost(Crash):
 
 
 def run_on_ray(
-    work: Callable[[Job], Result],
-    jobs: Iterable[Job],
+    work: Work[Job, Result],
+    groups: Iterable[Sequence[Job]],
     *,
     ahead: int | None = None,
     timeout: float | None = None,
@@ -59,15 +59,15 @@ def run_on_ray(
     workers: int | None = None,
     shared: Sequence[Path] = (),
 ) -> Generator[tuple[Job, Result | Crash | Timeout], None, None]:
-    """Run jobs as Ray tasks and yield each with its result, in the order of the jobs.
+    """Run groups of jobs as Ray tasks and yield each job with its result, in job order.
 
     Closing the generator cancels what runs. Every node needs this package, and what the jobs read
     and write has to be on a file system that all nodes share, at the same path.
 
     Args:
         work: A function of a module; it should return its errors, as for `run_in_order`.
-        jobs: Picklable.
-        ahead: How many jobs may be started beyond the one that is yielded next; 16 for each CPU
+        groups: As for `run_in_order`.
+        ahead: How many groups may be started beyond the one that is yielded next; 16 for each CPU
             that the cluster has now if None.
         timeout: Seconds a job may take once it runs; it may wait for its turn without limit.
         address: Of a running cluster, or `auto` for the one this machine belongs to; None starts
@@ -85,18 +85,26 @@ def run_on_ray(
         task = ray.remote(num_cpus=1, max_retries=_RETRIES)(_attempt)
         home = Path.cwd()
         folders = [folder.absolute() for folder in shared]
-        queue = iter(jobs)
-        waiting: deque[tuple[Job, Any]] = deque()
+
+        def submit(group: Sequence[Job]) -> tuple[Sequence[Job], Any]:
+            return group, task.remote(work, group, timeout, home, folders)
+
+        queue = iter(groups)
+        waiting: deque[tuple[Sequence[Job], Any]] = deque()
         try:
             while True:
-                for job in islice(queue, ahead - len(waiting)):
-                    waiting.append((job, task.remote(work, job, timeout, home, folders)))
+                waiting.extend(map(submit, islice(queue, max(0, ahead - len(waiting)))))
                 if not waiting:
                     return
-                job, reference = waiting[0]
-                result = _result(ray, reference)
+                group, reference = waiting[0]
+                results = _results(ray, reference)
                 waiting.popleft()
-                yield job, result
+                if not isinstance(results, Lost):
+                    yield from zip(group, results, strict=True)
+                elif len(group) > 1:  # which of them it was is found out one at a time
+                    waiting.extendleft(submit([job]) for job in reversed(group))
+                else:
+                    yield group[0], results
         finally:
             _cancel(ray, [reference for _, reference in waiting])
 
@@ -173,8 +181,8 @@ def _knock(address: str | None) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK).close()
 
 
-def _result(ray: Any, reference: Any) -> Any:
-    """Wait for a task and return what became of its job."""
+def _results(ray: Any, reference: Any) -> list[Any] | Lost:
+    """Wait for a task and return what became of its jobs, or of all of them together."""
     errors = ray.exceptions
     tries = f"in each of {_RETRIES + 1} attempts"
     try:
@@ -217,13 +225,13 @@ def _first_line(error: object) -> str:
 
 
 def _attempt(
-    work: Callable[[Job], Result],
-    job: Job,
+    work: Work[Job, Result],
+    group: Sequence[Job],
     timeout: float | None,
     home: Path,
     shared: Sequence[Path],
-) -> Result | Crash | Timeout:
-    """Run a job in this worker's child process."""
+) -> list[Result | Crash | Timeout]:
+    """Run a group of jobs in this worker's child process."""
     for folder in shared:
         if not folder.is_dir():
             raise DataError(
@@ -232,17 +240,17 @@ def _attempt(
                 "path",
             )
     inbox, running = _child(work, timeout, home)
-    inbox.append(job)
-    return next(running)[1]
+    inbox.append(group)
+    return [result for _, result in islice(running, len(group))]
 
 
 @lru_cache(maxsize=1)
 def _child(
-    work: Callable[[Job], Result], timeout: float | None, home: Path
-) -> tuple[deque[Job], Generator[tuple[Job, Result | Crash | Timeout], None, None]]:
-    """Return a pool of one process that lives on for the next jobs, and where to put those."""
+    work: Work[Job, Result], timeout: float | None, home: Path
+) -> tuple[deque[Sequence[Job]], Generator[tuple[Job, Result | Crash | Timeout], None, None]]:
+    """Return a pool of one process that lives on for the next groups, and where to put those."""
     with suppress(OSError):  # not on this node: then nothing can be meant relative to it
         os.chdir(home)
-    inbox: deque[Job] = deque()
-    jobs = iter(inbox.popleft, object())  # asked for one only when the last has been yielded
-    return inbox, run_in_order(work, jobs, workers=1, ahead=1, timeout=timeout)
+    inbox: deque[Sequence[Job]] = deque()
+    groups = iter(inbox.popleft, object())  # asked for one only when the last has been yielded
+    return inbox, run_in_order(work, groups, workers=1, ahead=1, timeout=timeout)

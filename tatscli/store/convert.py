@@ -1,24 +1,28 @@
-"""What a worker does with one video: decode it into a spool, or only see whether it decodes."""
+"""What a worker does with videos: decode them into spools, or only see whether they decode."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from av.video.frame import VideoFrame
 
 from tatscli.errors import DecodeError
+from tatscli.store.completeness import completeness
 from tatscli.store.schema import Settings
 from tatscli.store.shards import Spool, checksum
 from tatscli.video.decode import Limits, Segment
 from tatscli.video.encode import JpegEncoder
 from tatscli.video.field import grid_size
-from tatscli.video.frames import StoredFrame, read_whole
+from tatscli.video.frames import Reading, StoredFrame, read_whole
 from tatscli.video.origin import Wanted
 from tatscli.video.reader import VideoReader
+from tatscli.video.segments import read_segments
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +61,77 @@ class Converted:
     trouble: str | None = None
 
 
-def convert(job: Job) -> Converted:
-    """Convert one video; never raises, so that a bad file is a row and not the end of the run."""
+def convert(jobs: Sequence[Job]) -> Iterator[Converted]:
+    """Convert videos and yield what became of each, in order; never raises.
+
+    A bad file is a row and not the end of the run.
+
+    Args:
+        jobs: One, or segments of one file in seconds, ascending by their starts, with the same
+            settings and limits.
+    """
+    following = 0
     try:
-        return _check(job) if job.spool is None else _convert(job, job.spool)
+        if len(jobs) > 1:
+            early: dict[int, Converted] = {}
+            for index, result in _in_one_pass(jobs):
+                early[index] = result
+                while following in early:
+                    yield early.pop(following)
+                    following += 1
+            for index in range(following, len(jobs)):
+                yield early.pop(index) if index in early else _convert(jobs[index])
+                following += 1
+        else:
+            yield _convert(jobs[0])
+    except OSError as error:  # reading errors are decode errors: this is the store's disk
+        for job in jobs[following:]:
+            name = error.filename or job.spool
+            yield Converted(trouble=f"cannot write `{name}`: {error.strerror}")
+
+
+def _in_one_pass(jobs: Sequence[Job]) -> Iterator[tuple[int, Converted]]:
+    """Convert segments in one pass; those without a result have to be converted by themselves."""
+    settings, checked = jobs[0].settings, jobs[0].spool is None
+    encode = _LastJpeg(settings.quality)
+    sinks = [_Sink(job, encode) for job in jobs]
+    outcomes = read_segments(
+        jobs[0].path,
+        [job.segment for job in jobs if job.segment is not None],
+        lambda index: sinks[index].open(),
+        motion="none" if checked else settings.motion,
+        short_side=settings.short_side,
+        motion_cell=settings.motion_cell,
+        camera=settings.camera,
+        pictures=not checked and settings.frames == "jpeg",
+        limits=jobs[0].limits,
+    )
+    try:
+        for index, reading in outcomes:
+            if reading is not None:
+                yield index, _outcome(jobs[index], partial(sinks[index].result, reading))
+    except OSError:
+        raise
+    except Exception:  # one of the segments is to blame: by itself, it will say so
+        return
+
+
+def _convert(job: Job) -> Converted:
+    """Convert one video or segment."""
+    if job.segment is not None and job.segment.unit == "seconds":
+        for _, result in _in_one_pass([job]):
+            return result
+    return _outcome(job, partial(_read, job))
+
+
+def _outcome(job: Job, make: Callable[[], Converted]) -> Converted:
+    """Return a result, or why there is none; then without its files."""
+    try:
+        return make()
     except DecodeError as error:
         result = Converted(reason=error.message)
-    except OSError as error:  # reading errors are decode errors: this is the store's disk
-        result = Converted(
-            trouble=f"cannot write `{error.filename or job.spool}`: {error.strerror}"
-        )
+    except OSError:
+        raise
     except Exception as error:
         result = Converted(reason=f"unexpected {type(error).__name__}: {error}")
     if job.spool is not None:
@@ -75,68 +140,109 @@ def convert(job: Job) -> Converted:
     return result
 
 
-def _check(job: Job) -> Converted:
-    reader = VideoReader(job.path, segment=job.segment, limits=job.limits)
-    return Converted(facts=_facts(job, reader, [item.time for item in reader]))
-
-
-def _convert(job: Job, stem: Path) -> Converted:
-    """Decode a video into files, for the shard to take."""
-    settings = job.settings
+def _read(job: Job) -> Converted:
+    """Read a video from beginning to end."""
+    settings, sink = job.settings, _Sink(job, _LastJpeg(job.settings.quality))
     pictures = settings.frames == "jpeg"
-    image_path, motion_path = _spool_files(stem)
-    ends: list[int] = []
 
     def open_video(motion: Wanted) -> VideoReader:
         return VideoReader(
             job.path, motion=motion, pictures=pictures, segment=job.segment, limits=job.limits
         )
 
-    @contextmanager
-    def spooling() -> Iterator[Callable[[StoredFrame], None]]:
-        encode = JpegEncoder(settings.quality)
-        ends[:] = [0]
-        with ExitStack() as files:
-            motion = files.enter_context(motion_path.open("wb"))
-            images = files.enter_context(image_path.open("wb")) if pictures else None
-
-            def take(frame: StoredFrame) -> None:
-                motion.write(frame.motion.astype(np.float16).tobytes())
-                if images is not None and frame.picture is not None:
-                    ends.append(ends[-1] + images.write(encode(frame.picture)))
-
-            yield take
-
+    if job.spool is None:
+        reader = VideoReader(job.path, segment=job.segment, limits=job.limits)
+        return Converted(facts=_facts(job, reader, [item.time for item in reader]))
     reading = read_whole(
         open_video,
-        spooling,
+        sink.open,
         motion=settings.motion,
         short_side=settings.short_side,
         motion_cell=settings.motion_cell,
         camera=settings.camera,
         pictures=pictures,
     )
-    grid = grid_size(reading.width, reading.height, settings.motion_cell)
-    spool = Spool(
-        jpeg=image_path if pictures else None,
-        motion=motion_path,
-        motion_shape=(len(reading.times), *grid, 2),
-        offsets=np.array(ends, np.int64) if pictures else None,
-        times=np.array(reading.times, np.float64),
-        valid=np.array(reading.valid, bool),
-    )
-    facts = _facts(job, reading.reader, reading.times)
-    facts |= {"width": reading.width, "height": reading.height, "checksum": checksum(spool)}
-    facts |= {
-        "motion": reading.origin.kind,
-        "motion_why": reading.origin.why,
-        "moving": sum(reading.valid),
-    }
-    return Converted(facts=facts, spool=spool)
+    return sink.result(reading)
+
+
+class _LastJpeg:
+    """Encodes pictures, and hands out the last one again where several segments hold it."""
+
+    def __init__(self, quality: int) -> None:
+        self._encode = JpegEncoder(quality)
+        self._picture: VideoFrame | None = None
+        self._data = b""
+
+    def __call__(self, picture: VideoFrame) -> bytes:
+        if picture is not self._picture:
+            self._picture, self._data = picture, self._encode(picture)
+        return self._data
+
+
+class _Sink:
+    """Takes the frames of one job into its files."""
+
+    def __init__(self, job: Job, encode: _LastJpeg) -> None:
+        self._job, self._encode = job, encode
+        self._ends: list[int] = []
+
+    @contextmanager
+    def open(self) -> Iterator[Callable[[StoredFrame], None]]:
+        """Begin; what was taken before is dropped."""
+        self._ends, stem = [0], self._job.spool
+        with ExitStack() as files:
+            if stem is None:
+                yield lambda frame: None
+                return
+            image_path, motion_path = _spool_files(stem)
+            pictures = self._job.settings.frames == "jpeg"
+            motion = files.enter_context(motion_path.open("wb"))
+            images = files.enter_context(image_path.open("wb")) if pictures else None
+
+            def take(frame: StoredFrame) -> None:
+                motion.write(frame.motion.astype(np.float16).tobytes())
+                if images is not None and frame.picture is not None:
+                    self._ends.append(self._ends[-1] + images.write(self._encode(frame.picture)))
+
+            yield take
+
+    def result(self, reading: Reading) -> Converted:
+        """Return what has come of the frames taken.
+
+        Raises:
+            DecodeError: Too many are missing.
+        """
+        job, settings, times = self._job, self._job.settings, reading.times
+        facts = _facts(job, reading.reader, times)
+        if job.spool is None:
+            return Converted(facts=facts)
+        image_path, motion_path = _spool_files(job.spool)
+        pictures = settings.frames == "jpeg"
+        grid = grid_size(reading.width, reading.height, settings.motion_cell)
+        spool = Spool(
+            jpeg=image_path if pictures else None,
+            motion=motion_path,
+            motion_shape=(len(times), *grid, 2),
+            offsets=np.array(self._ends, np.int64) if pictures else None,
+            times=np.array(times, np.float64),
+            valid=np.array(reading.valid, bool),
+        )
+        facts |= {"width": reading.width, "height": reading.height, "checksum": checksum(spool)}
+        facts |= {
+            "motion": reading.origin.kind,
+            "motion_why": reading.origin.why,
+            "moving": sum(reading.valid),
+        }
+        return Converted(facts=facts, spool=spool)
 
 
 def _facts(job: Job, reader: VideoReader, times: list[float]) -> dict[str, Any]:
-    """Return the fields of the manifest row that reading a whole file reveals."""
+    """Return the fields of the manifest row that reading a whole file reveals.
+
+    Raises:
+        DecodeError: Too many frames are missing.
+    """
+    missing = completeness(reader, times, job.segment, job.limits.min_share)
     span = times[-1] - times[0]
     step = span / (len(times) - 1) if len(times) > 1 else reader.step
     width, height = reader.size
@@ -153,7 +259,7 @@ def _facts(job: Job, reader: VideoReader, times: list[float]) -> dict[str, Any]:
         "source_height": height,
         "rotation": reader.orientation.rotation,
         "mirrored": reader.orientation.mirrored,
-        "warning": reader.problem,
+        "warning": "; ".join(filter(None, [reader.problem, missing])) or None,
     }
     segment = job.segment
     if segment is not None:

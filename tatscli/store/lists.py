@@ -106,7 +106,7 @@ def _check(text: str, written: Sequence[tuple[str, str]], by: str) -> None:
     """Read a list back: names are odder than any rule for them."""
     try:
         # A file is read with universal newlines, so a lone carriage return ends a line as well.
-        lines, _ = parse_lines(io.StringIO(text, newline=None).read(), "list")
+        lines, *_ = parse_lines(io.StringIO(text, newline=None).read(), "list")
         read = [(line.path, line.label) for line in lines]
     except DataError:
         read = []

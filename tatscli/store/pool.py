@@ -3,6 +3,10 @@
 A worker that dies in native code, or does not come back in time, takes only its own job with it;
 which one that was is known, because every worker has a pipe of its own. (`concurrent.futures`
 declares all its pending jobs broken instead, and cannot end one that hangs.)
+
+Jobs come in groups, which a worker does together: the segments of one video are read in one pass.
+If a worker dies on a group, its unfinished jobs are run again one at a time, so that a crash still
+costs one job.
 """
 
 from __future__ import annotations
@@ -10,7 +14,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
@@ -24,7 +29,7 @@ Result = TypeVar("Result")
 
 _NOT_YET = object()
 _CONTEXT = get_context("spawn")  # a fork would inherit whatever threads and locks the parent has
-_AHEAD = 16  # jobs for each worker that may be done before their turn
+_AHEAD = 16  # groups for each worker that may be done before their turn
 _PATIENCE = 5.0  # seconds to wait for a killed process; one that hangs in the kernel stays longer
 
 
@@ -60,74 +65,100 @@ class Timeout:
         return f"timeout: not done after {self.seconds:g} s"
 
 
+Work = Callable[[Sequence[Job]], Iterable[Result]]
+"""What a worker does with a group of jobs: yields their results in order, each once it is done."""
+
 Runner = Callable[
-    [Callable[[Job], Result], Iterable[Job]],
+    [Work[Job, Result], Iterable[Sequence[Job]]],
     Generator[tuple[Job, Result | Crash | Timeout], None, None],
 ]
-"""Runs a function on jobs wherever it likes and yields the results in the order of the jobs."""
+"""Runs a function on groups of jobs wherever it likes, and yields the results in job order."""
 
 
 def run_in_order(
-    work: Callable[[Job], Result],
-    jobs: Iterable[Job],
+    work: Work[Job, Result],
+    groups: Iterable[Sequence[Job]],
     *,
     workers: int,
     ahead: int | None = None,
     timeout: float | None = None,
 ) -> Generator[tuple[Job, Result | Crash | Timeout], None, None]:
-    """Run jobs in processes and yield each with its result, in the order of the jobs.
+    """Run jobs in processes and yield each with its result, in job order.
 
     Args:
         work: A function of a module; it should return its errors, since one that it raises ends its
             worker.
-        jobs: Picklable.
+        groups: Jobs that are done together, none of the groups empty; picklable.
         workers: Number of processes.
-        ahead: How many jobs may be started beyond the one that is yielded next; what bounds the
-            results waiting; 16 for each worker if None.
-        timeout: Seconds of wall time for a job, from when a running worker has it; None waits for
-            ever.
+        ahead: How many groups may be started beyond the one whose results are yielded next; what
+            bounds the results waiting; 16 for each worker if None.
+        timeout: Seconds of wall time for a job, from when a running worker has it or has finished
+            the job before; None waits for ever.
     """
     ahead = _AHEAD * workers if ahead is None else ahead
-    queue = enumerate(jobs)
+    fresh = _numbered(groups)
+    again: deque[_Group[Job]] = deque()  # jobs that get a worker of their own
     crew: list[_Worker[Job, Result]] = []
     done: dict[int, tuple[Job, Result | Crash | Timeout]] = {}
+    started: deque[int] = deque()  # where each started group ends, until that is yielded
     turn, more = 0, True
     try:
         while True:
-            while more:
-                idle = next((worker for worker in crew if worker.task is None), None)
-                unyielded = len(done) + sum(worker.task is not None for worker in crew)
-                if (idle is None and len(crew) == workers) or unyielded >= ahead:
+            while again or more:
+                idle = next((worker for worker in crew if not worker.jobs), None)
+                if idle is None and len(crew) == workers:
                     break
-                task = next(queue, None)
-                if task is None:
-                    more = False
+                if again:
+                    group = again.popleft()
+                elif len(started) >= ahead:
                     break
+                else:
+                    found = next(fresh, None)
+                    if found is None:
+                        more = False
+                        break
+                    group = found
+                    started.append(group[-1][0] + 1)
                 if idle is None:
                     idle = _Worker(work, timeout)
                     crew.append(idle)
-                idle.give(task)
+                idle.give(group)
             if turn not in done:
-                busy = [worker for worker in crew if worker.task is not None]
+                busy = [worker for worker in crew if worker.jobs]
                 if not busy:
                     return
                 for worker in _awaited(busy):
                     result = worker.take()
                     if result is _NOT_YET:
                         continue
-                    assert worker.task is not None
-                    (index, job), worker.task = worker.task, None
-                    done[index] = job, result
                     if isinstance(result, Crash | Timeout):
                         crew.remove(worker)
+                        if not worker.alone:
+                            again.extend([job] for job in worker.jobs)
+                            continue
+                    index, job = worker.jobs.popleft()
+                    done[index] = job, result
             while turn in done:
                 yield done.pop(turn)
                 turn += 1
+                if started and turn == started[0]:
+                    started.popleft()
     finally:
         for worker in crew:
             worker.kill()
         for worker in crew:
             worker.join()
+
+
+_Group = Sequence[tuple[int, Job]]
+
+
+def _numbered(groups: Iterable[Sequence[Job]]) -> Iterator[_Group[Job]]:
+    """Give every job its place in the order of the results."""
+    count = 0
+    for group in groups:
+        yield list(enumerate(group, count))
+        count += len(group)
 
 
 def _awaited(busy: list[_Worker[Job, Result]]) -> list[_Worker[Job, Result]]:
@@ -144,8 +175,9 @@ def _awaited(busy: list[_Worker[Job, Result]]) -> list[_Worker[Job, Result]]:
 class _Worker(Generic[Job, Result]):
     """A process and the parent's end of its pipe."""
 
-    def __init__(self, work: Callable[[Job], Result], timeout: float | None) -> None:
-        self.task: tuple[int, Job] | None = None
+    def __init__(self, work: Work[Job, Result], timeout: float | None) -> None:
+        self.jobs: deque[tuple[int, Job]] = deque()  # those without a result
+        self.alone = True
         self.deadline = float("inf")
         self._timeout = timeout
         self._started = False
@@ -161,16 +193,17 @@ class _Worker(Generic[Job, Result]):
     def late(self) -> bool:
         return time.monotonic() >= self.deadline
 
-    def give(self, task: tuple[int, Job]) -> None:
-        """Hand over a job."""
-        self.task = task
+    def give(self, group: _Group[Job]) -> None:
+        """Hand over jobs."""
+        self.jobs.extend(group)
+        self.alone = len(group) == 1
         if self._started:
             self._start_clock()
         with suppress(BrokenPipeError):  # died while idle: found when the result is taken
-            self.pipe.send(task[1])
+            self.pipe.send([job for _, job in group])
 
     def take(self) -> Any:
-        """Receive what became of the job; `_NOT_YET` where the process only says it has started."""
+        """Receive the next job's result; `_NOT_YET` where the process only says it has started."""
         try:
             if not self.pipe.poll():
                 return self._give_up()
@@ -186,6 +219,7 @@ class _Worker(Generic[Job, Result]):
             self._started = True
             self._start_clock()  # what the start of a process takes is not the job's
             return _NOT_YET
+        self._start_clock()
         return result
 
     def kill(self) -> None:
@@ -218,13 +252,14 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _serve(work: Callable[[Any], Any], pipe: Connection) -> None:
-    """Work off jobs until the parent closes the pipe or is gone."""
+def _serve(work: Work[Any, Any], pipe: Connection) -> None:
+    """Work off groups of jobs until the parent closes the pipe or is gone."""
     Thread(target=_end_with_parent, daemon=True).start()
     with suppress(EOFError, ConnectionResetError, BrokenPipeError):
         pipe.send(None)
         while True:
-            pipe.send(work(pipe.recv()))
+            for result in work(pipe.recv()):
+                pipe.send(result)
 
 
 def _end_with_parent() -> None:

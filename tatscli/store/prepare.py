@@ -1,8 +1,8 @@
 """`prepare`: videos in, a store out, resumable; `check`: only see what decodes.
 
-Videos are converted side by side but collected in the order of their ids, so a store does not
-depend on the number of workers, nor on where a run was killed: shards end at the same videos, and a
-row is written only when its shard is safe.
+Videos are converted side by side but collected in the order of their ids, segments of one in that
+of their starts, so a store does not depend on the number of workers, nor on where a run was killed:
+shards end at the same videos, and a row is written only when its shard is safe.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from tatscli.console import Reporter
 from tatscli.errors import DataError
 from tatscli.lock import LOCK, locked
 from tatscli.store.convert import Converted, Job, convert
+from tatscli.store.holdout import Holdout, split_sources
+from tatscli.store.passes import in_passes
 from tatscli.store.pool import Crash, Runner, Timeout
 from tatscli.store.resume import Start, begin, claim, size_of
 from tatscli.store.schema import (
@@ -80,6 +82,7 @@ def prepare(
     retry_failed: bool = False,
     add: bool = False,
     part: tuple[int, int] | None = None,
+    holdout: Holdout | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Report:
     """Convert sources into a store.
@@ -95,6 +98,7 @@ def prepare(
         retry_failed: Convert again what failed in an earlier run.
         add: Keep the rows of an existing store that are not among the sources.
         part: (I, N): convert only the I-th of N parts of the sources, counted from 1.
+        holdout: Divide videos without a split into `train` and `val`.
         shard_bytes: A shard is closed once it holds this much.
 
     Raises:
@@ -102,6 +106,9 @@ def prepare(
         DataError: The store cannot be written, is in use, or is damaged.
     """
     begun = time.monotonic()
+    if holdout is not None:  # of all videos: every part divides them alike
+        sources = split_sources(sources, holdout)
+        reporter.info(sources.findings[-1])
     if part is not None:
         sources = part_of(sources, part)
     try:
@@ -115,6 +122,7 @@ def prepare(
                 overwrite=overwrite,
                 retry_failed=retry_failed,
                 add=add,
+                holdout=holdout,
             )
             _tell(start, out, reporter)
             if start.rest:
@@ -148,19 +156,25 @@ def check(
     begun = time.monotonic()
     if part is not None:
         sources = part_of(sources, part)
-    jobs = (Job(source.path, None, Settings(), source.segment, limits) for source in sources.items)
-    with closing(_results(sources.items, jobs, run, reporter, "checking")) as results:
+    passes = in_passes(sources.items)
+    groups = (
+        [Job(source.path, None, Settings(), source.segment, limits) for source in one]
+        for one in passes
+    )
+    items = [source for one in passes for source in one]
+    with closing(_results(items, groups, run, reporter, "checking")) as results:
         rows = [_row(source, result) for source, _, result in results]
-    return Report(rows, time.monotonic() - begun)
+    return Report(sorted(rows, key=lambda row: row.id), time.monotonic() - begun)
 
 
 def part_of(sources: Sources, part: tuple[int, int]) -> Sources:
     """Return the I-th of N parts of some sources.
 
-    Where a source belongs depends on its id alone, so a part stays the same when files are added.
+    Where a source belongs depends on its file's name alone: so a part stays the same when files are
+    added, and the segments of a video are in one part, which reads it once.
     """
     number, parts = part
-    mine = [one for one in sources.items if zlib.crc32(one.id.encode()) % parts == number - 1]
+    mine = [one for one in sources.items if zlib.crc32(one.file.encode()) % parts == number - 1]
     return replace(sources, items=mine)
 
 
@@ -191,14 +205,19 @@ def _fill(
     """Convert sources, closing shards as they fill up."""
     spools = Path(tempfile.mkdtemp(prefix=".spool-", dir=out))
     try:
-        jobs = (
-            Job(source.path, spools / str(number), settings, source.segment, limits)
-            for number, source in enumerate(sources)
+        passes = in_passes(sources)
+        groups = (
+            [
+                Job(source.path, spools / f"{number}-{place}", settings, source.segment, limits)
+                for place, source in enumerate(one)
+            ]
+            for number, one in enumerate(passes)
         )
+        items = [source for one in passes for source in one]
         rows: list[Row] = []
         waiting: list[tuple[str, Spool]] = []
         size = 0
-        with closing(_results(sources, jobs, run, reporter, "preparing")) as results:
+        with closing(_results(items, groups, run, reporter, "preparing")) as results:
             for source, job, result in results:
                 row = _row(source, result)
                 rows.append(row)
@@ -236,7 +255,7 @@ def _close_shard(out: Path, rows: list[Row], videos: list[tuple[str, Spool]]) ->
 
 def _results(
     sources: Sequence[Source],
-    jobs: Iterable[Job],
+    groups: Iterable[Sequence[Job]],
     run: Runner[Job, Converted],
     reporter: Reporter,
     description: str,
@@ -244,7 +263,7 @@ def _results(
     """Run jobs behind a progress bar that also counts failures; closing it ends the workers."""
     failed = 0
     bar = reporter.progress(total=len(sources), description=description, unit="video")
-    with closing(run(convert, jobs)) as results, bar:
+    with closing(run(convert, groups)) as results, bar:
         for source, (job, result) in zip(sources, results, strict=True):
             if not isinstance(result, Converted) or result.reason is not None:
                 failed += 1
@@ -265,7 +284,7 @@ def _row(source: Source, result: Converted | Crash | Timeout) -> Row:
         "also_in": source.also_in,
     }
     if source.segment is not None:
-        known["path"] = source.id.rpartition("#")[0]
+        known["path"] = source.file
         if source.segment.unit == "seconds":
             known |= {"start": source.segment.start, "end": source.segment.end}
     facts = (isinstance(result, Converted) and result.facts) or {}

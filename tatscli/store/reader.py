@@ -130,12 +130,14 @@ class Store:
         splits = sorted({s for row in self.rows for s in (row.split, *row.also_in) if s})
         if split is not None and split not in splits:
             named = ", ".join(f"`{s}`" for s in splits) if splits else "none"
+            how = (
+                "splits come from folders named `train` and `val`, from `tats prepare --annotations"
+                " SPLIT=FILE` or `--val-share 0.2`; `finetune.val_share=0.2` divides a store for"
+                " fine-tuning alone"
+            )
             raise DataError(
                 f"the store `{self.path}` has no split `{split}`; it has {named}",
-                None
-                if splits
-                else "splits come from folders named `train` and `val`, "
-                "or from `tats prepare --annotations SPLIT=FILE`",
+                None if splits else how,
             )
 
     def jpegs(self, row: int, frames: Sequence[int]) -> list[np.ndarray]:

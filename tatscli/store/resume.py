@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from tatscli.errors import DataError, UsageError
 from tatscli.lock import LOCK
+from tatscli.store.holdout import Holdout
 from tatscli.store.schema import (
     DATASET,
     FORMAT_VERSION,
@@ -72,6 +73,7 @@ def begin(
     overwrite: bool = False,
     retry_failed: bool = False,
     add: bool = False,
+    holdout: Holdout | None = None,
 ) -> Start:
     """Make the claimed folder ready to be filled and return what is left to do.
 
@@ -79,12 +81,13 @@ def begin(
     that a killed run left without a row are removed.
 
     Raises:
-        UsageError: The store has other settings, another part, other sources or, with `add`, other
-            class groups.
+        UsageError: The store has other settings, another part, another share for validation, other
+            sources or, with `add`, other class groups.
         DataError: The store is damaged, or `add` brings another file under a known id.
     """
     names, groups = tuple(sources.class_names), sources.class_groups
     items: Sequence[Source] = sources.items
+    share, group = (holdout.share, holdout.group) if holdout else (None, None)
     kept: dict[str, Row] = {}
     changed: list[str] = []
     if (out / DATASET).is_file() and not overwrite:
@@ -94,6 +97,12 @@ def begin(
             names, items = _with_classes(dataset.class_names, sources)
             parts = [(dataset.class_names, dataset.class_groups), (sources.class_names, groups)]
             groups = join_groups(parts, names)
+            share, group = share or dataset.val_share, group or dataset.val_group
+        elif (dataset.val_share, dataset.val_group) != (share, group):
+            share, group = dataset.val_share, dataset.val_group
+            begun = f"with `--val-share {share}`" if share else "without `--val-share`"
+            begun += f" and `--val-group {group}`" if group else ""
+            raise UsageError(f"`{out}` was begun {begun}", f"give the same again; or {_OTHER}")
         elif dataset.class_names != names:
             raise UsageError(
                 f"`{out}` was begun with {len(dataset.class_names)} classes, now there are"
@@ -103,7 +112,14 @@ def begin(
         if not dataset.complete:
             rows = _whole_batches(out, rows)
         kept, changed = _kept_rows(out, rows, items, retry_failed=retry_failed, add=add)
-    dataset = Dataset(settings=settings, part=part, class_names=names, class_groups=groups)
+    dataset = Dataset(
+        settings=settings,
+        part=part,
+        class_names=names,
+        val_share=share,
+        val_group=group,
+        class_groups=groups,
+    )
     # In this order a kill in between leaves an unfinished store whose rows all have their frames.
     if overwrite and (out / DATASET).is_file():
         write_dataset(out, Dataset(settings=settings))

@@ -60,7 +60,7 @@ class Row(_Record):
     reason: str | None = None
     """Why it failed."""
     warning: str | None = None
-    """What is missing although it is ok: frames of a damaged file."""
+    """What is missing although it is ok: frames of a damaged or cut file."""
     label: int | None = None
     """Index into the class names."""
     split: str | None = None
@@ -169,6 +169,10 @@ class Dataset(_Record):
     part: str | None = None
     """`I/N` where only one of N parts of the sources was asked for."""
     class_names: tuple[str, ...] = ()
+    val_share: float | None = None
+    """Share of the videos that `tats prepare --val-share` held out as split `val`."""
+    val_group: str | None = None
+    """Regular expression that names the group of a video in its path; groups were not divided."""
     class_groups: ClassGroups = {}
     """By name, where classes are combinations: which member of each group a class is."""
     counts: Counts = Counts()
@@ -252,9 +256,10 @@ def append_rows(path: Path, rows: Iterable[Row]) -> None:
 def write_dataset(folder: Path, dataset: Dataset) -> None:
     """Replace `dataset.json` of a store.
 
-    A store without class groups does not mention them, as before there were any: its fingerprint
-    stays the same.
+    What came later and is not used is not mentioned: so the fingerprints of older stores stay the
+    same.
     """
-    unused = None if dataset.class_groups else {"class_groups"}
+    later = ("class_groups", "val_share", "val_group")
+    unused = {name for name in later if not getattr(dataset, name)}
     text = dataset.model_dump_json(indent=2, exclude=unused)
     write_safely(folder / DATASET, text.encode() + b"\n")

@@ -46,6 +46,11 @@ class Source:
     also_in: tuple[str, ...] = ()
     segment: Segment | None = None
 
+    @property
+    def file(self) -> str:
+        """The id without the name of a segment."""
+        return self.id if self.segment is None else self.id.rpartition("#")[0] or self.id
+
 
 @dataclass(frozen=True, slots=True)
 class Sources:
@@ -256,6 +261,16 @@ def _gather(name: str, material: Material, annotated: Annotated) -> Sources:
             f"{_count(len(closed), 'folder')} cannot be read, such as `{closed[0]}`: what is in"
             " there is left out"
         )
+    loops, again = material.videos.loops, material.videos.again
+    if loops:
+        doubts.append(
+            f"{_count(len(loops), 'link')} to a folder above, such as `{loops[0]}`, not followed"
+        )
+    if again:
+        doubts.append(
+            f"{_count(len(again), 'folder')} reached twice by links, such as `{again[0][0]}`, which"
+            f" is `{again[0][1]}`: their videos are taken twice"
+        )
     if missing:
         doubts.append(
             f"{len(missing)} of {_count(len(annotated.entries), 'row')} have no video file and are"
@@ -267,6 +282,11 @@ def _gather(name: str, material: Material, annotated: Annotated) -> Sources:
     )
     if leaked:
         doubts.append(f"{_count(leaked, 'video')} of split `train` are in another split too")
+    bare = [source for source in items.values() if source.label is None]
+    if bare and class_names and name in _FALLBACKS:  # test sets of others are published so
+        doubts.append(
+            f"{len(bare)} of {_count(len(items), 'video')} have no label, such as `{bare[0].id}`"
+        )
     ordered = sorted(items.values(), key=lambda source: source.id)
     return Sources(
         folder,

@@ -19,13 +19,13 @@ from tatscli.errors import DataError
 from tatscli.nn.classifier import build_classifier
 from tatscli.recipe.derive import Schedule, derive_batch, derive_schedule
 from tatscli.recipe.load import LoadedRecipe
-from tatscli.recipe.schema import Optim, Tokenizer
+from tatscli.recipe.schema import Optim, Recipe, Tokenizer
 from tatscli.store.codes import Codes
 from tatscli.store.reader import Store
 from tatscli.store.schema import ClassGroup
 from tatscli.system.cost import count_parameters, system_cost
 from tatscli.tasks.dropping import finetune_drop, token_facts
-from tatscli.tasks.labels import build_loss, training_rows
+from tatscli.tasks.labels import build_loss, divided, training_rows
 from tatscli.tasks.memory_plan import finetuning_memory, planned_devices, pretraining_memory
 from tatscli.tasks.memory_table import Devices, memory_line, show_memory
 from tatscli.tasks.pretrain import refuse_nothing_to_predict
@@ -108,7 +108,7 @@ def plan_finetuning(
     """
     recipe, settings = loaded.recipe, loaded.recipe.finetune
     devices = planned_devices(gpus, gpu_memory, world_size())
-    store, rows, store_note = _open(recipe.data.store, settings.split)
+    store, rows, store_note = _open(recipe.data.store, settings.split, labelled=recipe)
     classes, groups, weights = 0, dict[str, ClassGroup](), dict[str, list[float]]()
     if store is not None and store.class_names:
         classes, groups = len(store.class_names), store.class_groups
@@ -237,10 +237,13 @@ def show_plan(plan: dict[str, Any], reporter: Reporter) -> None:
     reporter.result(plan)
 
 
-def _open(path: str, split: str | None) -> tuple[Store | None, list[int], str]:
-    """Open a part of a store; a dry run does without one."""
+def _open(
+    path: str, split: str | None, *, labelled: Recipe | None = None
+) -> tuple[Store | None, list[int], str]:
+    """Open a part of a store, as fine-tuning by a recipe sees it; a dry run does without one."""
     try:
         store = Store.open(path)
+        store = store if labelled is None else divided(labelled, store)
         rows = store.part(split)
     except DataError as error:
         return None, [], f"unknown: {error.message}"

@@ -34,7 +34,7 @@ from tatscli.tasks.frozen import (
     score_probe,
     scored_views,
 )
-from tatscli.tasks.labels import labelled
+from tatscli.tasks.labels import divided, labelled
 from tatscli.tasks.measures import measures
 from tatscli.tasks.pretrain import pretrain_folder
 from tatscli.tasks.results import (
@@ -114,7 +114,7 @@ def evaluate(
     recipe, checkpoint, drop = subject.recipe, subject.checkpoint, subject.recipe.evaluate.drop
     if protocol == "finetuned":
         _refuse_frozen_settings(recipe, untrained=untrained)
-    store = Store.open(recipe.data.store)
+    store = divided(recipe, Store.open(recipe.data.store))
     meta = checkpoint.meta if checkpoint else {}
     names, groups = store.class_names, store.class_groups
     skipped: Skipped | None = {} if skip_bad else None

@@ -38,7 +38,7 @@ from tatscli.system.drop import TokenDrop
 from tatscli.system.joint import Joint
 from tatscli.tasks.auxiliary import MaskedHalf
 from tatscli.tasks.dropping import evaluate_drop, finetune_drop, motion_to_drop_by
-from tatscli.tasks.labels import build_loss, labelled, training_rows, untrained_classes
+from tatscli.tasks.labels import build_loss, divided, labelled, training_rows, untrained_classes
 from tatscli.tasks.pretrain import pretrain_folder, refuse_faulty_plans, warn_of_unknown_motion
 from tatscli.tasks.training import Stage, run_training
 
@@ -93,6 +93,7 @@ class Finetuning(Stage):
 
     def __init__(self, loaded: LoadedRecipe, store: Store, init: Path | str | None) -> None:
         self.settings = settings = loaded.recipe.finetune
+        store = divided(loaded.recipe, store)
         rows = training_rows(loaded.recipe, store)
         super().__init__(loaded, store, rows, settings.optim, repeats=settings.repeats)
         self.val_rows = labelled(store, settings.val_split) if settings.val_split else []

@@ -16,11 +16,26 @@ from tatscli.evaluation.shots import draw_shots
 from tatscli.nn.class_loss import ClassLoss
 from tatscli.nn.classifier import ONE_HEAD, chosen_groups
 from tatscli.recipe.schema import Recipe
+from tatscli.store.holdout import Holdout, split_store
 from tatscli.store.reader import Store
 from tatscli.store.schema import ClassGroup
 
 NAMED = 10
 """Classes that a message names before it only counts them."""
+
+
+def divided(recipe: Recipe, store: Store) -> Store:
+    """Return a store as fine-tuning sees it: with `finetune.val_share`, that of every class is held
+    out as `finetune.val_split`.
+
+    Raises:
+        TatsError: If the store has such a split already, or nothing can be held out.
+    """
+    settings = recipe.finetune
+    if settings.val_share is None or settings.val_split is None:
+        return store
+    holdout = Holdout(settings.val_share, settings.val_group)
+    return split_store(store, holdout, train=settings.split, val=settings.val_split)
 
 
 def labelled(store: Store, split: str) -> list[int]:

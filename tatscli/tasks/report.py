@@ -27,6 +27,7 @@ from tatscli.report.sections import (
     training_pictures,
 )
 from tatscli.store.reader import Store
+from tatscli.tasks.labels import divided
 from tatscli.tasks.report_clips import example_galleries, mask_gallery, neighbour_galleries
 from tatscli.tasks.results import read_result, results_in
 from tatscli.weights.paths import is_foreign
@@ -157,7 +158,7 @@ def _clips(
     if count == 0:
         return
     try:
-        store = Store.open(recipe.data.store)
+        store = divided(recipe, Store.open(recipe.data.store))
     except DataError as error:
         left_out.append(f"no clips: {error.message}")
         yield Section("Clips", note=f"Not shown: {error.message}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import stat
 import threading
 from collections import Counter
@@ -63,11 +64,14 @@ class Limits:
         pixels: Most pixels in a picture.
         frames: Most frames in a video or segment; None means no limit.
         seconds: Longest video or segment; None means no limit.
+        min_share: Share of the frames that the header announces, or the segment asks for, that must
+            be there; known at the end.
     """
 
     pixels: int = 1 << 26
     frames: int | None = None
     seconds: float | None = None
+    min_share: float = 0.5
 
     def check_picture(self, width: int, height: int) -> None:
         """Raise a DecodeError if pictures are too large."""
@@ -134,6 +138,27 @@ def pixel_aspect(stream: VideoStream) -> float:
     ratio = stream.sample_aspect_ratio
     low, high = _PLAUSIBLE_ASPECT
     return float(ratio) if ratio and low <= ratio <= high else 1.0
+
+
+def header_seconds(container: InputContainer, stream: VideoStream) -> float | None:
+    """Return the length of a video stream by the header; None where it tells none.
+
+    That of the file counts for it only where there is no other stream. FFmpeg guesses an AVI's from
+    the size of the file, so here the count of frames tells it.
+    """
+    if container.format.name == "avi":
+        rate = stream.average_rate
+        seconds = float(stream.frames / rate) if rate else 0.0
+    elif stream.duration is not None and stream.time_base is not None:
+        seconds = float(stream.duration * stream.time_base)
+    elif clock := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", "")):
+        hours, minutes, rest = map(float, clock.groups())  # as Matroska's muxers write it
+        seconds = 3600 * hours + 60 * minutes + rest
+    elif container.duration is not None and len(container.streams) == 1:
+        seconds = container.duration / 1e6
+    else:
+        return None
+    return seconds if seconds > 0 else None
 
 
 def error_text(error: Exception) -> str:

@@ -91,16 +91,18 @@ def stored_frames(
     motion_cell: int,
     camera: Camera = "none",
     pictures: bool = True,
+    period: float | None = None,
 ) -> Iterator[StoredFrame]:
     """Yield the frames of a reader as `read_frames` does; the reader keeps what it learns.
 
     The first frame decides the stored size: frames of another size, should the stream change, are
     scaled to it. From the frame on at which the reader finds the codec's own vectors unusable, they
     are those of an encoding; where the reader's pictures are spoilt, that frame ends the iteration.
+    `period` is that of `MotionEstimator`.
     """
     scale: Scaler | None = None
     before: VideoFrame | None = None  # the frame before, while the codec's own vectors are used
-    estimate = MotionEstimator()
+    estimate = MotionEstimator(period)
     for item, source in _shown(reader, pictures):
         if scale is None:
             scale = _scaler(reader, short_side)
@@ -119,9 +121,10 @@ def stored_frames(
                 vectors = vectors[:0]
         elif origin == "reencode":
             assert picture is not None
+            time = item.time - reader.begin
             if before is not None and picture_type(item.frame) != "I":
-                estimate(scale(before))
-            vectors, coded = estimate(picture), size
+                estimate(scale(before), time)
+            vectors, coded = estimate(picture, time), size
             crop, orientation = WHOLE, UPRIGHT
         before = source if origin == "native" and not reader.spoilt else None
         if origin != "none" and len(vectors) > 0:

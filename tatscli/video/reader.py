@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -23,6 +23,7 @@ from tatscli.video.decode import (
     Segment,
     StrPath,
     error_text,
+    header_seconds,
     is_raw,
     may_restart,
     nominal_fps,
@@ -59,6 +60,8 @@ class VideoReader:
         pictures: Whether the pictures matter. Without them native vectors come faster, and the
             pictures are `spoilt`.
         segment: The part of the video that is wanted; None is all of it.
+        neighbours: Whether the last two frames before a segment of seconds come too, and the first
+            after it.
         limits: What is refused.
 
     Attributes:
@@ -80,6 +83,9 @@ class VideoReader:
         spoilt: Whether pictures are decoded only as far as the vectors need.
         step: Seconds between two frames by the header, where time stamps are missing.
         seconds: Length of the file by the header; None where it tells none.
+        announced: Frames of the file by the header; 0 where it tells none.
+        length: Seconds of the video stream by the header; None where it tells none.
+        cut: Whether no frame has come from after the segment, once the iteration has ended.
         problem: What went wrong on the way, once the iteration has ended; None if nothing did.
     """
 
@@ -90,6 +96,7 @@ class VideoReader:
         motion: Wanted = "none",
         pictures: bool = True,
         segment: Segment | None = None,
+        neighbours: bool = False,
         limits: Limits | None = None,
     ) -> None:
         self.path = Path(path)
@@ -107,14 +114,17 @@ class VideoReader:
         self.spoilt = False
         self.step = 0.0
         self.seconds: float | None = None
+        self.announced = 0
+        self.length: float | None = None
+        self.cut = False
         self.problem: str | None = None
         self._motion = motion
         self._segment = segment
+        self._neighbours = neighbours
         self._limits = limits or Limits()
         self._errors: Counter[str] = Counter()
         self._encrypted = False
         self._track = 0  # number of the track in an MP4 file
-        self._promised = 0  # frames that its header counts
         self._check: VectorCheck | None = None
         self._disposable = False  # whether no picture is predicted from the last decoded one
         self._clock = Clock(self.step)
@@ -145,23 +155,20 @@ class VideoReader:
             self._limits.check_picture(frame.width, frame.height)
             self._limits.check_length(count, item.time - first)
             yield item
-        reasons = "; ".join(
-            f"{why} ({times} {'times' if times > 1 else 'time'})"
-            for why, times in self._errors.items()
-        )
         if not count:
             nothing = "the segment lies outside" if self._outside else "there is no picture data"
             locked = "it is encrypted" if self._encrypted else None
+            reasons = _listed(self._errors)
             raise DecodeError(f"no frame can be decoded: {locked or reasons or nothing}")
         if count == 1:  # the first H.264 frame is only a guess of FFmpeg's, but there is no other
             self.interlaced |= bool(frame.interlaced_frame)
-        damage = f"damaged, some frames are missing: {reasons}" if reasons else None
-        if damage is None and self._segment is None and count < self._promised:
-            damage = self._left_out()
+        broken = damage(self._errors)
+        if broken is None and self._segment is None and self._track and count < self.announced:
+            broken = self._left_out()
         assumed = None
         if self._rate_is_assumed:
             assumed = f"the stream tells no frame rate, {DEFAULT_FPS:g} fps were assumed"
-        self.problem = "; ".join(filter(None, [damage, self._clock.problem, assumed])) or None
+        self.problem = "; ".join(filter(None, [broken, self._clock.problem, assumed])) or None
 
     def crop_of(self, frame: VideoFrame) -> Crop:
         """Return what is not shown of a decoded frame: only the first frame's size is cropped."""
@@ -202,6 +209,7 @@ class VideoReader:
                 self._outside = index < segment.start
                 if not self._outside:
                     yield item
+            self.cut = segment.end is not None
         else:
             jump = segment.start - _LEAD
             items = self._frames(jump if jump > 0 else None)
@@ -210,13 +218,21 @@ class VideoReader:
                 items = self._frames(None)  # no index, or a wrong one
                 first = next(items, None)
             end = math.inf if segment.end is None else segment.end
+            before = deque[Decoded](maxlen=2 if self._neighbours else 0)
             for item in chain([first] if first else [], items):
                 time = item.time - self.begin
                 self._outside = not segment.start <= time < end
                 if not self._outside:
+                    yield from before
+                    before.clear()
                     yield item
                 elif time >= end:
+                    if self._neighbours:
+                        yield item
                     return
+                else:
+                    before.append(item)
+            self.cut = segment.end is not None
 
     def _frames(self, jump: float | None) -> Iterator[Decoded]:
         """Yield the frames from a key frame before `jump` on, with the distances of references.
@@ -266,6 +282,8 @@ class VideoReader:
         self.step = 1 / (fps or DEFAULT_FPS)
         self._rate_is_assumed = fps is None and is_raw(container)
         self.seconds = container.duration / 1e6 if container.duration else None
+        self.announced = stream.frames
+        self.length = header_seconds(container, stream)
         self.crop = container_crop(self.path, container, stream)
         self.aspect = pixel_aspect(stream)
         self.interlaced = self.all_interlaced = container_interlaced(stream)
@@ -273,7 +291,7 @@ class VideoReader:
         self.maybe_interlaced = self.codec == "h264" and References(header).fields
         self._encrypted = "enc_key_id" in stream.metadata  # FFmpeg says so of WebM alone
         if container.format.name.startswith("mov,"):
-            self._track, self._promised = stream.id, stream.frames
+            self._track = stream.id
         self._limits.check_picture(context.width, context.height)
         if self._segment is None:
             length = container.duration or 0  # in FFmpeg's clock of containers: microseconds
@@ -345,3 +363,14 @@ def frame_orientation(frame: VideoFrame) -> Orientation:
     """Return how a decoded frame has to be turned to be upright."""
     matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     return UPRIGHT if matrix is None else Orientation.from_matrix(bytes(matrix))
+
+
+def damage(errors: Counter[str]) -> str | None:
+    """Say what decoding errors mean, by how often each came; None without any."""
+    return f"damaged, some frames are missing: {_listed(errors)}" if errors else None
+
+
+def _listed(errors: Counter[str]) -> str:
+    return "; ".join(
+        f"{why} ({times} {'times' if times > 1 else 'time'})" for why, times in errors.items()
+    )

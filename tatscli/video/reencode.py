@@ -39,9 +39,18 @@ _DECODER = {
 
 
 class MotionEstimator:
-    """Finds the vectors between consecutive pictures of one size, by their brightness alone."""
+    """Finds the vectors between consecutive pictures of one size, by their brightness alone.
 
-    def __init__(self) -> None:
+    Args:
+        period: Seconds after which the encoder starts over from the previous picture, at multiples
+            of this on the video's clock. A picture's vectors are then the same wherever reading
+            began. None: it never starts over.
+    """
+
+    def __init__(self, period: float | None = None) -> None:
+        self._period = period
+        self._number = 0  # of the present period
+        self._before: VideoFrame | None = None
         self._encoder: VideoCodecContext | None = None
         self._reformatter = VideoReformatter()  # kept: its tables are costly
         self._decoder = CodecContext.create("h264", "r")
@@ -49,15 +58,25 @@ class MotionEstimator:
         self._decoder.options = _DECODER
         self._count = 0
 
-    def __call__(self, picture: VideoFrame) -> np.ndarray:
+    def __call__(self, picture: VideoFrame, time: float = 0.0) -> np.ndarray:
         """Return FFmpeg's rows from the previous picture to this one; none for the first.
 
         Args:
             picture: In any YUV format, of the same size as the first.
+            time: Seconds since the beginning of the video, for the period.
         """
-        if self._encoder is None:
-            self._encoder = _encoder(picture.width, picture.height)
         gray = self._reformatter.reformat(picture, format="gray", **ONE_THREAD)
+        if self._period is not None:
+            number = int(time // self._period)
+            if number != self._number and self._before is not None:
+                self._encoder = None
+                self._encode(self._before)
+            self._number, self._before = number, gray
+        return self._encode(gray)
+
+    def _encode(self, gray: VideoFrame) -> np.ndarray:
+        if self._encoder is None:
+            self._encoder = _encoder(gray.width, gray.height)
         gray.pts, gray.time_base = self._count, self._encoder.time_base
         gray.pict_type = PictureType.NONE  # or the source's key frames become key frames here
         self._count += 1

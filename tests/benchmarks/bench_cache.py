@@ -28,11 +28,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from clips import scene, workplace
-from measure import load
-
 from tests.benchmarks.bench_masks import machine
 from tests.benchmarks.bench_motion import Clock, median_of, prepare, rounded
+from tests.benchmarks.clips import scene, workplace
+from tests.benchmarks.measure import load
 from tests.clips import render
 
 

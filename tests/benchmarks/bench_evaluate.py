@@ -34,8 +34,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from clips import workplace
-from measure import Crew, Taken, installed, load, ratios, rounded, take_turns
+from tests.benchmarks.clips import workplace
+from tests.benchmarks.measure import Crew, Taken, installed, load, ratios, rounded, take_turns
 
 SHARED = Path(os.environ.get("TATS_SHARED") or Path(__file__).resolve().parents[3] / "shared")
 SIZES = {"nano": (128, 6, 4), "tiny": (192, 12, 3), "small": (384, 12, 6)}  # width, blocks, heads

@@ -26,11 +26,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from clips import scene, workplace
-from measure import Crew, load
-
 from tests.benchmarks.bench_masks import machine
 from tests.benchmarks.bench_motion import prepare
+from tests.benchmarks.clips import scene, workplace
+from tests.benchmarks.measure import Crew, load
 from tests.clips import render
 
 RECIPE, STORED, LENGTH = "videomae/k400-small", (340, 256), 200

@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,8 +22,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clips import add_inputs_option, workplace
-from measure import Crew, load
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.benchmarks.clips import add_inputs_option, workplace
+from tests.benchmarks.measure import Crew, load
 
 _EVERY = 0.1  # seconds between two samples of memory
 _SHARD = 4 << 20  # small, so that many shards are written

@@ -15,6 +15,7 @@ import resource
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -86,8 +87,9 @@ def cpu() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def nothing(job: None) -> None:
+def nothing(jobs: Sequence[None]) -> Sequence[None]:
     """For measuring what starting a worker costs."""
+    return jobs
 
 
 def main() -> None:
@@ -119,7 +121,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     begun = cpu()
-    list(run_in_order(nothing, [None], workers=1))
+    list(run_in_order(nothing, [[None]], workers=1))
     START = cpu() - begun  # of a worker process: no part of an hour
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     main()

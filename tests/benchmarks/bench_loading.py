@@ -14,14 +14,18 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench_prepare import ours as prepare
-from clips import SIZES, add_inputs_option, data_set, workplace
-from measure import Crew, Taken, installed, load, ratios, take_turns
+from tests.benchmarks.bench_prepare import ours as prepare
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.benchmarks.clips import SIZES, add_inputs_option, data_set, workplace
+from tests.benchmarks.measure import Crew, Taken, installed, load, ratios, take_turns
 
 PEER = "decord"
 FRAMES, STRIDE = 16, 4

@@ -34,10 +34,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from clips import add_inputs_option, data_set, workplace
-from measure import Crew, Taken, load, take_turns
-
 from tests.benchmarks.bench_masks import machine, mask_sides, milliseconds
+from tests.benchmarks.clips import add_inputs_option, data_set, workplace
+from tests.benchmarks.measure import Crew, Taken, load, take_turns
 
 FRAMES, SIZE, PATCH, STORED = 16, 224, 16, "340x256"
 BATCH = 32

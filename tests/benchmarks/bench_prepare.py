@@ -24,8 +24,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clips import SIZES, add_inputs_option, data_set, megabits, workplace
-from measure import Crew, Taken, installed, load, ratios, rounded, take_turns
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.benchmarks.clips import SIZES, add_inputs_option, data_set, megabits, workplace
+from tests.benchmarks.measure import Crew, Taken, installed, load, ratios, rounded, take_turns
 
 PEER = "mvextractor"
 SHORT_SIDE = 256

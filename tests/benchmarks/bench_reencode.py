@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import load
+
+from tests.benchmarks.measure import load
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 

@@ -20,8 +20,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clips import SIZES, add_inputs_option, rendered, workplace
-from measure import Crew, Taken, load, ratios, rounded, take_turns
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.benchmarks.clips import SIZES, add_inputs_option, rendered, workplace
+from tests.benchmarks.measure import Crew, Taken, load, ratios, rounded, take_turns
 
 MODES = {
     "one thread": ("SLICE", 1),

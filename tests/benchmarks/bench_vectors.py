@@ -17,13 +17,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clips import CODECS, SIZES, add_inputs_option, rendered, workplace
-from measure import Crew, Taken, installed, load, ratios, rounded, take_turns
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.benchmarks.clips import CODECS, SIZES, add_inputs_option, rendered, workplace
+from tests.benchmarks.measure import Crew, Taken, installed, load, ratios, rounded, take_turns
 
 PEER = "mvextractor"
 FAST = {"skip_loop_filter": "all", "skip_idct": "all"}

@@ -92,7 +92,6 @@ class Steps:
         import torch
 
         from tatscli.console import Reporter
-        from tatscli.engine.bad_steps import BadSteps
         from tatscli.engine.distributed import World
         from tatscli.engine.feed import Feed
         from tatscli.engine.learner import Learner
@@ -140,7 +139,6 @@ class Steps:
         self.means: dict[str, float] = {}
         self._feed = Feed(self.training.batches(FIRST), self.training.device)
         self._averages = Averages()
-        self._bad_steps = BadSteps(main, recipe.run, Path(), 0)
 
     def __call__(self) -> None:
         """Take a step, and wait for the device."""
@@ -149,7 +147,7 @@ class Steps:
         from tatscli.engine.loop import optimise
 
         training = self.training
-        self._bad_steps.remember(optimise(training, self._feed, self._averages))
+        optimise(training, self._feed, self._averages)
         training.done += 1
         if training.done % training.run.log_every == 0:
             self.read()
@@ -162,7 +160,7 @@ class Steps:
     def read(self) -> dict[str, float]:
         """Return the averages since the last log line, as the loop reads them for the next."""
         self.means = self._averages.read()
-        self._bad_steps.check(self.training.done, self.training.reporter)
+        self.training.bad_steps.check(self.training.done, self.training.reporter)
         return self.means
 
 

@@ -69,24 +69,22 @@ def test_one_rank_is_told_and_one_loader_hangs(tmp_path: Path, told: int, held: 
             hold(training, at=3)
         train(training)
 
-    pids = start(work, 2, tmp_path)
+    ranks = start(work, 2, tmp_path)
     wait_for(tmp_path / f"held{held}")
     began = time.monotonic()
-    os.kill(pids[told], signal.SIGUSR1)
-    assert finish(pids) == [138, 138]
+    os.kill(ranks[told].pid, signal.SIGUSR1)
+    assert finish(ranks) == [138, 138]
     assert time.monotonic() - began < 15
     assert find_checkpoint(tmp_path).step == 3
     for rank in range(2):
         assert "stopped after step 3 of 10" in (tmp_path / f"rank{rank}.txt").read_text()
 
 
-def test_scoring_that_hangs_on_every_rank_costs_no_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scoring_that_hangs_on_every_rank_costs_no_step(tmp_path: Path) -> None:
     """They cannot agree any more, and the first saves by itself."""
-    monkeypatch.setattr(signals, "PATIENCE", 0.2)
 
     def work(world: World) -> None:
+        signals.PATIENCE = 0.2
         training = two(tmp_path, world, save_every=100)
 
         def score(epoch: int) -> None:
@@ -96,12 +94,12 @@ def test_scoring_that_hangs_on_every_rank_costs_no_step(
         training.score = score
         train(training)
 
-    pids = start(work, 2, tmp_path)
+    ranks = start(work, 2, tmp_path)
     for rank in range(2):
         wait_for(tmp_path / f"held{rank}")
-    for pid in pids:
-        os.kill(pid, signal.SIGTERM)
-    assert finish(pids) == [143, 143]
+    for one in ranks:
+        os.kill(one.pid, signal.SIGTERM)
+    assert finish(ranks) == [143, 143]
     found = find_checkpoint(tmp_path)
     assert (found.step, found.meta["unscored"]) == (2, True)
 
@@ -126,11 +124,11 @@ def kill_one(folder: Path, moment: float, rank: int) -> tuple[list[int], int]:
     Returns:
         The exit codes, and how many drafts were left behind.
     """
-    pids = start(lambda world: train(heavy(folder, world)), 2, folder)
+    ranks = start(lambda world: train(heavy(folder, world)), 2, folder)
     wait_for(folder / "checkpoints" / "last")
     time.sleep(moment)
-    os.kill(pids[rank], signal.SIGKILL)
-    codes = finish(pids)
+    os.kill(ranks[rank].pid, signal.SIGKILL)
+    codes = finish(ranks)
     return codes, len(list((folder / "checkpoints").glob(".tmp-step*")))
 
 
@@ -194,8 +192,8 @@ def test_the_number_of_ranks_may_change(tmp_path: Path, sizes: tuple[int, int]) 
     train(straight)
     run = tmp_path / "run"
     for size, last in zip(sizes, (5, 10), strict=True):
-        pids = start(lambda world, last=last: train(still(run, world, last)), size, run)
-        assert finish(pids) == [0] * size
+        ranks = start(lambda world, last=last: train(still(run, world, last)), size, run)
+        assert finish(ranks) == [0] * size
     kept = find_checkpoint(run).tensors("model")
     for name, value in straight.model.state_dict().items():
         torch.testing.assert_close(kept[name], value, rtol=1e-4, atol=1e-6)

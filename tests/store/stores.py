@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,11 @@ SHARD_BYTES = 20_000
 
 
 def here(
-    work: Callable[[Job], Converted], jobs: Iterable[Job]
+    work: Callable[[Sequence[Job]], Iterable[Converted]], groups: Iterable[Sequence[Job]]
 ) -> Generator[tuple[Job, Converted], None, None]:
-    """Run jobs one by one in this process: a runner without its second's start."""
-    for job in jobs:
-        yield job, work(job)
+    """Run groups of jobs in this process: a runner without its second's start."""
+    for jobs in groups:
+        yield from zip(jobs, work(jobs), strict=True)
 
 
 class Counting:
@@ -36,10 +36,10 @@ class Counting:
     def __init__(self):
         self.tried = []
 
-    def __call__(self, work, jobs):
-        jobs = list(jobs)
-        self.tried += [job.path.name for job in jobs]
-        return here(work, jobs)
+    def __call__(self, work, groups):
+        groups = list(groups)
+        self.tried += [job.path.name for jobs in groups for job in jobs]
+        return here(work, groups)
 
 
 def prepare(videos: Path | Sources, out: Path, **options: Any) -> pipeline.Report:

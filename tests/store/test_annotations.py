@@ -3,7 +3,8 @@
 import pytest
 
 from tatscli.errors import DataError
-from tatscli.store.annotations.lists import read_list, resolve_labels
+from tatscli.store.annotations.labels import resolve_labels
+from tatscli.store.annotations.lists import read_list
 from tatscli.store.annotations.videos import has_video_suffix
 
 

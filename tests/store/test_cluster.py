@@ -30,7 +30,11 @@ needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra
 MEMORY = 100 << 20  # Ray's store of results on each node
 
 
-def work(job):
+def work(jobs):
+    return map(do, jobs)
+
+
+def do(job):
     kind, value = job
     if kind == "sleep":
         time.sleep(value)
@@ -52,20 +56,20 @@ def work(job):
     return value
 
 
-def traced_convert(job):
+def traced_convert(jobs):
     """Convert, and leave a trace of each attempt; the third video on the victim never ends."""
     traces = Path(os.environ["TEST_TRACES"])
     victim = (traces / "victim").read_text()
     here = os.environ["RAY_RAYLET_PID"]
-    with (traces / job.path.name).open("a") as trace:
+    with (traces / jobs[0].path.name).open("a") as trace:
         trace.write(f"{here}\n")
-    result = convert(job)
+    results = list(convert(jobs))
     if here == victim:
         with (traces / "on victim").open("a") as count:
             count.write("x")
         if count_of(traces) == 3:
             time.sleep(600)
-    return result
+    return results
 
 
 def count_of(traces):
@@ -117,8 +121,13 @@ def cluster(nodes):
         yield nodes.address
 
 
+def singly(jobs):
+    """Groups of one job each."""
+    return ([job] for job in jobs)
+
+
 def run(jobs, *, ahead=8, **options):
-    return [result for _, result in run_on_ray(work, jobs, ahead=ahead, **options)]
+    return [result for _, result in run_on_ray(work, singly(jobs), ahead=ahead, **options)]
 
 
 def test_without_ray_the_hint_is_what_to_install(monkeypatch):
@@ -157,7 +166,7 @@ def test_bad_jobs_cost_only_themselves_and_keep_their_place(cluster, tmp_path):
         ("kill", signal.SIGKILL),
         ("echo", 5),
     ]
-    found = list(run_on_ray(work, jobs, ahead=8, timeout=2, address=cluster))
+    found = list(run_on_ray(work, singly(jobs), ahead=8, timeout=2, address=cluster))
     assert [job for job, _ in found] == jobs
     assert [result for _, result in found] == [
         0.5,
@@ -168,6 +177,19 @@ def test_bad_jobs_cost_only_themselves_and_keep_their_place(cluster, tmp_path):
         5,
     ]
     assert attempts.read_text() == "x"  # a video that is too slow is not tried again
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_bad_job_costs_its_group_nothing(cluster, tmp_path):
+    attempts = tmp_path / "attempts"
+    groups = [
+        [("echo", 1), ("kill", signal.SIGSEGV), ("echo", 2)],
+        [("echo", 3), ("kill ray", attempts)],
+    ]
+    found = [result for _, result in run_on_ray(work, groups, address=cluster)]
+    assert found[:4] == [1, Crash(-signal.SIGSEGV), 2, 3]
+    assert str(found[4]) == "crashed: its Ray worker died in each of 4 attempts"
 
 
 @needs_ray
@@ -197,7 +219,7 @@ def test_jobs_are_not_started_far_ahead(cluster):
             taken.append(index)
             yield ("echo", index)
 
-    for index, (_, result) in enumerate(run_on_ray(work, jobs(), ahead=3, address=cluster)):
+    for index, (_, result) in enumerate(run_on_ray(work, singly(jobs()), ahead=3, address=cluster)):
         assert result == index
         assert len(taken) <= index + 1 + 3
 
@@ -207,7 +229,7 @@ def test_jobs_are_not_started_far_ahead(cluster):
 def test_leaving_ends_what_runs(cluster, tmp_path):
     attempts = tmp_path / "attempts"
     jobs = [("pid", 0), ("touch and hang", attempts), ("echo", 1)]
-    with closing(run_on_ray(work, jobs, ahead=3, address=cluster)) as running:
+    with closing(run_on_ray(work, singly(jobs), ahead=3, address=cluster)) as running:
         _, pid = next(running)
         while not attempts.exists():
             time.sleep(0.05)
@@ -296,9 +318,9 @@ def same_store(one, other):
 DRIVER = """
 import sys
 from tatscli.store.cluster import run_on_ray
-from tests.store.test_cluster import work
+from tests.store.test_cluster import singly, work
 jobs = [("echo", 1), ("sleep", 60), ("sleep", 60)]
-for _, result in run_on_ray(work, jobs, ahead=3, workers=2):
+for _, result in run_on_ray(work, singly(jobs), ahead=3, workers=2):
     print("result", result, flush=True)
 """
 

@@ -1,6 +1,7 @@
 """What becomes of one video: segments, limits, joined fields, and what the row says of it."""
 
 import io
+import re
 
 import av
 import numpy as np
@@ -27,7 +28,7 @@ def long_gop(tmp_path_factory):
 
 def converted(tmp_path, path, *, segment=None, limits=None, **settings):
     job = Job(path, tmp_path / "spool", Settings(**settings), segment, limits or Limits())
-    result = convert(job)
+    (result,) = convert([job])
     assert result.trouble is None
     return result
 
@@ -51,7 +52,7 @@ def greys(spool):
         (Segment(3.25, 3.95), range(33, 40)),
         (Segment(2.0, 2.1), [20]),
         (Segment(4.5), range(45, 50)),
-        (Segment(1.5, 99.0), range(15, 50)),
+        (Segment(1.5, 7.0), range(15, 50)),
         (Segment(7, 12, "frames"), range(7, 12)),
         (Segment(48, None, "frames"), [48, 49]),
     ],
@@ -132,6 +133,88 @@ def test_a_picture_that_grows_beyond_the_limit_is_refused(tmp_path):
     both.write_bytes(small.read_bytes() + large.read_bytes())
     result = converted(tmp_path, both, limits=Limits(pixels=64 * 64))
     assert result.reason == "too large: 256 x 256 pixels, more than `--max-pixels` 4096"
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory):
+    """Return a function that renders forty frames and cuts the file after a share of its bytes."""
+    folder = tmp_path_factory.mktemp("cut")
+
+    def make(suffix, share):
+        pictures = pan((3, 1), frames=40, height=96, width=128)
+        source = render(folder / f"whole{suffix}", pictures, fps=10, options={"g": "5"})
+        path = folder / f"a {share}{suffix}"
+        if suffix == ".mp4":  # with its index in front
+            with (
+                av.open(str(source)) as container,
+                av.open(str(path), "w", options={"movflags": "faststart"}) as copy,
+            ):
+                stream = copy.add_stream_from_template(container.streams.video[0])
+                for packet in container.demux(video=0):
+                    if packet.size:
+                        packet.stream = stream
+                        copy.mux(packet)
+        else:
+            source.rename(path)
+        data = path.read_bytes()
+        path.write_bytes(data[: round(share * len(data))])
+        return path
+
+    return make
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
+def test_of_a_file_that_was_cut_it_says_how_much_is_there(tmp_path, cut, suffix):
+    whole = converted(tmp_path, cut(suffix, 1))
+    assert whole.facts["warning"] is None and whole.facts["frames"] == 40
+    most = converted(tmp_path, cut(suffix, 0.75))
+    assert f"{most.facts['frames']} of 40 frames" in most.facts["warning"]
+    least = cut(suffix, 0.3)
+    reason = converted(tmp_path, least).reason
+    assert re.match(r"only \d+ of 40 frames; ", reason) and reason.endswith("`--min-share` is 0.5")
+    assert not list(tmp_path.iterdir()) or not list(tmp_path.glob("spool.*"))
+    kept = converted(tmp_path, least, limits=Limits(min_share=0))
+    assert kept.reason is None and f"{kept.facts['frames']} of 40" in kept.facts["warning"]
+    job = Job(least, None, Settings())
+    assert [one.reason for one in convert([job])] == [reason]  # `--check` says the same
+
+
+@pytest.mark.parametrize(
+    ("segment", "verdict"),
+    [
+        (Segment(1.0, 4.9), None),
+        (Segment(1.0, 5.05), None),
+        (Segment(3.0, 6.0), "20 of 30 frames: the video ends at 5.00 s"),
+        (Segment(4.9, 9.0), "only 1 of 41 frames: the video ends at 5.00 s; `--min-share` is 0.5"),
+        (Segment(45, 60, "frames"), "only 5 of 15 frames: the video ends at 5.00 s"),
+    ],
+    ids=str,
+)
+def test_of_a_segment_beyond_the_end_it_says_how_much_is_there(
+    tmp_path, long_gop, segment, verdict
+):
+    result = converted(tmp_path, long_gop, segment=segment)
+    if verdict is None:
+        assert result.facts["warning"] is None
+    elif verdict.startswith("only"):
+        assert result.reason.startswith(verdict)
+    else:
+        assert result.facts["warning"] == verdict
+
+
+def test_frames_that_are_far_apart_are_not_missing(tmp_path):
+    """A screen recording: a frame when something changes."""
+    ticks = [0, 1, 2, 3, 40, 41, 42, 80]
+    path = render(
+        tmp_path / "a.mp4",
+        pan(frames=8, height=64, width=96),
+        fps=10,
+        pts=ticks,
+        options={"g": "2"},
+    )
+    for segment in (None, Segment(0, 3), Segment(0, 1), Segment(2.5, 6)):
+        result = converted(tmp_path, path, segment=segment)
+        assert (result.reason, result.facts["warning"]) == (None, None), segment
 
 
 def test_fields_are_joined(tmp_path):

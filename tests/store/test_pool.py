@@ -12,12 +12,20 @@ import pytest
 from tatscli.store.pool import Crash, Timeout, run_in_order
 
 
-def work(job):
+def work(jobs):
+    for job in jobs:
+        yield do(job)
+
+
+def do(job):
     kind, value = job
     if kind == "sleep":
         time.sleep(value)
     elif kind == "kill":
         os.kill(os.getpid(), value)
+    elif kind == "trace":
+        with open(value, "a") as trace:
+            trace.write("x")
     elif kind == "exit":
         os._exit(value)
     elif kind == "deaf":  # hangs where no polite signal reaches it
@@ -29,8 +37,14 @@ def work(job):
 
 
 def results(jobs, workers=2, ahead=8, timeout=None):
-    running = run_in_order(work, jobs, workers=workers, ahead=ahead, timeout=timeout)
+    groups = singly(jobs)
+    running = run_in_order(work, groups, workers=workers, ahead=ahead, timeout=timeout)
     return [result for _, result in running]
+
+
+def singly(jobs):
+    """Groups of one job each."""
+    return ([job] for job in jobs)
 
 
 def gone(pid: int) -> bool:
@@ -44,7 +58,7 @@ def gone(pid: int) -> bool:
 
 def test_results_come_in_the_order_of_the_jobs():
     jobs = [("sleep", 0.3), ("echo", 1), ("sleep", 0.1), ("echo", 2), ("echo", 3)]
-    found = list(run_in_order(work, jobs, workers=2, ahead=8))
+    found = list(run_in_order(work, singly(jobs), workers=2, ahead=8))
     assert found == [(job, job[1]) for job in jobs]
 
 
@@ -80,6 +94,32 @@ def test_a_job_over_its_time_costs_only_itself(tmp_path):
     assert str(Timeout(60)) == "timeout: not done after 60 s"
 
 
+def test_a_dying_worker_costs_its_group_nothing(tmp_path):
+    """What it had finished counts; the others are run one at a time, and keep their place."""
+    trace = tmp_path / "trace"
+    groups = [
+        [("trace", str(trace)), ("kill", signal.SIGSEGV), ("echo", 2), ("exit", 7)],
+        [("echo", 4), ("sleep", 600), ("echo", 6)],
+        [("echo", 7)],
+    ]
+    found = list(run_in_order(work, groups, workers=2, ahead=8, timeout=1.5))
+    assert [job for job, _ in found] == [job for group in groups for job in group]
+    results = [result for _, result in found]
+    assert results[1:] == [Crash(-signal.SIGSEGV), 2, Crash(7), 4, Timeout(1.5), 6, 7]
+    assert trace.read_text() == "x"  # was not run again
+
+
+def test_each_job_of_a_group_has_its_time():
+    groups = [[("sleep", 0.6)] * 4]
+    assert [result for _, result in run_in_order(work, groups, workers=1, timeout=1.5)] == [0.6] * 4
+
+
+def test_results_of_a_group_come_as_they_are_ready(tmp_path):
+    running = run_in_order(work, [[("echo", 1), ("deaf", str(tmp_path / "pid"))]], workers=1)
+    assert next(running) == (("echo", 1), 1)
+    running.close()
+
+
 def test_every_worker_may_be_late_at_once(tmp_path):
     jobs = [("deaf", str(tmp_path / str(number))) for number in range(4)]
     begin = time.monotonic()
@@ -90,7 +130,8 @@ def test_every_worker_may_be_late_at_once(tmp_path):
 
 def test_the_nearest_deadline_is_the_one_that_counts():
     """A long job that is allowed to be long must not delay the end of a hanging one."""
-    running = run_in_order(work, [("sleep", 600), ("sleep", 0.1)], workers=2, ahead=2, timeout=1.0)
+    jobs = singly([("sleep", 600), ("sleep", 0.1)])
+    running = run_in_order(work, jobs, workers=2, ahead=2, timeout=1.0)
     begin = time.monotonic()
     assert next(running)[1] == Timeout(1.0)
     assert time.monotonic() - begin < 20
@@ -99,7 +140,8 @@ def test_the_nearest_deadline_is_the_one_that_counts():
 
 
 def test_a_slow_caller_does_not_make_jobs_late():
-    running = run_in_order(work, [("echo", n) for n in range(4)], workers=2, ahead=4, timeout=0.3)
+    jobs = singly(("echo", n) for n in range(4))
+    running = run_in_order(work, jobs, workers=2, ahead=4, timeout=0.3)
     found = []
     for _, result in running:
         time.sleep(0.5)
@@ -120,33 +162,33 @@ def test_jobs_are_not_started_far_ahead():
             taken.append(index)
             yield ("echo", index)
 
-    running = run_in_order(work, jobs(), workers=2, ahead=3)
+    running = run_in_order(work, singly(jobs()), workers=2, ahead=3)
     for index, (_, result) in enumerate(running):
         assert result == index
         assert len(taken) <= index + 1 + 3
 
 
 def test_leaving_ends_the_workers():
-    running = run_in_order(_pid, range(100), workers=2, ahead=4)
+    running = run_in_order(_pid, singly(range(100)), workers=2, ahead=4)
     _, pid = next(running)
     running.close()
     assert gone(pid)
 
 
 def _pid(_):
-    return os.getpid()
+    return [os.getpid()]
 
 
 ORPHANS = """
 import os, sys, time
 from tatscli.store.pool import run_in_order
 
-def work(job):
+def work(jobs):
     print(os.getpid(), flush=True)
     time.sleep(600)
 
 if __name__ == "__main__":
-    list(run_in_order(work, range(2), workers=2, ahead=2))
+    list(run_in_order(work, [[1], [2]], workers=2, ahead=2))
 """
 
 
@@ -173,7 +215,7 @@ def _runs(pid: int) -> bool:
 
 def test_workers_that_never_start_are_an_error():
     with pytest.raises(RuntimeError, match="does not start"):
-        list(run_in_order(_Unpicklable(), [1, 2], workers=1, ahead=2))
+        list(run_in_order(_Unpicklable(), [[1], [2]], workers=1, ahead=2))
 
 
 class _Unpicklable:
@@ -182,8 +224,8 @@ class _Unpicklable:
     def __reduce__(self):
         return _fail, ()
 
-    def __call__(self, job):
-        return job
+    def __call__(self, jobs):
+        return jobs
 
 
 def _fail():

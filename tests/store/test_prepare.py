@@ -249,12 +249,12 @@ def test_a_worker_that_dies_costs_one_video(videos, tmp_path, monkeypatch):
     assert not list((tmp_path / "store").glob(".spool-*"))
 
 
-def dying_convert(job):
+def dying_convert(jobs):
     from tatscli.store.convert import convert
 
-    if job.path.name == "clip 3.mp4":
+    if jobs[0].path.name == "clip 3.mp4":
         os.kill(os.getpid(), signal.SIGSEGV)
-    return convert(job)
+    return convert(jobs)
 
 
 def test_check_decodes_and_writes_nothing(videos, tmp_path, monkeypatch):

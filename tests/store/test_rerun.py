@@ -32,8 +32,8 @@ ONE = partial(run_in_order, workers=1)
 def failing(number: int):
     """Return a runner under which every video that is tried fails as number so-and-so."""
 
-    def run(work, jobs):
-        for job in jobs:
+    def run(work, groups):
+        for job in itertools.chain.from_iterable(groups):
             yield job, Converted(reason=f"failed in run {number}")
 
     return run
@@ -197,14 +197,14 @@ def test_a_part_may_have_nothing_to_do(tmp_path):
 
 
 def test_late_and_crashed_videos_are_rows_and_leave_no_files(videos, tmp_path):
-    def run(work, jobs):
-        for number, job in enumerate(jobs):
+    def run(work, groups):
+        for number, (job,) in enumerate(groups):
             if number in (1, 2):
                 job.spool.with_suffix(".jpeg").write_bytes(b"half")
                 yield job, Timeout(60) if number == 1 else Crash(-11)
-                assert not list(job.spool.parent.glob(f"{number}.*"))
+                assert not list(job.spool.parent.glob(f"{job.spool.name}.*"))
             else:
-                yield job, work(job)
+                yield job, *work([job])
 
     report = in_process.prepare(videos, tmp_path / "store", run=run)
     reasons = [row.reason for row in report.failures]
@@ -290,12 +290,12 @@ def test_a_row_that_could_not_be_read_again_is_a_failure(tmp_path, value):
     for name in "ab":
         render(folder / f"{name}.mp4", static(frames=2))
 
-    def run(work, jobs):
-        for job, result in in_process.here(work, jobs):
+    def run(work, groups):
+        for job, result in in_process.here(work, groups):
             if job.path.name == "a.mp4":
                 result.facts["duration"] = value
             yield job, result
-            assert not list(job.spool.parent.glob("0.*"))
+            assert not list(job.spool.parent.glob("0-0.*"))
 
     in_process.prepare(folder, out, run=run)
     rows = in_process.rows_of(out)

@@ -36,6 +36,7 @@ OTHER_STREAM = {"real/nasa_multistream.mp4", "nasty/made_two_video_streams.mkv"}
 BREAKS_OFF = {  # a player goes on where the probe of the collection stopped
     "nasty/decord_corrupted.mp4",
     "nasty/made_truncated_moov_first.mp4",
+    "nasty/made_truncated_tail.mkv",
     "nasty/mp4parse_no_timescale.mp4",
 }
 

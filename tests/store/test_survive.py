@@ -224,9 +224,9 @@ class Killed(BaseException):
     """Ends a run in this process as a kill would end another."""
 
 
-def canned(work, jobs):
+def canned(work, groups):
     """A runner that takes the bytes of each source for its pictures: no decoding, no time."""
-    for job in jobs:
+    for (job,) in groups:
         data = job.path.read_bytes()
         jpeg, motion = job.spool.with_suffix(".jpeg"), job.spool.with_suffix(".motion")
         jpeg.write_bytes(data)
@@ -404,8 +404,8 @@ def test_a_source_that_vanishes_is_a_failed_row_until_it_is_back(tmp_path):
     (folder / "train.csv").write_text("a.mp4\nb.mp4\nc.mp4\n")
     aside = tmp_path / "aside.mp4"
 
-    def run(work, jobs):
-        for job, result in here(work, jobs):
+    def run(work, groups):
+        for job, result in here(work, groups):
             if job.path.name == "a.mp4":  # its turn has not come yet
                 (folder / "b.mp4").rename(aside)
             yield job, result

@@ -16,7 +16,7 @@ from tatscli.store.shards import Shard, Spool, checksum, write_shard
 from tatscli.store.verify import repair, verify
 from tatscli.video.jpeg import jpeg_size
 from tests.clips import pan, render
-from tests.store.stores import QUIET, assert_same_videos, content, prepare, rows_of
+from tests.store.stores import QUIET, assert_same_videos, content, here, prepare, rows_of
 
 
 @pytest.fixture(scope="module")
@@ -211,10 +211,10 @@ def test_repair_redoes_one_video_and_keeps_the_rest(videos, made, store, shards)
     assert repair(opened, verdict, reporter=QUIET) == 1
     tried = []
 
-    def run(work, jobs):
-        for job in jobs:
+    def run(work, groups):
+        for job, result in here(work, groups):
             tried.append(job.path.name)
-            yield job, work(job)
+            yield job, result
 
     prepare(videos, store, run=run)
     assert tried == [Path(row.id).name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
@@ -127,6 +128,13 @@ class Finetune(Section):
     """Part of the store to train on."""
     val_split: str | None = "val"
     """Part scored after every `val_every` passes to pick `best`; null scores nothing."""
+    val_share: Ratio | None = None
+    """Share of the training videos to hold out as `val_split`, of each class alike and always the
+    same ones, where the store has no such split: as `tats prepare --val-share`, also for `tats
+    evaluate`. A store without splits is divided whole. null holds out none."""
+    val_group: str | None = None
+    """With `val_share`: a regular expression; videos in whose paths it finds the same text, such as
+    `(person\\d+)`, stay together. null: the segments of a file stay together."""
     val_every: Count = 1
     """Passes between two scorings of `val_split`."""
     sampling: Sampling | None = None
@@ -169,6 +177,21 @@ class Finetune(Section):
     `val_split` goes by `evaluate.drop`."""
     augment: Augment = Augment()
     optim: FinetuneOptim = FinetuneOptim()
+
+    @model_validator(mode="after")
+    def _held_out_makes_sense(self) -> Self:
+        if self.val_group is not None:
+            if self.val_share is None:
+                raise ValueError("`val_group` needs `val_share`, the share to hold out")
+            try:
+                re.compile(self.val_group)
+            except re.error as error:
+                raise ValueError(
+                    f"`val_group: {self.val_group}` is not a regular expression: {error}"
+                ) from None
+        if self.val_share is not None and self.val_split is None:
+            raise ValueError("`val_share` needs `val_split`, the name of what it holds out")
+        return self
 
     @model_validator(mode="after")
     def _heads_differ(self) -> Self:

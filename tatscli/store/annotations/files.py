@@ -141,15 +141,20 @@ def read_text(file: Path) -> str:
     """Read a text file.
 
     Raises:
-        DataError: It cannot be read, or is not UTF-8.
+        DataError: It cannot be read, is not UTF-8, or holds a NUL byte.
     """
     try:
-        return file.read_text("utf-8-sig")
+        data = file.read_bytes()
+        text = io.TextIOWrapper(io.BytesIO(data), "utf-8-sig").read()
     except UnicodeDecodeError as error:
-        line = file.read_bytes()[: error.start].count(b"\n") + 1
+        line = data[: error.start].count(b"\n") + 1
         raise DataError(f"`{file}`, line {line}: not UTF-8 text", "save it as UTF-8") from None
     except OSError as error:
         raise DataError(f"the list `{file}` cannot be read: {error.strerror}") from error
+    if "\0" in text:  # UTF-16 without a mark, or damage; no path can hold one
+        line = text[: text.index("\0")].count("\n") + 1
+        raise DataError(f"`{file}`, line {line}: a NUL byte", "save the file as UTF-8 text")
+    return text
 
 
 def read_lines(file: Path) -> Iterator[tuple[str, str]]:

@@ -13,13 +13,18 @@ from tatscli.video.decode import Segment
 
 # equally good ones are preferred in this order
 _FORMS = {"TAB": "\t", "comma": ",", "`::`": "::", "blanks": ""}
-_COLUMNS = {
-    "path": "path file file_name filename video video_path clip",
-    "label": "label label_id label_name class class_id class_name category",
-    "start": "start start_time start_seconds start_timestamp time_start",
-    "end": "end end_time end_seconds end_timestamp time_end stop stop_time stop_timestamp",
-    "name": "name segment segment_id",
+_KINDS = {
+    "path": "path file filename filepath video videopath videofile videoname clip clippath"
+    " clipname",
+    "label": "label labelid labelname class classid classname classlabel classindex category"
+    " categoryid categoryname target",
+    "start": "start starttime startseconds startsec startstamp starttimestamp timestart",
+    "end": "end endtime endseconds endsec endtimestamp timeend stop stoptime stopseconds"
+    " stoptimestamp",
+    "name": "name segment segmentid segmentname",
 }
+_COLUMNS = {name: kind for kind, names in _KINDS.items() for name in names.split()}
+"""What columns may be called, without regard to case, blanks, `_` and `-`."""
 _HINT = "a good line is `clips/jump 01.mp4,3` or `clips/jump01.mp4 3`, or the path alone"
 
 
@@ -42,53 +47,86 @@ class Line:
     name: str | None = None
 
 
-def parse_lines(text: str, file: str) -> tuple[list[Line], str]:
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The first line of a list, if it names columns.
+
+    Attributes:
+        columns: What each is for; "" for those that are of no use here.
+        unused: The names of the latter.
+    """
+
+    columns: list[str]
+    unused: list[str]
+
+
+def parse_lines(text: str, file: str) -> tuple[list[Line], str, Header | None]:
     """Read the text of a list in whatever form it has.
 
     Returns:
-        The lines, and the form that was recognised, in words.
+        The lines, the form that was recognised, in words, and the header.
 
     Raises:
         DataError: It names no video, or a line is not a path with or without a label.
     """
     lines = [(n, line.strip()) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     form = max(_FORMS, key=lambda form: _score([line for _, line in lines], form))
-    columns = _header(lines[0][1], form) if lines else None
-    if columns is not None:
+    header = _header(lines[0][1], form) if lines else None
+    if header is not None:
         lines = lines[1:]
     if not lines:
         raise DataError(f"the list `{file}` names no video", _HINT)
-    if columns is None:
+    if header is None:
+        _refuse_unknown_header(lines, form, file)
         read = [_plain_line(f"`{file}`, line {n}", line, form) for n, line in lines]
     else:
+        columns = header.columns
         read = [_headed_line(f"`{file}`, line {n}", line, form, columns) for n, line in lines]
     labelled = any(line.label is not None for line in read)
     described = f"fields separated by {form}" if labelled else "paths without labels"
-    if columns is not None:
+    if header is not None:
         described += ", with a header"
-    return read, described
+    return read, described, header
 
 
 def _score(lines: list[str], form: str) -> tuple[bool, int, int]:
     """Rate a form: is there a header, how many paths look like videos, how many lines have more."""
     if not lines:
         return False, 0, 0
-    columns = _header(lines[0], form)
-    split = [_fields(line, form, len(columns) if columns else 2) for line in lines[:1000]]
-    path = columns.index("path") if columns else 0
+    header = _header(lines[0], form)
+    count, path = (len(header.columns), header.columns.index("path")) if header else (2, 0)
+    split = [_fields(line, form, count) for line in lines[:1000]]
     named = sum(len(fields) > path and has_video_suffix(fields[path]) for fields in split)
-    return columns is not None, named, sum(len(fields) > 1 for fields in split)
+    return header is not None, named, sum(len(fields) > 1 for fields in split)
 
 
-def _header(line: str, form: str) -> list[str] | None:
-    """Return what each column is if this line is a header; "" is of no use here."""
+def _header(line: str, form: str) -> Header | None:
+    """Read the first line, if it names the column of the paths."""
     fields = line.split() if form == "blanks" else _fields(line, form)
-    columns = []
+    columns: list[str] = []
     for name in fields:
-        known = (kind for kind, names in _COLUMNS.items() if name.lower() in names.split())
-        kind = next(known, "")
+        kind = _COLUMNS.get(re.sub(r"[\s_-]", "", name).lower(), "")
         columns.append(kind if kind not in columns else "")
-    return columns if "path" in columns else None
+    if "path" not in columns:
+        return None
+    if "start" not in columns and "end" not in columns:  # names are those of segments
+        columns = ["" if kind == "name" else kind for kind in columns]
+    unused = [name for name, kind in zip(fields, columns, strict=True) if name and not kind]
+    return Header(columns, unused)
+
+
+def _refuse_unknown_header(lines: list[tuple[int, str]], form: str, file: str) -> None:
+    """Raise a DataError if the first line names columns, none of which is known for paths."""
+    if len(lines) < 2:
+        return
+    first, *others = (_fields(line, form) for _, line in lines[:20])
+    names = len(first) > 1 and not any(re.search(r"[./\\]|^-?\d+$", field) for field in first)
+    if names and all(any(has_video_suffix(field) for field in fields) for fields in others):
+        raise DataError(
+            f"`{file}`, line {lines[0][0]}: `{lines[0][1]}` looks like a header, but no column is"
+            " known to hold the paths",
+            "call that column `path`, and the others `label`, `start`, `end` or as you like",
+        )
 
 
 def _fields(line: str, form: str, count: int = 2) -> list[str]:

@@ -8,37 +8,18 @@ them.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
-from difflib import get_close_matches
+from dataclasses import replace
 from pathlib import Path
 
 from tatscli.errors import DataError
 from tatscli.store.annotations.files import AnnotationFile, read_text
 from tatscli.store.annotations.form import Annotated, Entry, Form, Material
-from tatscli.store.annotations.lines import Line, parse_lines
+from tatscli.store.annotations.labels import VideoList, resolve_labels
+from tatscli.store.annotations.lines import parse_lines
 from tatscli.store.annotations.times import segment_name
 
 _LABELS = "labels.txt"
 _STEMS = ("train", "val", "valid", "validation", "test")
-
-
-@dataclass(frozen=True, slots=True)
-class VideoList:
-    """A list of videos.
-
-    Attributes:
-        file: Where it was read.
-        split: Name of the part of the data that it lists.
-        lines: What it says.
-        form: The form that was recognised, in words.
-        class_names: Of `labels.txt` beside it; None if there is none.
-    """
-
-    file: Path
-    split: str
-    lines: list[Line]
-    form: str
-    class_names: list[str] | None
 
 
 def recognise(file: AnnotationFile) -> bool:
@@ -86,7 +67,7 @@ def read(material: Material) -> Annotated:
         findings.append(f"{len(class_names)} classes, named by {named_by}")
     else:
         findings.append("the lists hold no labels: videos are unlabelled")
-    return Annotated(entries, class_names, findings)
+    return Annotated(entries, class_names, findings, _unused(lists))
 
 
 def read_list(file: Path, split: str) -> VideoList:
@@ -96,77 +77,23 @@ def read_list(file: Path, split: str) -> VideoList:
         DataError: The list cannot be read, holds nothing, or has a line that is not a path with or
             without a label.
     """
-    lines, form = parse_lines(read_text(file), str(file))
-    return VideoList(file, split, lines, form, _class_names(file.with_name(_LABELS)))
+    lines, form, header = parse_lines(read_text(file), str(file))
+    return VideoList(file, split, lines, form, header, _class_names(file.with_name(_LABELS)))
 
 
-def resolve_labels(lists: list[VideoList]) -> tuple[list[str], dict[str, int]]:
-    """Find out what the labels of some lists mean together.
-
-    Numbers are indices, from 0. Names are looked up in `labels.txt`, or sorted where there is none.
-
-    Returns:
-        The class names, and the index of every label as it is written; `-1` has none.
-
-    Raises:
-        DataError: A label is unknown or out of range, numbers are mixed with names, or two
-            `labels.txt` differ.
-    """
-    named = [item for item in lists if item.class_names is not None]
-    for item in named[1:]:
-        if item.class_names != named[0].class_names:
-            raise DataError(
-                f"`labels.txt` beside `{item.file}` and beside `{named[0].file}`"
-                " name different classes"
-            )
-    written: dict[str, Line] = {}
+def _unused(lists: list[VideoList]) -> list[str]:
+    """Name the columns that are not used."""
+    doubts = []
     for item in lists:
-        for line in item.lines:
-            if line.label is not None and line.label != "-1":
-                written.setdefault(line.label, line)
-    numbers = {label for label in written if _is_number(label)}
-    if named:
-        names = named[0].class_names or []
-    elif len(numbers) == len(written):
-        largest = max(written, key=int, default="-1")
-        videos = sum(len(item.lines) for item in lists)
-        if int(largest) > max(1000, 10 * videos):
-            raise DataError(
-                f"{written[largest].where}: label `{largest}` would make "
-                f"{int(largest) + 1} classes of {videos} videos",
-                "the second field must be a class, counted from 0; is it a time or a frame count?",
-            )
-        names = [str(index) for index in range(int(largest) + 1)]
-    elif numbers:
-        label = next(label for label in written if label in numbers)
-        raise DataError(
-            f"{written[label].where}: label `{label}` is a number, but other labels are names",
-            "put a `labels.txt` with one class name a line beside the list",
+        unused = item.header.unused if item.header else []
+        if item.header is None or not unused:
+            continue
+        named, bare = ", ".join(f"`{name}`" for name in unused), "label" not in item.header.columns
+        doubts.append(
+            f"`{item.file}`: {'columns' if len(unused) > 1 else 'column'} {named} not used"
+            + ("; if one of them holds the labels, call it `label`" if bare else "")
         )
-    else:
-        names = sorted(written)
-    return names, {label: _class_index(label, line, names) for label, line in written.items()}
-
-
-def _is_number(label: str) -> bool:
-    return label.isdecimal() and len(label) < 16
-
-
-def _class_index(label: str, line: Line, names: list[str]) -> int:
-    if _is_number(label):
-        if int(label) < len(names):
-            return int(label)
-        raise DataError(
-            f"{line.where}: label `{label}` is too large: `labels.txt` names {len(names)} classes",
-            "labels count from 0",
-        )
-    if label in names:
-        return names.index(label)
-    near = get_close_matches(label, names, n=1)
-    raise DataError(
-        f"{line.where}: class `{label}` is not in `labels.txt`",
-        f"did you mean `{near[0]}`?" if near else None,
-    )
+    return doubts
 
 
 def _class_names(file: Path) -> list[str] | None:

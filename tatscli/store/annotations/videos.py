@@ -29,23 +29,60 @@ class Videos:
         folder: Where they are.
         others: Suffixes of the files that are no videos, counted; complete once `paths` is known.
         closed: Folders that cannot be read; complete once `paths` is known.
+        loops: Links to a folder that they lie in, which are not followed; complete likewise.
+        again: Folders that are reached twice, by links, each with its other path: their videos
+            count twice; complete likewise.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.others: Counter[str] = Counter()
         self.closed: list[str] = []
+        self.loops: list[str] = []
+        self.again: list[tuple[str, str]] = []
 
     @cached_property
     def paths(self) -> list[PurePosixPath]:
         """Every file called like a video, relative to the folder."""
         found = []
-        for path in walk(self.folder, self.closed):
+        for path in self._walk():
             if has_video_suffix(path.name):
                 found.append(path)
             else:
                 self.others[path.suffix.lower() or "no suffix"] += 1
         return found
+
+    def _walk(self) -> Iterator[PurePosixPath]:
+        """Yield all files, following links, without hidden ones (macOS' `._a.mp4`)."""
+
+        def refused(error: OSError) -> None:
+            self.closed.append(readable(os.fspath(error.filename)))
+
+        above: dict[str, frozenset[tuple[int, int]]] = {}  # the folders that each one lies in
+        first: dict[tuple[int, int], str] = {}
+        for root, folders, files in os.walk(self.folder, followlinks=True, onerror=refused):
+            relative = Path(root).relative_to(self.folder)
+            name = readable(relative.as_posix())
+            try:
+                status = os.stat(root)
+            except OSError as error:  # gone meanwhile
+                refused(error)
+                folders.clear()
+                continue
+            place = status.st_dev, status.st_ino
+            holders = above.get(os.path.dirname(root), frozenset())
+            if place in holders:
+                self.loops.append(name)
+                folders.clear()
+                continue
+            if place in first:
+                self.again.append((name, first[place]))
+            first.setdefault(place, name)
+            above[root] = holders | {place}
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for file in files:
+                if not file.startswith("."):
+                    yield PurePosixPath(relative, file)
 
     def named(self, *stems: str, folders: Sequence[str] = ()) -> Path | None:
         """Return the video with one of some names, without suffix, wherever it lies.
@@ -77,29 +114,6 @@ class Videos:
         for path in self.paths:
             index.setdefault(path.stem, []).append(path)
         return index
-
-
-def walk(folder: Path, closed: list[str]) -> Iterator[PurePosixPath]:
-    """Yield the files below a folder, following links, without hidden ones (macOS' `._a.mp4`).
-
-    Folders that cannot be read are added to `closed`.
-    """
-    seen: set[tuple[int, int]] = set()
-
-    def refused(error: OSError) -> None:
-        closed.append(readable(os.fspath(error.filename)))
-
-    for root, folders, files in os.walk(folder, followlinks=True, onerror=refused):
-        status = os.stat(root)
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        relative = Path(root).relative_to(folder)
-        for name in files:
-            if not name.startswith("."):
-                yield PurePosixPath(relative, name)
 
 
 def readable(name: str) -> str:
