@@ -24,7 +24,7 @@ from tatscli.video.decode import (
     StrPath,
     error_text,
     is_raw,
-    may_restart,
+    may_seek,
     nominal_fps,
     open_video,
     pixel_aspect,
@@ -196,8 +196,8 @@ class VideoReader:
         self._errors.clear()
         with open_video(self.path) as (container, stream):
             self._set_up(container, stream)
-            if may_restart(container):
-                jump = None  # one timestamp may mean several places
+            if jump is not None and not may_seek(self.path, container, stream):
+                jump = None
             if jump is not None:
                 try:
                     time = self.begin + jump
