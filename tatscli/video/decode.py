@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -128,9 +129,31 @@ def is_raw(container: InputContainer) -> bool:
     return bool(container.format.flags & _NO_TIMESTAMPS)
 
 
-def may_restart(container: InputContainer) -> bool:
-    """Whether time may start again within a file, as in MPEG-TS, MPEG-PS and Ogg."""
-    return bool(container.format.flags & _MAY_RESTART)
+def may_seek(path: Path, container: InputContainer, stream: VideoStream) -> bool:
+    """Whether a timestamp means one place of a file: in MPEG-TS, MPEG-PS and Ogg time may restart.
+
+    Then the packets of such a file are read once, without decoding them.
+    """
+    if not container.format.flags & _MAY_RESTART:
+        return True
+    return not _restarts(path, path.stat().st_mtime_ns, stream.index)
+
+
+@lru_cache(maxsize=16)
+def _restarts(path: Path, changed: int, index: int) -> bool:
+    """Whether decoding times fall somewhere in a stream; `changed` is when the file was."""
+    last: int | None = None
+    with _open(path) as container:
+        packets = container.demux(container.streams[index])
+        try:
+            for packet in packets:
+                if packet.dts is not None:
+                    if last is not None and packet.dts < last:
+                        return True
+                    last = packet.dts
+        except (av.FFmpegError, IndexError):  # PyAV's, where a stream begins midway
+            return True
+    return False
 
 
 def pixel_aspect(stream: VideoStream) -> float:

@@ -30,3 +30,11 @@ def unread_formats(path: Path, track: int) -> list[str]:
         return []
     others = dict.fromkeys(name for name in formats[1:] if name != formats[0])
     return [name.decode("latin-1") for name in others]
+
+
+def left_out(path: Path, track: int, codec: str | None) -> str | None:
+    """Say which frames of a track FFmpeg leaves out without a message; None if it reads all."""
+    names = " and ".join(f"`{name}`" for name in unread_formats(path, track))
+    if not names:
+        return None
+    return f"incomplete: FFmpeg reads only its frames in {codec}, not those in {names}"

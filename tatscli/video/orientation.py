@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from av.video.frame import VideoFrame
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +64,9 @@ class Orientation:
 
 
 UPRIGHT = Orientation()
+
+
+def frame_orientation(frame: VideoFrame) -> Orientation:
+    """Return how a decoded frame has to be turned to be upright."""
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    return UPRIGHT if matrix is None else Orientation.from_matrix(bytes(matrix))

@@ -7,7 +7,6 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import av
 from av.container import InputContainer
@@ -17,6 +16,7 @@ from av.video.stream import VideoStream
 from tatscli.errors import DecodeError
 from tatscli.video.clock import Clock
 from tatscli.video.crop import WHOLE, Crop, container_crop
+from tatscli.video.damage import damage, listed
 from tatscli.video.decode import (
     DEFAULT_FPS,
     Limits,
@@ -25,15 +25,15 @@ from tatscli.video.decode import (
     error_text,
     header_seconds,
     is_raw,
-    may_restart,
+    may_seek,
     nominal_fps,
     open_video,
     pixel_aspect,
 )
 from tatscli.video.decoded import Decoded, distinct, with_distances
-from tatscli.video.descriptions import unread_formats
+from tatscli.video.descriptions import left_out
 from tatscli.video.h264 import References
-from tatscli.video.orientation import UPRIGHT, Orientation
+from tatscli.video.orientation import UPRIGHT, Orientation, frame_orientation
 from tatscli.video.origin import (
     FIELDS,
     SEPARATE_FIELDS,
@@ -87,6 +87,7 @@ class VideoReader:
         length: Seconds of the video stream by the header; None where it tells none.
         cut: Whether no frame has come from after the segment, once the iteration has ended.
         problem: What went wrong on the way, once the iteration has ended; None if nothing did.
+        damaged: Whether frames are missing because of it.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class VideoReader:
         self.length: float | None = None
         self.cut = False
         self.problem: str | None = None
+        self.damaged = False
         self._motion = motion
         self._segment = segment
         self._neighbours = neighbours
@@ -158,13 +160,16 @@ class VideoReader:
         if not count:
             nothing = "the segment lies outside" if self._outside else "there is no picture data"
             locked = "it is encrypted" if self._encrypted else None
-            reasons = _listed(self._errors)
+            reasons = listed(self._errors)
             raise DecodeError(f"no frame can be decoded: {locked or reasons or nothing}")
         if count == 1:  # the first H.264 frame is only a guess of FFmpeg's, but there is no other
             self.interlaced |= bool(frame.interlaced_frame)
         broken = damage(self._errors)
         if broken is None and self._segment is None and self._track and count < self.announced:
-            broken = self._left_out()
+            broken = left_out(self.path, self._track, self.codec)
+        self.damaged = broken is not None
+        if self._clock.replaced:
+            self.length = None  # it comes from the same timestamps
         assumed = None
         if self._rate_is_assumed:
             assumed = f"the stream tells no frame rate, {DEFAULT_FPS:g} fps were assumed"
@@ -174,15 +179,6 @@ class VideoReader:
         """Return what is not shown of a decoded frame: only the first frame's size is cropped."""
         size = self.crop.size(frame.width, frame.height)
         return self.crop if size == self.size else WHOLE
-
-    def _left_out(self) -> str | None:
-        """Return which frames of an MP4 track FFmpeg leaves out without a word, if it does."""
-        names = " and ".join(f"`{name}`" for name in unread_formats(self.path, self._track))
-        return (
-            f"incomplete: FFmpeg reads only its frames in {self.codec}, not those in {names}"
-            if names
-            else None
-        )
 
     def found_fields(self) -> None:
         """Take note that the picture of the last frame turned out to be woven from two fields."""
@@ -243,8 +239,8 @@ class VideoReader:
         self._errors.clear()
         with open_video(self.path) as (container, stream):
             self._set_up(container, stream)
-            if may_restart(container):
-                jump = None  # one timestamp may mean several places
+            if jump is not None and not may_seek(self.path, container, stream):
+                jump = None
             if jump is not None:
                 try:
                     time = self.begin + jump
@@ -357,20 +353,3 @@ class VideoReader:
                 self._errors[error_text(error)] += 1
             if packet is None:
                 return
-
-
-def frame_orientation(frame: VideoFrame) -> Orientation:
-    """Return how a decoded frame has to be turned to be upright."""
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
-    return UPRIGHT if matrix is None else Orientation.from_matrix(bytes(matrix))
-
-
-def damage(errors: Counter[str]) -> str | None:
-    """Say what decoding errors mean, by how often each came; None without any."""
-    return f"damaged, some frames are missing: {_listed(errors)}" if errors else None
-
-
-def _listed(errors: Counter[str]) -> str:
-    return "; ".join(
-        f"{why} ({times} {'times' if times > 1 else 'time'})" for why, times in errors.items()
-    )
