@@ -61,29 +61,30 @@ class Converted:
     trouble: str | None = None
 
 
-def convert(jobs: Sequence[Job]) -> Iterator[Converted]:
-    """Convert videos and yield what became of each, in order; never raises.
+def convert(job: Job) -> Converted:
+    """Convert one video or segment; never raises, so that a bad file is a row of the manifest."""
+    (result,) = convert_together([job])
+    return result
 
-    A bad file is a row and not the end of the run.
+
+def convert_together(jobs: Sequence[Job]) -> Iterator[Converted]:
+    """Convert videos and yield what became of each, in order; never raises.
 
     Args:
         jobs: One, or segments of one file in seconds, ascending by their starts, with the same
             settings and limits.
     """
     following = 0
+    early: dict[int, Converted] = {}
     try:
-        if len(jobs) > 1:
-            early: dict[int, Converted] = {}
-            for index, result in _in_one_pass(jobs):
-                early[index] = result
-                while following in early:
-                    yield early.pop(following)
-                    following += 1
-            for index in range(following, len(jobs)):
-                yield early.pop(index) if index in early else _convert(jobs[index])
+        for index, result in _in_one_pass(jobs) if len(jobs) > 1 else ():
+            early[index] = result
+            while following in early:
+                yield early.pop(following)
                 following += 1
-        else:
-            yield _convert(jobs[0])
+        for index in range(following, len(jobs)):
+            yield early.pop(index) if index in early else _by_itself(jobs[index])
+            following += 1
     except OSError as error:  # reading errors are decode errors: this is the store's disk
         for job in jobs[following:]:
             name = error.filename or job.spool
@@ -116,8 +117,7 @@ def _in_one_pass(jobs: Sequence[Job]) -> Iterator[tuple[int, Converted]]:
         return
 
 
-def _convert(job: Job) -> Converted:
-    """Convert one video or segment."""
+def _by_itself(job: Job) -> Converted:
     if job.segment is not None and job.segment.unit == "seconds":
         for _, result in _in_one_pass([job]):
             return result

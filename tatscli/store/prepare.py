@@ -21,7 +21,7 @@ from pathlib import Path
 from tatscli.console import Reporter
 from tatscli.errors import DataError
 from tatscli.lock import LOCK, locked
-from tatscli.store.convert import Converted, Job, convert
+from tatscli.store.convert import Converted, Job, convert_together
 from tatscli.store.holdout import Holdout, split_sources
 from tatscli.store.passes import in_passes
 from tatscli.store.pool import Crash, Runner, Timeout
@@ -263,7 +263,7 @@ def _results(
     """Run jobs behind a progress bar that also counts failures; closing it ends the workers."""
     failed = 0
     bar = reporter.progress(total=len(sources), description=description, unit="video")
-    with closing(run(convert, groups)) as results, bar:
+    with closing(run(convert_together, groups)) as results, bar:
         for source, (job, result) in zip(sources, results, strict=True):
             if not isinstance(result, Converted) or result.reason is not None:
                 failed += 1

@@ -18,7 +18,7 @@ from tatscli.console import Reporter
 from tatscli.errors import DataError, UsageError
 from tatscli.store import prepare as pipeline
 from tatscli.store.cluster import Lost, connected, run_on_ray
-from tatscli.store.convert import convert
+from tatscli.store.convert import convert_together
 from tatscli.store.pool import Crash, Timeout, run_in_order
 from tatscli.store.schema import Settings, read_rows
 from tatscli.store.sources import find_sources
@@ -63,7 +63,7 @@ def traced_convert(jobs):
     here = os.environ["RAY_RAYLET_PID"]
     with (traces / jobs[0].path.name).open("a") as trace:
         trace.write(f"{here}\n")
-    results = list(convert(jobs))
+    results = list(convert_together(jobs))
     if here == victim:
         with (traces / "on victim").open("a") as count:
             count.write("x")

@@ -28,7 +28,7 @@ def long_gop(tmp_path_factory):
 
 def converted(tmp_path, path, *, segment=None, limits=None, **settings):
     job = Job(path, tmp_path / "spool", Settings(**settings), segment, limits or Limits())
-    (result,) = convert([job])
+    result = convert(job)
     assert result.trouble is None
     return result
 
@@ -176,7 +176,7 @@ def test_of_a_file_that_was_cut_it_says_how_much_is_there(tmp_path, cut, suffix)
     kept = converted(tmp_path, least, limits=Limits(min_share=0))
     assert kept.reason is None and f"{kept.facts['frames']} of 40" in kept.facts["warning"]
     job = Job(least, None, Settings())
-    assert [one.reason for one in convert([job])] == [reason]  # `--check` says the same
+    assert convert(job).reason == reason  # `--check` says the same
 
 
 @pytest.mark.parametrize(

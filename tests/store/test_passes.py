@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from tatscli.store.convert import Job, convert
+from tatscli.store.convert import Job, convert_together
 from tatscli.store.passes import in_passes
 from tatscli.store.pool import run_in_order
 from tatscli.store.schema import Settings
@@ -53,7 +53,7 @@ def clip(request, tmp_path_factory):
 def converted(folder: Path, jobs: list[Job]) -> list[dict]:
     """Convert jobs together; return the facts of each, its reason and its bytes."""
     found = []
-    for job, result in zip(jobs, convert(jobs), strict=True):
+    for job, result in zip(jobs, convert_together(jobs), strict=True):
         assert result.trouble is None
         one = {"reason": result.reason, "facts": result.facts}
         if result.spool is not None:
@@ -183,6 +183,22 @@ def test_a_picture_size_that_changes_is_each_segment_s_own(tmp_path):
     ]
 
 
+def test_a_stream_that_changes_midway_is_judged_by_each_segment(tmp_path):
+    """What rules the codec's vectors out in one segment says nothing of those before it."""
+    parts = []
+    for name, options in (("one", CLEAN_VECTORS), ("many", {"bf": "2", "refs": "4", "crf": "12"})):
+        clip = pan((3, -2), frames=50, height=96, width=128)
+        parts.append(render(tmp_path / f"{name}.264", clip, options={**options, "g": "10"}))
+    path = tmp_path / "both.264"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    segments = [Segment(0.2, 1.2), Segment(1.0, 1.9), Segment(1.6, 2.6), Segment(2.4, 3.2)]
+    jobs = jobs_of(tmp_path, path, segments)
+    together = converted(tmp_path, jobs)
+    assert together == [*chain.from_iterable(converted(tmp_path, [job]) for job in jobs)]
+    motions = [one["facts"]["motion"] for one in together]
+    assert motions[:2] == ["native"] * 2 and motions[2:] == ["reencode"] * 2
+
+
 def sources(path: Path, segments: list[Segment]) -> Sources:
     items = [Source(f"a.mp4#{n:03}", path, segment=one) for n, one in enumerate(segments)]
     return Sources(path.parent, items)
@@ -231,7 +247,7 @@ def test_parts_of_a_cluster_keep_the_segments_of_a_video_together(windows, tmp_p
 
 def dying(jobs):
     """Convert, but die on one segment, whether it comes alone or with others."""
-    for job, result in zip(jobs, convert(jobs), strict=True):
+    for job, result in zip(jobs, convert_together(jobs), strict=True):
         if job.segment.start == 2.0:
             os.kill(os.getpid(), signal.SIGSEGV)
         yield result
@@ -239,7 +255,7 @@ def dying(jobs):
 
 def test_a_crash_costs_the_row_of_its_segment_alone(windows, tmp_path, monkeypatch):
     found, made = windows
-    monkeypatch.setattr("tatscli.store.prepare.convert", dying)
+    monkeypatch.setattr("tatscli.store.prepare.convert_together", dying)
     report = prepare(found, tmp_path / "store", run=partial(run_in_order, workers=1))
     assert {row.id: row.reason for row in report.failures} == {
         "a.mp4#005": "crashed: its worker was killed by SIGSEGV"

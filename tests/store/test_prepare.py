@@ -241,7 +241,7 @@ def test_new_labels_and_splits_need_no_decoding(tmp_path):
 
 
 def test_a_worker_that_dies_costs_one_video(videos, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "convert", dying_convert)
+    monkeypatch.setattr(pipeline, "convert_together", dying_convert)
     report = prepare(videos, tmp_path / "store")
     reasons = {row.id: row.reason for row in report.failures}
     assert reasons["fall/clip 3.mp4"] == "crashed: its worker was killed by SIGSEGV"
@@ -250,11 +250,11 @@ def test_a_worker_that_dies_costs_one_video(videos, tmp_path, monkeypatch):
 
 
 def dying_convert(jobs):
-    from tatscli.store.convert import convert
+    from tatscli.store.convert import convert_together
 
     if jobs[0].path.name == "clip 3.mp4":
         os.kill(os.getpid(), signal.SIGSEGV)
-    return convert(jobs)
+    return convert_together(jobs)
 
 
 def test_check_decodes_and_writes_nothing(videos, tmp_path, monkeypatch):

@@ -111,7 +111,7 @@ def test_a_description_of_another_format_is_missed(tmp_path):
     path = with_descriptions(tmp_path / "both.mp4", [one, two])
     facts, _, _ = field(tmp_path, path)
     assert facts["frames"] == 8
-    why = "incomplete: FFmpeg reads only its frames in h264, not those in `mp4v`"
+    why = "incomplete: FFmpeg reads only its frames in h264, not those in `mp4v`; 8 of 16 frames"
     assert facts["warning"] == why
     assert unread_formats(path, 2) == unread_formats(one, 1) == []
     data = path.read_bytes()
