@@ -170,10 +170,9 @@ class VideoReader:
         self.damaged = broken is not None
         if self._clock.replaced:
             self.length = None  # it comes from the same timestamps
-        assumed = None
-        if self._rate_is_assumed:
-            assumed = f"the stream tells no frame rate, {DEFAULT_FPS:g} fps were assumed"
-        self.problem = "; ".join(filter(None, [broken, self._clock.problem, assumed])) or None
+        assumed = f"the stream tells no frame rate, {DEFAULT_FPS:g} fps were assumed"
+        notes = [broken, self._clock.problem, assumed if self._rate_is_assumed else None]
+        self.problem = "; ".join(filter(None, notes)) or None
 
     def crop_of(self, frame: VideoFrame) -> Crop:
         """Return what is not shown of a decoded frame: only the first frame's size is cropped."""
@@ -242,25 +241,20 @@ class VideoReader:
             if jump is not None and not may_seek(self.path, container, stream):
                 jump = None
             if jump is not None:
+                tick = stream.time_base or 1
                 try:
-                    time = self.begin + jump
-                    container.seek(int(time / (stream.time_base or 1)), stream=stream)
+                    container.seek(int((self.begin + jump) / tick), stream=stream)
                 except av.FFmpegError:
                     return
             decoded = self._decode(container, stream)
             if self.codec == "mpeg4":
                 decoded = distinct(decoded)
             items = self._timed(self._judged(decoded), jump)
-            yield from (
-                with_distances(items) if self.origin.anchored else (item for item, _ in items)
-            )
+            plain = (item for item, _ in items)
+            yield from with_distances(items) if self.origin.anchored else plain
 
     def _judged(self, frames: Iterable[VideoFrame]) -> Iterator[tuple[Decoded, bool]]:
-        """Add what is only known when a frame is decoded; its time follows.
-
-        Yields:
-            The frame, and whether it lies between two anchors.
-        """
+        """Add whether a frame lies between two anchors, and what else only its decoding tells."""
         check = self._check
         for frame in frames:
             unusable = None if check is None else check.read_frame(frame)
@@ -326,9 +320,9 @@ class VideoReader:
 
     def _timestamp(self, frame: VideoFrame) -> float | None:
         """Return the file's timestamp of a frame in seconds."""
-        if not self._decoding_times:
-            return frame.time
-        return None if frame.dts is None else frame.dts * self._tick
+        if self._decoding_times:
+            return None if frame.dts is None else frame.dts * self._tick
+        return frame.time
 
     def _decode(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
         packets = container.demux(stream)
