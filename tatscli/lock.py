@@ -26,7 +26,7 @@ def locked(file: Path, what: Path, reporter: Reporter) -> Iterator[None]:
     Args:
         file: The lock, in a folder that exists.
         what: What it protects, for messages.
-        reporter: Warns where the file system knows no locks.
+        reporter: Warns where the file system does not support locks.
 
     Raises:
         DataError: Another process holds it.
@@ -45,7 +45,7 @@ def locked(file: Path, what: Path, reporter: Reporter) -> Iterator[None]:
                 with suppress(FileNotFoundError):  # its holder removed it just now: take a new one
                     raise DataError(
                         f"`{what}` is in use by {_holder(file)}",
-                        "wait until that run has ended, or stop it: what it has finished is kept",
+                        "wait until that run has ended, or stop it; what it has finished is kept",
                     ) from None
                 tries += 1
                 if tries == _TRIES:  # nobody holds it: no file can be made here
@@ -57,8 +57,8 @@ def locked(file: Path, what: Path, reporter: Reporter) -> Iterator[None]:
                 if not lockless:
                     raise
                 reporter.warn(
-                    f"the file system of `{what}` knows no locks: "
-                    "see to it that no second run uses it"
+                    f"the file system of `{what}` does not support file locks: "
+                    "make sure that no other run uses it"
                 )
         yield
     finally:

@@ -1,4 +1,4 @@
-"""`tats store encode`: a tokenizer's codes of all frames of a store."""
+"""`tats store encode`: a tokenizer's codes for all frames of a store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Examples:
 
 
 class TokenizerKind(StrEnum):
-    """Who made a tokenizer."""
+    """Where a tokenizer comes from."""
 
     RUN = "run"
     DIFFUSERS = "diffusers"
@@ -36,8 +36,8 @@ def encode(
         typer.Option(
             "--recipe",
             metavar="RECIPE",
-            help="Write what this recipe reads: its `data`, and its first tokenizer that is"
-            " `cached`.",
+            help="Write the codes that this recipe reads: by its `data` and its first `cached`"
+            " tokenizer.",
         ),
     ] = None,
     tokenizer: Annotated[
@@ -76,11 +76,11 @@ def encode(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write a tokenizer's codes beside the frames, for whatever is `cached: true`.
+    """Store a tokenizer's codes with the frames, for targets with `cached: true`.
 
-    They are those of the middle crop (`data.crop: centre`), of all frames, or where a tokenizer
-    looks at several at once, of the recipe's fixed clips (`data.sampling.clips`). Stopped, it goes
-    on where it was.
+    Codes are those of the centre crop (`data.crop: centre`), for every frame; or, if the tokenizer
+    encodes several frames at once, for the recipe's fixed clips (`data.sampling.clips`). If
+    stopped, rerun the same command to continue.
     """
     from pydantic import TypeAdapter
 
@@ -103,9 +103,9 @@ def encode(
             say.info(note)
         result = encode_recipe(path, loaded, reporter=say, source=source, size=view, scale=scale)
     elif overrides:
-        raise UsageError(f"`{overrides[0]}` changes a recipe, and no `--recipe` is named")
+        raise UsageError(f"`{overrides[0]}` overrides a recipe key, but there is no `--recipe`")
     elif source is None:
-        raise UsageError("`--recipe RECIPE` or `--tokenizer PATH` must say what to encode with")
+        raise UsageError("give `--recipe RECIPE` or `--tokenizer PATH` to encode with")
     else:
         result = encode_store(
             path, source, size=view or (224, 224), scale=scale or 1.0, reporter=say

@@ -31,8 +31,8 @@ Examples:
   tats prepare ./videos --out prepared/mine --engine ray --address auto
   tats prepare ./videos --out prepared/mine --part 3/8
 
-Exit codes: 0 every video is ok, 1 some failed (their reasons are in the manifest), or there is none
-or no room, 2 wrong command line, 130 interrupted (the same command continues).
+Exit codes: 0 every video is ok, 1 some failed (the manifest says why), or there are none, or the
+disk is full, 2 invalid command line, 130 interrupted (rerun the same command to continue).
 """
 
 _SHOWN = 20  # failures in the closing table; all are in the manifest and in --json
@@ -46,7 +46,8 @@ def prepare(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="SRC", help="Folder of videos; sub-folders are classes, train/ and val/ splits."
+            metavar="SRC",
+            help="Folder of videos; sub-folders are classes, train/ and val/ are splits.",
         ),
     ],
     out: Annotated[
@@ -60,12 +61,12 @@ def prepare(
         typer.Option(
             metavar="[SPLIT=]FILE",
             help="List of videos with or without labels, or a data set's own annotation file or"
-            " folder; repeatable. SPLIT is the file's stem.",
+            " folder; repeatable. SPLIT defaults to the file's stem.",
         ),
     ] = None,
     dataset: Annotated[
         Dataset,
-        typer.Option(help="Form of the annotations; auto says what it recognised."),
+        typer.Option(help="Format of the annotations; auto reports what it recognised."),
     ] = "auto",
     labels: Annotated[
         Literal["action", "verb", "noun"] | None,
@@ -73,10 +74,13 @@ def prepare(
     ] = None,
     frames: Annotated[
         Literal["jpeg", "none"],
-        typer.Option(help="Store pictures, or motion only: faster, and enough to look at motion."),
+        typer.Option(help="Store frames as JPEG, or none: motion only, which is faster."),
     ] = "jpeg",
     short_side: Annotated[
-        int, typer.Option(min=0, help="Larger pictures are scaled down to it; 0 keeps every size.")
+        int,
+        typer.Option(
+            min=0, help="Scale larger frames down to this short side; 0 keeps every size."
+        ),
     ] = 256,
     quality: Annotated[
         int,
@@ -85,8 +89,8 @@ def prepare(
     motion: Annotated[
         Literal["auto", "native", "reencode", "none"],
         typer.Option(
-            help="Whose motion vectors: the codec's own, those of an encoding made for the purpose,"
-            " or what suits each file."
+            help="Source of the motion vectors: the codec's own, those of a re-encoding, or what"
+            " suits each file."
         ),
     ] = "auto",
     motion_cell: Annotated[
@@ -94,16 +98,18 @@ def prepare(
     ] = 16,
     camera: Annotated[
         Literal["none", "median", "affine"],
-        typer.Option(help="Take the camera's motion out: a pan, or also zoom and roll."),
+        typer.Option(
+            help="Subtract the camera's motion: a pan (median), or also zoom and roll (affine)."
+        ),
     ] = "none",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes.  [default: one for each core]")
+        int | None, typer.Option(min=1, help="Processes.  [default: one per core]")
     ] = None,
     file_timeout: Annotated[
-        float, typer.Option(min=0, help="Seconds a video may take; 0 is no limit.")
+        float, typer.Option(min=0, help="Seconds that a video may take; 0 is no limit.")
     ] = 60,
     max_pixels: Annotated[
-        int, typer.Option(min=1, help="Refuse larger pictures, before anything is decoded.")
+        int, typer.Option(min=1, help="Refuse videos with more pixels per frame, before decoding.")
     ] = 1 << 26,
     max_frames: Annotated[
         int | None, typer.Option(min=1, help="Refuse longer videos.  [default: no limit]")
@@ -115,20 +121,23 @@ def prepare(
     min_share: Annotated[
         float,
         typer.Option(
-            min=0, max=1, help="Share of a video's or segment's frames below which it fails."
+            min=0,
+            max=1,
+            help="Fail a video or segment if less than this share of its frames is there.",
         ),
     ] = 0.5,
     engine: Annotated[
         Literal["local", "ray"], typer.Option(help="Processes of this machine, or a Ray cluster.")
     ] = "local",
     address: Annotated[
-        str | None, typer.Option(help="Of the Ray cluster; `auto` is the one this machine is in.")
+        str | None,
+        typer.Option(help="Address of the Ray cluster; `auto` is the one this machine belongs to."),
     ] = None,
     part: Annotated[
         str | None,
         typer.Option(
             metavar="I/N",
-            help="Only the I-th of N parts, written to STORE.part-I-of-N; `tats store merge` joins"
+            help="Prepare only the I-th of N parts, as STORE.part-I-of-N; `tats store merge` joins"
             " them.",
         ),
     ] = None,
@@ -148,16 +157,16 @@ def prepare(
         ),
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Only decode every video and report; write nothing.")
+        bool, typer.Option("--check", help="Decode every video and report, but write nothing.")
     ] = False,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try again what failed in an earlier run.")
+        bool, typer.Option("--retry-failed", help="Retry what failed in an earlier run.")
     ] = False,
     add: Annotated[
-        bool, typer.Option("--add", help="Extend a store: keep what it holds beside SRC.")
+        bool, typer.Option("--add", help="Add the videos of SRC to an existing store.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Delete an existing store and start anew.")
+        bool, typer.Option("--overwrite", help="Delete an existing store and start from scratch.")
     ] = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -176,21 +185,24 @@ def prepare(
     from tatscli.video.decode import Limits
 
     if address is not None and engine != "ray":
-        raise UsageError("`--address` is for `--engine ray` alone")
+        raise UsageError("`--address` needs `--engine ray`")
     if address is not None and workers is not None:
-        raise UsageError("`--workers` is for this machine; the nodes of a cluster say their own")
+        raise UsageError(
+            "`--workers` is for this machine; the nodes of a cluster set their own number"
+        )
     if frames == "none" and motion == "none":
         raise UsageError("`--frames none --motion none` leaves nothing to store")
     if check and val_share is not None:
         raise UsageError("`--check` writes nothing, so it takes no `--val-share`")
     kept = {"--add": add, "--retry-failed": retry_failed}
     if check and (out is not None or overwrite or any(kept.values())):
-        raise UsageError("`--check` writes nothing, so it takes no `--out` and nothing like it")
+        raise UsageError(
+            "`--check` writes nothing, so it takes no `--out`, `--add`, `--retry-failed` and"
+            " `--overwrite`"
+        )
     if overwrite and any(kept.values()):
         names = " and ".join(f"`{name}`" for name, given in kept.items() if given)
-        raise UsageError(
-            f"`--overwrite` deletes what {names} would keep", "leave out one or the other"
-        )
+        raise UsageError(f"`--overwrite` deletes what {names} would keep", "leave out one of them")
     if val_group is not None and val_share is None:
         raise UsageError("`--val-group` needs `--val-share`, the share to hold out")
     if val_share is not None and not 0 < val_share < 1:
@@ -201,8 +213,8 @@ def prepare(
     if share is not None:
         if not store.name:
             raise UsageError(
-                f"`--out {store}` has no name that a part could be called after",
-                "give a folder's name, such as `--out prepared/mine`",
+                f"`--out {store}` has no name from which a part could be named",
+                "give the name of a folder, such as `--out prepared/mine`",
             )
         store = store.with_name("{}.part-{}-of-{}".format(store.name, *share))
     sources = find_sources(source, annotations or [], dataset=dataset, labels=labels)

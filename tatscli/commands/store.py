@@ -1,4 +1,4 @@
-"""`tats store`: look at what `tats prepare` wrote, check it, mend it, join it."""
+"""`tats store`: inspect, check, repair, merge and encode what `tats prepare` wrote."""
 
 from __future__ import annotations
 
@@ -38,8 +38,7 @@ Examples:
   tats store verify prepared/videos --decode --workers 8
   tats store verify prepared/videos --repair
 
-Exit codes: 0 everything is as it was written, 1 something is wrong, also if it was marked for
-repair.
+Exit codes: 0 everything is as it was written, 1 something is wrong, even if --repair dealt with it.
 """
 
 LIST_EPILOG = """\b
@@ -69,7 +68,7 @@ Workers = Annotated[
 ]
 
 store = typer.Typer(
-    rich_markup_mode=None, help="Look at a store, check it, mend it, join stores, encode its frames"
+    rich_markup_mode=None, help="Inspect, check, repair, list, merge and encode stores"
 )
 
 
@@ -113,12 +112,12 @@ def verify(
     path: StoreArgument,
     decode: Annotated[
         bool,
-        typer.Option("--decode", help="Also decode the first and last picture of each video."),
+        typer.Option("--decode", help="Also decode the first and last frame of each video."),
     ] = False,
     repair: Annotated[
         bool,
         typer.Option(
-            "--repair", help="Mark what is broken: the next `tats prepare` makes it anew."
+            "--repair", help="Drop what is broken, so that the next `tats prepare` re-creates it."
         ),
     ] = False,
     workers: Workers = None,
@@ -143,9 +142,12 @@ def verify(
         report.table("Wrong", ("where", "what"), shown)
     dropped = checking.repair(opened, verdict, reporter=report) if repair and findings else 0
     if dropped:
-        report.warn(f"`{path}` is unfinished now: the same `tats prepare` makes {dropped} anew")
+        report.warn(
+            f"`{path}` is unfinished now; rerun the same `tats prepare` to re-create its"
+            f" {dropped} missing"
+        )
     elif findings and not repair:
-        report.info("`--repair` marks what is broken; then run the same `tats prepare` again")
+        report.info("`--repair` drops what is broken; then rerun the same `tats prepare`")
     if not findings:
         report.info(f"nothing is wrong with {verdict.videos} videos")
     report.result(
@@ -166,18 +168,20 @@ def verify(
 @store.command("list", epilog=LIST_EPILOG)
 def list_rows(
     path: StoreArgument,
-    status: Annotated[Literal["ok", "failed"] | None, typer.Option(help="Only these.")] = None,
+    status: Annotated[
+        Literal["ok", "failed"] | None, typer.Option(help="Only videos with this status.")
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Only videos of this split.")] = None,
     motion: Annotated[
         Literal["native", "reencode", "none"] | None,
-        typer.Option(help="Only videos whose motion comes from there."),
+        typer.Option(help="Only videos with motion from this source."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Show at most this many.")] = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Print the videos of a store, one a line."""
+    """Print the videos of a store, one per line."""
     from tatscli.store.reader import Store
 
     report = reporter(json, quiet, verbose)
@@ -199,7 +203,7 @@ def list_rows(
     for row in shown:
         report.stdout.write("\t".join(_line(row, opened.class_names)) + "\n")
     if len(found) > len(shown):
-        report.info(f"{len(shown)} of {len(found)} are shown")
+        report.info(f"showing {len(shown)} of {len(found)}")
 
 
 @store.command("lists", epilog=LISTS_EPILOG)
@@ -207,16 +211,16 @@ def lists(
     path: StoreArgument,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the lists.")],
     root: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Put before relative paths.")
+        str | None, typer.Option(metavar="DIR", help="Folder to put before relative paths.")
     ] = None,
     separator: Annotated[
-        str, typer.Option(help="Between the fields: a space, or a comma for tables.")
+        str, typer.Option(help="Field separator: a space, or a comma for CSV tables.")
     ] = " ",
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write the splits of a store as lists that VideoMAE and its kin read."""
+    """Write the splits of a store as lists that VideoMAE and similar code read."""
     from tatscli.store.lists import write_lists
     from tatscli.store.reader import Store
 
@@ -229,14 +233,15 @@ def lists(
 @store.command("merge", epilog=MERGE_EPILOG)
 def merge(
     paths: Annotated[
-        list[Path], typer.Argument(metavar="STORE...", help="Finished stores, or all parts of one.")
+        list[Path],
+        typer.Argument(metavar="STORE...", help="Finished stores, or all parts of one store."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="STORE", help="The new store.")],
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Join stores with the same settings; shards are linked, not copied, where that is possible."""
+    """Merge stores with the same settings; shards are hard-linked where possible, else copied."""
     from tatscli.store import merge as joining
 
     report = reporter(json, quiet, verbose)
@@ -261,7 +266,7 @@ store.command("encode", epilog=ENCODE_EPILOG)(encode)
 
 
 def _facts(opened: Store) -> dict[str, Any]:
-    """Gather what `info` says."""
+    """Gather what `info` shows."""
     dataset = opened.dataset
     ok = [row for row in opened.rows if row.status == "ok"]
     shards = sorted({row.shard for row in ok if row.shard is not None})

@@ -129,7 +129,7 @@ def connected(address: str | None = None, *, workers: int | None = None) -> Iter
         ray = import_module("ray")
     except ImportError as error:
         raise UsageError(
-            f"the engine `ray` needs the package Ray: {error}", 'pip install "tats[ray]"'
+            f"`--engine ray` needs the package Ray: {error}", 'pip install "tats[ray]"'
         ) from None
     if ray.is_initialized():
         yield ray
@@ -194,10 +194,10 @@ def _results(ray: Any, reference: Any) -> list[Any] | Lost:
             raise error.cause from None
         raise DataError(
             f"a node of the Ray cluster cannot run the jobs: {_first_line(error.cause)}",
-            "every node needs the same version of tats and of Python",
+            "every node needs the same versions of tats and Python",
         ) from error
     except errors.OutOfMemoryError:
-        return Lost(reason="Ray ended its worker for lack of memory")
+        return Lost(reason="Ray killed its worker because memory ran out")
     except errors.WorkerCrashedError:
         return Lost(reason=f"its Ray worker died {tries}")
     except (errors.NodeDiedError, errors.ObjectLostError):
@@ -236,8 +236,7 @@ def _attempt(
         if not folder.is_dir():
             raise DataError(
                 f"node `{platform.node()}` of the Ray cluster does not see `{folder}`",
-                "source and store have to be on a file system that all nodes share, at the same "
-                "path",
+                "source and store must be on a file system shared by all nodes, at the same path",
             )
     inbox, running = _child(work, timeout, home)
     inbox.append(group)

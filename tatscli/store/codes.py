@@ -83,7 +83,7 @@ class Codes:
         self.folder = folder_of(store, key)
         self._files: OrderedDict[str, Any] = OrderedDict()
         again = (
-            "`tats store encode STORE --recipe RECIPE` writes those that the recipe reads "
+            "`tats store encode STORE --recipe RECIPE` writes the codes that the recipe reads "
             "(or `--tokenizer PATH --size N`, with the target's `--kind` and `--scale`)"
         )
         try:
@@ -92,12 +92,12 @@ class Codes:
             others = sorted(self.folder.parent.glob(f"{key[:16]}-*/{INDEX}"))
             there = ", ".join(f"`{one.parent.name}`" for one in others if one.parent.name != key)
             raise DataError(
-                f"`{store.path}` holds no codes of this tokenizer for this view (`{key}`)"
-                + (f"; of others it holds {there}" if there else ""),
+                f"`{store.path}` has no codes of this tokenizer for this view (`{key}`)"
+                + (f"; it has codes for other views: {there}" if there else ""),
                 again,
             ) from error
         if facts.get("store_fingerprint") != store.fingerprint():
-            raise DataError(f"the codes in `{self.folder}` are of other videos", again)
+            raise DataError(f"the codes in `{self.folder}` belong to other videos", again)
         self.by_clip = facts.get("clips") is not None
         self.scored = bool(facts.get("scores"))
 

@@ -35,7 +35,7 @@ _DTYPES: dict[str, np.dtype] = {"F32": np.dtype(np.float32), "F16": np.dtype(np.
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Where a run stands behind a batch.
+    """Where a run stands after a batch.
 
     Attributes:
         video: Number of the video to go on with.
@@ -74,10 +74,10 @@ class FeatureParts:
     Args:
         out: The file.
         plan: What decides on its content, as JSON has it. Parts of another plan are not continued.
-        overwrite: Throw such parts away, and replace the file if it is there.
+        overwrite: Discard such parts, and replace the file if it exists.
 
     Raises:
-        UsageError: If the file is there, or parts of another plan, and they may not be replaced.
+        UsageError: If the file, or parts of another plan, exist and may not be replaced.
     """
 
     def __init__(self, out: Path, plan: dict[str, Any], *, overwrite: bool) -> None:
@@ -99,7 +99,7 @@ class FeatureParts:
         return state, carry
 
     def add(self, rows: Rows, state: State, carry: np.ndarray | None) -> None:
-        """Write a part, which appears whole or not at all."""
+        """Write a part, atomically."""
         path = self.folder / f"{len(self.files):06d}.safetensors"
         tensors = [Tensor.of(name, getattr(rows, name)) for name in _ROW_FACTS]
         if carry is not None:
@@ -134,7 +134,7 @@ class FeatureParts:
         left = [number for number in range(len(names)) if number not in gone]
         if not left:
             first, why = next(iter(gone.items()))
-            raise DataError(f"not one of {len(names)} videos can be read: `{names[first]}`: {why}")
+            raise DataError(f"none of the {len(names)} videos can be read: `{names[first]}`: {why}")
         place = np.full(len(names), -1, np.int64)
         place[left] = np.arange(len(left))
         columns: dict[str, list[np.ndarray]] = {name: [] for name in _ROW_FACTS}
@@ -187,11 +187,11 @@ class FeatureParts:
         if known is not None:
             changed = sorted(key for key in plan if plan[key] != known.get(key))
             raise UsageError(
-                f"`{self.folder}` holds the beginning of another run: "
+                f"`{self.folder}` holds part of another run: "
                 + ", ".join(
                     f"`{key}` was {known.get(key)!r}, not {plan[key]!r}" for key in changed
                 ),
-                hint="the command it was begun with continues it; `--overwrite` throws it away",
+                hint="rerun that command to continue it, or discard it with `--overwrite`",
             )
         refuse_existing(self.out, overwrite=overwrite)
 
@@ -210,5 +210,5 @@ def _read_state(file: Path) -> tuple[State, np.ndarray | None]:
             return state, part.get_tensor(_CARRY) if _CARRY in part.keys() else None  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"`{file}` is damaged: {error}", "`--overwrite` begins anew, without it"
+            f"`{file}` is damaged: {error}", "`--overwrite` starts from scratch"
         ) from error

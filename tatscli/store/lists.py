@@ -1,4 +1,4 @@
-"""Writing the splits of a store as lists of videos, for VideoMAE and its kin.
+"""Writing the splits of a store as lists of videos, for VideoMAE and similar code.
 
 The usual form is what their readers demand: a file called `<split>.csv` although it is none, no
 header, `path label` with exactly one space, and no quotes, so that a path with a space cannot be
@@ -83,7 +83,7 @@ def _list(rows: Sequence[Row], class_names: Sequence[str], root: str | None, by:
     if segments and by == " ":
         row = next(row for row in rows if _is_segment(row))
         raise UsageError(
-            f"`{row.id}` is a segment of a video, which a plain list cannot say", _COMMAS
+            f"`{row.id}` is a segment of a video, which a plain list cannot express", _COMMAS
         )
     written = [(_path(row, root), "-1" if row.label is None else str(row.label)) for row in rows]
     if by == " ":
@@ -116,7 +116,7 @@ def _check(text: str, written: Sequence[tuple[str, str]], by: str) -> None:
     name = wrong or written[0][0]
     if by == " ":
         raise UsageError(f"`{name}` would be misread in a list without quotes", _COMMAS)
-    raise DataError(f"`{name}` cannot be written in a list", "rename the file, and prepare it anew")
+    raise DataError(f"`{name}` cannot be written in a list", "rename the file and prepare it again")
 
 
 def _path(row: Row, root: str | None) -> str:
@@ -141,5 +141,5 @@ def _times(row: Row) -> list[str]:
 def _labels(class_names: Sequence[str]) -> str:
     for name in class_names:
         if "\n" in name or "\r" in name or name != name.strip():
-            raise DataError(f"the class `{name}` does not fit into a line of `{LABELS}`")
+            raise DataError(f"the class `{name}` cannot be a line of `{LABELS}`")
     return "".join(f"{name}\n" for name in class_names)

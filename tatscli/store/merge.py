@@ -1,4 +1,4 @@
-"""Joining stores, such as the parts that the jobs of a cluster made, without copying shards."""
+"""Merging stores, such as the parts made by the jobs of a cluster, without copying shards."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from tatscli.store.schema import (
     write_rows,
 )
 
-_PLACES = {"shard", "split", "also_in"}  # where a video lies and is listed, not what it is
+_PLACES = {"shard", "split", "also_in"}  # where a video is stored and listed, not what it is
 
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """What came of a merge.
+    """The result of a merge.
 
     Attributes:
         dataset: Of the new store.
-        repeated: Videos that several stores held; one of each was taken.
+        repeated: Videos held by several stores, of which one was taken.
         linked: Shards that share their bytes with the old stores.
         copied: Shards that had to be copied.
     """
@@ -56,14 +56,14 @@ def merge(stores: Sequence[Path], out: Path, reporter: Reporter) -> Merged:
     Args:
         stores: With the same settings and different videos.
         out: Folder of the new store; must not exist.
-        reporter: Speaks to the user.
+        reporter: Receives messages and progress.
 
     Raises:
         UsageError: The stores do not fit together, or `out` exists.
         DataError: A store cannot be used, or the new one cannot be written.
     """
     if not out.name:
-        raise UsageError(f"`{out}` is no name for a new store", "give another `--out`")
+        raise UsageError(f"`{out}` is not a valid name for a new store", "give another `--out`")
     opened = [Store.open(path) for path in stores]
     _check_alike(opened)
     _check_parts(opened)
@@ -88,16 +88,16 @@ def merge(stores: Sequence[Path], out: Path, reporter: Reporter) -> Merged:
     except OSError as error:
         raise DataError(
             f"cannot write `{error.filename or out}`: {error.strerror}",
-            "the old stores are as they were: run the same command again",
+            "the old stores are unchanged; fix this, then rerun the same command",
         ) from error
     return Merged(dataset, repeated, linked, copied)
 
 
 @contextmanager
 def _space(building: Path, out: Path) -> Iterator[None]:
-    """Provide an empty folder that is gone afterwards, unless it has become the store."""
+    """Provide an empty folder, removed afterwards unless it has become the store."""
     if out.exists():
-        raise UsageError(f"`{out}` exists already", "give another `--out`")
+        raise UsageError(f"`{out}` already exists", "give another `--out`")
     shutil.rmtree(building, ignore_errors=True)  # of a merge that was killed
     (building / SHARDS).mkdir(parents=True)
     try:
@@ -110,7 +110,7 @@ def _check_alike(stores: Sequence[Store]) -> None:
     first = stores[0]
     for other in stores[1:]:
         if other.path.resolve() in [one.path.resolve() for one in stores if one is not other]:
-            raise UsageError(f"`{other.path}` is named twice", "name each store once")
+            raise UsageError(f"`{other.path}` is given twice", "give each store once")
         for name in Settings.model_fields:
             one, two = getattr(first.settings, name), getattr(other.settings, name)
             if one != two:
@@ -131,12 +131,12 @@ def _check_parts(stores: Sequence[Store]) -> None:
         whole = parts[None]
         raise UsageError(
             f"`{whole.path}` is a whole store, others are parts of one",
-            "merge the parts first, and then the whole stores",
+            "merge the parts first, then the whole stores",
         )
     totals = {part.partition("/")[2] for part in parts if part}
     if len(totals) > 1 or len(parts) < len(stores):
         held = ", ".join(f"`{store.path}` is {store.dataset.part}" for store in stores)
-        raise UsageError(f"these are not the parts of one store: {held}", "merge 1/N to N/N")
+        raise UsageError(f"these are not the parts of one store: {held}", "merge parts 1/N to N/N")
     (total,) = totals
     missing = [
         f"{number}/{total}"
@@ -147,7 +147,7 @@ def _check_parts(stores: Sequence[Store]) -> None:
         shown = ", ".join(missing[:20]) + (" ..." if len(missing) > 20 else "")
         raise UsageError(
             f"{len(missing)} of {total} parts are missing: {shown}",
-            "prepare them with the same command and `--part I/N`, and merge all parts",
+            "prepare them with the same command and `--part I/N`, then merge all parts",
         )
 
 
@@ -172,9 +172,9 @@ def _joined(stores: Sequence[Store]) -> tuple[tuple[str, ...], list[list[Row]], 
             ]
             if differ:
                 raise UsageError(
-                    f"`{row.id}` is another video in `{store.path}` than in `{holder.path}`:"
+                    f"`{row.id}` is a different video in `{store.path}` than in `{holder.path}`:"
                     f" {', '.join(differ)} differ",
-                    "ids are relative to the prepared folder: prepare from a common one",
+                    "ids are relative to the prepared folder; prepare both from a common folder",
                 )
             splits = dict.fromkeys([known.split, *known.also_in, row.split, *row.also_in])
             listed = [one for one in splits if one is not None]
@@ -197,7 +197,7 @@ def _joined_groups(
     if lost:
         reporter.warn(
             f"class groups {', '.join(f'`{key}`' for key in sorted(lost))} are left out: not every"
-            " store says which member its classes are"
+            " store has them for its classes"
         )
     return joined
 
@@ -233,7 +233,9 @@ def _link(old: Path, new: Path) -> bool:
         os.link(old.resolve(), new)
         return True
     except FileNotFoundError as error:
-        raise DataError(f"the shard `{old}` is missing", "`tats store verify` says more") from error
+        raise DataError(
+            f"the shard `{old}` is missing", "`tats store verify` lists what is damaged"
+        ) from error
     except OSError:  # another file system, or one without links
         shutil.copyfile(old, new)
         sync(new)

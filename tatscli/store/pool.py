@@ -30,7 +30,7 @@ Result = TypeVar("Result")
 _NOT_YET = object()
 _CONTEXT = get_context("spawn")  # a fork would inherit whatever threads and locks the parent has
 _AHEAD = 16  # groups for each worker that may be done before their turn
-_PATIENCE = 5.0  # seconds to wait for a killed process; one that hangs in the kernel stays longer
+_PATIENCE = 5.0  # seconds to wait for a killed process; one stuck in the kernel may take longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Crash:
         if self.exitcode >= 0:
             return f"crashed: its worker ended with exit code {self.exitcode}"
         name = signal.Signals(-self.exitcode).name
-        hint = ", perhaps for lack of memory" if self.exitcode == -signal.SIGKILL else ""
+        hint = ", perhaps out of memory" if self.exitcode == -signal.SIGKILL else ""
         return f"crashed: its worker was killed by {name}{hint}"
 
 
@@ -62,7 +62,7 @@ class Timeout:
     seconds: float
 
     def __str__(self) -> str:
-        return f"timeout: not done after {self.seconds:g} s"
+        return f"timeout: not finished after {self.seconds:g} s"
 
 
 Work = Callable[[Sequence[Job]], Iterable[Result]]
@@ -162,9 +162,9 @@ def _numbered(groups: Iterable[Sequence[Job]]) -> Iterator[_Group[Job]]:
 
 
 def _awaited(busy: list[_Worker[Job, Result]]) -> list[_Worker[Job, Result]]:
-    """Wait until some workers have something to say, or are late; return those.
+    """Wait until some workers have a result or are late; return those.
 
-    A result that lies ready counts, however long the caller took to come for it.
+    A result that is ready counts, however late the caller collects it.
     """
     deadline = min(worker.deadline for worker in busy)
     patience = None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
@@ -213,7 +213,7 @@ class _Worker(Generic[Job, Result]):
             self.pipe.close()
             crash = Crash(self._process.exitcode or 0)
             if not self._started:  # no fault of the job: the next worker would fail as well
-                raise RuntimeError(f"a worker process does not start: {crash}") from None
+                raise RuntimeError(f"worker processes do not start: {crash}") from None
             return crash
         if not self._started:
             self._started = True
@@ -223,12 +223,12 @@ class _Worker(Generic[Job, Result]):
         return result
 
     def kill(self) -> None:
-        """End the process, at work or not; it has nothing to put in order."""
+        """Kill the process, busy or not; it has nothing to clean up."""
         self.pipe.close()
         self._process.kill()
 
     def join(self) -> None:
-        """Wait for the end of a killed process."""
+        """Wait until a killed process is gone."""
         self._process.join(_PATIENCE)
 
     def _start_clock(self) -> None:
@@ -244,7 +244,7 @@ class _Worker(Generic[Job, Result]):
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Keep Ctrl-C for the parent: a process started meanwhile inherits that the signal waits."""
+    """Keep Ctrl-C for the parent: processes started meanwhile inherit the blocked signal."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -253,7 +253,7 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def _serve(work: Work[Any, Any], pipe: Connection) -> None:
-    """Work off groups of jobs until the parent closes the pipe or is gone."""
+    """Run groups of jobs until the parent closes the pipe or is gone."""
     Thread(target=_end_with_parent, daemon=True).start()
     with suppress(EOFError, ConnectionResetError, BrokenPipeError):
         pipe.send(None)

@@ -1,8 +1,8 @@
-"""`prepare`: videos in, a store out, resumable; `check`: only see what decodes.
+"""`prepare` converts videos into a store and can be resumed; `check` only decodes them.
 
-Videos are converted side by side but collected in the order of their ids, segments of one in that
-of their starts, so a store does not depend on the number of workers, nor on where a run was killed:
-shards end at the same videos, and a row is written only when its shard is safe.
+Videos are converted in parallel but collected in the order of their ids, segments of a video in the
+order of their starts. So a store does not depend on the number of workers or on where a run was
+killed: shards end at the same videos, and a row is written only once its shard is on disk.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 from tatscli.console import Reporter
@@ -47,11 +48,11 @@ LIMITS = Limits()
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What became of all sources.
+    """The result of a run.
 
     Attributes:
         rows: One for each source, sorted by id.
-        seconds: What this run took.
+        seconds: Duration of this run.
     """
 
     rows: list[Row]
@@ -89,10 +90,10 @@ def prepare(
 
     Args:
         sources: What to convert.
-        out: The store's folder: new, empty, or an earlier run's, which is continued.
+        out: The store's folder: new, empty, or that of an earlier run, which is continued.
         settings: How to convert.
-        run: Works off the jobs, here or elsewhere.
-        reporter: Speaks to the user.
+        run: Runs the jobs, here or elsewhere.
+        reporter: Receives messages and progress.
         limits: What is refused.
         overwrite: Delete an existing store first.
         retry_failed: Convert again what failed in an earlier run.
@@ -132,14 +133,14 @@ def prepare(
             finished = {"complete": True, "counts": Counts.of(rows)}
             write_dataset(out, start.dataset.model_copy(update=finished))
     except KeyboardInterrupt:
-        reporter.warn(f"`{out}` is unfinished; the same command continues it")
+        reporter.warn(f"`{out}` is unfinished; rerun the same command to continue")
         raise
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise DataError(
             f"cannot write `{error.filename or out}`: {error.strerror}",
-            f"{'make room' if full else 'see to that'} and run the same command again;"
-            " what it has finished is kept",
+            f"{'free some space' if full else 'fix this'}, then rerun the same command; what is"
+            " finished is kept",
         ) from error
     return Report(rows, time.monotonic() - begun)
 
@@ -179,18 +180,18 @@ def part_of(sources: Sources, part: tuple[int, int]) -> Sources:
 
 
 def _tell(start: Start, out: Path, reporter: Reporter) -> None:
-    """Say how an earlier run is continued."""
+    """Report how an earlier run is continued."""
     if start.changed:
         reporter.warn(
-            f"{len(start.changed)} of the sources have changed since they were prepared, such as"
-            f" `{start.changed[0]}`: converted again"
+            f"{len(start.changed)} of the sources changed since they were prepared, such as"
+            f" `{start.changed[0]}`; they are converted again"
         )
     if start.kept:
         done = f"{len(start.kept)} of {len(start.kept) + len(start.rest)} are done"
         reporter.info(f"continuing `{out}`: {done}")
     failed = sum(row.status == "failed" for row in start.kept.values())
     if failed:
-        reporter.info(f"of these {failed} failed; `--retry-failed` tries them again")
+        reporter.info(f"{failed} of these failed; `--retry-failed` retries them")
 
 
 def _fill(
@@ -202,16 +203,16 @@ def _fill(
     reporter: Reporter,
     shard_bytes: int,
 ) -> None:
-    """Convert sources, closing shards as they fill up."""
+    """Convert sources and write shards as they fill up."""
     spools = Path(tempfile.mkdtemp(prefix=".spool-", dir=out))
     try:
-        passes = in_passes(sources)
+        passes, number = in_passes(sources), count()
         groups = (
             [
-                Job(source.path, spools / f"{number}-{place}", settings, source.segment, limits)
-                for place, source in enumerate(one)
+                Job(source.path, spools / str(next(number)), settings, source.segment, limits)
+                for source in one
             ]
-            for number, one in enumerate(passes)
+            for one in passes
         )
         items = [source for one in passes for source in one]
         rows: list[Row] = []
@@ -221,7 +222,7 @@ def _fill(
             for source, job, result in results:
                 row = _row(source, result)
                 rows.append(row)
-                if not isinstance(result, Converted):  # its worker could not clear up
+                if not isinstance(result, Converted):  # its worker could not clean up
                     assert job.spool is not None
                     for path in spools.glob(f"{job.spool.name}.*"):
                         path.unlink()
@@ -270,7 +271,8 @@ def _results(
                 bar.set_postfix(failed=failed, refresh=False)
             elif result.trouble is not None:
                 raise DataError(
-                    result.trouble, "run the same command again: what it has finished is kept"
+                    result.trouble,
+                    "fix this, then rerun the same command; what is finished is kept",
                 )
             yield source, job, result
             bar.update()
@@ -297,8 +299,8 @@ def _row(source: Source, result: Converted | Crash | Timeout) -> Row:
         ]
         if not wrong:
             return Row.model_validate({**known, "status": "ok", **facts})
-        reason = f"its header or time stamps are wrong: no finite {', '.join(wrong)}"
+        reason = f"wrong header or timestamps: no finite {', '.join(wrong)}"
         facts = {}
-    # The size tells a later run whether it is still the same file that failed.
+    # By its size a later run knows whether this is still the file that failed.
     outcome = {"status": "failed", "reason": reason, "bytes": size_of(source.path) or 0}
     return Row.model_validate({**known, **facts, **outcome})

@@ -1,4 +1,4 @@
-"""`Store`: reading what `tats prepare` wrote, memory-mapped, touching only the bytes asked for."""
+"""`Store`: reads what `tats prepare` wrote, memory-mapped and only the bytes needed."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class Store:
         """
         path = Path(path)
         again = (
-            "run `tats prepare SRC --out STORE` to make one; one that has moved is named by "
-            "`--store` or `data.store`"
+            "create one with `tats prepare SRC --out STORE`; if it has moved, set `--store` or "
+            "`data.store`"
         )
         if not path.is_dir():
             raise DataError(f"there is no store at `{path}`", again)
@@ -66,7 +66,7 @@ class Store:
             if version != FORMAT_VERSION:
                 raise DataError(
                     f"`{path}` has store format `{version}`; this tats reads {FORMAT_VERSION}",
-                    "prepare it anew, or use the tats version that wrote it",
+                    "prepare it again, or use the tats version that wrote it",
                 )
             dataset, rows = Dataset.model_validate_json(text), read_rows(path / MANIFEST)
         except (ValidationError, ValueError, AttributeError) as error:
@@ -74,7 +74,7 @@ class Store:
         if not dataset.complete:
             raise DataError(
                 f"the store `{path}` is unfinished: {len(rows)} sources so far",
-                "run the same `tats prepare` command again; it continues where it stopped",
+                "rerun the same `tats prepare` command; it continues where it stopped",
             )
         if not (path / MANIFEST).is_file():
             raise DataError(f"the store `{path}` is damaged: it has no `{MANIFEST}`", again)
@@ -117,7 +117,7 @@ class Store:
             where = f"split `{split}` of " if split else ""
             raise DataError(
                 f"{where}`{self.path}` holds no readable video",
-                "its `manifest.jsonl` says why each source failed",
+                "`tats store list STORE --status failed` shows why each source failed",
             )
         return readable
 
@@ -148,7 +148,7 @@ class Store:
         """
         if self.settings.frames == "none":
             raise DataError(
-                f"the store `{self.path}` holds no pictures: it was prepared with `--frames none`",
+                f"the store `{self.path}` holds no frames: it was prepared with `--frames none`",
                 "prepare the videos with `--frames jpeg` into another store",
             )
         offsets, images = self._tensor(row, "offsets"), self._tensor(row, "jpeg")
@@ -206,8 +206,8 @@ class Store:
         except (SafetensorError, OSError) as error:
             raise DataError(
                 f"the shard `{self.path / record.shard}` is damaged or missing: {error}",
-                "`tats store verify STORE --repair` marks what is broken; the same `tats prepare`"
-                " command then makes it anew",
+                "`tats store verify STORE --repair` drops what is broken; the same `tats prepare`"
+                " command then converts it again",
             ) from error
 
     def _shard(self, name: str) -> Any:

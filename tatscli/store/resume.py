@@ -1,4 +1,4 @@
-"""How a run of `prepare` begins: in a new folder, or with what an earlier run has finished."""
+"""How a `prepare` run begins: in a new folder, or with what an earlier run has finished."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from tatscli.store.schema import (
 from tatscli.store.shards import Shard
 from tatscli.store.sources import Source, Sources
 
-_OTHER = "give another `--out`, or `--overwrite` to delete this store and start anew"
-_BEGINNINGS = {LOCK, f".{DATASET}.part"}  # what a run may leave that is killed at once
+_OTHER = "give another `--out`, or `--overwrite` to delete this store and start from scratch"
+_BEGINNINGS = {LOCK, f".{DATASET}.part"}  # what a run killed at its very start may leave
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What there is to do.
+    """What is left to do.
 
     Attributes:
-        dataset: What the store is to be, unfinished.
+        dataset: Of the store, not complete yet.
         kept: Rows that stay, by id.
         rest: Sources to convert, sorted by id.
-        changed: Ids of those among them that were converted before, from a file of another size or
-            another segment of it.
+        changed: Ids of sources in `rest` that were converted before, from a file of another size
+            or another segment of it.
     """
 
     dataset: Dataset
@@ -52,7 +52,7 @@ class Start:
 
 
 def claim(out: Path) -> None:
-    """Make the folder of a store, unless it is there.
+    """Create the folder of a store if it does not exist.
 
     Raises:
         UsageError: It is a file, or holds something that is not a store.
@@ -75,7 +75,7 @@ def begin(
     add: bool = False,
     holdout: Holdout | None = None,
 ) -> Start:
-    """Make the claimed folder ready to be filled and return what is left to do.
+    """Prepare the folder for writing and return what is left to do.
 
     Labels and splits of what stays are taken from the present sources. Shards and temporary files
     that a killed run left without a row are removed.
@@ -105,8 +105,8 @@ def begin(
             raise UsageError(f"`{out}` was begun {begun}", f"give the same again; or {_OTHER}")
         elif dataset.class_names != names:
             raise UsageError(
-                f"`{out}` was begun with {len(dataset.class_names)} classes, now there are"
-                f" {len(names)} or other ones",
+                f"`{out}` was begun with {len(dataset.class_names)} classes; the sources now have"
+                f" {len(names)} classes, or other ones",
                 f"`--add` joins the classes by name; or {_OTHER}",
             )
         if not dataset.complete:
@@ -185,8 +185,8 @@ def _whole_batches(out: Path, rows: list[Row]) -> list[Row]:
     """Drop the rows of the last shard if those of its last videos are missing.
 
     A run was killed, or met a full disk, while it wrote them in the order of the videos: so the
-    shard is made anew, and the store comes out as if nothing had happened. Rows that are missing
-    further up were dropped by a repair, or since their source has changed: the others stay.
+    shard is written again, and the store comes out as if nothing had happened. Rows missing from
+    earlier shards were dropped by a repair, or because their source has changed: the others stay.
     """
     last = next((row.shard for row in reversed(rows) if row.shard is not None), None)
     if last is None:
@@ -213,7 +213,7 @@ def _kept_rows(
         if source is None:
             if not add:
                 raise UsageError(
-                    f"`{out}` holds `{row.id}`, which is not among the sources any more",
+                    f"`{out}` holds `{row.id}`, which is no longer among the sources",
                     f"`--add` keeps it and adds the new ones; or {_OTHER}",
                 )
             kept[row.id] = row
@@ -231,7 +231,7 @@ def _kept_rows(
         elif row.bytes and size is not None and size != row.bytes:
             if add:
                 raise DataError(
-                    f"`{row.id}` is in `{out}` already, from a file of {row.bytes} bytes; now it"
+                    f"`{row.id}` is already in `{out}`, from a file of {row.bytes} bytes; now it"
                     f" has {size}",
                     "different videos need different paths; without `--add`, a file that has"
                     " changed is converted again",

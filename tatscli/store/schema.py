@@ -1,4 +1,4 @@
-"""What a store is on disk: `dataset.json` and `manifest.jsonl`, read and written safely.
+"""A store on disk: `dataset.json` and `manifest.jsonl`, read and written safely.
 
 STORE/dataset.json            format version, settings, class names and groups, counts
 STORE/manifest.jsonl          one `Row` for each source, sorted by id
@@ -27,21 +27,21 @@ class _Record(BaseModel):
 
 
 class Settings(_Record):
-    """How sources are turned into frames and motion; the same for the whole store."""
+    """How sources are converted into frames and motion; the same for the whole store."""
 
     short_side: Annotated[int, Field(ge=1)] | None = 256
-    """Larger pictures are scaled down to it; null keeps every picture as it is."""
+    """Larger frames are scaled down to this; null keeps every size."""
     quality: Annotated[int, Field(ge=1, le=31)] = 3
     """FFmpeg's JPEG scale: 2 is best, 31 smallest."""
     frames: Literal["jpeg", "none"] = "jpeg"
-    """Whether the store holds pictures, or motion only."""
+    """Whether the store holds frames, or motion only."""
     motion: Literal["auto", "native", "reencode", "none"] = "auto"
-    """Whose vectors: the codec's own, those of an encoding made for the purpose, what suits the
-    file, or nobody's."""
+    """Source of the motion vectors: the codec's own, a re-encoding, whichever suits the file, or
+    none."""
     motion_cell: Annotated[int, Field(ge=1)] = 16
     """Side of a cell of the motion field, in stored pixels."""
     camera: Literal["none", "median", "affine"] = "none"
-    """Model of the camera's own motion, which is taken out of the field."""
+    """Model of the camera's own motion, which is subtracted from the field."""
 
 
 class Row(_Record):
@@ -55,7 +55,7 @@ class Row(_Record):
     start: float | None = None
     """First second of a segment, from the beginning of the video as players count."""
     end: float | None = None
-    """Where a segment ends: the first second that is not in it."""
+    """End of a segment: the first second after it."""
     status: Literal["ok", "failed"]
     reason: str | None = None
     """Why it failed."""
@@ -64,9 +64,9 @@ class Row(_Record):
     label: int | None = None
     """Index into the class names."""
     split: str | None = None
-    """The part of the data it belongs to."""
+    """The split it belongs to."""
     also_in: tuple[str, ...] = ()
-    """Further splits that list the same file."""
+    """Further splits that list it."""
     bytes: int = 0
     """Size of the source file."""
     codec: str | None = None
@@ -74,11 +74,11 @@ class Row(_Record):
     pixel_format: str | None = None
     """FFmpeg's name of the decoded pixel format, such as `yuv420p10le`."""
     interlaced: bool = False
-    """Whether its pictures were woven from two fields, which have been joined."""
+    """Whether any of its frames was interlaced; these have been deinterlaced."""
     aspect: float = 1.0
     """Width of a decoded pixel by its height; the stored ones are square."""
     fps: float | None = None
-    """Frames a second, measured on the presentation times."""
+    """Frames per second, measured on the presentation times."""
     frames: int = 0
     width: int = 0
     """Width of the stored picture."""
@@ -91,14 +91,13 @@ class Row(_Record):
     source_height: int = 0
     """Height of the decoded picture, before it is turned and scaled."""
     rotation: int = 0
-    """Degrees clockwise by which picture and motion have been turned to be upright."""
+    """Degrees clockwise by which frames and motion were rotated to be upright."""
     mirrored: bool = False
-    """Whether they have been mirrored left to right before."""
+    """Whether they were mirrored left to right before that."""
     motion: Literal["native", "reencode", "none"] = "none"
-    """Where the motion field comes from: the codec's own vectors, an encoding made for the purpose,
-    or nowhere."""
+    """Source of the motion field: the codec's own vectors, those of a re-encoding, or none."""
     motion_why: str | None = None
-    """Why from there."""
+    """Why this source."""
     moving: int = 0
     """Frames with motion vectors."""
     shard: str | None = None
@@ -140,12 +139,12 @@ class Counts(_Record):
 
 
 class ClassGroup(_Record):
-    """What classes have in common, such as the verb of actions that are pairs of verb and noun."""
+    """A grouping of classes, such as by the verb of actions that are pairs of verb and noun."""
 
     names: tuple[str, ...]
-    """Of its members: every verb."""
+    """Names of its members: the verbs."""
     of: tuple[int, ...]
-    """Index of each class's member: the verb of each action."""
+    """For each class the index of its member: the verb of each action."""
 
     @model_validator(mode="after")
     def _members_are_named(self) -> Self:
@@ -164,17 +163,17 @@ class Dataset(_Record):
     format: Literal["tats-store"] = "tats-store"
     format_version: int = FORMAT_VERSION
     complete: bool = False
-    """False while `tats prepare` is at work, or after it was stopped."""
+    """False while `tats prepare` is running, or after it was stopped."""
     settings: Settings = Settings()
     part: str | None = None
-    """`I/N` where only one of N parts of the sources was asked for."""
+    """`I/N` if the store is one of N parts."""
     class_names: tuple[str, ...] = ()
     val_share: float | None = None
     """Share of the videos that `tats prepare --val-share` held out as split `val`."""
     val_group: str | None = None
     """Regular expression that names the group of a video in its path; groups were not divided."""
     class_groups: ClassGroups = {}
-    """By name, where classes are combinations: which member of each group a class is."""
+    """By name, if classes are combinations: which member of each group a class has."""
     counts: Counts = Counts()
 
     @model_validator(mode="after")
@@ -212,7 +211,7 @@ def join_groups(
                 own = group.names[index]
                 if member.setdefault(name, own) != own:
                     raise UsageError(
-                        f"class `{name}` has the {key} `{member[name]}`, and elsewhere `{own}`",
+                        f"class `{name}` has the {key} `{member[name]}` here, `{own}` there",
                         "prepare both from the same annotations",
                     )
         if member.keys() >= set(names):

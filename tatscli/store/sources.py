@@ -1,4 +1,4 @@
-"""Which videos there are, and what is known about each: from a folder, lists, or a data set."""
+"""Which videos to prepare, and what is known about each: from a folder, lists, or a data set."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tatscli.errors import DataError, TatsError, UsageError
-from tatscli.store.annotations import DATASETS, Form
+from tatscli.store.annotations import DATASETS, AnnotationFormat
 from tatscli.store.annotations.files import (
     AnnotationFile,
     files_in,
@@ -17,7 +17,7 @@ from tatscli.store.annotations.files import (
     places,
     places_around,
 )
-from tatscli.store.annotations.form import Annotated, Entry, Material
+from tatscli.store.annotations.formats import AnnotationInput, Annotations, Entry
 from tatscli.store.annotations.videos import Videos, readable
 from tatscli.store.schema import ClassGroups
 from tatscli.video.decode import Segment
@@ -99,39 +99,39 @@ def find_sources(
         DataError: There is no video, or an annotation is wrong.
     """
     if not folder.exists():
-        raise UsageError(f"there is no folder `{folder}`", "give the folder that holds the videos")
+        raise UsageError(f"there is no folder `{folder}`", "give the folder with the videos")
     if not folder.is_dir():
-        raise UsageError(f"`{folder}` is a file", "give the folder that holds the videos")
+        raise UsageError(f"`{folder}` is a file", "give the folder with the videos")
     if dataset not in ("auto", *DATASETS):
         raise UsageError(
-            f"there is no data set `{dataset}`", f"choose one of auto, {', '.join(DATASETS)}"
+            f"unknown data set `{dataset}`", f"choose one of auto, {', '.join(DATASETS)}"
         )
     videos = Videos(folder)
     if annotations:
-        name, material = _given(videos, annotations, dataset, labels)
+        name, inputs = _given(videos, annotations, dataset, labels)
     elif dataset not in ("auto", "folders"):
-        name, material = dataset, _searched(videos, dataset, labels)
+        name, inputs = dataset, _searched(videos, dataset, labels)
     elif dataset == "auto":
         return _recognised(videos, labels)
     else:
-        name, material = dataset, Material(videos, labels=labels)
+        name, inputs = dataset, AnnotationInput(videos, labels=labels)
     _check_labels(name, labels)
-    return _gather(name, material, DATASETS[name].read(material))
+    return _gather(name, inputs, DATASETS[name].read(inputs))
 
 
 def _given(
     videos: Videos, annotations: Sequence[str], dataset: str, labels: str | None
-) -> tuple[str, Material]:
+) -> tuple[str, AnnotationInput]:
     """Find out what the annotations that the user gave are."""
     if dataset == "folders":
         raise UsageError(
             "`--dataset folders` takes labels from the names of folders, not from annotations",
-            "leave out one of the two",
+            "leave out one of the two options",
         )
     files, folders = named_files(annotations, videos.folder)
     around = [place for folder in folders for place in places(folder)]
 
-    def chosen(form: Form) -> list[AnnotationFile]:
+    def chosen(form: AnnotationFormat) -> list[AnnotationFile]:
         found = [file for place in around for file in files_in(place, form.recognise)]
         return [*(file for file in files if form.recognise(file)), *found]
 
@@ -140,7 +140,7 @@ def _given(
         if len(known) > 1:
             raise UsageError(
                 f"the annotations are of several data sets: {', '.join(known)}",
-                f"say which one: `--dataset {known[0]}`",
+                f"choose one, such as `--dataset {known[0]}`",
             )
         dataset = known[0] if known else "list"
     form = DATASETS[dataset]
@@ -154,28 +154,28 @@ def _given(
             if file not in main and file not in companions:
                 raise UsageError(
                     f"`{file.path}` is not an annotation file of {form.title}",
-                    f"those are {form.files}",
+                    f"its annotation files are {form.files}",
                 )
-    material = _material(videos, form, main, annotations, labels)
-    return dataset, replace(material, companions=companions)
+    inputs = _material(videos, form, main, annotations, labels)
+    return dataset, replace(inputs, companions=companions)
 
 
 def _material(
     videos: Videos,
-    form: Form,
+    form: AnnotationFormat,
     files: Sequence[AnnotationFile],
     looked_at: Sequence[object],
     labels: str | None,
-) -> Material:
+) -> AnnotationInput:
     if not files:
         raise UsageError(
             f"no annotation files of {form.title} in {', '.join(f'`{at}`' for at in looked_at)}",
-            f"those are {form.files}: say where with `--annotations FOLDER` or `FILE`",
+            f"they are {form.files}; give their folder or files with `--annotations`",
         )
-    return Material(videos, files, labels=labels)
+    return AnnotationInput(videos, files, labels=labels)
 
 
-def _searched(videos: Videos, dataset: str, labels: str | None) -> Material:
+def _searched(videos: Videos, dataset: str, labels: str | None) -> AnnotationInput:
     """Find the files of a data set near the videos: those of the nearest place that has any."""
     form, around = DATASETS[dataset], places_around(videos.folder)
     found = (files for place in around if (files := files_in(place, form.recognise)))
@@ -190,20 +190,22 @@ def _recognised(videos: Videos, labels: str | None) -> Sources:
             files = [] if name in _FALLBACKS else files_in(place, form.recognise)
             if not files:
                 continue
-            material = Material(videos, files, labels=labels if labels in form.labels else None)
+            inputs = AnnotationInput(
+                videos, files, labels=labels if labels in form.labels else None
+            )
             try:
-                annotated = form.read(material)
+                annotated = form.read(inputs)
             except TatsError as error:
                 hint = f"{error.hint}; " if error.hint else ""
                 error.hint = f"{hint}`--dataset folders` takes the videos without annotations"
                 raise
             if any(entry.path for entry in annotated.entries):
                 _check_labels(name, labels)
-                return _gather(name, material, annotated)
-            others.append(f"{_names(files)}: {form.title}, but without any of these videos")
+                return _gather(name, inputs, annotated)
+            others.append(f"{_names(files)}: {form.title}, but it lists none of these videos")
     _check_labels("folders", labels)
-    material = Material(videos)
-    sources = _gather("folders", material, DATASETS["folders"].read(material))
+    inputs = AnnotationInput(videos)
+    sources = _gather("folders", inputs, DATASETS["folders"].read(inputs))
     return replace(sources, findings=[*others, *sources.findings])
 
 
@@ -216,9 +218,9 @@ def _check_labels(name: str, labels: str | None) -> None:
         )
 
 
-def _gather(name: str, material: Material, annotated: Annotated) -> Sources:
+def _gather(name: str, inputs: AnnotationInput, annotated: Annotations) -> Sources:
     """Join what the entries say about the same video, and report on it."""
-    folder, class_names = material.videos.folder, annotated.class_names
+    folder, class_names = inputs.videos.folder, annotated.class_names
     root = os.path.abspath(folder)
     items: dict[str, Source] = {}
     first: dict[str, Entry] = {}
@@ -235,13 +237,13 @@ def _gather(name: str, material: Material, annotated: Annotated) -> Sources:
             raise DataError(
                 f"{entry.where}: `{entry.video}` has label `{class_names[source.label or 0]}`, but"
                 f" {first[source.id].where} says `{class_names[known.label or 0]}`",
-                "a video can have one label; correct one of the lines",
+                "a video has one label; correct one of the lines",
             )
         if known.segment != source.segment:
             raise DataError(
-                f"{entry.where}: `{entry.video}` is another segment than in"
+                f"{entry.where}: `{entry.video}` is a different segment than in"
                 f" {first[source.id].where}",
-                "segments of the same video need names of their own",
+                "segments of the same video need different names",
             )
         items[source.id] = _merge(known, source)
     findings, doubts = list(annotated.findings), list(annotated.doubts)
@@ -249,19 +251,19 @@ def _gather(name: str, material: Material, annotated: Annotated) -> Sources:
         if not items:
             example = f", such as `{missing[0].video}`" if missing else ""
             raise DataError(
-                f"none of the {len(missing)} videos that {_names(material.files)} lists is in"
+                f"none of the {len(missing)} videos that {_names(inputs.files)} lists is in"
                 f" `{folder}`{example}",
-                "videos are found by their names, in all sub-folders; give the folder above them",
+                "videos are found by name in all sub-folders; give the folder above them",
             )
         kind = "segment" if any(entry.name for entry in annotated.entries) else "video"
-        findings[:0] = _found(DATASETS[name], material, list(items.values()), kind)
-    closed = material.videos.closed
+        findings[:0] = _found(DATASETS[name], inputs, list(items.values()), kind)
+    closed = inputs.videos.closed
     if closed:
         doubts.append(
-            f"{_count(len(closed), 'folder')} cannot be read, such as `{closed[0]}`: what is in"
-            " there is left out"
+            f"{_count(len(closed), 'folder')} cannot be read, such as `{closed[0]}`: their"
+            " contents are left out"
         )
-    loops, again = material.videos.loops, material.videos.again
+    loops, again = inputs.videos.loops, inputs.videos.again
     if loops:
         doubts.append(
             f"{_count(len(loops), 'link')} to a folder above, such as `{loops[0]}`, not followed"
@@ -281,7 +283,7 @@ def _gather(name: str, material: Material, annotated: Annotated) -> Sources:
         for source in items.values()
     )
     if leaked:
-        doubts.append(f"{_count(leaked, 'video')} of split `train` are in another split too")
+        doubts.append(f"{_count(leaked, 'video')} of split `train` also in another split")
     bare = [source for source in items.values() if source.label is None]
     if bare and class_names and name in _FALLBACKS:  # test sets of others are published so
         doubts.append(
@@ -326,19 +328,21 @@ def _merge(known: Source, again: Source) -> Source:
     return replace(known, label=label, split=named[0] if named else None, also_in=tuple(named[1:]))
 
 
-def _found(form: Form, material: Material, sources: list[Source], kind: str) -> list[str]:
+def _found(
+    form: AnnotationFormat, inputs: AnnotationInput, sources: list[Source], kind: str
+) -> list[str]:
     """Say what a data set gave, and how much of the folder it does not mention."""
     splits = Counter(source.split for source in sources)
     counts = [
         f"{_count(n, kind)} in {f'split `{split}`' if split else 'no split'}"
         for split, n in sorted(splits.items(), key=lambda item: item[0] is None)
     ]
-    findings = [f"{form.title}, by {_names(material.files)}: {', '.join(counts)}"]
-    unlisted = len(material.videos.paths) - len({source.path for source in sources})
+    findings = [f"{form.title}, by {_names(inputs.files)}: {', '.join(counts)}"]
+    unlisted = len(inputs.videos.paths) - len({source.path for source in sources})
     if unlisted > 0:
         findings.append(
-            f"{_count(unlisted, 'further video')} in `{material.videos.folder}`"
-            " not listed, and left out"
+            f"{_count(unlisted, 'further video')} in `{inputs.videos.folder}`"
+            " not listed and left out"
         )
     return findings
 

@@ -1,4 +1,4 @@
-"""Checking a store byte by byte, and marking what is broken for the next `tats prepare`."""
+"""Checking a store byte by byte, and dropping what is broken for the next `tats prepare`."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from tatscli.video.field import grid_size
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that is wrong.
+    """A problem.
 
     Attributes:
-        problem: What, in words.
-        id: The video that it concerns.
-        shard: The shard that it concerns.
+        problem: What is wrong.
+        id: The video concerned.
+        shard: The shard concerned.
     """
 
     problem: str
@@ -43,14 +43,14 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What was found.
+    """The result of a check.
 
     Attributes:
         findings: What is wrong, sorted by id.
-        notes: What is worth knowing, and not wrong.
-        videos: How many were checked.
+        notes: What is worth knowing but not wrong.
+        videos: Number of videos checked.
         bytes: Size of their shards.
-        seconds: What it took.
+        seconds: Duration.
     """
 
     findings: list[Finding]
@@ -63,13 +63,13 @@ class Verdict:
 def verify(
     store: Store, *, reporter: Reporter, workers: int | None = None, decode: bool = False
 ) -> Verdict:
-    """Check that every row has its data and every byte of them is as it was written.
+    """Check that every row has its data and that every byte is as it was written.
 
     Args:
         store: A finished store.
-        reporter: Shows the progress.
-        workers: Shards that are read at the same time; 4 more than cores if None.
-        decode: Decode the first and the last picture of every video as well.
+        reporter: Shows progress.
+        workers: Shards read at the same time; 4 more than cores if None.
+        decode: Also decode the first and last frame of every video.
     """
     begun = time.monotonic()
     findings = list(_of_the_manifest(store))
@@ -102,9 +102,11 @@ def verify(
     notes = []
     blank = sum(row.status == "ok" and row.checksum is None for row in store.rows)
     if blank:
-        notes.append(f"{blank} rows have no checksum: only the form of their data was checked")
+        notes.append(f"{blank} rows have no checksum: only the shape of their data was checked")
     if dead:
-        notes.append(f"{dead} bytes in shards belong to no row: sources that were converted again")
+        notes.append(
+            f"{dead} bytes in shards belong to no row: old data of sources converted again"
+        )
     size = sum((store.path / name).stat().st_size for name in by_shard if name in present)
     findings.sort(key=lambda finding: (finding.id or "", finding.shard or "", finding.problem))
     return Verdict(findings, notes, videos, size, time.monotonic() - begun)
@@ -113,7 +115,7 @@ def verify(
 def repair(store: Store, verdict: Verdict, *, reporter: Reporter) -> int:
     """Drop the rows of broken videos, and files without a row; return how many rows were dropped.
 
-    The store is unfinished afterwards, if there were any: the next `tats prepare` makes them anew.
+    If any were dropped, the store is unfinished until `tats prepare` has converted them again.
 
     Raises:
         DataError: Another run uses the store, or has changed it since it was opened.
@@ -122,7 +124,7 @@ def repair(store: Store, verdict: Verdict, *, reporter: Reporter) -> int:
         present = Store.open(store.path)
         if (present.dataset, present.rows) != (store.dataset, store.rows):
             raise DataError(
-                f"`{store.path}` has changed while it was checked", "run `tats store verify` again"
+                f"`{store.path}` has changed during the check", "run `tats store verify` again"
             )
         broken = {finding.id for finding in verdict.findings}
         kept = [row for row in store.rows if row.id not in broken]
@@ -137,7 +139,7 @@ def repair(store: Store, verdict: Verdict, *, reporter: Reporter) -> int:
 def _of_the_manifest(store: Store) -> Iterator[Finding]:
     for name, times in Counter(row.id for row in store.rows).items():
         if times > 1:
-            yield Finding(f"is in the manifest {times} times", id=name)
+            yield Finding(f"appears in the manifest {times} times", id=name)
     for row in store.rows:
         if row.status == "ok" and row.shard is None:
             yield Finding("is ok, but has no shard", id=row.id)
@@ -146,7 +148,7 @@ def _of_the_manifest(store: Store) -> Iterator[Finding]:
     if [row.id for row in store.rows] != sorted(row.id for row in store.rows):
         yield Finding("the manifest is not sorted by id")
     if Counts.of(store.rows) != store.dataset.counts:
-        yield Finding("the counts in `dataset.json` are not those of the manifest")
+        yield Finding("the counts in `dataset.json` do not match the manifest")
 
 
 def _of_a_shard(
@@ -191,18 +193,18 @@ def _of_a_video(shard: Shard, row: Row, settings: Settings, *, decode: bool) -> 
     for kind, (dtype, shape) in expected.items():
         tensor = tensors.get(kind)
         if tensor is None:
-            return f"its shard holds no `{kind}` of it"
+            return f"its shard has no `{kind}` for it"
         if (tensor.dtype, tensor.shape) != (dtype, shape):
             return f"`{kind}` is {tensor.dtype} {tensor.shape}, not {dtype} {shape}"
     if pictures and "jpeg" not in tensors:
-        return "its shard holds no `jpeg` of it"
+        return "its shard has no `jpeg` for it"
     if row.checksum is not None and shard.checksum(row.id) != row.checksum:
-        return "its bytes have changed: the checksum is another"
+        return "its bytes have changed: the checksum does not match"
     if not pictures:
         return None
     offsets = shard.array(tensors["offsets"])
     if offsets[0] != 0 or offsets[-1] != tensors["jpeg"].size or (offsets[1:] < offsets[:-1]).any():
-        return "`offsets` do not fit `jpeg`"
+        return "`offsets` do not match `jpeg`"
     for frame in sorted({0, row.frames - 1}) if decode else ():
         jpeg = shard.array(tensors["jpeg"], int(offsets[frame]), int(offsets[frame + 1]))
         problem = _of_a_picture(jpeg.tobytes(), (row.width, row.height))

@@ -88,7 +88,7 @@ def test_list_of_some(here, cli, options, found):
 def test_list_of_a_few(here, cli):
     outcome = cli("store", "list", "store", "--limit", 2)
     assert len(outcome.stdout.splitlines()) == 2
-    assert "2 of 7 are shown" in outcome.stderr
+    assert "showing 2 of 7" in outcome.stderr
     told = cli("store", "list", "store", "--limit", 2, "--json").json()
     assert (told["found"], len(told["rows"])) == (7, 2)
     assert told["rows"][1] == json.loads((here / "store/manifest.jsonl").read_text().split("\n")[1])
@@ -116,7 +116,10 @@ def test_verify_and_repair(here, base, cli):
     assert repaired.code == 1 and repaired.json()["dropped"] == 1
     (finding,) = repaired.json()["findings"]
     assert (finding["id"], finding["shard"]) == (row.id, row.shard)
-    assert "is unfinished now: the same `tats prepare` makes 1 anew" in repaired.stderr
+    assert (
+        "is unfinished now; rerun the same `tats prepare` to re-create its 1 missing"
+        in repaired.stderr
+    )
     for name in ("verify", "info", "list"):
         refused = cli("store", name, "store")
         assert refused.code == 1 and "is unfinished" in refused.stderr
@@ -144,7 +147,7 @@ def test_merge(here, cli):
     }
     assert Store.open("merged/all").rows == Store.open("store").rows
     again = cli("store", "merge", "store", "--out", "merged/all")
-    assert again.code == 2 and "exists already" in again.stderr
+    assert again.code == 2 and "already exists" in again.stderr
 
 
 @pytest.mark.parametrize("name", ["info", "verify", "list", "merge"])
@@ -157,4 +160,4 @@ def test_what_is_no_store(here, cli, name):
 
 def test_a_merged_store_needs_a_name(here, cli):
     outcome = cli("store", "merge", "store", "--out", ".")
-    assert outcome.code == 2 and "`.` is no name for a new store" in outcome.stderr
+    assert outcome.code == 2 and "`.` is not a valid name for a new store" in outcome.stderr

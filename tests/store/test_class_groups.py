@@ -96,7 +96,7 @@ def test_members_are_joined_by_name():
         [(["a", "b", "c"], {"verb": VERBS}), (["d", "c"], {"verb": other})], ["a", "b", "c", "d"]
     )
     assert joined == {"verb": ClassGroup(names=("take", "put", "cut"), of=(0, 0, 1, 2))}
-    with pytest.raises(UsageError, match="class `c` has the verb `put`, and elsewhere `cut`"):
+    with pytest.raises(UsageError, match="class `c` has the verb `put` here, `cut` there"):
         join_groups(
             [(["a", "b", "c"], {"verb": VERBS}), (["c", "d"], {"verb": other})], list("abcd")
         )

@@ -18,7 +18,7 @@ def test_ucf101_first_fold_labels_from_zero_and_validation_on_test(ucf101):
         ["train"],
         ["test", "val"],
     ]
-    assert "fold 1" in said(found) and "`test` serves as `val` too" in said(found)
+    assert "fold 1" in said(found) and "`test` is used as `val` too" in said(found)
     assert found.doubts == []
 
 

@@ -65,7 +65,7 @@ def test_annotations_of_other_videos_are_mentioned_and_left_alone(make):
     folder = make(VIDEOS | {"train.csv": KINETICS})
     found = find_sources(folder)
     assert found.dataset == "folders" and found.class_names == ["A", "B"]
-    assert "train.csv`: Kinetics, but without any of these videos" in found.findings[0]
+    assert "train.csv`: Kinetics, but it lists none of these videos" in found.findings[0]
     with pytest.raises(DataError, match="none of the 1 videos"):
         find_sources(folder, dataset="kinetics")
 
@@ -120,7 +120,7 @@ def test_class_names_that_lie_elsewhere_can_be_given(make, tmp_path):
         (["train=a"], "auto", "`a` is a folder, not a list of the split `train`"),
         (["empty"], "auto", "no annotation files of lists of videos in `empty`"),
         (["a"], "epic100", "no annotation files of EPIC-KITCHENS-100 in `a`"),
-        ([], "imagenet", "there is no data set `imagenet`"),
+        ([], "imagenet", "unknown data set `imagenet`"),
         (["b/trainlist02.txt"], "auto", "there is no `classInd.txt` beside `b/trainlist02.txt`"),
         (["b"], "auto", "there is no fold 1 beside `b/trainlist02.txt`"),
     ],

@@ -145,13 +145,13 @@ def test_classes_are_joined_by_name_and_repeated_videos_taken_once(two, tmp_path
 def test_the_same_id_for_another_video_is_refused(two, tmp_path):
     render(tmp_path / "two" / "walk" / "both.mp4", static(frames=9, height=64, width=64))
     prepare(tmp_path / "two", two[1])
-    with pytest.raises(UsageError, match=r"`walk/both\.mp4` is another video in .*`checksum`"):
+    with pytest.raises(UsageError, match=r"`walk/both\.mp4` is a different video in .*`checksum`"):
         merge(two, tmp_path / "out", QUIET)
     assert not (tmp_path / "out").exists() and nothing_beside(tmp_path / "out")
 
 
 def test_the_same_store_twice_is_refused(whole, tmp_path):
-    with pytest.raises(UsageError, match="is named twice"):
+    with pytest.raises(UsageError, match="is given twice"):
         merge([whole, whole.parent / "." / whole.name], tmp_path / "out", QUIET)
 
 
@@ -172,11 +172,11 @@ def test_an_unfinished_store_is_refused(videos, parts, tmp_path):
 
 def test_what_is_there_is_never_overwritten(parts, whole, tmp_path):
     before = content(whole)
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(UsageError, match="already exists"):
         merge(parts, whole, QUIET)
     assert content(whole) == before
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(UsageError, match="already exists"):
         merge(parts, tmp_path / "file", QUIET)
     assert (tmp_path / "file").read_text() == "mine"
 

@@ -82,7 +82,7 @@ def test_a_dying_worker_costs_only_its_own_job():
     assert found == [0, Crash(-signal.SIGSEGV), 2, Crash(7), Crash(-signal.SIGKILL), 5]
     assert str(found[1]) == "crashed: its worker was killed by SIGSEGV"
     assert str(found[3]) == "crashed: its worker ended with exit code 7"
-    assert "lack of memory" in str(found[4])
+    assert "out of memory" in str(found[4])
 
 
 def test_a_job_over_its_time_costs_only_itself(tmp_path):
@@ -91,7 +91,7 @@ def test_a_job_over_its_time_costs_only_itself(tmp_path):
     assert results(jobs, timeout=1.5) == [0, Timeout(1.5), 0.4, 0.4, 0.4, 5]
     assert time.monotonic() - begin < 30
     assert gone(int((tmp_path / "pid").read_text()))
-    assert str(Timeout(60)) == "timeout: not done after 60 s"
+    assert str(Timeout(60)) == "timeout: not finished after 60 s"
 
 
 def test_a_dying_worker_costs_its_group_nothing(tmp_path):
@@ -214,7 +214,7 @@ def _runs(pid: int) -> bool:
 
 
 def test_workers_that_never_start_are_an_error():
-    with pytest.raises(RuntimeError, match="does not start"):
+    with pytest.raises(RuntimeError, match="do not start"):
         list(run_in_order(_Unpicklable(), [[1], [2]], workers=1, ahead=2))
 
 

@@ -127,7 +127,7 @@ def test_a_second_run_does_nothing_again(videos, undisturbed):
         assert run.tried == tried
         assert (report.counts.ok, report.counts.failed) == (6, 1)
         assert content(undisturbed) == before
-    assert "7 of 7 are done\nof these 1 failed; `--retry-failed` tries them" in stderr.getvalue()
+    assert "7 of 7 are done\n1 of these failed; `--retry-failed` retries them" in stderr.getvalue()
 
 
 SCRIPT = """
@@ -207,7 +207,7 @@ def test_other_settings_or_sources_are_refused(videos, undisturbed, tmp_path):
     assert "--overwrite" in raised.value.hint
     render(tmp_path / "fall" / "a.mp4", static(frames=2))
     render(tmp_path / "walk" / "b.mp4", static(frames=2))
-    with pytest.raises(UsageError, match="is not among the sources any more"):
+    with pytest.raises(UsageError, match="is no longer among the sources"):
         prepare(tmp_path, undisturbed)
     assert Store.open(undisturbed).rows
 

@@ -67,7 +67,7 @@ def test_a_file_that_has_changed_is_converted_again(tmp_path):
     run = in_process.Counting()
     in_process.prepare(folder, out, run=run, reporter=Reporter(stderr=stderr))
     assert run.tried == ["b.mp4"]
-    assert "warning: 1 of the sources have changed since" in stderr.getvalue()
+    assert "warning: 1 of the sources changed since" in stderr.getvalue()
     after, rows = in_process.tensors_of(out), in_process.rows_of(out)
     assert (rows["b.mp4"].frames, len(after["b.mp4"]["times"])) == (9, 9)
     assert len(before["b.mp4"]["times"]) == 4
@@ -149,7 +149,7 @@ def test_without_add_a_vanished_source_is_refused(two_folders, tmp_path):
     in_process.prepare(one, out)
     for path in one.rglob("*.mp4"):
         path.rename(path.with_name("other.mp4"))
-    with pytest.raises(UsageError, match=r"`fall/one\.mp4`, which is not among") as raised:
+    with pytest.raises(UsageError, match=r"`fall/one\.mp4`, which is no longer among") as raised:
         in_process.prepare(one, out)
     assert "--add" in raised.value.hint
     assert Store.open(out).dataset.counts.ok == 2
@@ -161,7 +161,7 @@ def test_adding_another_file_under_a_known_name_is_refused(tmp_path):
         render(tmp_path / folder / "a.mp4", static(frames=2 + index))
     in_process.prepare(tmp_path / "one", out)
     before = in_process.content(out)
-    with pytest.raises(DataError, match=r"`a\.mp4` is in `.*` already, from a file of \d+ bytes"):
+    with pytest.raises(DataError, match=r"`a\.mp4` is already in `.*`, from a file of \d+ bytes"):
         in_process.prepare(tmp_path / "two", out, add=True)
     assert in_process.content(out) == before
 
@@ -209,7 +209,7 @@ def test_late_and_crashed_videos_are_rows_and_leave_no_files(videos, tmp_path):
     report = in_process.prepare(videos, tmp_path / "store", run=run)
     reasons = [row.reason for row in report.failures]
     assert reasons[:2] == [
-        "timeout: not done after 60 s",
+        "timeout: not finished after 60 s",
         "crashed: its worker was killed by SIGSEGV",
     ]
     assert report.failures[0].bytes == (videos / report.failures[0].id).stat().st_size
@@ -295,9 +295,9 @@ def test_a_row_that_could_not_be_read_again_is_a_failure(tmp_path, value):
             if job.path.name == "a.mp4":
                 result.facts["duration"] = value
             yield job, result
-            assert not list(job.spool.parent.glob("0-0.*"))
+            assert not list(job.spool.parent.glob("0.*"))
 
     in_process.prepare(folder, out, run=run)
     rows = in_process.rows_of(out)
-    assert rows["a.mp4"].reason == "its header or time stamps are wrong: no finite duration"
+    assert rows["a.mp4"].reason == "wrong header or timestamps: no finite duration"
     assert list(in_process.tensors_of(out)) == ["b.mp4"]

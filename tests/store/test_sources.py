@@ -122,7 +122,7 @@ def test_a_video_in_several_lists(tree):
     found = find_sources(folder, ["train.csv", "val.csv", "test.csv"])
     item = found.items[1]
     assert (item.label, item.split, item.also_in) == (1, "train", ("val", "test"))
-    assert found.doubts == ["1 video of split `train` are in another split too"]
+    assert found.doubts == ["1 video of split `train` also in another split"]
 
 
 def test_labels_that_contradict_each_other(tree):
@@ -166,7 +166,7 @@ def test_segments_of_a_list(tree):
     ]
     assert found.items[0].path == found.items[1].path == folder / "a.mp4"
     (folder / "val.csv").write_text("path,start,name\nb.mp4,1,jump\n")
-    with pytest.raises(DataError, match="another segment than in"):
+    with pytest.raises(DataError, match="different segment than in"):
         find_sources(folder, ["train.csv", "val.csv"])
 
 
@@ -174,7 +174,7 @@ def test_a_list_shared_with_training_is_doubted_in_any_order(tree):
     folder = tree("a.mp4", "b.mp4")
     (folder / "train.csv").write_text("a.mp4 0\nb.mp4 1\n")
     (folder / "val.csv").write_text("b.mp4 1\n")
-    doubts = ["1 video of split `train` are in another split too"]
+    doubts = ["1 video of split `train` also in another split"]
     assert find_sources(folder, ["val.csv", "train.csv"]).doubts == doubts
 
 
@@ -201,7 +201,7 @@ def test_folders_that_cannot_be_read_are_counted(tree, monkeypatch):
     found = find_sources(folder)
     assert list(facts(found)) == ["walk/a.mp4"]
     assert found.doubts == [
-        f"1 folder cannot be read, such as `{folder / 'fall'}`: what is in there is left out"
+        f"1 folder cannot be read, such as `{folder / 'fall'}`: their contents are left out"
     ]
     with pytest.raises(DataError, match="fall` cannot be read"):
         find_sources(folder / "fall")

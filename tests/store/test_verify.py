@@ -125,14 +125,14 @@ def test_without_checksums_the_form_is_checked(store):
     rewrite(store, lambda rows: [row.model_copy(update={"checksum": None}) for row in rows])
     verdict = verify(Store.open(store), reporter=QUIET)
     assert verdict.findings == []
-    assert verdict.notes == ["6 rows have no checksum: only the form of their data was checked"]
+    assert verdict.notes == ["6 rows have no checksum: only the shape of their data was checked"]
     row = next(row for row in rows_of(store).values() if row.shard)
     path = store / row.shard
     tensors = Shard(path).videos[row.id]
     data = bytearray(path.read_bytes())
     data[tensors["offsets"].start + 15] ^= 128  # the sign of the second one
     path.write_bytes(data)
-    assert problems(store) == {row.id: "`offsets` do not fit `jpeg`"}
+    assert problems(store) == {row.id: "`offsets` do not match `jpeg`"}
 
 
 def test_pictures_that_do_not_decode(store):
@@ -240,7 +240,7 @@ def test_rows_that_are_wrong(videos, made, store):
     found = problems(store)
     assert found.pop(None) == "the manifest is not sorted by id"
     assert found == {
-        ids[0]: "is in the manifest 2 times",
+        ids[0]: "appears in the manifest 2 times",
         ids[1]: "is ok, but has no shard",
         ids[2]: "has label 7 of 2 classes",
     }
@@ -270,7 +270,7 @@ def test_repair_refuses_a_store_that_was_extended_meanwhile(videos, store, tmp_p
     render(tmp_path / "more" / "late.mp4", pan(frames=5, height=64, width=96))
     prepare(tmp_path / "more", store, add=True)
     before = content(store)
-    with pytest.raises(DataError, match="has changed while it was checked"):
+    with pytest.raises(DataError, match="has changed during the check"):
         repair(opened, verdict, reporter=QUIET)
     assert content(store) == before
 

@@ -8,7 +8,13 @@ from typing import Any
 
 from tatscli.errors import DataError, UsageError
 from tatscli.store.annotations.files import AnnotationFile, read_items, read_json, whole_number
-from tatscli.store.annotations.form import Annotated, Entry, Form, Material, validate_on_test
+from tatscli.store.annotations.formats import (
+    AnnotationFormat,
+    AnnotationInput,
+    Annotations,
+    Entry,
+    validate_on_test,
+)
 from tatscli.store.annotations.times import segment_name
 from tatscli.store.schema import ClassGroup, ClassGroups
 from tatscli.video.decode import Segment
@@ -24,7 +30,7 @@ def recognise(file: AnnotationFile) -> bool:
     return file.suffix == ".json" and _ARRAY.match(file.head) is not None
 
 
-def read(material: Material) -> Annotated:
+def read(inputs: AnnotationInput) -> Annotations:
     """Read the second version of the labels.
 
     The segment is kept as it is written. Files as published are cut to the dive, so that it is all
@@ -35,15 +41,15 @@ def read(material: Material) -> Annotated:
         UsageError: There is only the first version.
         DataError: An item is wrong.
     """
-    old = [file for file in material.files if _FIRST_VERSION.fullmatch(file.path.name)]
-    files = [file for file in material.files if file not in old]
+    old = [file for file in inputs.files if _FIRST_VERSION.fullmatch(file.path.name)]
+    files = [file for file in inputs.files if file not in old]
     if not files or any(file.given for file in old):
         raise UsageError(
             f"`{old[0].path}` is version 1 of Diving48, which has many wrong labels",
             "get `Diving48_V2_train.json` and `Diving48_V2_test.json` from the data set's page;"
             " results on both versions cannot be compared",
         )
-    vocabulary = material.companion(_VOCABULARY)
+    vocabulary = inputs.companion(_VOCABULARY)
     names, groups = _class_names(vocabulary) if vocabulary else (None, {})
     entries = []
     for file in files:
@@ -58,7 +64,7 @@ def read(material: Material) -> Annotated:
                     f" {len(names)} classes",
                     "labels count from 0",
                 )
-            path, segment = material.videos.named(video), _segment(item, where)
+            path, segment = inputs.videos.named(video), _segment(item, where)
             name = segment_name(segment) if segment else None
             split = file.split_or()
             entries.append(Entry(video, path, where, label, split, segment=segment, name=name))
@@ -68,7 +74,7 @@ def read(material: Material) -> Annotated:
         findings = [f"{len(names)} classes without names: there is no `{_VOCABULARY}`"]
     else:
         findings = [f"{len(names)} classes, named by `{vocabulary}`"]
-    return validate_on_test(Annotated(entries, names, findings, class_groups=groups))
+    return validate_on_test(Annotations(entries, names, findings, class_groups=groups))
 
 
 def _segment(item: dict[str, Any], where: str) -> Segment | None:
@@ -103,7 +109,7 @@ def _class_names(file: Path) -> tuple[list[str], ClassGroups]:
     return names, groups
 
 
-DIVING48 = Form(
+DIVING48 = AnnotationFormat(
     title="Diving48",
     files="`Diving48_V2_train.json`, `Diving48_V2_test.json`",
     read=read,

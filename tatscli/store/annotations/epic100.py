@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from tatscli.errors import DataError
 from tatscli.store.annotations.classes import names_by_number
 from tatscli.store.annotations.files import AnnotationFile, read_table, whole_number
-from tatscli.store.annotations.form import Annotated, Entry, Form, Material
+from tatscli.store.annotations.formats import AnnotationFormat, AnnotationInput, Annotations, Entry
 from tatscli.store.annotations.times import read_segment
 from tatscli.store.schema import ClassGroup, ClassGroups
 
@@ -29,7 +29,7 @@ def recognise(file: AnnotationFile) -> bool:
     return file.columns >= _COLUMNS and _OTHER_TASKS.search(file.path.name) is None
 
 
-def read(material: Material) -> Annotated:
+def read(inputs: AnnotationInput) -> Annotations:
     """Read the tables; rows without classes, such as the test split's, are unlabelled.
 
     Actions are pairs: their verbs and nouns become the class groups of the store.
@@ -38,14 +38,14 @@ def read(material: Material) -> Annotated:
         UsageError: A table does not say which split it lists.
         DataError: A row is wrong.
     """
-    wanted = material.labels or _LABELS[0]
+    wanted = inputs.labels or _LABELS[0]
     rows: list[Row] = []
-    for file in material.files:
+    for file in inputs.files:
         split = file.split_or()
         for where, row in read_table(file.path, *sorted(_COLUMNS)):
             rows.append((where, row, split))
-    verbs, verb_names, verbs_from = _classes(material, rows, "verb")
-    nouns, noun_names, nouns_from = _classes(material, rows, "noun")
+    verbs, verb_names, verbs_from = _classes(inputs, rows, "verb")
+    nouns, noun_names, nouns_from = _classes(inputs, rows, "noun")
     labels: list[int | None]
     groups: ClassGroups = {}
     if wanted == "action":
@@ -70,10 +70,10 @@ def read(material: Material) -> Annotated:
     for (where, row, split), label in zip(rows, labels, strict=True):
         segment = read_segment(row["start_timestamp"], row["stop_timestamp"], where)
         video, name = row["video_id"], row["narration_id"]
-        path = material.videos.named(video)
+        path = inputs.videos.named(video)
         entries.append(Entry(video, path, where, label, split, segment=segment, name=name))
     findings = [f"labels are {wanted}s: {len(names)} classes, named by {named_by}"]
-    return Annotated(entries, names, findings, class_groups=groups)
+    return Annotations(entries, names, findings, class_groups=groups)
 
 
 def _order(pairs: Iterable[tuple[tuple[int, int] | None, str]]) -> list[tuple[int, int]]:
@@ -87,7 +87,7 @@ def _order(pairs: Iterable[tuple[tuple[int, int] | None, str]]) -> list[tuple[in
 
 
 def _classes(
-    material: Material, rows: list[Row], kind: str
+    inputs: AnnotationInput, rows: list[Row], kind: str
 ) -> tuple[list[int | None], list[str], str]:
     """Return the class of each row, the names of all classes, and what named them."""
     column = f"{kind}_class"
@@ -95,7 +95,7 @@ def _classes(
         whole_number(row[column], where, column) if row.get(column) else None
         for where, row, _ in rows
     ]
-    file = material.companion(*_CLASS_FILES[kind])
+    file = inputs.companion(*_CLASS_FILES[kind])
     if file is None:
         names = _narrated_names(kind, classes, [row.get(kind, "") for _, row, _ in rows])
         return classes, names, f"the shortest {kind} of each class"
@@ -125,7 +125,7 @@ def _narrated_names(kind: str, classes: list[int | None], words: list[str]) -> l
     ]
 
 
-EPIC100 = Form(
+EPIC100 = AnnotationFormat(
     title="EPIC-KITCHENS-100",
     files="`EPIC_100_train.csv`, `EPIC_100_validation.csv`, `EPIC_100_test_timestamps.csv`",
     read=read,

@@ -75,7 +75,7 @@ class AnnotationFile:
         split = _split_in(self.path.stem)
         if not split:
             raise UsageError(
-                f"`{self.path}` does not say which split it lists",
+                f"the name of `{self.path}` does not tell its split",
                 f"give `--annotations SPLIT={self.path}`",
             )
         return split

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from tatscli.errors import DataError
-from tatscli.store.annotations.form import Annotated, Entry, Form, Material
+from tatscli.store.annotations.formats import AnnotationFormat, AnnotationInput, Annotations, Entry
 from tatscli.store.annotations.videos import readable
 
 SPLIT_FOLDERS = frozenset({"train", "val", "validation", "test"})
 
 
-def read(material: Material) -> Annotated:
-    """Take every file called like a video.
+def read(inputs: AnnotationInput) -> Annotations:
+    """Take every file with a video suffix.
 
     Raises:
         DataError: There is none.
     """
-    videos = material.videos
+    videos = inputs.videos
     found = videos.paths
     if not found:
         seen = ", ".join(f"{n} x {suffix}" for suffix, n in videos.others.most_common(3))
@@ -24,13 +24,13 @@ def read(material: Material) -> Annotated:
             holds = f"`{videos.closed[0]}` cannot be read"
         raise DataError(
             f"no videos in `{videos.folder}`: {holds}",
-            "give the folder that holds the videos (.mp4, .webm, .avi, ...)",
+            "give the folder with the videos (.mp4, .webm, .avi, ...)",
         )
     tops = {path.parts[0] for path in found if len(path.parts) > 1}
     by_split = bool(tops) and {top.lower() for top in tops} <= SPLIT_FOLDERS
     level = 1 if by_split else 0
     classes = sorted({path.parts[level] for path in found if len(path.parts) > level + 1})
-    if len(classes) == 1:  # one folder says nothing: `clips/`
+    if len(classes) == 1:  # a single folder is no class: `clips/`
         classes = []
     index = {name: number for number, name in enumerate(classes)}
     entries = [
@@ -51,9 +51,9 @@ def read(material: Material) -> Annotated:
         findings.append(f"{len(classes)} classes from the names of sub-folders")
     else:
         findings.append("no class sub-folders: videos are unlabelled")
-    return Annotated(entries, [readable(name) for name in classes], findings)
+    return Annotations(entries, [readable(name) for name in classes], findings)
 
 
-FOLDERS = Form(
+FOLDERS = AnnotationFormat(
     title="folders of videos", files="no files at all", read=read, recognise=lambda file: False
 )

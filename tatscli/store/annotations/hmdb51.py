@@ -7,7 +7,13 @@ from pathlib import Path
 
 from tatscli.errors import DataError, UsageError
 from tatscli.store.annotations.files import AnnotationFile, read_lines
-from tatscli.store.annotations.form import Annotated, Entry, Form, Material, validate_on_test
+from tatscli.store.annotations.formats import (
+    AnnotationFormat,
+    AnnotationInput,
+    Annotations,
+    Entry,
+    validate_on_test,
+)
 
 _FILE = re.compile(r"(?P<label>.+)_test_split(?P<fold>[123])\.txt")
 _SPLITS = {"0": None, "1": "train", "2": "test"}
@@ -18,14 +24,14 @@ def recognise(file: AnnotationFile) -> bool:
     return _FILE.fullmatch(file.path.name) is not None
 
 
-def read(material: Material) -> Annotated:
+def read(inputs: AnnotationInput) -> Annotations:
     """Read all classes of one fold: that of the files which the user named, or fold 1.
 
     Raises:
         UsageError: There is no such fold, or several are asked for.
         DataError: A line is wrong.
     """
-    given = [file for file in material.files if file.given]
+    given = [file for file in inputs.files if file.given]
     folds = {_parts(file.path)[1] for file in given} or {"1"}
     named = next((file.split for file in given if file.split), None)
     if named or len(folds) > 1:
@@ -36,7 +42,7 @@ def read(material: Material) -> Annotated:
             "name one file of the fold you want: its other classes are found beside it",
         )
     (fold,) = folds
-    folder = (given or material.files)[0].path.parent
+    folder = (given or inputs.files)[0].path.parent
     files = sorted(
         (path for path in folder.iterdir() if _parts(path)[1] == fold),
         key=lambda path: _parts(path)[0],
@@ -56,14 +62,14 @@ def read(material: Material) -> Annotated:
                     f"{where}: `{flag}` in `{line}` is not 0 (unused), 1 (train) or 2 (test)",
                     "a line is `name.avi 1`",
                 )
-            path = material.videos.named(Path(video).stem, folders=(name,))
+            path = inputs.videos.named(Path(video).stem, folders=(name,))
             entries.append(Entry(video, path, where, label, _SPLITS[flag]))
     names = [_parts(file)[0] for file in files]
     unused = sum(entry.split is None and entry.path is not None for entry in entries)
     findings = [f"fold {fold}, {len(names)} classes from the names of the files"]
     if unused:
         findings.append(f"videos that the fold leaves out, in no split: {unused}")
-    return validate_on_test(Annotated(entries, names, findings))
+    return validate_on_test(Annotations(entries, names, findings))
 
 
 def _parts(path: Path) -> tuple[str, str]:
@@ -72,7 +78,7 @@ def _parts(path: Path) -> tuple[str, str]:
     return (found["label"], found["fold"]) if found else ("", "")
 
 
-HMDB51 = Form(
+HMDB51 = AnnotationFormat(
     title="HMDB51",
     files="`<class>_test_split1.txt`",
     read=read,

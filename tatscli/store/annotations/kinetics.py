@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from tatscli.errors import DataError
 from tatscli.store.annotations.files import AnnotationFile, files_in, read_table, whole_number
-from tatscli.store.annotations.form import Annotated, Entry, Form, Material
+from tatscli.store.annotations.formats import AnnotationFormat, AnnotationInput, Annotations, Entry
 
 _COLUMNS = {"youtube_id", "time_start", "time_end"}
 _REPLACEMENT = "replacement_for_corrupted_k400"  # published in place of broken downloads
@@ -20,15 +20,15 @@ def recognise(file: AnnotationFile) -> bool:
     return file.columns >= _COLUMNS
 
 
-def read(material: Material) -> Annotated:
+def read(inputs: AnnotationInput) -> Annotations:
     """Read the tables; a class's index is its rank among the labels of the training videos.
 
     Raises:
         UsageError: A table does not say which split it lists.
         DataError: A row is wrong.
     """
-    rows = [row for file in material.files for row in _rows(file)]
-    names, doubts = _class_names(material, rows)
+    rows = [row for file in inputs.files for row in _rows(file)]
+    names, doubts = _class_names(inputs, rows)
     index = {name: number for number, name in enumerate(names)}
     entries = []
     for row in rows:
@@ -39,9 +39,9 @@ def read(material: Material) -> Annotated:
                 f"did you mean `{near[0]}`?" if near else "are all tables of the same version?",
             )
         stem = f"{row.video}_{row.start:06d}_{row.end:06d}"
-        path = material.videos.named(stem, row.video, folders=(_REPLACEMENT, row.label))
+        path = inputs.videos.named(stem, row.video, folders=(_REPLACEMENT, row.label))
         entries.append(Entry(stem, path, row.where, index.get(row.label), row.split))
-    return Annotated(entries, names, [f"{len(names)} classes, from the tables"], doubts)
+    return Annotations(entries, names, [f"{len(names)} classes, from the tables"], doubts)
 
 
 class _Row(NamedTuple):
@@ -60,11 +60,11 @@ def _rows(file: AnnotationFile) -> Iterator[_Row]:
         yield _Row(where, label, row["youtube_id"], start, end, split)
 
 
-def _class_names(material: Material, rows: list[_Row]) -> tuple[list[str], list[str]]:
+def _class_names(inputs: AnnotationInput, rows: list[_Row]) -> tuple[list[str], list[str]]:
     """Return the sorted labels of the training videos, and doubts."""
     trained = {row.label for row in rows if row.split == "train" and row.label}
     if not trained:
-        folders = dict.fromkeys(file.path.parent for file in material.files)
+        folders = dict.fromkeys(file.path.parent for file in inputs.files)
         beside = [file for folder in folders for file in files_in(folder, recognise)]
         others = (row for file in beside for row in _rows(file))
         trained = {row.label for row in others if row.split == "train" and row.label}
@@ -78,7 +78,7 @@ def _class_names(material: Material, rows: list[_Row]) -> tuple[list[str], list[
     return names, [doubt] if names else []
 
 
-KINETICS = Form(
+KINETICS = AnnotationFormat(
     title="Kinetics",
     files="`train.csv`, `val.csv`, `test.csv` with columns `youtube_id,time_start,time_end`",
     read=read,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tatscli.errors import DataError
 from tatscli.store.annotations.files import AnnotationFile, read_text
-from tatscli.store.annotations.form import Annotated, Entry, Form, Material
+from tatscli.store.annotations.formats import AnnotationFormat, AnnotationInput, Annotations, Entry
 from tatscli.store.annotations.labels import VideoList, resolve_labels
 from tatscli.store.annotations.lines import parse_lines
 from tatscli.store.annotations.times import segment_name
@@ -23,20 +23,20 @@ _STEMS = ("train", "val", "valid", "validation", "test")
 
 
 def recognise(file: AnnotationFile) -> bool:
-    """Whether a file of a folder is called like a list."""
+    """Whether a file has the name of a list."""
     return file.path.stem in _STEMS and file.suffix in (".csv", ".txt", ".tsv")
 
 
-def read(material: Material) -> Annotated:
-    """Take what lists name, and nothing else; what does not exist is taken too, and will fail.
+def read(inputs: AnnotationInput) -> Annotations:
+    """Take the videos that lists name, and no others; those that do not exist will fail.
 
     Raises:
-        DataError: A list is wrong, or nothing that it names exists.
+        DataError: A list is wrong, or none of its videos exists.
     """
-    folder = material.videos.folder
-    lists = [read_list(file.path, file.split or file.path.stem) for file in material.files]
-    if material.companions:
-        given = _class_names(material.companions[0].path)
+    folder = inputs.videos.folder
+    lists = [read_list(file.path, file.split or file.path.stem) for file in inputs.files]
+    if inputs.companions:
+        given = _class_names(inputs.companions[0].path)
         lists = [replace(item, class_names=given) for item in lists]
     class_names, index = resolve_labels(lists)
     entries = [
@@ -66,8 +66,8 @@ def read(material: Material) -> Annotated:
         named_by = "`labels.txt`" if any(item.class_names for item in lists) else "the lists"
         findings.append(f"{len(class_names)} classes, named by {named_by}")
     else:
-        findings.append("the lists hold no labels: videos are unlabelled")
-    return Annotated(entries, class_names, findings, _unused(lists))
+        findings.append("the lists have no labels: videos are unlabelled")
+    return Annotations(entries, class_names, findings, _unused(lists))
 
 
 def read_list(file: Path, split: str) -> VideoList:
@@ -112,7 +112,7 @@ def _locate(written: str, folder: Path, beside: Path) -> Path:
     return near if not os.path.exists(inside) and os.path.exists(near) else inside
 
 
-LIST = Form(
+LIST = AnnotationFormat(
     title="lists of videos",
     files="lists called `train.csv`, `val.txt` and the like",
     read=read,

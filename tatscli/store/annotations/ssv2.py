@@ -9,7 +9,7 @@ from typing import Any
 from tatscli.errors import DataError, UsageError
 from tatscli.store.annotations.classes import names_by_number
 from tatscli.store.annotations.files import AnnotationFile, read_items, read_json, read_lines
-from tatscli.store.annotations.form import Annotated, Entry, Form, Material
+from tatscli.store.annotations.formats import AnnotationFormat, AnnotationInput, Annotations, Entry
 
 _LABELS = ("something-something-v2-labels.json", "labels.json")
 _ANSWERS = ("something-something-v2-test-answers.csv", "test-answers.csv")
@@ -22,24 +22,24 @@ def recognise(file: AnnotationFile) -> bool:
     return file.suffix == ".json" and bool(_LABELLED.match(file.head) or _TEST.match(file.head))
 
 
-def read(material: Material) -> Annotated:
+def read(inputs: AnnotationInput) -> Annotations:
     """Read the splits; videos of the test split have labels only if the answers are there.
 
     Raises:
         UsageError: The names of the classes are not there.
         DataError: A file is wrong.
     """
-    labels = material.companion(*_LABELS)
+    labels = inputs.companion(*_LABELS)
     if labels is None:
         raise UsageError(
-            f"there is no `labels.json` beside `{material.files[0].path}`",
+            f"there is no `labels.json` beside `{inputs.files[0].path}`",
             "it is part of the data set, and numbers the classes",
         )
     names = _class_names(labels)
     index = {name: number for number, name in enumerate(names)}
-    answers = _answers(material)
+    answers = _answers(inputs)
     entries = []
-    for file in material.files:
+    for file in inputs.files:
         split = file.split_or()
         for where, item in read_items(file.path):
             video = str(item.get("id", ""))
@@ -51,9 +51,9 @@ def read(material: Material) -> Annotated:
                 label = None if template is None else _label(template, index, answered, labels)
             else:
                 label = _label(template, index, where, labels)
-            path = material.videos.named(video)
+            path = inputs.videos.named(video)
             entries.append(Entry(video, path, where, label, split))
-    return Annotated(entries, names, [f"{len(names)} classes, named by `{labels}`"])
+    return Annotations(entries, names, [f"{len(names)} classes, named by `{labels}`"])
 
 
 def _class_names(file: Path) -> list[str]:
@@ -64,9 +64,9 @@ def _class_names(file: Path) -> list[str]:
     )
 
 
-def _answers(material: Material) -> dict[str, tuple[str, str]]:
+def _answers(inputs: AnnotationInput) -> dict[str, tuple[str, str]]:
     """Read `id;label` lines: where the answer for a video is, and the answer."""
-    file = material.companion(*_ANSWERS)
+    file = inputs.companion(*_ANSWERS)
     answers = {}
     for where, line in read_lines(file) if file else ():
         video, separator, label = line.partition(";")
@@ -93,7 +93,7 @@ def _plain(template: str) -> str:
     return template.replace("[", "").replace("]", "")
 
 
-SSV2 = Form(
+SSV2 = AnnotationFormat(
     title="Something-Something V2",
     files="`train.json`, `validation.json`, `test.json`",
     read=read,

@@ -8,7 +8,13 @@ from pathlib import Path, PurePosixPath
 from tatscli.errors import DataError, UsageError
 from tatscli.store.annotations.classes import names_by_number
 from tatscli.store.annotations.files import AnnotationFile, read_lines, whole_number
-from tatscli.store.annotations.form import Annotated, Entry, Form, Material, validate_on_test
+from tatscli.store.annotations.formats import (
+    AnnotationFormat,
+    AnnotationInput,
+    Annotations,
+    Entry,
+    validate_on_test,
+)
 
 _CLASSES = "classInd.txt"
 _LIST = re.compile(r"(?P<split>train|test)list(?P<fold>\d+)\.txt", re.IGNORECASE)
@@ -19,20 +25,20 @@ def recognise(file: AnnotationFile) -> bool:
     return _LIST.fullmatch(file.path.name) is not None
 
 
-def read(material: Material) -> Annotated:
+def read(inputs: AnnotationInput) -> Annotations:
     """Read the lists that the user named, or those of fold 1.
 
     Raises:
         UsageError: The names of the classes, or fold 1, are not there.
         DataError: A line is wrong.
     """
-    files = [file for file in material.files if file.given or _fold(file) == 1]
+    files = [file for file in inputs.files if file.given or _fold(file) == 1]
     if not files:
         raise UsageError(
-            f"there is no fold 1 beside `{material.files[0].path}`",
+            f"there is no fold 1 beside `{inputs.files[0].path}`",
             "name the lists: `--annotations trainlist02.txt --annotations testlist02.txt`",
         )
-    classes = material.companion(_CLASSES)
+    classes = inputs.companion(_CLASSES)
     if classes is None:
         raise UsageError(
             f"there is no `{_CLASSES}` beside `{files[0].path}`",
@@ -65,11 +71,11 @@ def read(material: Material) -> Annotated:
                 )
             else:
                 label = known
-            found = material.videos.named(path.stem, folders=(path.parent.name,))
+            found = inputs.videos.named(path.stem, folders=(path.parent.name,))
             entries.append(Entry(path.stem, found, where, label, file.split_or()))
     folds = ", ".join(sorted({str(_fold(file)) for file in files}))
     findings = [f"fold {folds}, {len(names)} classes, named by `{classes}`"]
-    return validate_on_test(Annotated(entries, names, findings))
+    return validate_on_test(Annotations(entries, names, findings))
 
 
 def _fold(file: AnnotationFile) -> int:
@@ -85,7 +91,7 @@ def _class_names(file: Path) -> list[str]:
     )
 
 
-UCF101 = Form(
+UCF101 = AnnotationFormat(
     title="UCF101",
     files="`trainlist01.txt`, `testlist01.txt`",
     read=read,

@@ -14,20 +14,20 @@ _SUFFIXES = """
     .ogm .ogv .rm .rmvb .ts .vob .webm .wmv .y4m
 """
 VIDEO_SUFFIXES = frozenset(_SUFFIXES.split())
-"""What a video file is called, in any letter case."""
+"""Suffixes of video files, in any letter case."""
 
 
 def has_video_suffix(path: str) -> bool:
-    """Whether a path is called like a video."""
+    """Whether a path has a video suffix."""
     return os.path.splitext(path)[1].lower() in VIDEO_SUFFIXES
 
 
 class Videos:
-    """The videos below a folder, which is searched when they are asked for.
+    """The videos below a folder, which is searched when they are first needed.
 
     Attributes:
         folder: Where they are.
-        others: Suffixes of the files that are no videos, counted; complete once `paths` is known.
+        others: Suffixes of other files, counted; complete once `paths` is known.
         closed: Folders that cannot be read; complete once `paths` is known.
         loops: Links to a folder that they lie in, which are not followed; complete likewise.
         again: Folders that are reached twice, by links, each with its other path: their videos
@@ -43,7 +43,7 @@ class Videos:
 
     @cached_property
     def paths(self) -> list[PurePosixPath]:
-        """Every file called like a video, relative to the folder."""
+        """Every file with a video suffix, relative to the folder."""
         found = []
         for path in self._walk():
             if has_video_suffix(path.name):

@@ -1,4 +1,4 @@
-"""What every form of annotations is: how its files are recognised, and what reading them gives."""
+"""Annotation formats: how their files are recognised, and what reading them returns."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Entry:
         path: Where its file is; None if there is none.
         where: File and line or item, for messages.
         label: Index of its class.
-        split: The part of the data it belongs to.
-        also_in: Further parts.
+        split: The split it belongs to.
+        also_in: Further splits.
         segment: The part of the file that is meant; None is all of it.
-        name: What tells segments of the same file apart.
+        name: Distinguishes segments of the same file.
     """
 
     video: str
@@ -38,15 +38,15 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Annotated:
-    """What the annotations of a data set say.
+class Annotations:
+    """The content of a data set's annotations.
 
     Attributes:
         entries: In the order of the files.
         class_names: Of the labels.
         findings: What was recognised, in sentences for the user.
         doubts: What may be a mistake.
-        class_groups: Where classes are combinations: by name, which member of a group each is.
+        class_groups: If classes are combinations: by name, which member of a group each class has.
     """
 
     entries: list[Entry]
@@ -57,14 +57,14 @@ class Annotated:
 
 
 @dataclass(frozen=True, slots=True)
-class Material:
-    """What there is to read.
+class AnnotationInput:
+    """What a format reads.
 
     Attributes:
-        videos: Of the prepared folder.
+        videos: Those of the prepared folder.
         files: The annotation files.
-        companions: Files the user gave that go with them: names of classes, answers.
-        labels: Which of several kinds of labels is wanted; None is the usual one.
+        companions: Files that the user gave along with them: class names, answers.
+        labels: Which kind of labels to read, if there are several; None is the usual one.
     """
 
     videos: Videos
@@ -84,12 +84,12 @@ class Material:
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
-    """A form of annotations.
+class AnnotationFormat:
+    """A format of annotations.
 
     Attributes:
-        title: What people call the data set.
-        files: What its annotation files are called, for messages.
+        title: Common name of the data set.
+        files: Names of its annotation files, for messages.
         read: Reads them.
         recognise: Whether a file is one of them.
         companions: Names of files that may go with them.
@@ -98,20 +98,20 @@ class Form:
 
     title: str
     files: str
-    read: Callable[[Material], Annotated]
+    read: Callable[[AnnotationInput], Annotations]
     recognise: Callable[[AnnotationFile], bool]
     companions: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
 
 
-def validate_on_test(annotated: Annotated) -> Annotated:
-    """Let the test split serve for validation too, where the data set has no split for that."""
-    splits = {entry.split for entry in annotated.entries}
+def validate_on_test(annotations: Annotations) -> Annotations:
+    """Use the test split for validation too, if the data set has no validation split."""
+    splits = {entry.split for entry in annotations.entries}
     if "test" not in splits or "val" in splits:
-        return annotated
+        return annotations
     entries = [
         replace(entry, also_in=("val",)) if entry.split == "test" else entry
-        for entry in annotated.entries
+        for entry in annotations.entries
     ]
-    finding = "there is no split for validation: `test` serves as `val` too, as is customary"
-    return replace(annotated, entries=entries, findings=[*annotated.findings, finding])
+    finding = "there is no validation split: `test` is used as `val` too, as is customary"
+    return replace(annotations, entries=entries, findings=[*annotations.findings, finding])
