@@ -256,16 +256,17 @@ class VideoReader:
     ) -> Iterator[tuple[float, tuple[VideoFrame, bool]]]:
         """Add the presentation times, and whether no picture is predicted from a frame."""
         stamped = ((self._timestamp(frame), (frame, self._disposable)) for frame in frames)
-        first = next(stamped, None)
-        if first is None or (jump is not None and first[0] is None):
+        head = next(stamped, None)
+        if head is None or (jump is not None and head[0] is None):
             return  # without timestamps it is not known where a jump has led to
         self._clock = clock = Clock(self.step)
-        for count, (time, frame) in enumerate(clock(chain([first], stamped))):
-            if count == 0:
-                if clock.moved > 0 and time - clock.moved - self.begin <= self.step:
-                    self.begin = time  # the wrong timestamp was also the file's first
-                self.begin = min(self.begin, time)
-            yield time, frame
+        timed = clock(chain([head], stamped))
+        first, frame = next(timed)
+        if clock.moved > 0 and first - clock.moved - self.begin <= self.step:
+            self.begin = first  # the wrong timestamp was also the file's first
+        self.begin = min(self.begin, first)
+        yield first, frame
+        yield from timed
 
     def _timestamp(self, frame: VideoFrame) -> float | None:
         """Return the file's timestamp of a frame in seconds."""
