@@ -14,7 +14,7 @@ from itertools import pairwise
 from statistics import median
 from typing import TypeVar
 
-from tatscli.video.timestamps import arranged, is_later
+from tatscli.video.timestamps import EQUAL, arranged
 
 Frame = TypeVar("Frame")
 
@@ -48,6 +48,7 @@ class Clock:
         self.replaced = 0
         self.moved = 0.0
         self._step = step
+        self._longest_usual = _USUAL * step
         self._gaps: deque[float] = deque(maxlen=_AHEAD - 1)
         self._offset = 0.0  # of a part whose time has started again
         self._count = 0
@@ -75,6 +76,16 @@ class Clock:
         waiting: deque[Frame] = deque()
         times: list[float | None] = []
         for time, frame in frames:
+            last = self._last
+            if time is not None and last is not None and not waiting:  # nearly every frame
+                gap = time + self._offset - last
+                if EQUAL < gap <= self._longest_usual:
+                    self._last = last = time + self._offset
+                    self._count += 1
+                    self._missing = False
+                    self._learn(gap)
+                    yield last, frame
+                    continue
             damaged = time is None or not abs(time) < _LATEST
             times.append(None if time is None or damaged else time + self._offset)
             waiting.append(frame)
@@ -92,7 +103,7 @@ class Clock:
             if len(times) < 2 or times[1] is None:
                 return False
             time, before = times[1], time
-        return is_later(time, before) and time - before <= _USUAL * self._step
+        return EQUAL < time - before <= self._longest_usual
 
     def _take(self, times: list[float | None], *, ended: bool) -> float:
         """Remove the first of these times, and return what it has to be."""
@@ -124,8 +135,9 @@ class Clock:
     def _learn(self, gap: float) -> None:
         """Follow the usual gap."""
         self._gaps.append(gap)
-        if len(self._gaps) >= _ENOUGH_GAPS and abs(gap - self._step) > 1e-3 * self._step:
+        if abs(gap - self._step) > 1e-3 * self._step and len(self._gaps) >= _ENOUGH_GAPS:
             self._step = median(self._gaps)
+            self._longest_usual = _USUAL * self._step
 
     def _stray(self, times: list[float | None], ended: bool) -> float | None:
         """Return what the first time should be if it is far from all others; None if it is not."""

@@ -14,6 +14,8 @@ from av.video.stream import VideoStream
 
 from tatscli.video.boxes import Box, matroska_elements, mp4_descriptions, mp4_find
 
+_SIDES = (0x54CC, 0x54BB, 0x54DD, 0x54AA)  # Matroska's left, top, right, bottom
+_SMALL = 1 << 18  # bytes that are searched at once
 _ENTRY_HEAD = 78  # bytes of a video's sample entry before the boxes in it
 
 
@@ -98,26 +100,36 @@ def _pixel_crop(file: Box, index: int) -> Crop:
         video
         for segment in matroska_elements(file, 0x18538067)
         for tracks in matroska_elements(segment, 0x1654AE6B, until=0x1F43B675)
+        if _may_hold(tracks, *(side.to_bytes(2) for side in _SIDES))
         for track in matroska_elements(tracks, 0xAE)
         for video in matroska_elements(track, 0xE0)
     ]
     if index >= len(videos):
         return WHOLE
-    sides = {name: 0 for name in (0x54CC, 0x54BB, 0x54DD, 0x54AA)}
-    for name in sides:
-        for element in matroska_elements(videos[index], name):
-            sides[name] = int.from_bytes(element.read(8))
-    return Crop(*sides.values())
+    return Crop(
+        *(
+            sum(int.from_bytes(side.read(8)) for side in matroska_elements(videos[index], name))
+            for name in _SIDES
+        )
+    )
 
 
 def _clean_aperture(file: Box, track_id: int) -> Crop:
     """Read the crop of a track of MP4 or MOV (ISO 14496-12, 12.1.4), by its first description."""
+    if not any(_may_hold(movie, b"clap") for movie in mp4_find(file, b"moov")):
+        return WHOLE
     for _, entry in mp4_descriptions(file, track_id):
         width, height = struct.unpack(">HH", entry.after(24).read(4))
         for aperture in mp4_find(entry.after(_ENTRY_HEAD), b"clap"):
             return _around(width, height, struct.unpack(">8i", aperture.read(32)))
         break
     return WHOLE
+
+
+def _may_hold(box: Box, *marks: bytes) -> bool:
+    """Whether a box is worth going through: hardly any file has a crop."""
+    content = box.read(_SMALL)
+    return len(content) == _SMALL or any(mark in content for mark in marks)
 
 
 def _around(width: int, height: int, values: tuple[int, ...]) -> Crop:

@@ -47,6 +47,9 @@ from tatscli.video.vector_check import VectorCheck
 
 _LEAD = 1.0  # seconds before a segment to jump to: key frames are found by decoding time
 
+_Judged = tuple[VideoFrame, str | None, bool]
+"""A frame, why the codec's vectors cannot be used from it on, whether it lies between anchors."""
+
 
 class VideoReader:
     """One pass over the pictures of a file: decoded frames, upright direction, presentation times.
@@ -230,17 +233,11 @@ class VideoReader:
             self.cut = segment.end is not None
 
     def _frames(self, jump: float | None) -> Iterator[Decoded]:
-        """Yield the frames from a key frame before `jump` on, with the distances of references.
-
-        Args:
-            jump: Seconds after `begin`; None is the first frame.
-        """
+        """Yield the frames from a key frame before `jump` seconds on, or from the first on."""
         self._errors.clear()
         with open_video(self.path) as (container, stream):
             self._set_up(container, stream)
-            if jump is not None and not may_seek(self.path, container, stream):
-                jump = None
-            if jump is not None:
+            if jump is not None and may_seek(self.path, container, stream):
                 tick = stream.time_base or 1
                 try:
                     container.seek(int((self.begin + jump) / tick), stream=stream)
@@ -249,17 +246,26 @@ class VideoReader:
             decoded = self._decode(container, stream)
             if self.codec == "mpeg4":
                 decoded = distinct(decoded)
-            items = self._timed(self._judged(decoded), jump)
-            plain = (item for item, _ in items)
-            yield from with_distances(items) if self.origin.anchored else plain
+            timed = self._timed(decoded, jump)
+            if self.origin.anchored:
+                yield from with_distances(
+                    (Decoded(time, frame, 1, 1, unusable), between)
+                    for time, (frame, unusable, between) in timed
+                )
+            else:
+                for time, (frame, unusable, _) in timed:
+                    yield Decoded(time, frame, 1, 1, unusable)
 
-    def _judged(self, frames: Iterable[VideoFrame]) -> Iterator[tuple[Decoded, bool]]:
-        """Add whether a frame lies between two anchors, and what else only its decoding tells."""
-        check = self._check
+    def _judged(self, frames: Iterable[VideoFrame]) -> Iterator[tuple[float | None, _Judged]]:
+        """Add the file's timestamp in seconds, and what is known of a frame when it is decoded."""
+        check, tick = self._check, self._tick
         for frame in frames:
+            time: float | None = frame.time
+            if self._decoding_times:
+                time = None if frame.dts is None else frame.dts * tick
             unusable = None if check is None else check.read_frame(frame)
             between = self._disposable or frame.pict_type == PictureType.B
-            yield Decoded(math.nan, frame, 1, 1, unusable), between
+            yield time, (frame, unusable, between)
 
     def _set_up(self, container: InputContainer, stream: VideoStream) -> None:
         """Learn what the header says, refuse what is too large, set the decoder's options."""
@@ -303,26 +309,21 @@ class VideoReader:
         context.options = options
 
     def _timed(
-        self, items: Iterable[tuple[Decoded, bool]], jump: float | None
-    ) -> Iterator[tuple[Decoded, bool]]:
-        """Add the presentation times."""
-        stamped = ((self._timestamp(item[0].frame), item) for item in items)
-        first = next(stamped, None)
-        if first is None or (jump is not None and first[0] is None):
+        self, frames: Iterable[VideoFrame], jump: float | None
+    ) -> Iterator[tuple[float, _Judged]]:
+        """Add the presentation times, and what is known of a frame when it is decoded."""
+        judged = self._judged(frames)
+        head = next(judged, None)
+        if head is None or (jump is not None and head[0] is None):
             return  # without timestamps it is not known where a jump has led to
         self._clock = clock = Clock(self.step)
-        for count, (time, (item, between)) in enumerate(clock(chain([first], stamped))):
-            if count == 0:
-                if clock.moved > 0 and time - clock.moved - self.begin <= self.step:
-                    self.begin = time  # the wrong timestamp was also the file's first
-                self.begin = min(self.begin, time)
-            yield item._replace(time=time), between
-
-    def _timestamp(self, frame: VideoFrame) -> float | None:
-        """Return the file's timestamp of a frame in seconds."""
-        if self._decoding_times:
-            return None if frame.dts is None else frame.dts * self._tick
-        return frame.time
+        timed = clock(chain([head], judged))
+        first, frame = next(timed)
+        if clock.moved > 0 and first - clock.moved - self.begin <= self.step:
+            self.begin = first  # the wrong timestamp was also the file's first
+        self.begin = min(self.begin, first)
+        yield first, frame
+        yield from timed
 
     def _decode(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
         packets = container.demux(stream)

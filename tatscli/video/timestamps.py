@@ -7,7 +7,7 @@ from itertools import pairwise
 from statistics import median
 from typing import NamedTuple
 
-_SAME = 1e-6  # seconds; timestamps that are closer are equal but for rounding
+EQUAL = 1e-6  # seconds; timestamps that are closer are equal but for rounding
 _MANY = 4  # timestamps that are not later than `before`; with fewer, they are wrong
 
 
@@ -39,7 +39,7 @@ class _Rising(NamedTuple):
 
 def is_later(time: float, before: float) -> bool:
     """Whether a time is later than another, not merely by rounding."""
-    return time - before > _SAME
+    return time - before > EQUAL
 
 
 def arranged(times: Sequence[float | None], before: float | None, step: float) -> Arranged:
