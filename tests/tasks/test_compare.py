@@ -127,7 +127,7 @@ def test_other_videos_are_an_error_or_left_out_with_their_number(desk: Desk) -> 
     assert (pair["videos"], pair["beside"]) == (7, [3, 3])
     assert pair["only_first"] == pair["only_second"] == 0  # the same videos, named the same
     three = desk.result("c", right, ids=[f"w/{number}.mp4" for number in range(10)])
-    with pytest.raises(DataError, match="no video in common"):
+    with pytest.raises(DataError, match="no videos in common"):
         desk.compare(one, three, paired=True, common=True)
     four = desk.result("d", right, ids=[f"v/{number}.mp4" for number in (1, 0, *range(2, 10))])
     with pytest.raises(DataError, match=r"different labels for 2 videos, `v/0\.mp4`"):
@@ -219,7 +219,7 @@ def test_what_cannot_be_compared_is_said(desk: Desk, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs at least two"):
         desk.compare(run, paired=True)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="has no result"):
+    with pytest.raises(DataError, match="has no classification result"):
         desk.compare(tmp_path / "empty")
     with pytest.raises(DataError, match="does not exist"):
         desk.compare(tmp_path / "nothing.json")

@@ -102,7 +102,7 @@ def test_a_sampler_stays_behind_and_a_tube_mask_takes_its_place(
     assert result["left_out"]["the file `masker` of the checkpoint"] > 10
     loaded = open_checkpoint("hub")
     assert (loaded.recipe.mask.kind, loaded.recipe.mask.ratio) == ("tube", 0.75)
-    assert any("without its sampler" in one for one in loaded.checkpoint.remarks)
+    assert any("has no sampler here" in one for one in loaded.checkpoint.remarks)
     equal(loaded.checkpoint.tensors("model"), find_checkpoint(run).tensors("model"))
 
 
@@ -266,4 +266,4 @@ def test_the_card_of_weights_of_others_invents_no_training(tmp_path: Path) -> No
     for folder in ("hub", "hub2"):
         body = (tmp_path / folder / "README.md").read_text()
         assert "how it was trained is unknown" in body and "epochs" not in body
-        assert "is not known (4 frames in VideoMAE's Kinetics)" in body
+        assert "is unknown (4 for VideoMAE on Kinetics)" in body

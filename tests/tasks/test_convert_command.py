@@ -49,7 +49,7 @@ def sources(tmp_path: Path) -> dict[str, Path]:
             "some.pth",
             "--to tats --out out",
             1,
-            "number of heads of the encoder of `some.pth`, of width 32",
+            "encoder of `some.pth`, of width 32",
         ),
         ("some.pth", "--to tats --out out --heads 5", 1, "do not divide the width"),
         ("some.pth", "--to tats --out out --heads 2 model.depth=3", 2, "other shapes"),

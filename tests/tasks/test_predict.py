@@ -212,7 +212,7 @@ def test_several_films_go_into_a_folder(home: Path, tmp_path: Path, reporter: Re
     with pytest.raises(UsageError, match="is a single video file"):
         predict([home / "videos"], home / "tuned", reporter=reporter, out=tmp_path / "a.mp4")
     clash = [film(home, name) for name in NAMES]
-    with pytest.raises(UsageError, match="two clips would be drawn"):
+    with pytest.raises(UsageError, match="two clips would be written"):
         predict(clash, home / "tuned", reporter=reporter, out=tmp_path / "drawn")
     with pytest.raises(UsageError, match="the clip itself"):
         predict(clash[:1], home / "tuned", reporter=reporter, out=clash[0])

@@ -84,7 +84,7 @@ def test_an_evaluation_is_shown_by_class_and_by_video(finetuned: Path, reporter:
     result.with_name("untrained-knn.json").write_text(json.dumps(facts))
     report(finetuned, reporter=reporter, clips=0)
     text = Parts(finetuned / "report.html").text
-    assert f"Of {result.stem}." in text["Top-1 by class"]
+    assert f"From {result.stem}." in text["Top-1 by class"]
     assert "untrained-knn" in text["Evaluations"]
 
 
