@@ -44,9 +44,10 @@ def open_recipe(
         return load_recipe(source, overrides), None
     dropped: list[str] = []
     if not resumes:
-        own = load_recipe(path).recipe.run
+        own = load_recipe(path, stored=True).recipe.run
         dropped = [key for key in OWN if getattr(own, key) is not None]
-    loaded = load_recipe(path, [*(f"run.{key}=null" for key in dropped), *overrides])
+    words = [*(f"run.{key}=null" for key in dropped), *overrides]
+    loaded = load_recipe(path, words, stored=True)
     notes = loaded.notes
     said = [f"`run.{key}`" for key in dropped if getattr(loaded.recipe.run, key) is None]
     if said:
