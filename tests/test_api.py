@@ -164,7 +164,7 @@ def test_preprocess_takes_frames_in_many_forms(model: VideoModel, video_TCHW) ->
     )
     assert torch.equal(model.preprocess(eight), seen)
     assert not torch.equal(model.preprocess(eight, sampled=False), seen)
-    with pytest.raises(UsageError, match="must be 8, not 9"):
+    with pytest.raises(UsageError, match="must be 8 frames, not 9"):
         model.preprocess(video_THWC[:9], sampled=True)
     with pytest.raises(UsageError, match="not a video"):
         model.preprocess(video_THWC.float())

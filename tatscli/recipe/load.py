@@ -20,6 +20,7 @@ from tatscli.recipe.problems import explain
 from tatscli.recipe.published import bring_published
 from tatscli.recipe.schema import Recipe
 from tatscli.recipe.shipped import shipped, shipped_name
+from tatscli.recipe.stored import unknown_words, without_unknown
 from tatscli.recipe.text import Document, dump_recipe, parse
 
 
@@ -42,18 +43,22 @@ class LoadedRecipe:
     notes: tuple[str, ...] = ()
 
 
-def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
+def load_recipe(
+    source: str | Path, overrides: Sequence[str] = (), *, stored: bool = False
+) -> LoadedRecipe:
     """Read a recipe and apply overrides.
 
     Args:
         source: A YAML file, or the name of a shipped recipe such as `ucf101`.
         overrides: Changes of the form `key.sub=value`, applied in order.
+        stored: It is the `recipe.yaml` of a run, perhaps written by another version: unknown keys
+            that cannot matter are left out, and a note says so.
 
     Raises:
         RecipeError: If there is no such recipe; or with every problem in it and in the overrides.
     """
     path = _find(source)
-    recipe, merged, notes = _merge(_read(path), path, overrides, published=True)
+    recipe, merged, notes = _merge(_read(path), path, overrides, published=True, stored=stored)
     name = (shipped_name(path) or path.stem).replace("/", "-")
     return LoadedRecipe(recipe, name, path, merged, notes)
 
@@ -103,7 +108,12 @@ def with_protocol(recipe: Recipe, source: str | Path) -> Recipe:
 
 
 def _merge(
-    text: str, path: Path, overrides: Sequence[str], *, published: bool = False
+    text: str,
+    path: Path,
+    overrides: Sequence[str],
+    *,
+    published: bool = False,
+    stored: bool = False,
 ) -> tuple[Recipe, dict[str, Any], tuple[str, ...]]:
     """Read YAML, apply overrides and their side effects, and validate; return recipe, merged
     mapping and notes."""
@@ -112,9 +122,12 @@ def _merge(
         what = "empty" if document.value is None else "not a mapping of sections"
         raise RecipeError(f"`{path}` is {what}", hint="`tats recipes show ucf101` is an example")
     merged = _plain(document.value, path)
+    notes: list[str] = []
+    if stored:
+        merged, left_out = without_unknown(merged)
+        notes += [f"`{path}`: {unknown_words(left_out)}"] if left_out else []
     before = deepcopy(merged)
     problems: list[tuple[Keys, str]] = []
-    notes: list[str] = []
     overridden: set[Keys] = set()
     for override in overrides:
         try:

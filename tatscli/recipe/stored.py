@@ -35,14 +35,31 @@ def read_stored(stored: Any, *, file: Path, wrote: object, warn: Callable[[str],
     """
     if not isinstance(stored, dict):
         raise CheckpointError(f"`{file}` has no recipe: it is damaged, or not that of a checkpoint")
+    recipe, left_out = without_unknown(stored)
+    try:
+        found = Recipe.model_validate(recipe)
+    except ValidationError as error:
+        sentence = explain(error.errors(include_url=False))[0][1]
+        by = f", which tats {wrote} wrote," if wrote else ""
+        raise CheckpointError(
+            f"the recipe in `{file}`{by} cannot be read: {sentence}",
+            hint="read it with the version of tats that wrote it: `run.json` names it",
+        ) from error
+    if left_out:
+        warn(f"`{file}`: {unknown_words(left_out)}")
+    return found
+
+
+def without_unknown(stored: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return a stored recipe without unknown keys that cannot matter, and these keys."""
     recipe, left_out = deepcopy(stored), list[str]()
     while True:
         try:
-            found = Recipe.model_validate(recipe)
+            Recipe.model_validate(recipe)
         except ValidationError as error:
-            found, problems = None, error.errors(include_url=False)
-        if found is not None:
-            break
+            problems = error.errors(include_url=False)
+        else:
+            return recipe, left_out
         unknown = [
             keys
             for one in problems
@@ -51,23 +68,18 @@ def read_stored(stored: Any, *, file: Path, wrote: object, warn: Callable[[str],
             if _cannot_matter(keys, one["input"])
         ]
         if not unknown:
-            sentence = explain(problems)[0][1]
-            by = f", which tats {wrote} wrote" if wrote else ""
-            raise CheckpointError(
-                f"the recipe in `{file}`{by}, cannot be read by this version: {sentence}"
-                if by
-                else f"the recipe in `{file}` cannot be read: {sentence}",
-                hint="read it with the version of tats that wrote it: `run.json` names it",
-            )
+            return recipe, left_out
         for keys in unknown:
             _remove(recipe, keys)
             left_out.append(f"`{dotted(keys)}`")
-    if left_out:
-        warn(
-            f"`{file}`: this version does not know {', '.join(left_out)}; left out, for the "
-            "weights compute the same without"
-        )
-    return found
+
+
+def unknown_words(left_out: list[str]) -> str:
+    """Say that keys were left out."""
+    return (
+        f"ignoring keys that this version does not know and that do not change what the weights "
+        f"compute: {', '.join(left_out)}"
+    )
 
 
 def _cannot_matter(keys: Keys, value: object) -> bool:

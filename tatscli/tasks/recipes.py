@@ -43,9 +43,10 @@ def open_recipe(
     path = folder / "recipe.yaml"
     if not path.is_file():
         return load_recipe(source, overrides), None
-    own = load_recipe(path).recipe
+    own = load_recipe(path, stored=True).recipe
     dropped = [] if resumes else [key for key in OWN if getattr(own.run, key) is not None]
-    loaded = load_recipe(path, [*(f"run.{key}=null" for key in dropped), *overrides])
+    words = [*(f"run.{key}=null" for key in dropped), *overrides]
+    loaded = load_recipe(path, words, stored=True)
     notes = loaded.notes
     said = [f"`run.{key}`" for key in dropped if getattr(loaded.recipe.run, key) is None]
     if said:

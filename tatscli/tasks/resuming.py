@@ -82,7 +82,8 @@ def refuse_other_recipe(folder: Path, loaded: LoadedRecipe) -> None:
         UsageError: If it does.
     """
     # Runs of earlier versions may have kept a single checkpoint, which is refused now.
-    before = load_recipe(folder / "recipe.yaml", ["run.keep=2"]).recipe.model_dump(mode="json")
+    kept = load_recipe(folder / "recipe.yaml", ["run.keep=2"], stored=True)
+    before = kept.recipe.model_dump(mode="json")
     now = loaded.recipe.model_dump(mode="json")
     differing = [
         f"`{key}: {new}` (the run has `{old}`)"

@@ -243,7 +243,8 @@ def compare_runs(first: Path, second: Path) -> dict[str, Any]:
                 f"`{path}` is not a run folder: it has no `recipe.yaml`",
                 hint="`tats runs` lists the runs",
             )
-        recipes.append(load_recipe(path / "recipe.yaml").recipe.model_dump(mode="json"))
+        recipe = load_recipe(path / "recipe.yaml", stored=True).recipe
+        recipes.append(recipe.model_dump(mode="json"))
         numbers.append(_numbers(path))
     names = sorted(numbers[0].keys() | numbers[1].keys())
     return {

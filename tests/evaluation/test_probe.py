@@ -133,7 +133,7 @@ def test_a_step_of_one_video_is_refused_where_there_is_a_batch_norm() -> None:
     data, few = planted(signal=30, videos=6), planted(signal=30, videos=1)
     one = {"rates": [1e-3], "epochs": 1}
     for protocol, given, batch in (("linear", pooled(data), 1), ("attentive", few, 16)):
-        with pytest.raises(DataError, match="needs two videos in a step"):
+        with pytest.raises(DataError, match="needs two videos in a batch"):
             chosen(protocol, given, settings(batch=batch, **one))
     chosen("attentive", data, settings(batch=1, form="vjepa", **one))
 
@@ -185,7 +185,7 @@ def test_shots_are_exact_nested_and_drawn_by_the_seed() -> None:
         assert [sum(labels[row - 100] == one for row in found) for one in range(3)] == [shots] * 3
     assert set(drawn(2)) < set(drawn(5))
     assert drawn(2, seed=1) != drawn(2)
-    with pytest.raises(DataError, match=r"`evaluate\.shots: 11` .* 3 of 3 classes .*`a` has 10"):
+    with pytest.raises(DataError, match=r"`evaluate\.shots: 11` .* 3 of 3 classes; `a` has 10"):
         drawn(11)
 
 

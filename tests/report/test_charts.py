@@ -28,11 +28,11 @@ def test_numbers_of_one_kind_share_a_chart_and_the_loss_comes_first() -> None:
         "watch/loss/pixels": [(2, 1.5)],
     }
     assert set(charts["visible_slice"]) == {f"visible_slice_{one}" for one in (0, 1, "max")}
-    assert charts["top-1 on videos that are not trained on"] == {"val_top1": [(2, 0.5)]}
+    assert charts["top-1 on held-out videos"] == {"val_top1": [(2, 0.5)]}
     assert not {"step", "epoch"} & {name for curves in charts.values() for name in curves}
     assert constant == {"skipped": 0.0}
     main = [chart.title for chart in found if chart.main]
-    assert main == ["loss", "top-1 on videos that are not trained on", "learning rate"]
+    assert main == ["loss", "top-1 on held-out videos", "learning rate"]
 
 
 def test_a_long_curve_is_drawn_as_means_of_equal_stretches() -> None:

@@ -102,7 +102,7 @@ def test_a_sampler_stays_behind_and_a_tube_mask_takes_its_place(
     assert result["left_out"]["the file `masker` of the checkpoint"] > 10
     loaded = open_checkpoint("hub")
     assert (loaded.recipe.mask.kind, loaded.recipe.mask.ratio) == ("tube", 0.75)
-    assert any("without its sampler" in one for one in loaded.checkpoint.remarks)
+    assert any("has no sampler here" in one for one in loaded.checkpoint.remarks)
     equal(loaded.checkpoint.tensors("model"), find_checkpoint(run).tensors("model"))
 
 
@@ -192,7 +192,7 @@ def test_batch_norm_goes_into_the_linear_layer(tmp_path: Path, to: str) -> None:
     video = random_video(loaded)
     out = tmp_path / ("out.pth" if to == "videomae" else "out")
     result = convert(run, to=to, out=out, reporter=QUIET)
-    assert "the classifier's BatchNorm is multiplied into its linear layer" in result["notes"]
+    assert "the classifier's BatchNorm is folded into its linear layer" in result["notes"]
     convert(
         out,
         to="tats",
@@ -218,7 +218,7 @@ def test_positions_of_ones_own_are_refused(tmp_path: Path, to: str) -> None:
     meta = {key: one for key, one in checkpoint.meta.items() if key not in ("format", "step")}
     save_checkpoint(run, step=7, tensors={"model": model}, meta=meta, keep=1, best=False)
     out = tmp_path / "out.pth" if to == "videomae" else tmp_path / "out"
-    with pytest.raises(CheckpointError, match="positions of its own"):
+    with pytest.raises(CheckpointError, match="position embeddings interpolated"):
         convert(run, to=to, out=out, reporter=QUIET, given=Given(partial=True))
     convert(run, to="tats", out=tmp_path / "copy", reporter=QUIET)
     equal(find_checkpoint(tmp_path / "copy").tensors("model"), model)
@@ -265,5 +265,5 @@ def test_the_card_of_weights_of_others_invents_no_training(tmp_path: Path) -> No
     convert(tmp_path / "hub", to="hf", out=tmp_path / "hub2", reporter=QUIET)
     for folder in ("hub", "hub2"):
         body = (tmp_path / folder / "README.md").read_text()
-        assert "how it was trained is not" in body and "epochs" not in body
-        assert "is not known (4 frames in VideoMAE's Kinetics)" in body
+        assert "how it was trained is unknown" in body and "epochs" not in body
+        assert "is unknown (4 for VideoMAE on Kinetics)" in body

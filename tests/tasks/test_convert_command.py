@@ -45,21 +45,26 @@ def sources(tmp_path: Path) -> dict[str, Path]:
     [
         ("nowhere", "--to hf --out out", 1, "does not exist"),
         ("full", "--to hf --out out", 1, "holds no checkpoint"),
-        ("some.pth", "--to tats --out out", 1, "how many heads its encoder of width 32"),
+        (
+            "some.pth",
+            "--to tats --out out",
+            1,
+            "encoder of `some.pth`, of width 32",
+        ),
         ("some.pth", "--to tats --out out --heads 5", 1, "do not divide the width"),
         ("some.pth", "--to tats --out out --heads 2 model.depth=3", 2, "other shapes"),
         ("some.pth", "--to tats --out out --heads 2 model.dpth=3", 2, "model.dpth"),
         ("some.pth", "--to tats --out out --heads 2 --checkpoint best", 2, "is not a run"),
         ("run", "--to hf --out out --checkpoint best", 1, "no `best` checkpoint"),
-        ("run", "--to hf --out out --heads 2", 2, "is a run, and its recipe"),
-        ("run", "--to hf --out out data.frames=4", 2, "is a run, and its recipe"),
+        ("run", "--to hf --out out --heads 2", 2, "is a run, which has its own recipe"),
+        ("run", "--to hf --out out data.frames=4", 2, "is a run, which has its own recipe"),
         ("run", "--to hf --out run", 2, "is the source"),
         ("run", "--to hf --out run/hub", 2, "exists"),
         ("run", "--to tats --out full", 2, "exists"),
         ("run", "--to tats --out full --overwrite", 2, "leaves it alone"),
         ("run", "--to videomae --out out", 2, "must end in .pth"),
-        ("run", "--to hf --out out.pth", 2, "looks like a file"),
-        ("run", "--to hf --out out --classes far.json", 2, "names row 7"),
+        ("run", "--to hf --out out.pth", 2, "is the name of a file"),
+        ("run", "--to hf --out out --classes far.json", 2, "has row 7"),
         ("run", "--to hf --out out --classes twice.json", 2, "a row twice"),
         ("run", "--to hf --out out --classes odd.json", 2, "neither a list of row numbers"),
         ("run", "--to hf --out out --classes nowhere.json", 2, "cannot be read"),
@@ -123,7 +128,7 @@ def test_a_conversion_that_fails_while_writing_keeps_what_was_there(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device", "model.safetensors")
 
-    monkeypatch.setattr("safetensors.torch.save_file", full)
+    monkeypatch.setattr("tatscli.weights.export.save_tensors", full)
     with pytest.raises(OSError, match="No space"):
         convert(sources["pre"], to="hf", out=out, reporter=QUIET, overwrite=True)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
@@ -160,7 +165,7 @@ def test_partial_is_told_on_the_command_line(
     )
     assert not Path("less").exists()
     found = cli("convert", *words, "--partial", "--json").json()
-    assert found["dropped"]["the decoder, which is not whole"] == len(
+    assert found["dropped"]["the decoder, which is incomplete"] == len(
         [name for name in tensors if not name.startswith("encoder.")]
     )
     assert list(found["made"].values()) == [1]
@@ -188,4 +193,4 @@ def test_weights_that_are_not_finite_are_counted(
     words = ["--heads", 2, "--to", "hf", "--out", tmp_path / "nan-hub", "--json"]
     outcome = cli("convert", tmp_path / "nan.pth", *words)
     assert outcome.code == 0 and outcome.json()["not_finite"] == 1
-    assert "tensors hold numbers that are not finite, the first is `head.bias`" in outcome.stderr
+    assert "tensors have values that are not finite, the first is `head.bias`" in outcome.stderr

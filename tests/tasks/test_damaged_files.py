@@ -14,12 +14,13 @@ import pytest
 from tatscli.console import Reporter
 from tatscli.engine.checkpoint import find_checkpoint
 from tatscli.engine.metrics import MetricsLog
-from tatscli.errors import CheckpointError, TatsError
+from tatscli.errors import CheckpointError, RecipeError, TatsError
 from tatscli.nn.classifier import groups_of
 from tatscli.report.sections import Result, evaluations
 from tatscli.store.reader import Store
 from tatscli.tasks import compare, report
 from tatscli.tasks.evaluate import evaluate
+from tatscli.tasks.recipes import open_recipe
 from tatscli.tasks.results import read_result
 from tests.small_runs import tiny_recipe
 from tests.tasks.classifiers import save_classifier
@@ -163,6 +164,20 @@ def test_old_recipes_load_where_an_unknown_key_cannot_matter(
         meta(**{section: {key: 3}})
         with pytest.raises(CheckpointError, match=rf"meta\.json`, which tats 0\.1\.0 .*{key}"):
             _ = find_checkpoint(copy / "run").recipe
+
+
+def test_a_runs_recipe_may_have_unknown_keys_that_cannot_matter(
+    copy: Path, cli: Callable[..., Any]
+) -> None:
+    file = copy / "run/recipe.yaml"
+    text = file.read_text()
+    file.write_text(text.replace("\nrun:\n", "\nrun:\n  gone: 3\n"))
+    loaded, _ = open_recipe(str(copy / "run"), [])
+    assert any("`run.gone`" in note for note in loaded.notes)
+    assert cli("runs", "compare", copy / "run", copy / "run").code == 0
+    file.write_text(text.replace("\nmodel:\n", "\nmodel:\n  gone: 3\n"))
+    with pytest.raises(RecipeError, match=r"line \d+: .*model.*gone"):
+        open_recipe(str(copy / "run"), [])
 
 
 def test_metrics_that_are_not_utf8_do_not_stop_a_run_that_goes_on(tmp_path: Path) -> None:

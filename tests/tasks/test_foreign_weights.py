@@ -105,7 +105,7 @@ def test_an_official_file_of_a_published_width(
     sizes = "model={width: 384, depth: 1, heads: 6, mlp: 96, patch: 8}"
     loaded = load(sizes, TUBE, *STILL, "finetune.val_split=null", "data.frames=2")
     finetune(loaded, reporter=reporter, init=path, out="runs/tuned")
-    assert "16 of 224 pixels are assumed" in said(reporter)
+    assert "16 frames of 224 pixels are assumed" in said(reporter)
     tuned = find_checkpoint(Path("runs/tuned")).tensors("model")
     name = "encoder.blocks.0.attn.q_bias"
     torch.testing.assert_close(tuned[name], tensors[name], rtol=0, atol=1e-6)
@@ -165,7 +165,7 @@ def test_classes_of_other_names_are_refused(
         (copy / "config.json").write_text(json.dumps(changed))
         outcome = cli("evaluate", copy, "--recipe", recipe_file, "run.device=cpu")
         assert outcome.code == 1 and hint in outcome.stderr
-        assert "are not those the run was trained on" in outcome.stderr
+        assert "are not those that the run was trained on" in outcome.stderr
 
 
 def test_a_recipe_is_asked_for_where_one_is_needed(

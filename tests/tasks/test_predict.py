@@ -209,10 +209,10 @@ def test_several_films_go_into_a_folder(home: Path, tmp_path: Path, reporter: Re
     assert [clip["out"] for clip in result["clips"]] == [str(path) for path in made]
     assert all(len(list(VideoReader(path))) == 24 + n for n, path in enumerate(made))
     assert not list((tmp_path / "drawn").rglob(".*"))
-    with pytest.raises(UsageError, match="is one film"):
+    with pytest.raises(UsageError, match="is a single video file"):
         predict([home / "videos"], home / "tuned", reporter=reporter, out=tmp_path / "a.mp4")
     clash = [film(home, name) for name in NAMES]
-    with pytest.raises(UsageError, match="two clips would be drawn"):
+    with pytest.raises(UsageError, match="two clips would be written"):
         predict(clash, home / "tuned", reporter=reporter, out=tmp_path / "drawn")
     with pytest.raises(UsageError, match="the clip itself"):
         predict(clash[:1], home / "tuned", reporter=reporter, out=clash[0])

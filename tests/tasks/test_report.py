@@ -65,7 +65,7 @@ def test_a_pretraining_shows_curves_masks_neighbours_and_its_recipe(
     assert "visible tokens" in page.text["Masks"]
     assert page.figures["Nearest neighbours"] == 2 * (1 + 5)
     assert "kind: tats" in page.text["Recipe"]
-    assert "not one that ships" in page.text["Recipe"]
+    assert "not a shipped recipe" in page.text["Recipe"]
     assert json.loads((run / "run.json").read_text())["platform"] in page.text["Environment"]
     assert "None yet" in page.text["Evaluations"]
 
@@ -84,7 +84,7 @@ def test_an_evaluation_is_shown_by_class_and_by_video(finetuned: Path, reporter:
     result.with_name("untrained-knn.json").write_text(json.dumps(facts))
     report(finetuned, reporter=reporter, clips=0)
     text = Parts(finetuned / "report.html").text
-    assert f"Of {result.stem}." in text["Top-1 by class"]
+    assert f"From {result.stem}." in text["Top-1 by class"]
     assert "untrained-knn" in text["Evaluations"]
 
 
@@ -117,7 +117,7 @@ def test_results_on_other_videos_are_not_shown_beside_these(
     facts = json.loads(result.read_text())
     result.write_text(json.dumps(facts | {"store_fingerprint": "0" * 64}))
     report(finetuned, reporter=reporter, clips=1)
-    assert "is not the store" in Parts(finetuned / "report.html").text["Best and worst videos"]
+    assert "on another store" in Parts(finetuned / "report.html").text["Best and worst videos"]
 
 
 def test_files_that_a_kill_cut_off_cost_no_more_than_they_held(

@@ -104,7 +104,7 @@ def both_guesses(model: nn.Module, run: LoadedRun, video_BCTHW: Tensor) -> tuple
         found = system.errors(system.clip(video_BCTHW), Draws(0))
         theirs = model(
             standardized(video_BCTHW, data.mean, data.std).transpose(1, 2),
-            bool_masked_pos=found.plan.hidden_BN(system.spec.tokens),
+            bool_masked_pos=found.plan.hidden_BN(system.form.tokens),
         )
     return (found.predictions[0], found.loss), (theirs.logits, theirs.loss)
 

@@ -217,7 +217,7 @@ def test_a_pretraining_that_lost_its_norm_is_refused(folder: Callable[..., Path]
 
 def test_a_classifier_of_the_first_token_is_refused(tmp_path: Path) -> None:
     hf_model("finetuned", use_mean_pooling=False).save_pretrained(tmp_path / "first")
-    with pytest.raises(CheckpointError, match="classifies by its first token"):
+    with pytest.raises(CheckpointError, match="classifies from its first token"):
         open_checkpoint(tmp_path / "first")
 
 
@@ -255,7 +255,7 @@ def test_heads_that_a_conversion_got_wrong_are_refused(
         ({"image_size": 30}, "no recipe can describe"),
         ({"hidden_act": "relu"}, "`hidden_act: relu`"),
         ({"model_type": "vit"}, "is a `vit` of `transformers`"),
-        ({"model_type": None}, "names neither `model_type`"),
+        ({"model_type": None}, "has neither `model_type`"),
     ],
 )
 def test_a_config_that_does_not_fit_is_one_clear_line(

@@ -48,7 +48,7 @@ def test_code_in_a_file_is_not_run(tmp_path: Path, where: str) -> None:
     else:
         path.write_bytes(pickle.dumps(Harmful(mark), protocol=2))
     error = refused(path)
-    assert "could run its code" in error.message and "system" in error.message
+    assert "could run code" in error.message and "system" in error.message
     assert "safetensors" in str(error.hint)
     assert not mark.exists()
 
@@ -63,7 +63,7 @@ def test_what_torch_cannot_read_is_told_in_our_words(
         content = path.read_bytes()[:5000]
     path.write_bytes(content)
     message = refused(path).message
-    assert "is damaged, or not a file of weights" in message or "ends too early" in message
+    assert "is damaged or not a file of weights" in message or "cut short" in message
     assert not recwarn.list
 
 
@@ -72,7 +72,7 @@ def test_only_arguments_of_a_training_are_let_through(tmp_path: Path) -> None:
     path = save_official(tmp_path / "a.pth", official("finetuned"), args=argparse.Namespace(a=[1]))
     assert open_foreign(path, Given(heads=2)).kind == "finetuned"
     path = save_official(tmp_path / "b.pth", official("finetuned"), args=Path("x"))
-    assert "could run its code" in refused(path).message
+    assert "could run code" in refused(path).message
     assert torch.serialization.get_safe_globals() == found  # nothing stays allowed
 
 
@@ -141,4 +141,4 @@ def test_names_and_kinds_by_path(tmp_path: Path) -> None:
 def test_a_file_of_our_checkpoint_elsewhere_is_told_apart(tmp_path: Path) -> None:
     tensors = {f"head.branches.0.{name}": one for name, one in official("pretrained").items()}
     error = refused(save_official(tmp_path / "some.pth", tensors))
-    assert "name the run" in str(error.hint)
+    assert "give the run" in str(error.hint)

@@ -60,7 +60,9 @@ def test_heads_of_published_widths_are_known(size: str) -> None:
 
 def test_heads_of_other_widths_are_asked_for() -> None:
     tensors = {name: torch.empty(one) for name, one in shapes_of(FORMS[0]).items()}
-    with pytest.raises(CheckpointError, match=r"how many heads its encoder of width 32") as caught:
+    with pytest.raises(
+        CheckpointError, match="of the encoder of `x`, of width 32, is unknown"
+    ) as caught:
         measured(tensors, called="x")
     assert "--heads N" in str(caught.value.hint)
     with pytest.raises(CheckpointError, match="5 heads do not divide the width 32"):

@@ -78,10 +78,10 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     found = open_foreign(tmp_path / "mae.pth", Given(heads=3))
     left = {reason: len(names) for reason, names in found.count.dropped.items()}
     assert left == {
-        "the class token, which our encoder has not": 1,
-        "its positions in a picture; those of ours are sine-cosine": 1,
-        "its decoder of pictures": 5,
-        "its classifier of pictures": 2,
+        "the class token, which our encoder does not have": 1,
+        "its position embeddings; ours are sine-cosine": 1,
+        "its image decoder": 5,
+        "its image classifier": 2,
         "the keys' third of fused biases, which the softmax ignores": 2,
     }
     assert found.count.matched + 9 == found.count.total == len(tensors)
@@ -118,7 +118,7 @@ def test_other_image_vits_are_refused(tmp_path: Path, changes: dict[str, Any]) -
 def test_pictures_under_the_names_of_videos_are_refused(tmp_path: Path) -> None:
     tensors = {f"encoder.{name}": one for name, one in picture_model().state_dict().items()}
     torch.save(tensors, tmp_path / "odd.pth")
-    with pytest.raises(CheckpointError, match="the layout of no model known here"):
+    with pytest.raises(CheckpointError, match="has an unknown layout"):
         open_foreign(tmp_path / "odd.pth", Given(heads=3))
 
 

@@ -131,7 +131,7 @@ def test_factors_of_branches_are_folded_exactly(tmp_path: Path) -> None:
         for name in ("gamma_1", "gamma_2"):
             tensors[f"blocks.{i}.{name}"] = 0.5 + torch.rand(32, generator=generator)
     found = opened(tmp_path, tensors)
-    assert any("4 factors of branches" in one for one in found.remarks)
+    assert any("4 LayerScale factors" in one for one in found.remarks)
     run = open_checkpoint(_run(tmp_path))
     encoder = build_encoder(run.recipe.model, run.recipe.grid)
     encoder.load_state_dict(
