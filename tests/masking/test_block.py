@@ -124,7 +124,7 @@ def test_a_bezier_curve_ends_at_its_outer_points() -> None:
 
 
 def test_more_rectangles_than_sites_are_refused() -> None:
-    with pytest.raises(RecipeError, match=r"`mask.blocks: 5` is more than the 4 sites"):
+    with pytest.raises(RecipeError, match=r"`mask.blocks: 5` is more than the 4 tokens"):
         block((2, 2, 2), blocks=5, ratio=0.5)
     with pytest.raises(ValueError, match="must go from low to high"):
         schema.BlockMask(kind="block", aspect=(2, 1))

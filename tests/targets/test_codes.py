@@ -222,7 +222,7 @@ def test_the_error_of_levels_is_the_mean_cross_entropy_of_each_value(
 
 
 def test_levels_of_codes_that_are_no_grid_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = "`latents` of `runs/grey` with `loss: cross_entropy`: its codes are no grid"
+    words = "`latents` of `runs/grey` with `loss: cross_entropy`: its codes do not lie on a grid"
     with pytest.raises(RecipeError, match=words) as refused:
         build(monkeypatch, GreyTokenizer(), kind="latents", loss="cross_entropy")
     assert refused.value.hint == "`loss: mse`, or a target of `kind: codes`"
@@ -234,7 +234,7 @@ def test_levels_of_codes_that_are_no_grid_are_refused(monkeypatch: pytest.Monkey
         (GreyTokenizer(stride=16), {}, "does not have a whole number of codes"),
         (GreyTokenizer(stride=12), {}, "does not have a whole number of codes"),
         (GreyTokenizer(frames=3), {}, "its codes cover 3 frames"),
-        (GreyTokenizer(frames=2), {"frames": "first"}, "a code of it covers 2 frames"),
+        (GreyTokenizer(frames=2), {"frames": "first"}, "each of its codes covers 2 frames"),
     ],
 )
 def test_codes_that_do_not_fill_the_grid_are_refused(

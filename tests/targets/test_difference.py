@@ -157,9 +157,9 @@ def test_half_precision_predictions_are_compared_in_float32() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"span": "cube", "gaps": [2]}, r"no two frames 2 apart in a cube of 2"),
-        ({"span": "cube", "gaps": [1, 7, 3]}, r"`gaps: \[1, 7, 3\]` .* 7 apart in a cube of 2"),
-        ({"span": "clip", "gaps": [6]}, r"no two frames 6 apart in a clip of 6"),
+        ({"span": "cube", "gaps": [2]}, r"needs frames 2 apart, and a cube has 2"),
+        ({"span": "cube", "gaps": [1, 7, 3]}, r"`gaps: \[1, 7, 3\]` .* 7 apart, and a cube has 2"),
+        ({"span": "clip", "gaps": [6]}, r"needs frames 6 apart, and a clip has 6"),
     ],
 )
 def test_gaps_that_are_too_wide_are_a_recipe_error(settings: dict[str, Any], words: str) -> None:
@@ -174,5 +174,5 @@ def test_the_widest_gaps_fit_and_a_cube_of_one_frame_has_none() -> None:
     make(span="clip", gaps=[5])
     one_frame = ClipForm((6, 2, 4), 1, 4)
     make(one_frame, span="clip")
-    with pytest.raises(RecipeError, match="1 apart in a cube of 1"):
+    with pytest.raises(RecipeError, match="1 apart, and a cube has 1"):
         make(one_frame)

@@ -127,4 +127,4 @@ def test_two_frames_have_the_later_one_in_the_middle() -> None:
 def test_cells_that_do_not_fill_a_token_are_refused() -> None:
     with pytest.raises(RecipeError, match=r"`cell: 6` does not divide `model\.patch: 16`") as found:
         make(cell=6)
-    assert found.value.hint == "such as `cell: 2`"
+    assert found.value.hint == "for example `cell: 2`"

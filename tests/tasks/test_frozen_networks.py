@@ -128,7 +128,7 @@ def test_other_weights_are_refused_when_looking(teach: Load, reporter: Reporter)
     with pytest.raises(CheckpointError, match="was trained with other frozen networks") as refused:
         load_system(run)
     assert then[:12] in str(refused.value) and now[:12] in str(refused.value)
-    assert refused.value.hint == "name the files it was trained with"
+    assert refused.value.hint == "give the files it was trained with"
 
 
 def test_other_weights_are_refused_when_going_on(teach: Load, reporter: Reporter) -> None:

@@ -57,7 +57,7 @@ class Guard:
             self._policy.load_state_dict(self._good)
         what = f"has collapsed: its normalised entropy is {value:.2f}, below {COLLAPSE}"
         if not finite:
-            what = "is no longer finite"
+            what = "has weights that are not finite"
         back = "training continues from its last good state"
         if not self._good:
             back = "there is no earlier good state to restore"
