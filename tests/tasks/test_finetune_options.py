@@ -235,7 +235,7 @@ def test_a_frozen_encoder_and_its_average_serve_several_heads(
         (
             ["finetune.class_weights={left: -1}"],
             RecipeError,
-            r"`finetune\.class_weights: {\"left\": -1}` must be `balanced`, or weights above 0",
+            r"`finetune\.class_weights: {\"left\": -1}` must be `balanced`, or positive weights",
         ),
         (["finetune.class_weights={lfet: 2}"], RecipeError, "`lfet`, .* did you mean `left`"),
         (["data.shots=0"], RecipeError, r"`data\.shots: 0` must be at least 1"),
