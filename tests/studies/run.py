@@ -30,6 +30,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.studies.cut import cut_folder
+from tests.studies.figures import draw
 from tests.studies.study import Score, Study, read_study
 from tests.studies.tables import markdown
 
@@ -240,6 +241,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", help="only these")
     parser.add_argument("--seeds", nargs="+", type=int, help="only these")
     parser.add_argument("--table", action="store_true", help="print the tables and stop")
+    parser.add_argument("--draw", action="store_true", help="draw the figures as well")
     asked = parser.parse_args()
     failures = []
     for file in asked.study:
@@ -257,6 +259,8 @@ def main() -> None:
             ]
             failures += run_all([one for one in cells if not one.result.exists()], asked.jobs)
         print(markdown(study, RESULTS / name), flush=True)
+        if asked.draw:
+            print(*draw(study, RESULTS / name), sep="\n", file=sys.stderr)
     if failures:
         sys.exit("\n".join(failures))
 
