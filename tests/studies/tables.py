@@ -1,0 +1,70 @@
+"""Tables of a study: means over seeds, their range, and paired differences to a reference."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.studies.study import Study
+
+
+def results(study: Study, folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
+    """Return what is known of each arm, by seed."""
+    known: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm in study.arms}
+    for path in sorted(folder.glob("*.json")):
+        cell = json.loads(path.read_text())
+        if cell["arm"] in known:
+            known[cell["arm"]][cell["seed"]] = cell
+    return known
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return mean, lowest and highest."""
+    return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def difference(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+    """Return the mean of paired differences and its standard error, NaN of a single pair."""
+    pairs = [a - b for a, b in zip(one, other, strict=True)]
+    if len(pairs) < 2:
+        return statistics.mean(pairs), math.nan
+    return statistics.mean(pairs), statistics.stdev(pairs) / math.sqrt(len(pairs))
+
+
+def markdown(study: Study, folder: Path) -> str:
+    """Return the table of a study; differences are to its reference, on the seeds of both."""
+    known = results(study, folder)
+    names = list(study.scores)
+    heads = [f"{name} | to `{study.reference}`" for name in names]
+    lines = [
+        f"**{study.question}**",
+        "",
+        f"| arm | seeds | views | {' | '.join(heads)} | processor minutes |",
+        "|---" * (4 + 2 * len(names)) + "|",
+    ]
+    for arm, cells in known.items():
+        if not cells:
+            continue
+        rows = [_row(name, cells, known[study.reference]) for name in names]
+        minutes = statistics.mean(sum(cell["seconds"].values()) for cell in cells.values()) / 60
+        views = max(cell["views"] for cell in cells.values())
+        lines.append(f"| `{arm}` | {len(cells)} | {views:,} | {' | '.join(rows)} | {minutes:.0f} |")
+    return "\n".join(lines)
+
+
+def _row(name: str, cells: dict[int, dict[str, Any]], reference: dict[int, dict[str, Any]]) -> str:
+    mine = {seed: cell["scores"][name] for seed, cell in cells.items() if name in cell["scores"]}
+    if not mine:
+        return " | "
+    seeds = [seed for seed in mine if name in reference.get(seed, {"scores": {}})["scores"]]
+    if not seeds or cells is reference:
+        return f"{spread(list(mine.values()))} | "
+    gain, error = difference(
+        [mine[seed] for seed in seeds], [reference[seed]["scores"][name] for seed in seeds]
+    )
+    give = "" if math.isnan(error) else f" +- {error:.3f}"
+    return f"{spread(list(mine.values()))} | {gain:+.3f}{give}"
