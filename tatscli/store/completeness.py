@@ -32,7 +32,7 @@ def completeness(
     if found is None:
         return None
     share, expected = found
-    if len(times) >= expected or (share >= _ENOUGH and reader.problem is None):
+    if len(times) >= expected or (share >= _ENOUGH and not reader.damaged):
         return None
     text = f"{len(times)} of {expected} frames"
     if segment is not None and reader.cut:
@@ -62,19 +62,19 @@ def _expected(
         hints.append((share, reader.announced or round(reader.length / usual)))
     if not hints:
         return None
-    return min(hints) if reader.problem else max(hints)
+    return min(hints) if reader.damaged else max(hints)
 
 
 def _expected_of_segment(
     reader: VideoReader, times: Sequence[float], segment: Segment
 ) -> tuple[float, int] | None:
-    if segment.end is None or not (reader.cut or reader.problem):
+    if segment.end is None or not (reader.cut or reader.damaged):
         return None  # the frames up to its end are there, however far apart
     asked = segment.end - segment.start
     if segment.unit == "frames":
         return len(times) / asked, round(asked)
     # Where frames are missing in between, they are further apart than they were.
-    step = reader.step if reader.problem else _step(reader, times)
+    step = reader.step if reader.damaged else _step(reader, times)
     if len(times) * step > asked - _PLAIN * step:
         return None
     return len(times) * step / asked, max(round(asked / step), len(times) + 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from av.video.frame import VideoFrame
@@ -29,18 +29,16 @@ class Decoded(NamedTuple):
     unusable: str | None = None
 
 
-def with_distances(
-    items: Iterable[Decoded], is_between: Callable[[VideoFrame], bool]
-) -> Iterator[Decoded]:
+def with_distances(items: Iterable[tuple[Decoded, bool]]) -> Iterator[Decoded]:
     """Count how far away the references are, for codecs that refer to the nearest anchors alone.
 
     Args:
-        items: Frames in the order of presentation.
-        is_between: Whether a frame is no anchor: a B-frame, or one that is never referred to.
+        items: Frames in the order of presentation, and whether each is no anchor: a B-frame, or
+            one that is never referred to.
     """
     waiting: list[Decoded] = []
-    for item in items:
-        if is_between(item.frame) and len(waiting) < _LONGEST_B_RUN:
+    for item, between in items:
+        if between and len(waiting) < _LONGEST_B_RUN:
             waiting.append(item)
             continue
         yield from _between_anchors(waiting)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from tatscli.video.crop import WHOLE, Crop
 from tatscli.video.orientation import UPRIGHT, Orientation
 
 _MACROBLOCK = 16
@@ -26,6 +27,7 @@ def rasterise(
     coded: tuple[int, int],
     stored: tuple[int, int],
     cell: int,
+    crop: Crop = WHOLE,
     orientation: Orientation = UPRIGHT,
     past: int = 1,
     future: int = 1,
@@ -40,6 +42,7 @@ def rasterise(
         vectors: FFmpeg's rows as a structured array: source, w, h, dst_x, dst_y, motion_x,
             motion_y, motion_scale.
         coded: Width and height of the decoded picture, in which the vectors are given.
+        crop: The part of it that is not stored.
         stored: Width and height of the stored picture, upright.
         cell: Side of a cell in stored pixels; the last row and column may be narrower.
         orientation: Rotation and mirroring that make the coded picture upright.
@@ -58,14 +61,14 @@ def rasterise(
     factor = np.where(ahead, 1 / future, 1 / past) / vectors["source"]
     factor /= np.maximum(vectors["motion_scale"], 1)
     steps = [vectors["motion_x"] * factor, vectors["motion_y"] * factor]
-    # First and last edge of each block along each axis, inside the picture.
+    # First and last edge of each block along each axis, inside what is stored of the picture.
     ends = []
-    for name, length in zip("xy", coded, strict=True):
+    lengths = crop.size(*coded)
+    for name, length, begin in zip("xy", lengths, (crop.left, crop.top), strict=True):
         size = vectors["w" if name == "x" else "h"].astype(np.float64)
-        first = vectors[f"dst_{name}"] - size // 2
+        first = vectors[f"dst_{name}"] - size // 2 - begin
         ends.append((first.clip(0, length), (first + size).clip(0, length)))
 
-    lengths = coded
     if orientation.transpose:
         ends, steps, lengths = ends[::-1], steps[::-1], lengths[::-1]
     overlaps = []

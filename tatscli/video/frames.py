@@ -12,6 +12,7 @@ import numpy as np
 from av.video.frame import VideoFrame
 
 from tatscli.video.camera import Camera, remove_camera
+from tatscli.video.crop import WHOLE, Cropper
 from tatscli.video.decode import StrPath
 from tatscli.video.decoded import Decoded
 from tatscli.video.encode import JpegEncoder
@@ -102,7 +103,7 @@ def stored_frames(
     scale: Scaler | None = None
     before: VideoFrame | None = None  # the frame before, while the codec's own vectors are used
     estimate = MotionEstimator(period)
-    for item, source in _sources(reader, pictures):
+    for item, source in _shown(reader, pictures):
         if scale is None:
             scale = _scaler(reader, short_side)
             size = (scale.width, scale.height)
@@ -115,7 +116,7 @@ def stored_frames(
         field, valid = still, False
         if origin == "native":
             vectors, coded = exported(item.frame), (item.frame.width, item.frame.height)
-            orientation = reader.orientation
+            crop, orientation = reader.crop_of(item.frame), reader.orientation
             if not reader.origin.b_frames and picture_type(item.frame) == "B":
                 vectors = vectors[:0]
         elif origin == "reencode":
@@ -123,7 +124,8 @@ def stored_frames(
             time = item.time - reader.begin
             if before is not None and picture_type(item.frame) != "I":
                 estimate(scale(before), time)
-            vectors, coded, orientation = estimate(picture, time), size, UPRIGHT
+            vectors, coded = estimate(picture, time), size
+            crop, orientation = WHOLE, UPRIGHT
         before = source if origin == "native" and not reader.spoilt else None
         if origin != "none" and len(vectors) > 0:
             field, covered = rasterise(
@@ -131,6 +133,7 @@ def stored_frames(
                 coded=coded,
                 stored=size,
                 cell=motion_cell,
+                crop=crop,
                 orientation=orientation,
                 past=item.past if origin == "native" else 1,
                 future=item.future if origin == "native" else 1,
@@ -155,7 +158,7 @@ def shown_frames(
         DecodeError: As `read_frames`; from the function, if FFmpeg cannot convert the picture.
     """
     scale: Scaler | None = None
-    for item, source in _sources(reader, pictures=True):
+    for item, source in _shown(reader, pictures=True):
         scale = scale or _scaler(reader, short_side)
         yield item.time, partial(_converted, scale, source)
 
@@ -250,6 +253,13 @@ def read_whole(
         assert again is not None, "only native vectors spoil pictures"
         return replace(again, origin=replace(again.origin, why=reading.origin.why))
     return reading
+
+
+def _shown(reader: VideoReader, pictures: bool) -> Iterator[tuple[Decoded, VideoFrame]]:
+    """Yield decoded frames with their pictures, cut as the container says."""
+    cut = Cropper()
+    for item, source in _sources(reader, pictures):
+        yield item, cut(source, reader.crop_of(source))
 
 
 def _sources(reader: VideoReader, pictures: bool) -> Iterator[tuple[Decoded, VideoFrame]]:

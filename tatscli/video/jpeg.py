@@ -1,4 +1,4 @@
-"""Looking into a JPEG of the store: whether it decodes, and how large it is."""
+"""Checking a stored JPEG: whether it decodes, and its size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def jpeg_size(data: bytes) -> tuple[int, int]:
     """Decode a JPEG completely and return its width and height.
 
     Raises:
-        DecodeError: It does not decode; damage that players would hide counts.
+        DecodeError: It does not decode, or only with damage that players would hide.
     """
     decoder = VideoCodecContext.create("mjpeg", "r")
     decoder.thread_count = 1

@@ -1,21 +1,23 @@
-"""How a picture has to be turned to be seen upright: the display matrix of MP4 and MOV files."""
+"""Which way up a picture is shown: the display matrix of MP4 and MOV files."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from av.video.frame import VideoFrame
 
 
 @dataclass(frozen=True, slots=True)
 class Orientation:
-    """A turn by a multiple of 90 degrees, perhaps mirrored: transpose, then flip axes.
+    """A rotation by a multiple of 90 degrees, possibly mirrored: transpose, then flip axes.
 
     Attributes:
-        transpose: Rows become columns.
-        flip_x: Left becomes right, after transposing.
-        flip_y: Top becomes bottom, after transposing.
+        transpose: Swap rows and columns.
+        flip_x: Swap left and right, after transposing.
+        flip_y: Swap top and bottom, after transposing.
     """
 
     transpose: bool = False
@@ -26,8 +28,8 @@ class Orientation:
     def from_matrix(cls, matrix: bytes) -> Orientation:
         """Read a display matrix: nine int32 `a b u c d v x y w`, x' = ax + cy, y' = bx + dy.
 
-        A matrix that shears, or turns by another angle, or holds garbage, leaves the picture as it
-        is coded.
+        A matrix that shears, rotates by another angle or holds garbage leaves the picture as
+        coded.
         """
         a, b, _, c, d, *_ = (int(n) for n in np.frombuffer(matrix, np.int32, count=9))
         straight, crossed = min(abs(a), abs(d)), min(abs(b), abs(c))
@@ -39,26 +41,32 @@ class Orientation:
 
     @property
     def mirrored(self) -> bool:
-        """Whether the picture is also seen in a mirror."""
+        """Whether the picture is mirrored."""
         return self.transpose ^ self.flip_x ^ self.flip_y
 
     @property
     def rotation(self) -> int:
-        """Degrees clockwise, 0 to 270, of the turn; a mirrored picture is mirrored in x before."""
+        """Clockwise rotation in degrees, 0 to 270; a mirrored picture is flipped in x first."""
         x, y = (0, -1 if self.flip_y else 1) if self.transpose else (-1 if self.flip_x else 1, 0)
         if self.mirrored:
             x, y = -x, -y
         return round(math.degrees(math.atan2(y, x))) % 360
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """Return the width and height of a coded picture once it is upright."""
+        """Return the upright width and height of a coded picture."""
         return (height, width) if self.transpose else (width, height)
 
     def image(self, image: np.ndarray) -> np.ndarray:
-        """Turn an image (H, W, ...) upright; returns a view."""
+        """Rotate an image (H, W, ...) upright; returns a view."""
         if self.transpose:
             image = image.swapaxes(0, 1)
         return image[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
 
 
 UPRIGHT = Orientation()
+
+
+def frame_orientation(frame: VideoFrame) -> Orientation:
+    """Return how a decoded frame has to be turned to be upright."""
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    return UPRIGHT if matrix is None else Orientation.from_matrix(bytes(matrix))

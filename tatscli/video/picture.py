@@ -20,7 +20,7 @@ _FILTER = Interpolation.BILINEAR
 # The shortcuts of FFmpeg's default make greens two levels darker. In PyAV's names, which came with
 # version 18: BILINEAR | FULL_CHR_H_INT | ACCURATE_RND.
 _EXACT = 0x2 | 0x2000 | 0x40000
-# One thread, said where PyAV can be told (17 on); it takes one for every core otherwise.
+# One thread, where PyAV accepts the argument (17 and later); otherwise it uses every core.
 ONE_THREAD: dict[str, Any] = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 
 
@@ -36,12 +36,12 @@ def stored_size(width: int, height: int, short_side: int | None) -> tuple[int, i
 
 
 class Scaler:
-    """Turns decoded frames into upright pictures of one size.
+    """Converts decoded frames into upright pictures of one size.
 
     Args:
-        width: Of the stored, upright picture.
-        height: Of the stored, upright picture.
-        orientation: How decoded frames have to be turned.
+        width: Width of the stored, upright picture.
+        height: Height of the stored, upright picture.
+        orientation: How decoded frames are rotated.
     """
 
     def __init__(self, width: int, height: int, orientation: Orientation = UPRIGHT) -> None:

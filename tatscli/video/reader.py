@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import av
 from av.container import InputContainer
@@ -15,20 +14,26 @@ from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
 from tatscli.errors import DecodeError
+from tatscli.video.clock import Clock
+from tatscli.video.crop import WHOLE, Crop, container_crop
+from tatscli.video.damage import damage, listed
 from tatscli.video.decode import (
+    DEFAULT_FPS,
     Limits,
     Segment,
     StrPath,
+    error_text,
     header_seconds,
+    is_raw,
+    may_seek,
     nominal_fps,
     open_video,
     pixel_aspect,
-    said,
 )
 from tatscli.video.decoded import Decoded, distinct, with_distances
-from tatscli.video.descriptions import unread_formats
+from tatscli.video.descriptions import left_out
 from tatscli.video.h264 import References
-from tatscli.video.orientation import UPRIGHT, Orientation
+from tatscli.video.orientation import UPRIGHT, Orientation, frame_orientation
 from tatscli.video.origin import (
     FIELDS,
     SEPARATE_FIELDS,
@@ -41,6 +46,9 @@ from tatscli.video.origin import (
 from tatscli.video.vector_check import VectorCheck
 
 _LEAD = 1.0  # seconds before a segment to jump to: key frames are found by decoding time
+
+_Judged = tuple[VideoFrame, str | None, bool]
+"""A frame, why the codec's vectors cannot be used from it on, whether it lies between anchors."""
 
 
 class VideoReader:
@@ -63,7 +71,8 @@ class VideoReader:
         codec: FFmpeg's name of the codec; known from the first frame on, like all that follows.
         bytes: Size of the file.
         begin: Presentation time at which players begin to count, and segments too.
-        size: Width and height of the first frame as decoded.
+        crop: What the container says is not shown of a decoded frame.
+        size: Width and height of what is shown of the first frame, before it is turned upright.
         pixel_format: FFmpeg's name of its pixel format.
         aspect: Width of a decoded pixel by its height.
         interlaced: Whether any picture so far is woven from two fields.
@@ -81,6 +90,7 @@ class VideoReader:
         length: Seconds of the video stream by the header; None where it tells none.
         cut: Whether no frame has come from after the segment, once the iteration has ended.
         problem: What went wrong on the way, once the iteration has ended; None if nothing did.
+        damaged: Whether frames are missing because of it.
     """
 
     def __init__(
@@ -97,6 +107,7 @@ class VideoReader:
         self.codec: str | None = None
         self.bytes = 0
         self.begin = 0.0
+        self.crop = WHOLE
         self.size = (0, 0)
         self.pixel_format: str | None = None
         self.aspect = 1.0
@@ -111,6 +122,7 @@ class VideoReader:
         self.length: float | None = None
         self.cut = False
         self.problem: str | None = None
+        self.damaged = False
         self._motion = motion
         self._segment = segment
         self._neighbours = neighbours
@@ -120,6 +132,10 @@ class VideoReader:
         self._track = 0  # number of the track in an MP4 file
         self._check: VectorCheck | None = None
         self._disposable = False  # whether no picture is predicted from the last decoded one
+        self._clock = Clock(self.step)
+        self._decoding_times = False  # whether frames are timed by when they are decoded
+        self._tick = 0.0
+        self._rate_is_assumed = False
         self._outside = False  # whether a frame was decoded that the segment does not hold
 
     def __iter__(self) -> Iterator[Decoded]:
@@ -147,27 +163,24 @@ class VideoReader:
         if not count:
             nothing = "the segment lies outside" if self._outside else "there is no picture data"
             locked = "it is encrypted" if self._encrypted else None
-            reasons = _listed(self._errors)
+            reasons = listed(self._errors)
             raise DecodeError(f"no frame can be decoded: {locked or reasons or nothing}")
         if count == 1:  # the first H.264 frame is only a guess of FFmpeg's, but there is no other
             self.interlaced |= bool(frame.interlaced_frame)
-        self.problem = damage(self._errors)
-        if (
-            self.problem is None
-            and self._segment is None
-            and self._track
-            and count < self.announced
-        ):
-            self.problem = self._left_out()
+        broken = damage(self._errors)
+        if broken is None and self._segment is None and self._track and count < self.announced:
+            broken = left_out(self.path, self._track, self.codec)
+        self.damaged = broken is not None
+        if self._clock.replaced:
+            self.length = None  # it comes from the same timestamps
+        assumed = f"the stream tells no frame rate, {DEFAULT_FPS:g} fps were assumed"
+        notes = [broken, self._clock.problem, assumed if self._rate_is_assumed else None]
+        self.problem = "; ".join(filter(None, notes)) or None
 
-    def _left_out(self) -> str | None:
-        """Return which frames of an MP4 track FFmpeg leaves out without a word, if it does."""
-        names = " and ".join(f"`{name}`" for name in unread_formats(self.path, self._track))
-        return (
-            f"incomplete: FFmpeg reads only its frames in {self.codec}, not those in {names}"
-            if names
-            else None
-        )
+    def crop_of(self, frame: VideoFrame) -> Crop:
+        """Return what is not shown of a decoded frame: only the first frame's size is cropped."""
+        size = self.crop.size(frame.width, frame.height)
+        return self.crop if size == self.size else WHOLE
 
     def found_fields(self) -> None:
         """Take note that the picture of the last frame turned out to be woven from two fields."""
@@ -176,7 +189,7 @@ class VideoReader:
             self.origin = Origin("reencode", FIELDS)
 
     def _describe(self, frame: VideoFrame) -> None:
-        self.size = (frame.width, frame.height)
+        self.size = self.crop.size(frame.width, frame.height)
         self.pixel_format = frame.format.name
         self.orientation = frame_orientation(frame)
         if frame.interlaced_frame and self.codec in SEPARATE_FIELDS:
@@ -220,35 +233,39 @@ class VideoReader:
             self.cut = segment.end is not None
 
     def _frames(self, jump: float | None) -> Iterator[Decoded]:
-        """Yield the frames from a key frame before `jump` on, with the distances of references.
-
-        Args:
-            jump: Seconds after `begin`; None is the first frame.
-        """
+        """Yield the frames from a key frame before `jump` seconds on, or from the first on."""
         self._errors.clear()
         with open_video(self.path) as (container, stream):
             self._set_up(container, stream)
-            if jump is not None:
+            if jump is not None and may_seek(self.path, container, stream):
+                tick = stream.time_base or 1
                 try:
-                    time = self.begin + jump
-                    container.seek(int(time / (stream.time_base or 1)), stream=stream)
+                    container.seek(int((self.begin + jump) / tick), stream=stream)
                 except av.FFmpegError:
                     return
             decoded = self._decode(container, stream)
             if self.codec == "mpeg4":
                 decoded = distinct(decoded)
-            frames, check = self._timed(decoded, jump), self._check
-            if check is None:
-                items = (Decoded(time, frame) for time, frame in frames)
-            else:
-                items = (
-                    Decoded(time, frame, 1, 1, check.read_frame(frame)) for time, frame in frames
+            timed = self._timed(decoded, jump)
+            if self.origin.anchored:
+                yield from with_distances(
+                    (Decoded(time, frame, 1, 1, unusable), between)
+                    for time, (frame, unusable, between) in timed
                 )
-            yield from with_distances(items, self._is_between) if self.origin.anchored else items
+            else:
+                for time, (frame, unusable, _) in timed:
+                    yield Decoded(time, frame, 1, 1, unusable)
 
-    def _is_between(self, frame: VideoFrame) -> bool:
-        """Whether the last decoded frame lies between two anchors."""
-        return self._disposable or frame.pict_type == PictureType.B
+    def _judged(self, frames: Iterable[VideoFrame]) -> Iterator[tuple[float | None, _Judged]]:
+        """Add the file's timestamp in seconds, and what is known of a frame when it is decoded."""
+        check, tick = self._check, self._tick
+        for frame in frames:
+            time: float | None = frame.time
+            if self._decoding_times:
+                time = None if frame.dts is None else frame.dts * tick
+            unusable = None if check is None else check.read_frame(frame)
+            between = self._disposable or frame.pict_type == PictureType.B
+            yield time, (frame, unusable, between)
 
     def _set_up(self, container: InputContainer, stream: VideoStream) -> None:
         """Learn what the header says, refuse what is too large, set the decoder's options."""
@@ -257,10 +274,13 @@ class VideoReader:
         self.bytes = container.size
         # In microseconds, rounded: one less, or the first frame might lie before the beginning.
         self.begin = max(0, (container.start_time or 0) - 1) / 1e6
-        self.step = 1 / nominal_fps(stream)
+        fps = nominal_fps(container, stream)
+        self.step = 1 / (fps or DEFAULT_FPS)
+        self._rate_is_assumed = fps is None and is_raw(container)
         self.seconds = container.duration / 1e6 if container.duration else None
         self.announced = stream.frames
         self.length = header_seconds(container, stream)
+        self.crop = container_crop(self.path, container, stream)
         self.aspect = pixel_aspect(stream)
         self.interlaced = self.all_interlaced = container_interlaced(stream)
         header = context.extradata or b""
@@ -272,6 +292,9 @@ class VideoReader:
         if self._segment is None:
             length = container.duration or 0  # in FFmpeg's clock of containers: microseconds
             self._limits.check_length(stream.frames, length / 1e6)
+        # AVI stores no presentation times; those that FFmpeg makes up are wrong with B-frames.
+        self._decoding_times = container.format.name == "avi"
+        self._tick = float(stream.time_base or 0)
         self.origin = choose_origin(stream, self._motion)
         # FFmpeg counts generous margins as well; this keeps a header that lies from all memory.
         options = {"max_pixels": str(4 * self._limits.pixels + (1 << 20))}
@@ -286,28 +309,32 @@ class VideoReader:
         context.options = options
 
     def _timed(
-        self, frames: Iterator[VideoFrame], jump: float | None
-    ) -> Iterator[tuple[float, VideoFrame]]:
-        """Add the presentation times; missing and falling ones follow from the frame rate."""
-        last: float | None = None
-        for frame in frames:
-            time: float | None = frame.time
-            if time is not None and not math.isfinite(time):  # a damaged clock
-                time = None
-            if time is None and jump is not None and last is None:
-                return  # nobody knows where the jump has led to
-            if time is None or (last is not None and time <= last):
-                time = 0.0 if last is None else last + self.step
-            last = time
-            yield time, frame
+        self, frames: Iterable[VideoFrame], jump: float | None
+    ) -> Iterator[tuple[float, _Judged]]:
+        """Add the presentation times, and what is known of a frame when it is decoded."""
+        judged = self._judged(frames)
+        head = next(judged, None)
+        if head is None or (jump is not None and head[0] is None):
+            return  # without timestamps it is not known where a jump has led to
+        self._clock = clock = Clock(self.step)
+        timed = clock(chain([head], judged))
+        first, frame = next(timed)
+        if clock.moved > 0 and first - clock.moved - self.begin <= self.step:
+            self.begin = first  # the wrong timestamp was also the file's first
+        self.begin = min(self.begin, first)
+        yield first, frame
+        yield from timed
 
     def _decode(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
         packets = container.demux(stream)
         while True:
             try:
                 packet = next(packets, None)
-            except (av.FFmpegError, IndexError) as error:  # PyAV: a stream that appears midway
-                self._errors[said(error)] += 1
+            except IndexError:  # PyAV's, where a stream begins midway; it can go on from there
+                packets = container.demux(stream)
+                continue
+            except av.FFmpegError as error:
+                self._errors[error_text(error)] += 1
                 packet = None  # the file breaks off: take what the decoder still holds
             if packet is not None and self.codec == "flv1":  # its decoder holds nothing back
                 self._disposable = is_disposable(bytes(memoryview(packet)[:9]))
@@ -318,23 +345,6 @@ class VideoReader:
             except EOFError:
                 return
             except av.FFmpegError as error:
-                self._errors[said(error)] += 1
+                self._errors[error_text(error)] += 1
             if packet is None:
                 return
-
-
-def frame_orientation(frame: VideoFrame) -> Orientation:
-    """Return how a decoded frame has to be turned to be upright."""
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
-    return UPRIGHT if matrix is None else Orientation.from_matrix(bytes(matrix))
-
-
-def damage(errors: Counter[str]) -> str | None:
-    """Say what decoding errors mean, by how often each came; None without any."""
-    return f"damaged, some frames are missing: {_listed(errors)}" if errors else None
-
-
-def _listed(errors: Counter[str]) -> str:
-    return "; ".join(
-        f"{why} ({times} {'times' if times > 1 else 'time'})" for why, times in errors.items()
-    )

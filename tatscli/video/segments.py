@@ -19,11 +19,12 @@ import numpy as np
 
 from tatscli.errors import DecodeError
 from tatscli.video.camera import Camera
+from tatscli.video.damage import damage
 from tatscli.video.decode import Limits, Segment, StrPath
 from tatscli.video.decoded import Decoded
 from tatscli.video.frames import Reading, StoredFrame, stored_frames
 from tatscli.video.origin import Wanted, final_origin
-from tatscli.video.reader import VideoReader, damage
+from tatscli.video.reader import VideoReader
 
 _PERIOD = 2.0  # seconds; shorter ones cost encoders, longer ones frames that nobody stores
 
@@ -167,7 +168,7 @@ class _Pass(VideoReader):
                 before_key = self.errors
             self.ruled_out = self.ruled_out or item.unusable
             mark = _Mark(
-                (frame.width, frame.height),
+                self.crop_of(frame).size(frame.width, frame.height),
                 frame.format.name,
                 bool(frame.interlaced_frame),
                 item.unusable is not None,
@@ -306,6 +307,7 @@ def _closed(
     one.files.close()
     facts = copy(reader)
     facts.problem, facts.cut = damage(errors - one.begun.errors_before_key), cut
+    facts.damaged = facts.problem is not None
     facts.interlaced = one.interlaced
     origin = final_origin(reader.origin, frames=len(one.times), moving=sum(one.valid))
     return Reading(facts, origin, one.times, one.valid, *size)
