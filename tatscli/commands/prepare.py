@@ -24,7 +24,7 @@ Examples:
   tats prepare ./videos --annotations train.csv --annotations val.csv
   tats prepare ssv2/videos --dataset ssv2 --annotations ssv2/labels --out prepared/ssv2
   tats prepare UCF-101 --dataset ucf101 --annotations ucfTrainTestlist --out prepared/ucf101
-  tats prepare ./videos --val-share 0.2 --val-group "person[0-9]+"
+  tats prepare ./videos/train --val-share 0.2
   tats prepare ./videos --frames none --motion native
   tats prepare ./videos --check --json
   tats prepare ./videos --out prepared/mine --engine ray --address auto

@@ -291,14 +291,7 @@ def _gather(name: str, inputs: AnnotationInput, annotated: Annotations) -> Sourc
         )
     ordered = sorted(items.values(), key=lambda source: source.id)
     return Sources(
-        folder,
-        ordered,
-        class_names,
-        findings,
-        doubts,
-        name,
-        len(missing),
-        annotated.class_groups,
+        folder, ordered, class_names, findings, doubts, name, len(missing), annotated.class_groups
     )
 
 

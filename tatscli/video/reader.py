@@ -107,22 +107,18 @@ class VideoReader:
         self.codec: str | None = None
         self.bytes = 0
         self.begin = 0.0
-        self.crop = WHOLE
-        self.size = (0, 0)
+        self.crop, self.size = WHOLE, (0, 0)
         self.pixel_format: str | None = None
         self.aspect = 1.0
         self.interlaced = self.all_interlaced = self.maybe_interlaced = False
         self.orientation: Orientation = UPRIGHT
         self.origin = Origin("none", "not opened yet")
         self.pictures = pictures
-        self.spoilt = False
-        self.step = 0.0
+        self.spoilt = self.cut = self.damaged = False
+        self.step, self.announced = 0.0, 0
         self.seconds: float | None = None
-        self.announced = 0
         self.length: float | None = None
-        self.cut = False
         self.problem: str | None = None
-        self.damaged = False
         self._motion = motion
         self._segment = segment
         self._neighbours = neighbours
@@ -173,9 +169,13 @@ class VideoReader:
         self.damaged = broken is not None
         if self._clock.replaced:
             self.length = None  # it comes from the same timestamps
-        assumed = f"the stream tells no frame rate, {DEFAULT_FPS:g} fps were assumed"
-        notes = [broken, self._clock.problem, assumed if self._rate_is_assumed else None]
-        self.problem = "; ".join(filter(None, notes)) or None
+        self.problem = self.noted(broken)
+
+    def noted(self, broken: str | None) -> str | None:
+        """Add to what is damaged what is known of wrong timestamps so far."""
+        rate = f"the stream tells no frame rate, {DEFAULT_FPS:g} fps were assumed"
+        rate = rate if self._rate_is_assumed else ""
+        return "; ".join(filter(None, [broken, self._clock.problem, rate])) or None
 
     def crop_of(self, frame: VideoFrame) -> Crop:
         """Return what is not shown of a decoded frame: only the first frame's size is cropped."""

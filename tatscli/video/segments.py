@@ -79,6 +79,8 @@ def read_segments(
             period=_PERIOD,
         )
         for index, reading in _dealt_out(reader, frames, chosen, segments, make_sink, limits):
+            if reader.wrong_times and len(segments) > 1:  # perhaps not this segment's
+                reading = None
             if wanted == "auto":
                 why = _why_encode(reader, reading, alone=len(segments) == 1)
                 if why is not None:
@@ -189,6 +191,11 @@ class _Pass(VideoReader):
             self.marks.append(mark)
             yield item
         self.errors = self._errors
+
+    @property
+    def wrong_times(self) -> bool:
+        """Whether timestamps had to be replaced so far."""
+        return self._clock.replaced > 0
 
     def found_fields(self) -> None:
         """Take note of it for the segments that hold the frame."""
@@ -306,8 +313,8 @@ def _closed(
     """End a segment and return what it has shown; damage counts from the key frame before it."""
     one.files.close()
     facts = copy(reader)
-    facts.problem, facts.cut = damage(errors - one.begun.errors_before_key), cut
-    facts.damaged = facts.problem is not None
+    broken = damage(errors - one.begun.errors_before_key)
+    facts.problem, facts.cut, facts.damaged = reader.noted(broken), cut, broken is not None
     facts.interlaced = one.interlaced
     origin = final_origin(reader.origin, frames=len(one.times), moving=sum(one.valid))
     return Reading(facts, origin, one.times, one.valid, *size)

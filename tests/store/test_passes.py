@@ -168,6 +168,17 @@ def test_only_the_damaged_segment_says_so(tmp_path):
     assert warned == [n == 4 for n in range(8)]
 
 
+@pytest.mark.shared
+def test_only_the_segment_with_a_wrong_timestamp_says_so(shared, tmp_path):
+    path = shared / "clips" / "field" / "one_wrong_pts.mkv"  # that of the frame at 0.8 s
+    jobs = jobs_of(tmp_path, path, [Segment(n / 2, n / 2 + 0.5) for n in range(4)])
+    together = converted(tmp_path, jobs)
+    assert together == [*chain.from_iterable(converted(tmp_path, [job]) for job in jobs)]
+    assert sum(one["facts"]["frames"] for one in together) == 50
+    warned = [one["facts"]["warning"] or "" for one in together]
+    assert "wrong and replaced" in warned[1] and warned[0] == ""
+
+
 def test_a_picture_size_that_changes_is_each_segment_s_own(tmp_path):
     for name, side in (("small", 64), ("large", 96)):
         render(tmp_path / f"{name}.264", pan(frames=50, height=side, width=side), fps=25)

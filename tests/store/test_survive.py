@@ -199,7 +199,7 @@ def test_a_full_disk_at_any_write_is_made_up_for(
     if failed:
         with pytest.raises(DataError, match=f"cannot write `{out}`: No space left") as raised:
             prepare(videos, out)
-        assert raised.value.hint.startswith("make room and run the same command again")
+        assert raised.value.hint.startswith("free some space, then rerun the same command")
         assert not (out / LOCK).exists() and not list(out.glob(".spool-*"))
         if (out / "dataset.json").exists():
             with pytest.raises(DataError, match="is unfinished"):
@@ -216,7 +216,7 @@ def test_a_full_disk_under_a_worker_stops_the_run_and_not_the_video(videos, tmp_
     monkeypatch.setattr(converting, "checksum", full)
     with pytest.raises(DataError, match="cannot write `spool`: No space left") as raised:
         prepare(videos, tmp_path / "store")
-    assert "run the same command again" in raised.value.hint
+    assert "rerun the same command" in raised.value.hint
     assert rows_of(tmp_path / "store") == {}
 
 
