@@ -157,7 +157,7 @@ def test_frozen_features_of_fewer_tokens(tuned: Path, protocol: str) -> None:
 @pytest.mark.parametrize("pool", ["slice", "token"])
 def test_features_of_places_need_all_tokens(tuned: Path, pool: str) -> None:
     words = (f"evaluate.drop={TUBE}", f"evaluate.knn.pool={pool}")
-    with pytest.raises(RecipeError, match=rf"`evaluate\.knn\.pool: {pool}` joins"):
+    with pytest.raises(RecipeError, match=rf"`evaluate\.knn\.pool: {pool}` needs all tokens"):
         scored(tuned, *words, protocol="knn")
 
 
@@ -210,7 +210,7 @@ def test_videos_without_motion_are_told_of_or_refused(
     result = scored(tuned, bare, f"evaluate.drop={STILL}", reporter=reporter)
     assert result["videos_without_motion"] == 6
     said = reporter.stderr.getvalue().replace("\n", " ")  # type: ignore[attr-defined]
-    assert "6 of 6 videos have no motion: there `evaluate.drop.kind: still` falls back" in said
+    assert "6 of 6 videos have no motion: for them `evaluate.drop.kind: still` falls back" in said
     with pytest.raises(DataError, match="6 of 6 videos have no motion"):
         scored(tuned, bare, f"evaluate.drop={STILL}", "data.motion.fallback=error")
     changed = scored(tuned, bare, f"evaluate.drop={STILL}", "data.motion.source=framediff")
