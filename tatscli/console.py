@@ -130,7 +130,7 @@ class Reporter:
         from rich.text import Text
 
         console = Console(file=self.stdout)
-        table = Table(title=Text(writable(title, self.stdout)), title_justify="left")
+        table = Table()
         for column in columns:
             table.add_column(writable(column, self.stdout), overflow="fold")
         for row in rows:
@@ -142,6 +142,8 @@ class Reporter:
                 table.show_edge = False
             else:
                 console.width = width
+        # Not as the table's own title, which would be wrapped to its width.
+        console.print(Text(writable(title, self.stdout), style="italic"), soft_wrap=True)
         console.print(table)
 
     def result(self, payload: dict[str, Any]) -> None:

@@ -87,7 +87,7 @@ def read_meta(folder: Path) -> dict[str, Any] | str:
         return error.message
     if meta is None:
         return "its `meta.json` is missing" if folder.is_dir() else "it is missing"
-    if type(meta.get("format")) is not int:
+    if "format" not in meta:
         return "its `meta.json` is not that of a checkpoint: it has no `format`"
     return meta
 

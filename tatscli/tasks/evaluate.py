@@ -113,6 +113,8 @@ def evaluate(
     recipe, checkpoint, drop = subject.recipe, subject.checkpoint, subject.recipe.evaluate.drop
     if protocol == "finetuned":
         _refuse_frozen_settings(recipe, untrained=untrained)
+        assert checkpoint is not None
+        _refuse_no_classifier(checkpoint)
     store = divided(recipe, Store.open(recipe.data.store))
     meta = checkpoint.meta if checkpoint else {}
     names, groups = store.class_names, store.class_groups
@@ -241,12 +243,6 @@ def _finetuned(
     skipped: Skipped | None,
 ) -> tuple[ViewScores, dict[str, Any]]:
     """Return class probabilities of every view from the fine-tuned classifier, and their cost."""
-    if checkpoint.kind != "finetuned":
-        raise CheckpointError(
-            f"`{checkpoint.path}` is a {checkpoint.kind} run: it has no classifier to evaluate",
-            hint="train one with `tats finetune RUN`, or use `--protocol knn`, `linear` or "
-            "`attentive`, which do not need one",
-        )
     labelled(store, recipe.evaluate.split)
     _refuse_other_classes(store, names)
     model = load_classifier(LoadedRun(recipe, checkpoint))
@@ -267,6 +263,15 @@ def _finetuned(
     groups = groups_of(checkpoint.meta)
     build = partial(build_classifier, recipe, classes=len(names), groups=groups)
     return scored, scoring_facts(recipe, drop, views, build)
+
+
+def _refuse_no_classifier(checkpoint: Checkpoint) -> None:
+    if checkpoint.kind != "finetuned":
+        raise CheckpointError(
+            f"`{checkpoint.path}` is a {checkpoint.kind} run: it has no classifier to evaluate",
+            hint="train one with `tats finetune RUN`, or use `--protocol knn`, `linear` or "
+            "`attentive`, which do not need one",
+        )
 
 
 def _refuse_other_classes(store: Store, names: list[str]) -> None:

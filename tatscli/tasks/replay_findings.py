@@ -178,9 +178,8 @@ def show(result: dict[str, Any], reporter: Reporter, *, limit: int) -> None:
     )
     worst = sorted(result["videos"], key=_badness, reverse=True)
     reporter.table(
-        f"videos, the worst {min(limit, len(worst))} of {len(worst)}; `module`: the first whose "
-        "output is not finite, else that with the largest output",
-        ["video", "loss", "module", "not finite", "largest"],
+        f"videos, the worst {min(limit, len(worst))} of {len(worst)}",
+        ["video", "loss", "worst module", "not finite", "largest"],
         [
             (one["id"], f"{one['loss']:.4g}", one["module"] or "", f"{one['not_finite']:.1%}",
              f"{one['largest']:.4g}")

@@ -382,7 +382,7 @@ def test_a_damaged_description_of_a_run_is_put_aside(tmp_path: Path) -> None:
     write_run_json(tmp_path, {"third": 3}, said.append)
     assert json.loads((tmp_path / "run.json").read_text()) == {"third": 3, "earlier": []}
     assert "first" in (tmp_path / "run.damaged.json").read_text()
-    assert "`run.json` cannot be read" in said[0]
+    assert "run.json` cannot be read" in said[0]
 
 
 @pytest.mark.parametrize("kept", [1, 0])

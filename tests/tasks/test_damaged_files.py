@@ -113,7 +113,7 @@ def test_a_checkpoint_with_any_key_wrong_is_used_or_refused(copy: Path) -> None:
         except CheckpointError as error:
             refused.add(key)
             assert "\n" not in error.message
-            assert "meta.json" in error.message or "has checkpoint format `7`" in error.message
+            assert "meta.json" in error.message or "has checkpoint format" in error.message
     assert {"format", "kind", "step", "recipe", "class_names", "files"} <= refused
 
 

@@ -157,7 +157,7 @@ def test_frozen_features_of_fewer_tokens(tuned: Path, protocol: str) -> None:
 @pytest.mark.parametrize("pool", ["slice", "token"])
 def test_features_of_places_need_all_tokens(tuned: Path, pool: str) -> None:
     words = (f"evaluate.drop={TUBE}", f"evaluate.knn.pool={pool}")
-    with pytest.raises(RecipeError, match=rf"`evaluate\.knn\.pool: {pool}` joins"):
+    with pytest.raises(RecipeError, match=rf"`evaluate\.knn\.pool: {pool}` needs all tokens"):
         scored(tuned, *words, protocol="knn")
 
 

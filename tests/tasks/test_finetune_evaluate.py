@@ -201,7 +201,7 @@ def test_other_classes_are_refused(
     facts = json.loads((other / "dataset.json").read_text())
     facts["class_names"] = ["a", "b", "c"]
     (other / "dataset.json").write_text(json.dumps(facts))
-    with pytest.raises(DataError, match="are not those the run was trained on"):
+    with pytest.raises(DataError, match="are not those that the run was trained on"):
         evaluate(finetuned, reporter=reporter, overrides=[f"data.store={other}"])
 
 
@@ -213,7 +213,7 @@ def test_videos_without_labels_cannot_be_finetuned_on(
     rows = [json.loads(line) for line in (bare / "manifest.jsonl").read_text().splitlines()]
     text = "".join(json.dumps(row | {"label": None}) + "\n" for row in rows)
     (bare / "manifest.jsonl").write_text(text)
-    with pytest.raises(DataError, match=r"12 of 12 videos .* have no label, `train/"):
+    with pytest.raises(DataError, match=r"12 of 12 videos .* have no label, such as `train/"):
         finetune(load(f"data.store={bare}"), reporter=reporter, init=None)
 
 

@@ -239,7 +239,7 @@ def test_a_frozen_encoder_and_its_average_serve_several_heads(
         ),
         (["finetune.class_weights={lfet: 2}"], RecipeError, "`lfet`, .* did you mean `left`"),
         (["data.shots=0"], RecipeError, r"`data\.shots: 0` must be at least 1"),
-        (["data.shots=9"], DataError, r"`data\.shots: 9` asks for more videos"),
+        (["data.shots=9"], DataError, r"`data\.shots: 9` is more than the videos"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -58,7 +58,7 @@ def test_shots_are_exact_nested_and_those_of_frozen_features(load: Load, store: 
     assert chosen[1] < chosen[2] < chosen[4]
     other = training_rows(load("data.shots=2", "run.seed=5").recipe, opened)
     assert set(other) != chosen[2]
-    with pytest.raises(DataError, match=r"`data\.shots: 5` .* 3 of 3 classes have; `down` has 4"):
+    with pytest.raises(DataError, match=r"`data\.shots: 5` .* 3 of 3 classes; `down` has 4"):
         training_rows(load("data.shots=5").recipe, opened)
 
 

@@ -203,7 +203,7 @@ def test_features_that_two_bytes_cannot_hold_are_refused(
 
     monkeypatch.setattr(PooledFeatures, "forward", large)
     factor = 1e5
-    with pytest.raises(RecipeError, match=r"do not fit into torch\.float16") as error:
+    with pytest.raises(RecipeError, match=r"overflow torch\.float16") as error:
         scored(run, reporter, "attentive")
     assert "evaluate.probe.precision=float32" in str(error.value.hint)
     assert scored(run, reporter, "attentive", "evaluate.probe.precision=float32")["videos"] == 6
@@ -225,7 +225,7 @@ def test_frozen_features_know_no_classes(
     (other / "dataset.json").write_text(json.dumps(facts))
     words = f"data.store={other}"
     assert scored(Path(tuned), reporter, "linear", words)["class_names"] == ["a", "b", "c"]
-    with pytest.raises(DataError, match="are not those the run was trained on"):
+    with pytest.raises(DataError, match="are not those that the run was trained on"):
         scored(Path(tuned), reporter, "finetuned", words)
 
 
@@ -238,7 +238,7 @@ def test_an_untrained_encoder_needs_a_recipe_alone(
     by_run = scored(run, reporter, "knn", untrained=True)
     assert Path(by_run["results"]).parent == run / "results"
     assert by_run["confusion"] == by_recipe["confusion"]
-    with pytest.raises(UsageError, match="`--checkpoint` chooses weights"):
+    with pytest.raises(UsageError, match="`--checkpoint best` and `--untrained` exclude"):
         scored(run, reporter, "knn", untrained=True, prefer="best")
     with pytest.raises(UsageError, match="no classifier for `--protocol finetuned`"):
         scored(recipe_file, reporter, "finetuned", untrained=True)
