@@ -190,7 +190,7 @@ def test_nothing_is_left_after_a_kill(tmp_path: Path) -> None:
     process.stdout.close()
     ended = time.monotonic() + 60
     while holders(inode) and time.monotonic() < ended:
-        time.sleep(0.2)  # torch's workers look every few seconds whether they are alone
+        time.sleep(0.2)
     assert not holders(inode)
     assert not list(tmp_path.iterdir())
 

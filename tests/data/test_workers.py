@@ -71,11 +71,12 @@ def training(store: FakeStore, **options: Any) -> Batches:
 
 @pytest.fixture(autouse=True)
 def _no_worker_is_left() -> Iterator[None]:
+    before = {*multiprocessing.active_children()}
     yield
     until = time.monotonic() + 60
-    while multiprocessing.active_children() and time.monotonic() < until:
+    while {*multiprocessing.active_children()} - before and time.monotonic() < until:
         time.sleep(0.02)
-    assert not multiprocessing.active_children()
+    assert not {*multiprocessing.active_children()} - before
 
 
 @pytest.mark.parametrize(
@@ -219,9 +220,10 @@ def alive(pid: int) -> bool:
 
 @pytest.mark.parametrize("taken", [0, 1])
 def test_dropping_the_batches_ends_the_workers(taken: int) -> None:
+    before = {*multiprocessing.active_children()}
     batches = training(FakeStore([4] * 6, size=(16, 16)), workers=2)
     list(islice(batches, taken))
-    assert len(multiprocessing.active_children()) == 2
+    assert len({*multiprocessing.active_children()} - before) == 2
     del batches
 
 

@@ -15,6 +15,7 @@ from tatscli.engine import launch
 from tatscli.engine.launch import processes
 from tatscli.errors import UsageError
 from tatscli.machine import usable_cores
+from tests.processes import SLOW
 
 LOST = "sys.exit(75)"
 
@@ -51,12 +52,12 @@ def start(
 
 
 def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=SLOW)
     return process.returncode, stdout, stderr
 
 
 def wait_for(*paths: Path) -> None:
-    until = time.monotonic() + 30
+    until = time.monotonic() + SLOW
     while not all(path.exists() for path in paths):
         assert time.monotonic() < until
         time.sleep(0.02)
@@ -91,15 +92,18 @@ def test_an_error_of_any_rank_is_told_once(tmp_path: Path, code: int) -> None:
     print("error: of one", file=sys.stderr)
     sys.exit({code})
     """
-    assert end(start(tmp_path, second)) == (code, "", "error: of one\n")
+    assert end(start(tmp_path, second, notice=SLOW)) == (code, "", "error: of one\n")
 
 
 def test_a_rank_that_is_killed_is_named_and_the_others_are_told_to_stop(tmp_path: Path) -> None:
     body = """
     leave_with(143)
     if rank == 1:
+        while not os.path.exists("ready"):
+            time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(60)
+    open("ready", "w").close()
+    time.sleep(600)
     """
     code, _, stderr = end(start(tmp_path, body, notice=0.3))
     assert code == 1
@@ -126,7 +130,7 @@ def test_signals_reach_every_rank_and_its_code_comes_back(
     else:
         signal.signal({int(number)}, signal.SIG_DFL)
     open(f"ready{{rank}}", "w").close()
-    time.sleep(60)
+    time.sleep(600)
     """
     process = start(tmp_path, body)
     wait_for(tmp_path / "ready0", tmp_path / "ready1")
@@ -165,7 +169,7 @@ def test_who_does_not_stop_is_killed_with_its_workers(tmp_path: Path) -> None:
         worker = subprocess.Popen(["sleep", "60"])
         open("worker", "w").write(str(worker.pid))
     open(f"ready{rank}", "w").close()
-    time.sleep(60)
+    time.sleep(600)
     """
     process = start(tmp_path, body, grace=0.5)
     wait_for(tmp_path / "ready0", tmp_path / "ready1")
@@ -185,7 +189,7 @@ def test_ranks_stop_when_the_launcher_is_killed(tmp_path: Path) -> None:
     launch([], "2", device="cpu")
     signal.signal(signal.SIGTERM, lambda *_: (open(f"saved{rank}", "w").close(), os._exit(143)))
     open(f"ready{rank}", "w").close()
-    time.sleep(60)
+    time.sleep(600)
     """
     process = start(tmp_path, body)
     wait_for(tmp_path / "ready0", tmp_path / "ready1")

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,6 +25,17 @@ from tatscli.engine.signals import heeding
 from tatscli.engine.training import Training
 from tatscli.errors import Stopped
 from tests.engine.toy import ToyBatch, resumed, said, timeless, toy_training
+from tests.processes import SLOW, hear_interrupts
+
+OVER = threading.Event()
+"""Set at the end of a test: what hangs then goes on, and its thread ends."""
+
+
+@pytest.fixture(autouse=True)
+def _over() -> Iterator[None]:
+    OVER.clear()
+    yield
+    OVER.set()
 
 
 def tell(number: signal.Signals = signal.SIGTERM) -> None:
@@ -38,7 +50,7 @@ def stalling(training: Training, after: int, number: signal.Signals = signal.SIG
         for count, batch in enumerate(plain(start)):
             if count == after:
                 threading.Timer(0.3, tell, [number]).start()
-                time.sleep(60)
+                OVER.wait(SLOW)
             yield batch
 
     training.batches = batches
@@ -98,7 +110,7 @@ def test_a_loader_that_hangs_holds_up_no_signal(
     began = time.monotonic()
     with pytest.raises(Stopped) as stopped:
         train(training)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < SLOW / 2
     assert stopped.value.exit_code == code
     assert "stopped after step 3 of 10" in stopped.value.message
     assert find_checkpoint(tmp_path).step == 3
@@ -188,12 +200,18 @@ SECOND = """
 import signal, sys, time
 from pathlib import Path
 from tests.engine.toy import toy_training
+from tatscli.engine import signals
 from tatscli.engine.loop import train
-signal.signal(signal.SIGINT, signal.default_int_handler)
+signals._ONE_KEY = 0.0  # every Ctrl-C is one of its own, however fast
+hear = signals.StopRequest.hear
+def heard(request, number, frame):
+    print("heard", flush=True)
+    hear(request, number, frame)
+signals.StopRequest.hear = heard
 training = toy_training(Path(sys.argv[1]))
 def step(batch, generator):
     print("step", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 training.step = step
 train(training)
 """
@@ -201,17 +219,32 @@ train(training)
 
 def test_a_second_interrupt_is_followed_at_once(tmp_path: Path) -> None:
     words = [sys.executable, "-c", SECOND, str(tmp_path)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=hear_interrupts
+    ) as process:
         assert process.stdout is not None and process.stderr is not None
         assert process.stdout.readline() == b"step\n"
         process.send_signal(signal.SIGINT)
-        time.sleep(0.1)  # a launcher that passes on what the terminal has sent already
-        process.send_signal(signal.SIGINT)
-        time.sleep(1)
+        assert process.stdout.readline() == b"heard\n"
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) != 0
+        assert process.wait(timeout=SLOW) != 0
         assert b"KeyboardInterrupt" in process.stderr.read()
+
+
+def test_one_key_that_is_heard_twice_is_one_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C of a terminal, which a launcher passes on as well."""
+    now = 100.0
+    monkeypatch.setattr(signals, "time", SimpleNamespace(monotonic=lambda: now))
+    request = signals.StopRequest()
+    request.hear(signal.SIGINT, None)
+    now += 0.4
+    request.hear(signal.SIGINT, None)
+    assert request.exit_code == 130
+    now += 0.2
+    request.hear(signal.SIGTERM, None)  # no Ctrl-C
+    with pytest.raises(KeyboardInterrupt):
+        request.hear(signal.SIGINT, None)
 
 
 def scored(training: Training, *, told: int | None = None, deaf: bool = False) -> Training:
@@ -223,7 +256,7 @@ def scored(training: Training, *, told: int | None = None, deaf: bool = False) -
             if epoch == told and turn == 2:
                 tell()
                 if deaf:
-                    time.sleep(60)
+                    time.sleep(SLOW)
             assert turn < 4 or epoch != told
         return scores[epoch], {"val_top1": scores[epoch]}
 

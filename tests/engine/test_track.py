@@ -26,6 +26,7 @@ from tatscli.engine.track import need_trackers
 from tatscli.engine.training import Training
 from tatscli.errors import UsageError
 from tests.engine.toy import ToyBatch, resumed, said, toy_training
+from tests.processes import SLOW
 
 PICTURE = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
 
@@ -51,7 +52,7 @@ third, and a pass ends with the fourth."""
 
 def killed(folder: Path, *trackers: str) -> None:
     words = [sys.executable, "-c", KILLED, str(folder), *trackers]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=SLOW)
     assert done.returncode == -9, done.stderr
 
 

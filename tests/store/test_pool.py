@@ -11,6 +11,8 @@ import pytest
 
 from tatscli.store.pool import Crash, Timeout, run_in_order
 
+time.sleep(float(os.environ.get("TESTS_START_SLOWLY", "0")))  # workers import this file
+
 
 def work(jobs):
     for job in jobs:
@@ -88,8 +90,8 @@ def test_a_dying_worker_costs_only_its_own_job():
 def test_a_job_over_its_time_costs_only_itself(tmp_path):
     jobs = [("echo", 0), ("deaf", str(tmp_path / "pid")), *[("sleep", 0.4)] * 3, ("echo", 5)]
     begin = time.monotonic()
-    assert results(jobs, timeout=1.5) == [0, Timeout(1.5), 0.4, 0.4, 0.4, 5]
-    assert time.monotonic() - begin < 30
+    assert results(jobs, timeout=4) == [0, Timeout(4), 0.4, 0.4, 0.4, 5]
+    assert time.monotonic() - begin < 300
     assert gone(int((tmp_path / "pid").read_text()))
     assert str(Timeout(60)) == "timeout: not finished after 60 s"
 
@@ -102,16 +104,16 @@ def test_a_dying_worker_costs_its_group_nothing(tmp_path):
         [("echo", 4), ("sleep", 600), ("echo", 6)],
         [("echo", 7)],
     ]
-    found = list(run_in_order(work, groups, workers=2, ahead=8, timeout=1.5))
+    found = list(run_in_order(work, groups, workers=2, ahead=8, timeout=4))
     assert [job for job, _ in found] == [job for group in groups for job in group]
     results = [result for _, result in found]
-    assert results[1:] == [Crash(-signal.SIGSEGV), 2, Crash(7), 4, Timeout(1.5), 6, 7]
+    assert results[1:] == [Crash(-signal.SIGSEGV), 2, Crash(7), 4, Timeout(4), 6, 7]
     assert trace.read_text() == "x"  # was not run again
 
 
 def test_each_job_of_a_group_has_its_time():
-    groups = [[("sleep", 0.6)] * 4]
-    assert [result for _, result in run_in_order(work, groups, workers=1, timeout=1.5)] == [0.6] * 4
+    groups = [[("sleep", 1.1)] * 4]
+    assert [result for _, result in run_in_order(work, groups, workers=1, timeout=4)] == [1.1] * 4
 
 
 def test_results_of_a_group_come_as_they_are_ready(tmp_path):
@@ -123,35 +125,36 @@ def test_results_of_a_group_come_as_they_are_ready(tmp_path):
 def test_every_worker_may_be_late_at_once(tmp_path):
     jobs = [("deaf", str(tmp_path / str(number))) for number in range(4)]
     begin = time.monotonic()
-    assert results([*jobs, ("echo", 1)], timeout=0.5) == [Timeout(0.5)] * 4 + [1]
-    assert time.monotonic() - begin < 30
+    assert results([*jobs, ("echo", 1)], timeout=2) == [Timeout(2)] * 4 + [1]
+    assert time.monotonic() - begin < 300
     assert all(gone(int(path.read_text())) for path in tmp_path.iterdir())
 
 
 def test_the_nearest_deadline_is_the_one_that_counts():
     """A long job that is allowed to be long must not delay the end of a hanging one."""
     jobs = singly([("sleep", 600), ("sleep", 0.1)])
-    running = run_in_order(work, jobs, workers=2, ahead=2, timeout=1.0)
+    running = run_in_order(work, jobs, workers=2, ahead=2, timeout=3.0)
     begin = time.monotonic()
-    assert next(running)[1] == Timeout(1.0)
-    assert time.monotonic() - begin < 20
+    assert next(running)[1] == Timeout(3.0)
+    assert time.monotonic() - begin < 300
     assert next(running)[1] == 0.1
     running.close()
 
 
 def test_a_slow_caller_does_not_make_jobs_late():
-    jobs = singly(("echo", n) for n in range(4))
-    running = run_in_order(work, jobs, workers=2, ahead=4, timeout=0.3)
+    jobs = singly(("echo", n) for n in range(3))
+    running = run_in_order(work, jobs, workers=2, ahead=3, timeout=1.5)
     found = []
     for _, result in running:
-        time.sleep(0.5)
+        time.sleep(1.6)
         found.append(result)
-    assert found == [0, 1, 2, 3]
+    assert found == [0, 1, 2]
 
 
-def test_what_a_worker_takes_to_start_is_not_the_job_s():
+def test_what_a_worker_takes_to_start_is_not_the_job_s(monkeypatch):
+    monkeypatch.setenv("TESTS_START_SLOWLY", "2")
     jobs = [("echo", 0), ("echo", 1)]
-    assert results(jobs, timeout=0.05) == [0, 1]
+    assert results(jobs, timeout=1.5) == [0, 1]
 
 
 def test_jobs_are_not_started_far_ahead():

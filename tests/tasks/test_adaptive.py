@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +31,7 @@ from tatscli.tokenizer.adaptive import AdaptiveTokenizer
 from tatscli.tokenizer.load import open_run
 from tatscli.visualize.windows import WindowReader
 from tests.clips import moving_patch, render
+from tests.processes import train_and_kill
 from tests.system.fake_device import GPU, NoWaits, pretend_gpu, to_gpu
 from tests.system.test_no_waits import Arrived, host_batch
 from tests.tasks.runs import assert_equal, metrics, weights
@@ -115,17 +111,7 @@ def test_killed_and_resumed_it_is_bit_equal(
 ) -> None:
     """Generator, discriminator and average, as a run that nobody disturbed."""
     loaded = load_coder(GAN)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tatscli", "pretrain", "coder.yaml", GAN, "--out", "runs/killed"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stderr=subprocess.DEVNULL,
-    )
-    last = Path("runs/killed/checkpoints/last/meta.json")
-    while not (last.exists() and json.loads(last.read_text())["step"] >= 4):
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    train_and_kill(6, "pretrain", "coder.yaml", GAN, "--out", "runs/killed")
     pretrain(loaded, reporter=reporter, out="runs/killed", resume=True)
     assert "resuming after step" in reporter.stderr.getvalue()
     assert_equal(coder, Path("runs/killed"), *PARTS)

@@ -174,8 +174,11 @@ def test_a_killed_run_goes_on_to_the_same_bytes(home: Path, tmp_path: Path, pair
     embed([home / "videos"], pairs, out=straight, **options)
     slowly = (
         "import sys, time\nimport tatscli.tasks.embed as embed\nfrom tatscli.cli import main\n"
-        "take, embed.PART_BYTES = embed.Embedding.take, 0\n"
-        "embed.Embedding.take = lambda self, batch: (time.sleep(0.1), take(self, batch))[1]\n"
+        "take, embed.PART_BYTES, taken = embed.Embedding.take, 0, []\n"
+        "def take_some(self, batch):\n"
+        "    taken.append(batch)\n"
+        "    return take(self, batch) if len(taken) < 5 else time.sleep(600)\n"
+        "embed.Embedding.take = take_some\n"
         "sys.exit(main(sys.argv[1:]))"
     )
     words = ["embed", home / "videos", "--run", pairs, "--per", "window", "--out", halves]

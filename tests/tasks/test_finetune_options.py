@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +22,7 @@ from tatscli.tasks.dry_run import plan_finetuning
 from tatscli.tasks.evaluate import evaluate
 from tatscli.tasks.finetune import finetune
 from tatscli.tasks.pretrain import pretrain
+from tests.processes import train_and_kill
 from tests.tasks.classifiers import unprepared
 from tests.tasks.runs import assert_equal, metrics, weights
 
@@ -113,18 +110,8 @@ def test_all_at_once_killed_and_resumed_is_bit_equal(
 ) -> None:
     words = (*NANO, *ALL, f"data.store={grouped}", "finetune.optim.epochs=40",
              "finetune.val_every=20")  # fmt: skip
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tatscli", "finetune", str(recipe_file), *words, "--scratch",
-         "--out", "runs/killed"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    train_and_kill(6, "finetune", recipe_file, *words, "--scratch", "--out", "runs/killed")
     last = Path("runs/killed/checkpoints/last/meta.json")
-    while not (last.exists() and json.loads(last.read_text())["step"] >= 4):
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
     finetune(load(*words), reporter=reporter, init=None, out="runs/straight")
     result = finetune(load(*words), reporter=reporter, init=None, out="runs/killed", resume=True)
     assert "resuming after step" in reporter.stderr.getvalue()

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from tests.processes import SLOW
+
 Tats = Callable[..., subprocess.CompletedProcess[str]]
 
 TINY = (
@@ -23,7 +25,6 @@ TINY = (
     "optim.batch_per_device=3",
     "run.save_every=0.5",
 )
-SLOW = 600  # seconds: of a machine with other work, and of no test that passes
 PLAIN = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
 
 

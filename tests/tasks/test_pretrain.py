@@ -6,8 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from tatscli.errors import CheckpointError, DataError, UsageError
 from tatscli.recipe.load import LoadedRecipe
 from tatscli.system.load import load_system
 from tatscli.tasks.pretrain import Pretraining, pretrain
+from tests.processes import train_and_kill
 
 Load = Callable[..., LoadedRecipe]
 
@@ -152,17 +151,7 @@ def test_killed_without_warning_and_resumed_is_bit_equal(
     words = ["pretrain", str(recipe_file), "run.save_every=0.5", "optim.epochs=12"]
     straight = cli(*words, "--out", "runs/straight")
     assert straight.code == 0, straight.stderr
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tatscli", *words, "--out", "runs/killed"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stderr=subprocess.DEVNULL,
-    )
-    last = Path("runs/killed/checkpoints/last/meta.json")
-    while not (last.exists() and json.loads(last.read_text())["step"] >= 3):
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    train_and_kill(5, *words, "--out", "runs/killed")
     again = cli(*words, "--out", "runs/killed", "--resume")
     assert again.code == 0, again.stderr
     assert "resuming after step" in again.stderr
