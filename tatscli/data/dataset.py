@@ -20,7 +20,7 @@ from tatscli.data.cache import frames_in_memory
 from tatscli.data.files import ClipFiles
 from tatscli.data.finishing import Finishing, plan_finishing
 from tatscli.data.motion import MotionField
-from tatscli.data.provide import MotionSource
+from tatscli.data.motion_source import MotionSource
 from tatscli.data.sample import Sample
 from tatscli.data.sampling import chosen_frames, drawn_clip, train_indices
 from tatscli.data.tracks import Track

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tatscli.data.dataset import Sample
 from tatscli.data.motion import MotionField
-from tatscli.data.provide import motion_seen, one_scale
+from tatscli.data.motion_source import motion_seen, one_scale
 from tatscli.data.tracks import reach, track
 from tatscli.data.view import View, spatial_crop
 from tatscli.errors import UsageError

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tatscli.console import Reporter
-from tatscli.data.provide import MotionSource
+from tatscli.data.motion_source import MotionSource
 from tatscli.data.sampling import eval_indices
 from tatscli.data.view import spatial_crop
 from tatscli.errors import DataError, DecodeError, UsageError
