@@ -72,7 +72,7 @@ class Clips(Dataset[list[Sample]]):
         import_torchvision()  # fail now and not in a worker; forked workers find it loaded
         if store.settings.frames == "none":
             raise DataError(
-                f"the store `{store.path}` holds motion only, no pictures",
+                f"the store `{store.path}` contains only motion, no frames",
                 "prepare it without `--frames none`",
             )
         self.store = store

@@ -26,7 +26,7 @@ from tatscli.machine import free_memory, usable_cores
 from tatscli.recipe.derive import Schedule
 
 TIMEOUT = 600.0
-"""Seconds over one clip before a run stops, where nobody says; a slow disk is not yet a hang."""
+"""Default seconds for one clip before a run stops; a slow disk is not yet a hang."""
 
 _LAST_WORDS = 25  # seconds that a worker serves on after SIGTERM
 _SHARE = 0.8  # of the free memory that batches on their way may take
@@ -238,7 +238,7 @@ def _affordable(workers: int, batch_bytes: int, warn: Callable[[str], object] | 
     fewer = max(1, int(_SHARE * free / each) - 1)
     if fewer < workers:
         warn(
-            f"{fewer} instead of {workers} loader workers: {AHEAD} batches of each would take"
+            f"using {fewer} instead of {workers} loader workers: {AHEAD} batches of each would take"
             f" {in_bytes(workers * each)}, and {in_bytes(free)} of memory are free"
         )
     return min(workers, fewer)

@@ -75,8 +75,8 @@ def send(connection: Connection, answer: Any) -> None:
     except OSError as error:
         connection.send(
             TatsError(
-                f"there is no memory for a batch of {in_bytes(size)}: {error}",
-                "fewer `data.workers` or a smaller `optim.batch_per_device` need less",
+                f"out of memory for a batch of {in_bytes(size)}: {error}",
+                "use fewer `data.workers` or a smaller `optim.batch_per_device`",
             )
         )
 

@@ -83,7 +83,7 @@ class BatchReader:
                 bad.append((row, error.message))
         raise DataError(
             f"{tries} videos in a row cannot be read, the last because {bad[-1][1]}",
-            hint="check that the store is whole and its disk is there",
+            hint="check that the store is complete and its disk is mounted",
         )
 
 

@@ -1,5 +1,5 @@
-"""`tats bench`: what a recipe's training step, its loader and this machine can do, and which of
-them holds the others back."""
+"""`tats bench`: throughput of a recipe's training step and loader on this machine, and which of
+them is the bottleneck."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ def bench(
     Args:
         loaded: The merged recipe.
         reporter: Speaks to the user.
-        stage: What it is used for; a recipe with a `tokenizer` always trains that.
-        batch: Videos in a forward pass; None looks for the most that fit.
-        memory_gb: On a CPU, what a process may take; None is what is free.
-        seconds: How long loader and step are measured, each; at least one step.
-        workers: Loader processes; None takes the recipe's.
+        stage: Training to measure; a recipe with a `tokenizer` always trains that.
+        batch: Videos in a forward pass; None searches for the largest that fits.
+        memory_gb: Memory limit of a process on a CPU; None is the free memory.
+        seconds: How long to measure loader and step, each; at least one step.
+        workers: Loader processes; None uses the recipe's.
 
     Returns:
         What `--json` prints; docs/bench.md explains every number.
@@ -120,47 +120,6 @@ def bench(
     return found
 
 
-def show_bench(found: dict[str, Any], reporter: Reporter) -> None:
-    """Print a benchmark as a table and a sentence, or as JSON."""
-    step, loader, batch = found["step"], found["loader"], found["batch"]
-    rows: list[tuple[str, str]] = [
-        ("device", f"{found['device_name']}, {found['precision']}, {found['threads']} threads"),
-        ("GFLOP a clip, forward and backward", f"{step['gflops_per_clip']:.4g}"),
-    ]
-    search = batch["search"]
-    if search is not None:
-        room = "" if search["limit_gb"] is None else f" in {search['limit_gb']:.3g} GB"
-        end = ", the total batch" if search["largest"] == search["most"] else ""
-        rows.append(("largest batch", f"{search['largest']} videos{room}{end}"))
-    if loader["skipped"] is None:
-        made = f"{loader['clips_per_second']:.4g} clips/s, {loader['workers']} workers"
-    else:
-        made = f"not measured: {loader['skipped']}"
-    rows.append(("loader alone", made))
-    if step["clips_per_second"] is not None:
-        rate = f"{step['clips_per_second']:.4g} clips/s with {batch['used']} videos"
-        rows += [
-            ("step alone", f"{rate}, {step['seconds']:.3g} s a step"),
-            ("peak memory", f"{step['peak_memory_gb']:.3g} GB"),
-            ("speed of the step", f"{step['tflops']:.4g} TFLOP/s"),
-        ]
-        if step["clips_per_second_at_largest"] is not None:
-            faster = f"{step['clips_per_second_at_largest']:.4g} clips/s"
-            rows.append((f"step with {search['usable']} videos", faster))
-        if step["clips_per_second_in_bf16"] is not None:
-            rows.append(("step in bf16", f"{step['clips_per_second_in_bf16']:.4g} clips/s"))
-    rows.append(("speed of a large product", f"{step['ceiling_tflops']:.4g} TFLOP/s"))
-    if step["of_ceiling"] is not None:
-        mfu = "unknown: this device is not in the table"
-        if step["mfu"] is not None:
-            mfu = f"{100 * step['mfu']:.1f} % of {step['peak_tflops']:.4g} TFLOP/s"
-        rows += [("of a large product", f"{100 * step['of_ceiling']:.1f} %"), ("MFU", mfu)]
-    reporter.table(f"bench {found['stage']} {found['recipe']}", ["what", "value"], rows)
-    if not reporter.json_output:
-        reporter.stdout.write(found["bottleneck"]["sentence"] + "\n")
-    reporter.result(found)
-
-
 def _next(bar: tqdm, description: str) -> None:
     bar.update()
     bar.set_description(description)
@@ -174,8 +133,8 @@ def _flops(stage: Stage, here: Session) -> float:
     except Exception as error:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         here.reporter.warn(
-            f"the step's operations cannot be counted ({reason}); they are estimated: six a weight "
-            "and token"
+            f"the step's operations cannot be counted ({reason}); estimated as 6 per weight and "
+            "token"
         )
         return stage.work()
 
@@ -189,7 +148,7 @@ def _free_memory() -> float:
     free = free_memory()
     if free is None:
         raise UsageError(
-            "how much memory is free cannot be found out here", hint="say so with `--memory GB`"
+            "cannot determine the free memory on this system", hint="set it with `--memory GB`"
         )
     return float(free)
 
@@ -271,7 +230,7 @@ def _time(rehearsal: Rehearsal, videos: int, seconds: float) -> tuple[Timing, fl
             raise
         raise TatsError(
             f"{videos} videos do not fit into the memory of {rehearsal.here.device}",
-            hint="without `--batch` the largest number that fits is looked for",
+            hint="without `--batch` the largest batch that fits is searched for",
         ) from None
     return timing, peak_memory(rehearsal.here.device)
 

@@ -58,7 +58,7 @@ def checkpoint_to_resume(folder: Path, store: Store, here: Session) -> Checkpoin
         raise UsageError(
             f"the store `{store.path}` is not the one that `{folder}` was trained on: "
             "videos or settings have changed",
-            hint="start anew from these weights with `--init` and another `--out`",
+            hint="start a new run from these weights with `--init` and another `--out`",
         )
     return checkpoint
 
@@ -83,7 +83,7 @@ def refuse_other_recipe(folder: Path, loaded: LoadedRecipe) -> None:
             hint="`run.*` (but `run.seed` and `run.watch.share`), `evaluate.*`, `data.workers`, "
             "`data.timeout`, `data.cache*`, `data.resize_on`, `data.decode`, `data.max_bad_share` "
             "and the places of the store and of frozen networks may change on `--resume`; "
-            "to start anew from these weights, use `--init` and another `--out`",
+            "to start a new run from these weights, use `--init` and another `--out`",
         )
 
 
@@ -92,9 +92,9 @@ def warn_of_other_processes(checkpoint: Checkpoint, here: Session) -> None:
     before = checkpoint.meta.get("processes", here.world.size)
     if before != here.world.size:
         here.reporter.warn(
-            f"the run was trained by {before} processes, and goes on with {here.world.size}: "
-            "every step sees the same videos, but dropout and drop path are drawn anew, and sums "
-            "are rounded in another order"
+            f"the run was trained with {before} processes and continues with {here.world.size}: "
+            "every step sees the same videos, but dropout and drop path differ, and so does the "
+            "rounding of sums"
         )
 
 
@@ -102,6 +102,6 @@ def warn_of_other_draws(checkpoint: Checkpoint, here: Session) -> None:
     """Say that a run of an earlier version goes on with other masks."""
     if checkpoint.meta.get("draws") != Draws.version:
         here.reporter.warn(
-            "the checkpoint is of a version that draws masks from the seed in another way: "
-            "the run goes on with other masks than it would have had"
+            "the checkpoint is from a version that draws masks from the seed differently: "
+            "the run continues with different masks"
         )

@@ -194,7 +194,7 @@ def test_a_tracker_that_fails_costs_one_warning(
     monkeypatch.setattr(fake if moment == "init" else FakeRun, moment, fails)
     training = pictured(toy_training(tmp_path, track=["wandb", "tensorboard"]))
     assert train(training)["steps"] == 10
-    words = "warning: `run.track: wandb` failed and gets nothing more; the training goes on: "
+    words = "warning: `run.track: wandb` failed and is disabled; training continues: "
     assert said(training).count(f"{words}nobody there\n") == 1
     assert "and more" not in said(training)
     assert scalars(tmp_path) == series(tmp_path)  # the other one goes on as well
