@@ -230,7 +230,7 @@ def _batches(
 
 
 def _affordable(workers: int, batch_bytes: int, warn: Callable[[str], object] | None) -> int:
-    """Return how many workers there is memory for, and say so where those are fewer."""
+    """Return how many workers there is memory for, with a warning if fewer."""
     free = free_memory()
     each = AHEAD * batch_bytes
     if free is None or warn is None or (workers + 1) * each <= _SHARE * free:
@@ -264,9 +264,9 @@ def _context(*, on_cuda: bool) -> BaseContext | None:
 def _start_worker(_: int) -> None:
     """Leave signals to the main process, which ends its workers itself.
 
-    Schedulers send them to every process of a job. What asks for a checkpoint is none of a worker's
-    business; after SIGTERM it serves on for `_LAST_WORDS` seconds, in which the main process may
-    finish a step. A second one ends it at once, and so does the end of the main process.
+    Schedulers send signals to every process of a job. Workers ignore those that ask for a
+    checkpoint; after SIGTERM they continue for `_LAST_WORDS` seconds, in which the main process may
+    finish a step. A second SIGTERM ends them at once, and so does the end of the main process.
     """
     if hasattr(os, "setpgrp"):
         os.setpgrp()

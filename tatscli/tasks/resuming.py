@@ -1,4 +1,4 @@
-"""What `--resume` continues, and what may differ from the session before."""
+"""Which checkpoint `--resume` continues, and what may differ from the previous session."""
 
 from __future__ import annotations
 
