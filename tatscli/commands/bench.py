@@ -1,4 +1,4 @@
-"""`tats bench`: how fast a recipe trains on this machine, and what holds it back."""
+"""`tats bench`: how fast a recipe trains on this machine, and its bottleneck."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def bench(
     store: StoreOption = None,
     stage: Annotated[
         BenchStage,
-        typer.Option("--stage", help="Which training; a tokenizer's recipe has its own."),
+        typer.Option("--stage", help="Training to measure; a tokenizer recipe has only its own."),
     ] = BenchStage.PRETRAIN,
     batch: Annotated[
         int | None,
         typer.Option(
             "--batch",
             min=1,
-            help="Measure with so many videos, without looking for the most that fit.",
+            help="Batch to measure, without searching for the largest that fits.",
             show_default="the recipe's",
         ),
     ] = None,
@@ -59,15 +59,13 @@ def bench(
             "--memory",
             min=0.1,
             metavar="GB",
-            help="On a CPU: what the training process may take.",
+            help="On a CPU: memory limit of the training process.",
             show_default="what is free",
         ),
     ] = None,
     seconds: Annotated[
         float,
-        typer.Option(
-            "--seconds", min=0.1, help="Measure loader and step for so long each, whole steps."
-        ),
+        typer.Option("--seconds", min=0.1, help="How long to measure loader and step, each."),
     ] = 20.0,
     workers: Annotated[
         int | None,

@@ -23,7 +23,7 @@ MUST_IMPORT = ("torch", "torchvision", "av")  # native parts: installed is not y
 
 
 def env(json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
-    """Show versions, devices and paths: put this into a bug report."""
+    """Show versions, devices and paths, for bug reports."""
     report = reporter(json, quiet, verbose)
     payload = describe_environment()
     rows = [
@@ -63,7 +63,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def _scheduler() -> dict[str, Any] | None:
-    """Say how a training started here would see itself among others; None without a scheduler."""
+    """Describe the rank that a training started here would have; None without a scheduler."""
     from tatscli.engine.schedulers import find_place
     from tatscli.errors import UsageError
 
@@ -74,7 +74,7 @@ def _scheduler() -> dict[str, Any] | None:
     except UsageError as error:
         return {"says": f"refused: {error.message}", "problem": error.message}
     if place is None:
-        return {"says": f"one process alone: {reason}", "rank": 0, "size": 1}
+        return {"says": f"single process: {reason}", "rank": 0, "size": 1}
     facts = {name: getattr(place, name) for name in ("rank", "size", "local_rank", "local_size")}
     return {"says": f"{place} ({reason})", **facts, "address": place.address, "port": place.port}
 

@@ -1,4 +1,4 @@
-"""Reading several things at once, and handing over what is read in order."""
+"""Reading several sources at once, and returning their items in order."""
 
 from __future__ import annotations
 

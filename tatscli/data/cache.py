@@ -71,7 +71,7 @@ class CachePlan:
     def __str__(self) -> str:
         """Say it in a line."""
         if self.reason:
-            return f"none, decoded in every pass: {self.reason}"
+            return f"none, decoded in every epoch: {self.reason}"
         each = f"{self.ranks} ranks x " if self.ranks > 1 else ""
         return f"{each}{in_bytes(self.bytes)} of at most {in_bytes(self.limit)}, decoded once"
 
@@ -146,7 +146,7 @@ def frames_in_memory(
     try:
         cache = FrameCache(store, rows)
     except (OSError, ValueError) as error:
-        return None, _not_kept(plan, data, f"the system does not give the memory: {error}")
+        return None, _not_kept(plan, data, f"the system cannot allocate the memory: {error}")
     _ALIVE.add(cache)
     return cache, plan
 
@@ -234,8 +234,8 @@ class FrameCache:
                 self._write(flags, place.flags.start)
         except OSError as error:
             raise TatsError(
-                f"decoded frames can no longer be kept in memory: {error}",
-                "`data.cache=none` does without it, or set a smaller `data.cache_gb`",
+                f"there is no memory left for decoded frames: {error}",
+                "set `data.cache=none`, or a smaller `data.cache_gb`",
             ) from error
         self._known[place.flags] = flags
 
@@ -309,5 +309,5 @@ def _not_kept(
     larger = "" if enough is None else f"set `data.cache_gb={enough:g}`, or "
     raise RecipeError(
         f"`data.cache: ram` cannot keep {plan.frames:,} frames: {reason}",
-        hint=f"{larger}allow `data.cache=auto` or `none`, which decode them in every pass",
+        hint=f"{larger}allow `data.cache=auto` or `none`, which decode them in every epoch",
     )

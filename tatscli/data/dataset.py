@@ -20,7 +20,7 @@ from tatscli.data.cache import frames_in_memory
 from tatscli.data.files import ClipFiles
 from tatscli.data.finishing import Finishing, plan_finishing
 from tatscli.data.motion import MotionField
-from tatscli.data.provide import MotionSource
+from tatscli.data.motion_source import MotionSource
 from tatscli.data.sample import Sample
 from tatscli.data.sampling import chosen_frames, drawn_clip, train_indices
 from tatscli.data.torchvision_ops import decode_jpegs, import_torchvision
@@ -72,7 +72,7 @@ class Clips(Dataset[list[Sample]]):
         import_torchvision()  # fail now and not in a worker; forked workers find it loaded
         if store.settings.frames == "none":
             raise DataError(
-                f"the store `{store.path}` holds motion only, no pictures",
+                f"the store `{store.path}` contains only motion, no frames",
                 "prepare it without `--frames none`",
             )
         self.store = store

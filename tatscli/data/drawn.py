@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tatscli.data.dataset import Sample
-from tatscli.data.provide import MotionSource
+from tatscli.data.motion_source import MotionSource
 from tatscli.data.sampling import train_indices
 from tatscli.data.view import random_resized_crop
 from tatscli.data.views import EvalViews

@@ -1,4 +1,4 @@
-"""What of training clips is left to the device, and why: resizing views, decoding JPEG files.
+"""Which work on training clips is done on the device, and why: resizing views, decoding JPEGs.
 
 Shapes: T frames, C channels, H and W pixels.
 """
@@ -20,7 +20,7 @@ _MOST = 4  # times the pixels of the view: larger crops cost more to copy than t
 
 @dataclass(frozen=True, slots=True)
 class Finishing:
-    """What a device does of a clip.
+    """The work that a device does on a clip.
 
     Attributes:
         resize: It resizes and mirrors the crops.

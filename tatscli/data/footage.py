@@ -112,7 +112,7 @@ class StoreFootage(Footage):
         rows, copies = store.part(split), _Copies(store)
         if store.settings.frames == "none":
             raise DataError(
-                f"the store `{store.path}` holds motion only, no pictures",
+                f"the store `{store.path}` contains only motion, no frames",
                 "prepare it without `--frames none`",
             )
         return [cls(store, row, copies) for row in rows]

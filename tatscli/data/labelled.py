@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tatscli.data.augment import erase
 from tatscli.data.dataset import Clips, Draw, Key
-from tatscli.data.provide import MotionSource
+from tatscli.data.motion_source import MotionSource
 from tatscli.data.randaugment import rand_augment_pictures
 from tatscli.data.sample import Sample
 from tatscli.data.sampling import train_indices

@@ -26,7 +26,7 @@ from tatscli.machine import free_memory, usable_cores
 from tatscli.recipe.derive import Schedule
 
 TIMEOUT = 600.0
-"""Seconds over one clip before a run stops, where nobody says; a slow disk is not yet a hang."""
+"""Default seconds for one clip before a run stops; a slow disk is not yet a hang."""
 
 _LAST_WORDS = 25  # seconds that a worker serves on after SIGTERM
 _SHARE = 0.8  # of the free memory that batches on their way may take
@@ -230,7 +230,7 @@ def _batches(
 
 
 def _affordable(workers: int, batch_bytes: int, warn: Callable[[str], object] | None) -> int:
-    """Return how many workers there is memory for, and say so where those are fewer."""
+    """Return how many workers there is memory for, with a warning if fewer."""
     free = free_memory()
     each = AHEAD * batch_bytes
     if free is None or warn is None or (workers + 1) * each <= _SHARE * free:
@@ -238,7 +238,7 @@ def _affordable(workers: int, batch_bytes: int, warn: Callable[[str], object] | 
     fewer = max(1, int(_SHARE * free / each) - 1)
     if fewer < workers:
         warn(
-            f"{fewer} instead of {workers} loader workers: {AHEAD} batches of each would take"
+            f"using {fewer} instead of {workers} loader workers: {AHEAD} batches of each would take"
             f" {in_bytes(workers * each)}, and {in_bytes(free)} of memory are free"
         )
     return min(workers, fewer)
@@ -264,9 +264,9 @@ def _context(*, on_cuda: bool) -> BaseContext | None:
 def _start_worker(_: int) -> None:
     """Leave signals to the main process, which ends its workers itself.
 
-    Schedulers send them to every process of a job. What asks for a checkpoint is none of a worker's
-    business; after SIGTERM it serves on for `_LAST_WORDS` seconds, in which the main process may
-    finish a step. A second one ends it at once, and so does the end of the main process.
+    Schedulers send signals to every process of a job. Workers ignore those that ask for a
+    checkpoint; after SIGTERM they continue for `_LAST_WORDS` seconds, in which the main process may
+    finish a step. A second SIGTERM ends them at once, and so does the end of the main process.
     """
     if hasattr(os, "setpgrp"):
         os.setpgrp()

@@ -1,8 +1,8 @@
-"""Batches on their way from one process to another, through memory that both of them map.
+"""Sending batches from one process to another, through memory that both of them map.
 
-The bytes of all tensors lie in one file in memory (`machine.py`), whose descriptor follows the rest
-of the batch through the connection. Nothing of it depends on `/dev/shm`, which containers keep
-small: there a full one kills whoever writes, in the middle of a training.
+The bytes of all tensors lie in one file in memory (`machine.py`), whose descriptor is sent through
+the connection after the rest of the batch. This does not use `/dev/shm`, which containers keep
+small: a full one kills the process that writes, in the middle of a training.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def send(connection: Connection, answer: Any) -> None:
         raise
     except OSError as error:
         problem = TatsError(
-            f"there is no memory for a batch of {in_bytes(size)}: {error.strerror}",
-            "fewer `data.workers` or a smaller `optim.batch_per_device` need less",
+            f"out of memory for a batch of {in_bytes(size)}: {error.strerror}",
+            "use fewer `data.workers` or a smaller `optim.batch_per_device`",
         )
         if error.errno in TOO_MANY_FILES:
             problem = TatsError(

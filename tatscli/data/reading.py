@@ -1,4 +1,4 @@
-"""Reading batches in order, here or in workers; what becomes of videos that cannot be read."""
+"""Reading batches in order, in this process or in workers, and handling unreadable videos."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tatscli.data.workers import Workers
 from tatscli.errors import DataError, DecodeError, TatsError
 
 AHEAD = 2
-"""Batches that each worker has before it."""
+"""Batches that are queued for each worker."""
 
 _TRIES = 10  # unreadable neighbours in a row that mean the store is gone
 
 
 def nobody(row: int) -> None:
-    """Stand for whoever is told which row is read, where nobody is."""
+    """Ignore which row is read."""
 
 
 class BatchReader:
@@ -83,7 +83,7 @@ class BatchReader:
                 bad.append((row, error.message))
         raise DataError(
             f"{tries} videos in a row cannot be read, the last because {bad[-1][1]}",
-            hint="check that the store is whole and its disk is there",
+            hint="check that the store is complete and its disk is mounted",
         )
 
 

@@ -1,4 +1,4 @@
-"""What a store or the JPEG decoder raises over bytes that it cannot read, as one error."""
+"""Errors of a store or the JPEG decoder on unreadable bytes, as one error."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from torch import Tensor
 
 from tatscli.data.dataset import Clips, Sample
-from tatscli.data.provide import MotionSource
+from tatscli.data.motion_source import MotionSource
 from tatscli.data.sampling import eval_indices
 from tatscli.data.tracks import Track
 from tatscli.data.view import View, spatial_crop

@@ -1,8 +1,8 @@
-"""Loader workers: processes that read batches, and a watch over what each of them is at.
+"""Loader workers: processes that read batches, and a watchdog over them.
 
-Every worker has a connection of its own and nothing else in common with the others but a table of
-which row each of them is reading. So one that dies or hangs takes nobody along, and is named
-together with its video.
+Every worker has its own connection, and the workers share nothing but a table of the row each of
+them is reading. So one that dies or hangs does not affect the others, and the error names it and
+its video.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from tatscli.data.passing import receive, send
 from tatscli.errors import DataError
 from tatscli.machine import end_with_parent, unnamed_file
 
-SLOW = 60.0  # seconds over one clip after which the user is told
+SLOW = 60.0  # seconds on one clip after which the user is warned
 
 _LOOK = 0.2  # seconds between two looks at whether anybody still waits
 _GRACE = 0.5  # seconds that a worker gets to end by itself
 _DYING = 30.0  # seconds that the kernel may take to end a process whose connection is closed
 
 _HINTS = {
-    "SIGKILL": "most often the kernel ends it so when memory runs out: fewer `data.workers`, or a"
-    " smaller `data.cache_gb` or `optim.batch_per_device`, need less",
-    "SIGBUS": "a file of the store was cut short while it was read, its disk fails, or memory ran"
-    " out; `tats store verify` checks the store",
+    "SIGKILL": "usually the kernel's out-of-memory killer: use fewer `data.workers`, or a smaller"
+    " `data.cache_gb` or `optim.batch_per_device`",
+    "SIGBUS": "a file of the store was truncated while it was read, its disk is failing, or memory"
+    " ran out; `tats store verify` checks the store",
 }
-_ALONE = "`data.workers=0` reads in the main process and shows where it stops"
+_ALONE = "`data.workers=0` reads in the main process and shows where it fails"
 
 
 class Reader(Protocol):
@@ -58,16 +58,16 @@ class Reader(Protocol):
 
 
 class Workers:
-    """Processes that each read batches in turn; closing ends them, and so does dropping it.
+    """Worker processes that read batches; they end when this is closed or garbage-collected.
 
     Args:
         reader: Reads a batch in a worker.
         count: How many there are.
         context: How they start; None is the platform's way.
         start: Called in each worker first, with its number.
-        name: Names the video of a row.
-        timeout: Seconds that a worker may take over one clip.
-        warn: Told once of each worker that takes long over one clip.
+        name: Returns the name of a row's video.
+        timeout: Seconds that a worker may take to read one clip.
+        warn: Called once for each worker that is slow to read a clip.
     """
 
     def __init__(
@@ -169,8 +169,8 @@ class Workers:
             self._slow.add((worker, begun))
             if self._warn is not None:
                 self._warn(
-                    f"{who} has been {what} for {taken:.0f} s; it is given up"
-                    f" after {self._timeout:g} s (`data.timeout`)"
+                    f"{who} has been {what} for {taken:.0f} s; giving up after"
+                    f" {self._timeout:g} s (`data.timeout`)"
                 )
 
     def _death(self, worker: int) -> DataError:
@@ -185,7 +185,7 @@ class Workers:
             with suppress(ValueError):  # a signal that Python has no name for
                 code_name = signal.Signals(-code).name
                 cause, hint = f"was killed by {code_name}", _HINTS.get(code_name)
-        where = f"while it read {self._video(row)}" if row >= 0 else "before it read anything"
+        where = f"while reading {self._video(row)}" if row >= 0 else "before reading anything"
         return DataError(
             f"loader worker {worker} (process {process.pid}) {cause} {where}", hint or _ALONE
         )

@@ -1,4 +1,4 @@
-"""Memory that a model on a CPU keeps between two steps."""
+"""glibc settings with which a CPU training reuses freed memory in the next step."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _CHOSEN_BY_USER = (
 
 @contextmanager
 def kept_memory(device: torch.device) -> Iterator[bool]:
-    """Have freed memory reused by the next tensor, instead of given back to the system.
+    """Reuse freed memory for the next tensor instead of returning it to the system.
 
-    By default glibc maps every block of more than 32 MiB anew. The system then fills each of its
-    pages with zeros when it is first written, which takes 5 % of a step of ViT-B with 4 clips; the
-    peak of memory is within 2 % of what it was. Afterwards what is free goes back.
+    By default glibc maps every block of more than 32 MiB again. The system then zeroes each of its
+    pages on first write, which takes 5 % of a step of ViT-B with 4 clips. Peak memory stays within
+    2 %. At the end of the block free memory is returned.
 
     Args:
-        device: Where the model is; only on a CPU does this matter.
+        device: Of the model; this matters only on a CPU.
 
     Yields:
-        Whether it was done: not without glibc, and not where the environment sets its options.
+        Whether it was done: not without glibc, and not if the environment sets its options.
     """
     library = _glibc() if device.type == "cpu" else None
     if library is None or any(name in os.environ for name in _CHOSEN_BY_USER):

@@ -32,7 +32,7 @@ GOOD, LOSS, GRADIENT, HIGH, SCALE, SEARCH = range(6)
 REASONS = {
     LOSS: "the loss is not finite",
     GRADIENT: "the gradient is not finite",
-    HIGH: "the loss is far above those before",
+    HIGH: "the loss is far above recent losses",
     SCALE: "gradients overflow in fp16 even below a loss scale of 1",
 }
 REMEDIES = {
@@ -195,7 +195,7 @@ class BadSteps:
                 str(first + place + 1) for place, (kind, *_) in enumerate(told) if kind == which
             ]
             if steps and reporter is not None:
-                kept = "" if which == SCALE else ", so the weights stay as they are"
+                kept = "" if which == SCALE else ", so the weights were not updated"
                 several = "s" if len(steps) > 1 else ""
                 reporter.warn(f"step{several} {', '.join(steps)}: {reason}{kept}")
         for place, (kind, in_a_row, limit) in enumerate(told):

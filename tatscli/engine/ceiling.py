@@ -1,7 +1,7 @@
-"""What a device can do: its maker's figure, the speed of a large product, the memory in use.
+"""Limits of a device: stated peak, measured speed of a large matrix product, memory in use.
 
-The figures are those of NVIDIA's data sheets, in operations a second, dense (without sparsity), at
-the boost clock; of RTX cards those of the architecture papers, with sums in float32.
+Peaks are from NVIDIA's data sheets, in dense FLOP/s (without sparsity) at the boost clock; for RTX
+cards from the architecture whitepapers, with float32 accumulation.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ T = 1e12
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """Operations a second of a GPU: bf16, fp16, TF32 (float32 products on tensor cores) and plain
-    float32; None where it has no such units."""
+    """FLOP/s of a GPU: bf16, fp16, TF32 (float32 products on tensor cores) and plain float32; None
+    if it has no such units."""
 
     bf16: float | None
     fp16: float
@@ -47,17 +47,17 @@ PEAKS = {
     "V100": Peak(None, 125 * T, None, 15.7 * T),
     "T4": Peak(None, 65 * T, None, 8.1 * T),
 }
-"""By a part of the name that `torch.cuda.get_device_name` gives; the first that fits is taken, so
-longer names come before shorter ones."""
+"""By part of the name from `torch.cuda.get_device_name`; the first match counts, so longer names
+come before shorter ones."""
 
 
 def device_name(device: torch.device) -> str:
-    """Return what the device calls itself."""
+    """Return the name of a device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def peak_of(name: str, dtype: torch.dtype, *, tf32: bool = True) -> float | None:
-    """Return the operations a second of a GPU by its name and a precision.
+    """Return the peak FLOP/s of a GPU by its name and a precision.
 
     Args:
         name: From `device_name`.
@@ -80,8 +80,7 @@ def peak_of(name: str, dtype: torch.dtype, *, tf32: bool = True) -> float | None
 
 
 def known_peak(device: torch.device, dtype: torch.dtype) -> float | None:
-    """Return the operations a second that a device's maker states; None where none is known, as for
-    every CPU."""
+    """Return the peak FLOP/s that a device's vendor states; None if unknown, as for every CPU."""
     if device.type != "cuda":
         return None
     # "highest" keeps float32 products off the tensor cores.
@@ -90,16 +89,15 @@ def known_peak(device: torch.device, dtype: torch.dtype) -> float | None:
 
 
 def product_speed(device: torch.device, dtype: torch.dtype, *, seconds: float = 1.0) -> float:
-    """Measure what a large product reaches on a device, with the threads that torch has now.
+    """Measure the FLOP/s of a large matrix product on a device, with torch's current threads.
 
     Args:
-        device: Where.
+        device: To measure.
         dtype: Of both factors.
         seconds: How long to measure, at least.
 
     Returns:
-        Operations a second by the clock: the best of the rounds, which other programs disturb
-        least.
+        FLOP/s of the best round, which other programs disturb least.
     """
     side = 2048 if device.type == "cpu" else 8192
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
@@ -118,7 +116,7 @@ def product_speed(device: torch.device, dtype: torch.dtype, *, seconds: float = 
 
 
 def settle(device: torch.device) -> None:
-    """Wait until a device has done what it was given."""
+    """Wait until a device has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -144,6 +142,6 @@ def peak_memory(device: torch.device) -> float:
 
 
 def forget_peak_memory(device: torch.device) -> None:
-    """Measure the peak anew from here, where that can be done."""
+    """Reset the peak, if the device supports that."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

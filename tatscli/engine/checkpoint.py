@@ -134,7 +134,7 @@ def restore_part(name: str, part: Part, checkpoint: Checkpoint) -> None:
         raise CheckpointError(
             f"`{checkpoint.path / name}.safetensors` does not fit the recipe as this version of "
             f"tats reads it: {reason}",
-            hint="continue the run with the version that began it, or start anew with `--init`",
+            hint="resume with the version that started the run, or start a new run with `--init`",
         ) from error
 
 
@@ -213,7 +213,7 @@ def _last_of(path: Path, say: Callable[[str], None]) -> Checkpoint:
         if folder in linked or step is None or step > newest.step:
             say(
                 f"the checkpoint `{folder}` is damaged: {problem}; "
-                f"that of step {newest.step} is taken in its place"
+                f"using that of step {newest.step} instead"
             )
     return newest
 
@@ -289,5 +289,5 @@ def _others(root: Path, damaged: Path) -> str | None:
     for one in kept_in(root):
         with suppress(CheckpointError):  # of a newer version
             if one.resolve() != damaged.resolve() and isinstance(_open(one), Checkpoint):
-                return f"`{one}` is intact and can be named in its place"
+                return f"`{one}` is intact: name that one instead"
     return None

@@ -1,4 +1,4 @@
-"""Which device and which precision, each with its reason."""
+"""The choice of device and precision, with reasons."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def choose_device(choice: str) -> tuple[torch.device, str]:
     """Return the device for `run.device` and why it was chosen.
 
     Raises:
-        UsageError: If it is no device's name, or a named device is not there.
+        UsageError: If it does not name a device, or the device does not exist.
     """
     if choice == "auto":
         if torch.cuda.is_available():
@@ -31,7 +31,7 @@ def choose_device(choice: str) -> tuple[torch.device, str]:
     numbered = kind == "cuda" and number.isdecimal()
     if kind not in there or (":" in choice and not numbered):
         raise UsageError(
-            f"`{choice}` is no device; `auto`, `cpu`, `cuda`, `mps` and `cuda:N` are",
+            f"`{choice}` is not a device; choose `auto`, `cpu`, `cuda`, `mps` or `cuda:N`",
             hint="`cuda:0` is the first GPU that torch sees",
         )
     if not there[kind]:
@@ -41,43 +41,45 @@ def choose_device(choice: str) -> tuple[torch.device, str]:
         )
     if numbered and int(number) >= there[kind]:
         count = there[kind]
-        names = "`cuda:0` alone" if count == 1 else f"`cuda:0` to `cuda:{count - 1}`"
+        names = "only `cuda:0`" if count == 1 else f"`cuda:0` to `cuda:{count - 1}`"
         raise UsageError(
-            f"`run.device: {choice}` is not there: torch sees {count} "
+            f"`run.device: {choice}` does not exist: torch sees {count} "
             f"GPU{'' if count == 1 else 's'}, {names}",
             hint="`CUDA_VISIBLE_DEVICES` limits which GPUs torch sees, and numbers them from 0",
         )
     return torch.device(kind, int(number)) if numbered else torch.device(kind), (
-        "the recipe names it"
+        "set in the recipe"
     )
 
 
 def choose_precision(choice: str, device: torch.device) -> tuple[torch.dtype, str]:
     """Return the autocast dtype for `run.precision` and why it was chosen.
 
-    On a CPU `auto` is fp32, so that a small model is as fast as it can be and numbers are those of
-    any other CPU; where bf16 would be faster, the reason says so.
+    On a CPU `auto` is fp32, which is fastest for small models and gives the same numbers on every
+    CPU; where bf16 may be faster, the reason says so.
     """
     named = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     if choice != "auto":
-        return named[choice], "the recipe names it"
+        return named[choice], "set in the recipe"
     if device.type == "cuda":
         if computes_bf16(device):
-            return torch.bfloat16, "the GPU computes bf16"
-        return torch.float32, "the GPU does not compute bf16; `run.precision=fp16` may be faster"
+            return torch.bfloat16, "the GPU supports bf16"
+        return torch.float32, "the GPU does not support bf16; `run.precision=fp16` may be faster"
     reason = f"the default on {device.type}"
     if device.type == "cpu" and computes_bf16(device):
-        reason += ", which computes bf16 too: that is faster for models from ViT-tiny on"
+        reason += ", which also supports bf16: faster for models from ViT-tiny on"
     return torch.float32, reason
 
 
 def slow_precision(dtype: torch.dtype, device: torch.device) -> str | None:
     """Say that a precision is slower on a device than fp32, if it is."""
     if dtype == torch.float16 and device.type == "cpu":
-        return "`run.precision: fp16` is many times slower than fp32 on a CPU, and of use for tests"
+        return "`run.precision: fp16` is many times slower than fp32 on a CPU: for tests only"
     if dtype == torch.bfloat16 and device.type in ("cpu", "cuda") and not computes_bf16(device):
         what = "CPU" if device.type == "cpu" else "GPU"
-        return f"`run.precision: bf16` is slower than fp32 here: this {what} does not compute bf16"
+        return (
+            f"`run.precision: bf16` is slower than fp32 here: this {what} lacks bf16 instructions"
+        )
     return None
 
 

@@ -1,7 +1,7 @@
-"""One process or many: every function here is a no-op when the process is alone.
+"""One process or many: every function here is a no-op in a single process.
 
-What ranks agree on travels over gloo, from host to host, whatever the device computes meanwhile;
-only tensors that lie on GPUs travel over NCCL.
+Decisions that ranks share use gloo between hosts, independently of what the device computes; only
+tensors on GPUs use NCCL.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class World:
     """This process among its peers.
 
     Attributes:
-        rank: 0 to size - 1; 0 writes and speaks.
+        rank: 0 to size - 1; rank 0 writes files and prints.
         size: Number of processes.
         local_rank: Rank on this machine.
         local_size: Processes on this machine, which share its cores.
@@ -40,18 +40,18 @@ class World:
 
     @property
     def main(self) -> bool:
-        """Whether this process writes files and speaks."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
 
 def alone() -> bool:
-    """Whether there is no process group, or this process works for itself (`apart`)."""
+    """Whether there is no process group, or this process ignores it (`apart`)."""
     return _apart or not (dist.is_available() and dist.is_initialized())
 
 
 @contextmanager
 def apart() -> Iterator[None]:
-    """Work as if alone, on what the other processes need not hear of."""
+    """Ignore the process group within the block."""
     global _apart
     before, _apart = _apart, True
     try:
@@ -73,7 +73,7 @@ def wait() -> None:
 def agreed(values: Sequence[float]) -> list[float]:
     """Return the largest of every process's values, one by one.
 
-    They travel from host to host (gloo), so that no device is waited for.
+    This uses gloo between hosts, so it does not wait for a device.
     """
     if alone():
         return [float(value) for value in values]
@@ -141,24 +141,24 @@ def average_(tensors: Sequence[Tensor]) -> None:
 
 
 def is_share(tensor: Tensor | None) -> bool:
-    """Whether a tensor is this process's share of a larger one: a `DTensor`, whose import takes a
-    second where none is made."""
+    """Whether a tensor is this process's shard of a larger one: a `DTensor`, which is not imported
+    here because that takes a second."""
     return hasattr(tensor, "full_tensor")
 
 
 def share(tensor: Tensor) -> Tensor:
-    """Return what this process holds of a tensor, in place: all, if it is not shared out."""
+    """Return this process's shard of a tensor, without a copy: all of it if it is not sharded."""
     held: Tensor = tensor.to_local() if is_share(tensor) else tensor  # type: ignore[attr-defined]
     return held
 
 
 def full(tensor: Tensor) -> Tensor:
-    """Return a tensor whole, gathered from all processes if it is shared out; they all ask."""
+    """Return a whole tensor, gathered from all processes if it is sharded; all must call this."""
     return tensor.full_tensor() if is_share(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def shared_as(tensor: Tensor, other: Tensor | None) -> Tensor:
-    """Return a whole tensor, the same in all processes, shared out among them as another is."""
+    """Return a tensor, whole and the same in all processes, sharded like another one."""
     if other is None or not is_share(other):
         return tensor
     from torch.distributed.tensor import DTensor, distribute_tensor
@@ -169,8 +169,8 @@ def shared_as(tensor: Tensor, other: Tensor | None) -> Tensor:
 
 
 def total_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the norm of all values of tensors, those of other processes' shares as well: a scalar
-    on the device."""
+    """Return the norm of all values of tensors, including other processes' shards: a scalar on the
+    device."""
     norm = torch.nn.utils.get_total_norm([share(tensor) for tensor in tensors])
     if not any(map(is_share, tensors)):
         return norm

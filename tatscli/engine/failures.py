@@ -1,8 +1,8 @@
-"""Why a process of a training failed: it leaves the reason where its peers find it.
+"""Reporting the failure of one process of a training once, instead of once in every process.
 
-What the others see of a failed process is a closed connection. They then read the reason in the
-store through which they all met. So one process tells it, once on each machine; where all fail
-alike, as over a used run folder, rank 0 does.
+The others only see that its connection was closed. They read the reason in the store through which
+all of them met. If all fail alike, as on a run folder that is in use, rank 0 reports it. On other
+machines than that of the failed process one process says which rank failed and why.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""`Feed`: micro-batches on their way from the loader to the device.
+"""`Feed`: moves micro-batches from the loader to the device.
 
-A thread takes them from the loader, so that whoever waits for one may turn away. Onto a GPU it also
-copies them, one ahead of the step at work, on a stream of its own. Elsewhere it takes a micro-batch
-only when asked for one: reading then never competes with the step, and nothing is read in vain.
+A thread takes them from the loader, so that waiting for one can be interrupted. On a GPU it also
+copies them, one ahead of the running step, on a side stream. On a CPU it takes a micro-batch only
+when asked for one: reading never competes with the step, and nothing is read in vain.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _PATIENCE = 2.0  # seconds that the thread gets to end
 
 
 class SideStream:
-    """Copies batches on a CUDA stream beside the one that computes.
+    """Copies batches on a CUDA stream other than the one that computes.
 
     Args:
-        device: Where to.
-        cuda: What stands for `torch.cuda`.
+        device: The target.
+        cuda: `torch.cuda`, or a stand-in for tests.
     """
 
     def __init__(self, device: torch.device, cuda: ModuleType | Any = torch.cuda) -> None:
@@ -40,13 +40,13 @@ class SideStream:
         self._cuda.set_device(self._device)
 
     def send(self, batch: MicroBatch) -> tuple[MicroBatch, Any]:
-        """Begin to copy a batch; return it with the event that says when it is there."""
+        """Start to copy a batch; return it with the event that marks the end of the copy."""
         with self._cuda.stream(self._stream):
             moved = batch.to(self._device)
             return moved, self._stream.record_event()
 
     def receive(self, batch: Any, event: Any) -> Any:
-        """Let what is computed from now on wait for the batch; the host does not."""
+        """Make later kernels wait for the batch; the host does not wait."""
         stream = self._cuda.current_stream(self._device)
         stream.wait_event(event)
         # It was allocated on the side stream, which must not reuse its memory before it was used.
@@ -57,8 +57,8 @@ class SideStream:
 class Feed:
     """Hands out the micro-batches of a training, each on its device.
 
-    Leaving its context ends the thread, and closes the batches where they can be closed; dropping
-    it does the same.
+    Leaving its context ends the thread, and closes the batches if they can be closed; so does
+    garbage collection.
 
     Args:
         batches: Micro-batches without end.
@@ -67,7 +67,7 @@ class Feed:
 
     Attributes:
         waited: Seconds spent waiting for the loader since `begin`.
-        rows: Where the samples since `begin` came from.
+        rows: Rows in the store of the samples since `begin`.
     """
 
     def __init__(
@@ -89,15 +89,15 @@ class Feed:
         self.waited, self.rows = 0.0, list[int]()
 
     def take(self, stop: Callable[[], bool]) -> Any | None:
-        """Return the next micro-batch; None where there is none yet and `stop` has come true.
+        """Return the next micro-batch; None if there is none yet and `stop` returns True.
 
-        One that comes later is not lost: the next call returns it.
+        One that arrives later is not lost: the next call returns it.
 
         Args:
-            stop: Asked several times a second while there is none.
+            stop: Called several times a second while there is none.
 
         Raises:
-            DataError: If the loader has to give up.
+            DataError: If the loader fails.
         """
         asked = time.perf_counter()
         try:
@@ -126,7 +126,7 @@ class Feed:
 
 
 class _Reading:
-    """What thread and `Feed` share: one place for a micro-batch, and who wants what.
+    """State shared by the thread and `Feed`: room for one micro-batch, and whether it is wanted.
 
     Args:
         batches: Where they come from.

@@ -1,7 +1,7 @@
-"""Where a training stood at the end of its last step, while the next one is under way.
+"""The state at the end of the last step, while the next one is running.
 
-Weights and moments do not change before a step's end. Buffers do, such as the running numbers of a
-BatchNorm or what a sampler remembers: of these a copy is taken as the step begins.
+Weights and moments do not change before the end of a step. Buffers do, such as BatchNorm's running
+statistics or a sampler's memory: these are copied at the start of the step.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _UNCOUNTED = ("running_mean", "running_var")
 
 
 class Halfway:
-    """Keeps the state as of a step's beginning, where a step has several micro-batches.
+    """Keeps the state at the start of a step, if steps have several micro-batches.
 
-    Which tensors change within a step is seen from torch's counters of changes in place; the first
-    step of a session finds them out, and has nothing to lose that is not on disk already.
+    Torch's version counters tell which tensors change within a step; the first step of a session
+    finds them, and everything before it is on disk.
 
     Args:
         parts: What a checkpoint keeps.
@@ -38,7 +38,7 @@ class Halfway:
         self._versions: dict[tuple[str, str], int] = {}
 
     def begin(self) -> None:
-        """Remember where the training stands."""
+        """Keep the current state."""
         if not self._used:
             return
         self._live = {part: one.tensors() for part, one in self._parts.items()}
@@ -51,12 +51,12 @@ class Halfway:
         }
 
     def look(self) -> None:
-        """Notice what the micro-batches of the step have changed so far."""
+        """Note which tensors the micro-batches of the step have changed so far."""
         now = self._count()
         self._moving |= {key for key in now if now[key] != self._versions[key]}
 
     def state(self) -> State:
-        """Return the tensors as they were; none at all if some have changed that were not kept."""
+        """Return the tensors as they were; nothing if a tensor changed that was not copied."""
         now = self._count()
         for part, name in (key for key in now if now[key] != self._versions[key]):
             if self._kept[part][name] is self._live[part][name]:

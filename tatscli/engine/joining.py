@@ -1,6 +1,6 @@
-"""Joining the processes that were started together with this one, and leaving them.
+"""Joining the process group of a training, and leaving it.
 
-Nobody passes a rank: torchrun, SLURM, MPI or `--nproc` say in the environment who we are.
+No command takes a rank: torchrun, SLURM, MPI and `--nproc` set it in the environment.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tatscli.engine.schedulers import Place, find_place
 from tatscli.errors import TatsError, UsageError
 
 COLLECTIVES = timedelta(minutes=30)
-"""How long one rank may keep the others waiting, while it scores or saves."""
+"""Timeout of collectives: how long one rank may keep the others waiting, to score or save."""
 
 _JOINED = count()
 
@@ -48,12 +48,12 @@ def joined(device_type: str, *, patience: float, say: Callable[[str], None]) -> 
     Args:
         device_type: What kind of device is trained on: on `cuda` each process takes a GPU of its
             own.
-        patience: Seconds to wait for the others to come.
-        say: Told once when some keep us waiting.
+        patience: Seconds to wait for the others.
+        say: Called once if some are late.
 
     Raises:
-        UsageError: If the environment makes no sense, or there are fewer GPUs than processes.
-        TatsError: If others do not come, or one of them ends before this one.
+        UsageError: If the environment is inconsistent, or there are fewer GPUs than processes.
+        TatsError: If others do not arrive, or one of them ends before this one.
         Told: If another process has told why all of them end.
     """
     place, _ = find_place(os.environ)
@@ -111,17 +111,17 @@ def _meet(place: Place, patience: float, say: Callable[[str], None]) -> dist.Sto
         if waited > patience:
             missing = f"rank 0 cannot be reached at {place.address}:{place.port}"
             if store is not None:
-                missing = f"only {here} of {place.size} processes came"
+                missing = f"only {here} of {place.size} processes joined"
             raise TatsError(
                 f"rank {place.rank} waited {patience:g} s for its peers: {missing}",
-                hint="look at what the others say; `MASTER_ADDR` and `MASTER_PORT` say where to "
-                "meet, `run.peers_timeout` how long to wait",
+                hint="check the output of the other processes; `MASTER_ADDR` and `MASTER_PORT` set "
+                "where they meet, `run.peers_timeout` how long to wait",
             )
         if waited > 10 and not told:
             told = True
             say(
                 f"waiting for {place.size} processes at {place.address}:{place.port}, at most "
-                f"{patience:g} s (`run.peers_timeout`); {here} have come so far"
+                f"{patience:g} s (`run.peers_timeout`); {here} joined so far"
             )
         time.sleep(0.05)
 

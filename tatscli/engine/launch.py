@@ -1,11 +1,11 @@
-"""`--nproc N`: starts N processes of the same command on this machine and answers for them.
+"""`--nproc N`: runs a command in N processes on this machine.
 
-They find each other by torchrun's variables, as if it had started them. Torchrun's own agent is
-not used: it ends with 1 whatever its processes end with, so that a job that saved and stopped looks
-like one that failed, it does not pass SIGUSR1 on unless told to, and it tells a failed process
-with a traceback of its own.
+They get torchrun's variables. Torchrun's own agent is not used: it exits with 1 whatever its
+processes exit with, so that a job that saved and stopped looks like one that failed, it does not
+forward SIGUSR1 unless told to, and it reports a failed process with a traceback of its own.
 
-Rank 0 speaks. What the others say on stderr is kept, but for warnings, and told if they fail first.
+Rank 0 prints. The stderr of the others, except for warnings, is kept and printed if they fail
+first.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def launch(words: Sequence[str], nproc: str, *, device: str) -> None:
         device: `run.device` of the recipe.
 
     Raises:
-        UsageError: If there is no room for so many, or something else has started several already.
-        Told: When all have ended, unless it was with success.
+        UsageError: If the machine cannot run so many, or another launcher started several already.
+        Told: When all have ended, unless they succeeded.
     """
     if LAUNCHED in os.environ:
         _end_with(int(os.environ[LAUNCHED]))
@@ -72,7 +72,7 @@ def processes(nproc: str, *, device: str, environ: Mapping[str, str]) -> int:
     place, source = find_place(environ)
     if place is not None and place.size > 1:
         raise UsageError(
-            f"`--nproc` starts processes, and {source} say that {place.size} were started already",
+            f"`--nproc` starts processes, but {source} say that {place.size} were started already",
             hint="leave `--nproc` out, or start a single process",
         )
     gpus = _visible_gpus() if nproc == "auto" or device in ("auto", "cuda") else 0
@@ -80,9 +80,9 @@ def processes(nproc: str, *, device: str, environ: Mapping[str, str]) -> int:
         return max(1, gpus) if device in ("auto", "cuda") else 1
     if gpus and int(nproc) > gpus:
         raise UsageError(
-            f"`--nproc {nproc}` wants a GPU for each process, and {gpus} "
+            f"`--nproc {nproc}` needs a GPU for each process, but only {gpus} "
             + ("is visible" if gpus == 1 else "are visible"),
-            hint="`--nproc auto` takes all there are; `run.device=cpu` trains without",
+            hint="`--nproc auto` uses all of them; `run.device=cpu` trains without GPUs",
         )
     cores = usable_cores()
     if not gpus and int(nproc) > max(cores, FEW):
@@ -230,8 +230,8 @@ class Group:
             return 1
         name = signal.Signals(-code).name
         _say(
-            f"error: rank {first.number} (process {first.process.pid}) was ended by {name}"
-            + ("; the memory may have been full" if -code == signal.SIGKILL else "")
+            f"error: rank {first.number} (process {first.process.pid}) was killed by {name}"
+            + ("; it may have run out of memory" if -code == signal.SIGKILL else "")
             + "\n\nhint: `--resume auto` continues from the last checkpoint, or starts again if "
             "there is none"
         )

@@ -1,5 +1,5 @@
-"""When to leave: ranks agree before every micro-batch whether somebody was told to stop, and
-whether everybody has a batch, so that none waits in a computation that another will never join."""
+"""When to stop: before every micro-batch ranks agree whether any of them was told to stop, and
+whether all have a batch, so that none waits in a collective that another one never joins."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from tatscli.engine.signals import StopRequest
 from tatscli.errors import DataError
 
 ROUND = 1.0
-"""Seconds that a rank waits for its loader before it tells the others that it still does."""
+"""Seconds that a rank waits for its loader before it tells the others that it is still waiting."""
 
 
 class Leaving:
-    """Takes micro-batches for all ranks alike, or for none.
+    """Takes micro-batches on all ranks, or on none.
 
-    Between two steps a signal is followed at once. A step that has begun goes on while batches
-    come, for `PATIENCE` seconds; then it is given up, and what stands is the step before it.
+    Between two steps a signal takes effect at once. A step that has begun continues while batches
+    arrive, for `PATIENCE` seconds; then it is dropped, and the state before it counts.
 
     Args:
-        feed: Where batches come from.
-        request: What this rank was told.
-        halfway: Remembers where the training stood as the step began.
+        feed: The source of batches.
+        request: Signals to this rank.
+        halfway: Keeps the state at the start of the step.
     """
 
     def __init__(self, feed: Feed, request: StopRequest, halfway: Halfway) -> None:
@@ -33,16 +33,16 @@ class Leaving:
         self._request = request
         self._halfway = halfway
         self.amid = False
-        """Whether a step was given up."""
+        """Whether a step was dropped."""
 
     def take(self, part: int) -> Any | None:
-        """Return the next micro-batch; None on every rank where it is time to leave.
+        """Return the next micro-batch; None on every rank when it is time to stop.
 
         Args:
             part: Number of the micro-batch within its step.
 
         Raises:
-            DataError: If the loader has to give up.
+            DataError: If the loader fails.
         """
         request = self._request
         if part:

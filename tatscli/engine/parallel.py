@@ -1,8 +1,7 @@
-"""How the blocks of a model run, and how the processes of a training share it.
+"""Recomputation, compilation and data parallelism of a model.
 
-The order is torchtitan's: each block recomputes, what recomputes is compiled, and what is compiled
-is averaged (DDP) or sharded (FSDP2). Nothing of it shows in the names of weights, and a checkpoint
-is the same whatever wrote it.
+The order is torchtitan's: activation checkpointing of each block, then torch.compile, then DDP or
+FSDP2. None of it changes the names of weights, so checkpoints do not depend on it.
 
 Blocks are the modules in lists called `blocks`. Other modules are sharded with the whole model,
 unless they set one of two attributes: `asked_alone`, of one that is called before the model is, or
@@ -38,14 +37,14 @@ Copies = Sequence[tuple[nn.Module, nn.Module]]
 """Moving averages, each with the module whose weights it follows."""
 
 SHAPES = 64
-"""Forms of a block's input that may be compiled; torch's default, 8, is too few for a CNN."""
+"""Input shapes of a block that may be compiled; torch's default, 8, is too few for a CNN."""
 
 
 def choose_parallel(run: Run, world: distributed.World) -> Literal["none", "ddp", "fsdp"]:
     """Return how the processes of a training share its model.
 
     Raises:
-        UsageError: If several processes shall not.
+        UsageError: If `run.parallel` is `none` with several processes.
     """
     if world.size == 1:
         return "none"
@@ -61,7 +60,7 @@ def choose_parallel(run: Run, world: distributed.World) -> Literal["none", "ddp"
 def parallelize(
     model: nn.Module, recipe: Recipe, here: Session, copies: Copies = ()
 ) -> nn.Module | None:
-    """Change in place how a model's blocks run, and let all processes share it.
+    """Set up recomputation, compilation and data parallelism of a model, in place.
 
     A model with parameters that get no gradient says so in `leaves_parameters_out`.
 
@@ -110,10 +109,10 @@ def train_blocks(
     compiled: bool = False,
     as_in: nn.Module | None = None,
 ) -> None:
-    """Let the blocks of a model recompute, and be compiled, while it trains.
+    """Recompute and compile the blocks of a model in training mode.
 
-    In evaluation they run as they are: clips there have other lengths and batches other sizes, and
-    each would be compiled anew.
+    In evaluation they run unchanged: clips there have other lengths and batches other sizes, and
+    each shape would be compiled again.
 
     Args:
         model: Its blocks are changed in place.
@@ -173,10 +172,10 @@ def _by_mode(
 def shard(
     model: nn.Module, mesh: DeviceMesh, dtype: torch.dtype, *, averaged: bool = False
 ) -> None:
-    """Give each process of a mesh a share of every weight of a model, its gradient and moments.
+    """Shard every weight of a model, its gradient and moments over the processes of a mesh (FSDP2).
 
-    Weights travel, and are computed with, in `dtype`; gradients are averaged in float32. Autocast
-    is meant to be on as well: it keeps what adds up in float32, which is why inputs are not cast.
+    Weights are gathered and used in `dtype`; gradients are averaged in float32. Autocast should be
+    on as well: it keeps reductions in float32, which is why inputs are not cast.
 
     Args:
         model: Changed in place; its parameters are `DTensor`s from now on.
@@ -255,10 +254,10 @@ def _held(network: Any) -> Iterator[None]:
 
 @contextmanager
 def whole_weights(model: nn.Module, copies: Copies = ()) -> Iterator[None]:
-    """Give every process all weights of a model and of copies, if these are sharded.
+    """Gather all weights of a sharded model, and of its EMA copies, in every process.
 
-    Within, each may ask whatever it likes, as often as it likes, and need not wait for others. All
-    processes enter together, outside of `torch.inference_mode`.
+    Within the block each process may run the model independently. All processes enter together,
+    outside of `torch.inference_mode`.
     """
     # The outermost weights of what trains stay where they are after a forward pass anyway.
     outermost = shards_of(model)[:1]

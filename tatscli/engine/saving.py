@@ -1,4 +1,4 @@
-"""Saving a training: what a checkpoint holds, and a thread that writes it while steps go on."""
+"""Saving a training: the contents of a checkpoint, written by a thread in the background."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from tatscli.files import in_bytes
 from tatscli.machine import free_memory
 
 SHARE = 0.5
-"""Of the free memory that a copy of what is saved may take."""
+"""Share of the free memory that a copy of the state may take."""
 
 
 class Saver:
-    """Writes the checkpoints of a training: takes a copy, and lets a thread write it.
+    """Writes the checkpoints of a training: copies the state, and writes it in a thread.
 
-    Where memory has no room for a copy, training waits for the writing.
+    If there is no memory for a copy, training waits for the writing.
 
     Args:
         training: What is saved.
 
     Attributes:
         saved: The step that was saved last, or resumed from.
-        seconds: How long training has waited: for an earlier write to end, and for the copy.
+        seconds: How long training has waited: for an earlier write, and for the copy.
     """
 
     def __init__(self, training: Training) -> None:
@@ -44,7 +44,7 @@ class Saver:
         self.seconds = 0.0
 
     def save(self, *, best: bool, state: State | None = None) -> None:
-        """Save where the training stands; all processes call this together.
+        """Save the current state; all processes call this together.
 
         Args:
             best: Whether this is the best so far.
@@ -77,7 +77,7 @@ class Saver:
         self.check()
 
     def check(self) -> None:
-        """Find out, without waiting, that a checkpoint could not be written.
+        """Raise, without waiting, if a checkpoint could not be written.
 
         Raises:
             CheckpointError: If so.
@@ -92,12 +92,12 @@ class Saver:
         distributed.wait()
 
     def waited(self) -> dict[str, float]:
-        """Return `save_seconds`, where training has waited since the last call."""
+        """Return `save_seconds` if training has waited since the last call."""
         seconds, self.seconds = self.seconds, 0.0
         return {"save_seconds": seconds} if seconds else {}
 
     def _has_room(self, tensors: State) -> bool:
-        """Whether a copy may be taken, and written beside the training; say so where it may not."""
+        """Whether there is memory for a copy that is written in the background; says so if not."""
         size = sum(one.nbytes for named in tensors.values() for one in named.values())
         # What is pinned since an earlier save counts as taken already.
         size = max(0, size - sum(one.nbytes for one in self._pinned.values()))
@@ -169,8 +169,8 @@ class Saver:
 
 @contextmanager
 def saving(training: Training) -> Iterator[Saver]:
-    """Give a `Saver`, whose last checkpoint is on disk at the end of the block, whatever ends it,
-    but for a second Ctrl-C."""
+    """Yield a `Saver` whose last checkpoint is on disk at the end of the block, whatever ends it,
+    except a second Ctrl-C."""
     saver = Saver(training)
     try:
         yield saver

@@ -1,8 +1,7 @@
-"""Which process of how many this is, as torchrun, SLURM or MPI say in the environment.
+"""Rank and world size of this process, from the variables of torchrun, SLURM or MPI.
 
-Nothing here needs torch. Who starts processes sets one family of variables; a family that is not
-whole, or contradicts itself, is refused, since a training that believes it would wait for peers
-that never come.
+Nothing here needs torch. A launcher sets one family of variables. A family that is incomplete or
+contradicts itself is refused: a training that trusted it would wait for peers that never arrive.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ LAUNCHED = "TATS_LAUNCHED"
 """Set by `--nproc` for the processes that it starts."""
 
 LOST = 75
-"""Exit code of such a process when another one ended before it: that one has told why."""
+"""Exit code of such a process after another one failed, which has reported why."""
 
 LOCALHOST = "127.0.0.1"
 DEFAULT_PORT = 29500  # torchrun's
@@ -42,9 +41,9 @@ class Place:
         local_size: Processes on this machine.
         address: Where rank 0 waits for the others.
         port: The port of that machine.
-        source: Who says so.
-        isolated: Whether each process may have been given a GPU of its own to see, as SLURM and MPI
-            do; then it is number 0 whatever the local rank.
+        source: The launcher that says so.
+        isolated: Whether the launcher may let each process see only its own GPU, as SLURM and MPI
+            do; that GPU is number 0 whatever the local rank.
     """
 
     rank: int
@@ -57,12 +56,12 @@ class Place:
     isolated: bool = False
 
     def __str__(self) -> str:
-        """Say it in a line."""
+        """Describe it in a line."""
         return f"rank {self.rank} of {self.size}, meeting at {self.address}:{self.port}"
 
     @property
     def environment(self) -> dict[str, str]:
-        """Torchrun's variables, for whoever reads those."""
+        """The same as torchrun's variables, for code that reads those."""
         return {
             "RANK": str(self.rank),
             "WORLD_SIZE": str(self.size),
@@ -82,8 +81,8 @@ class Place:
             return 0
         if self.local_rank >= count:
             raise UsageError(
-                f"{self.source} starts {self.local_size} processes on this machine (this is number"
-                f" {self.local_rank}), where {_gpus(count)} visible",
+                f"{self.source} starts {self.local_size} processes on this machine, but "
+                f"{_gpus(count)} visible (this is local rank {self.local_rank})",
                 hint="start one process for each GPU, or train with `run.device=cpu`",
             )
         return self.local_rank
@@ -98,7 +97,7 @@ def find_place(environ: Mapping[str, str]) -> tuple[Place | None, str]:
     with `srun`, whose variables they hand down.
 
     Raises:
-        UsageError: If what is there makes no sense.
+        UsageError: If the variables are incomplete or contradict each other.
     """
     if "RANK" in environ or "WORLD_SIZE" in environ:
         return _torchrun(environ)
@@ -114,10 +113,10 @@ def find_place(environ: Mapping[str, str]) -> tuple[Place | None, str]:
 
 
 def hosts(listed: str) -> list[str]:
-    """Spell out SLURM's short form of names: `a[01-03,07],b` is a01, a02, a03, a07, b.
+    """Expand SLURM's short form of host names: `a[01-03,07],b` is a01, a02, a03, a07, b.
 
     Raises:
-        UsageError: If brackets or ranges do not make sense.
+        UsageError: If brackets or ranges are malformed.
     """
     entry = r"(?:[^,\[\]\s]+|\[[\d,-]+\])+"
     if re.fullmatch(f"{entry}(?:,{entry})*", listed) is None:
@@ -151,7 +150,7 @@ def _bad_list(listed: str) -> UsageError:
 
 
 def counts(listed: str) -> list[int]:
-    """Spell out SLURM's tasks of each node: `2(x3),1` is 2, 2, 2, 1.
+    """Expand SLURM's tasks per node: `2(x3),1` is 2, 2, 2, 1.
 
     Raises:
         UsageError: If it is of another form.
@@ -171,8 +170,8 @@ def _torchrun(environ: Mapping[str, str]) -> tuple[Place | None, str]:
             if given == "WORLD_SIZE" and environ[given].strip() == "1":
                 return None, "WORLD_SIZE is 1"
             raise UsageError(
-                f"`{given}={environ[given]}` is set without `{missing}`: this is no process of a"
-                " group that could be joined",
+                f"`{given}={environ[given]}` is set without `{missing}`: a process of a group"
+                " needs both",
                 hint=f"`unset {given}` trains in one process; torchrun, `srun` and `--nproc` set "
                 "both",
             )
@@ -184,7 +183,7 @@ def _torchrun(environ: Mapping[str, str]) -> tuple[Place | None, str]:
         raise _beyond("LOCAL_RANK", local_rank, "LOCAL_WORLD_SIZE", local_size)
     if size > 1 and "MASTER_ADDR" not in environ:
         raise UsageError(
-            f"`RANK={rank}` of `WORLD_SIZE={size}` needs `MASTER_ADDR`: where rank 0 is",
+            f"`RANK={rank}` of `WORLD_SIZE={size}` needs `MASTER_ADDR`, the address of rank 0",
             hint="torchrun, `srun` and `--nproc` set it; "
             "`unset RANK WORLD_SIZE` trains in one process",
         )
@@ -285,8 +284,8 @@ def _meeting(environ: Mapping[str, str], address: str | None, port: int) -> tupl
     found = environ.get("MASTER_ADDR") or address
     if found is None:
         raise UsageError(
-            "several machines train together, and nothing says where rank 0 is",
-            hint="set `MASTER_ADDR` to the name of its machine, the same for all processes",
+            "the processes run on several machines, but nothing says where rank 0 is",
+            hint="set `MASTER_ADDR` to its host name in every process",
         )
     return found, _number(environ, "MASTER_PORT", least=1, most=65_535, default=port)
 

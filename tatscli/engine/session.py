@@ -1,4 +1,4 @@
-"""A process that is ready to train or evaluate: its peers, device, precision and voice."""
+"""A process that is ready to train or evaluate: its peers, device, precision and reporter."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Session:
         world: This process among its peers.
         device: Where the model goes.
         dtype: Autocast precision.
-        reporter: Speaks to the user of what all processes notice alike: rank 0's voice.
+        reporter: For messages that are the same in all processes; silent except on rank 0.
         reasons: Why device and precision are what they are.
-        rank_reporter: Speaks of what this process alone notices, such as a video that it cannot
-            read; None: `reporter` does.
+        rank_reporter: For messages of this process alone, such as a video that it cannot read;
+            None uses `reporter`.
     """
 
     world: distributed.World
@@ -40,7 +40,7 @@ class Session:
 
     @property
     def own(self) -> Reporter:
-        """The voice of this process alone."""
+        """The reporter for messages of this process alone."""
         return self.rank_reporter or self.reporter
 
 
@@ -49,7 +49,7 @@ def session(run: Run, reporter: Reporter, *, joins: bool = True) -> Iterator[Ses
     """Join the peers, unless `joins` is false; choose device and precision, seed the weights.
 
     Raises:
-        UsageError: If a named device is not there, or is one GPU for several processes.
+        UsageError: If a named device does not exist, or is one GPU for several processes.
     """
     device, device_reason = choose_device(run.device)
     peers = (

@@ -1,7 +1,7 @@
-"""Signals during training: what a training was told, and how loops hear of it.
+"""Signals during training: requests to stop, and how loops notice them.
 
-SIGTERM, Ctrl-C, SIGHUP and SIGUSR1 ask it to save and leave; the exit code says which it was. A
-hang-up that whoever started it ignores, as `nohup` does, stays ignored.
+SIGTERM, Ctrl-C, SIGHUP and SIGUSR1 ask it to save and stop; the exit code says which it was. An
+ignored SIGHUP, as under `nohup`, stays ignored.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ CODES = {
 """Signals that end a training, and the exit codes that say so."""
 
 PATIENCE = 10.0
-"""Seconds after a signal that a step, or the scoring of a pass, may go on before it is given up."""
+"""Seconds after a signal that a step, or scoring, may continue before it is dropped."""
 
 _ONE_KEY = 0.5  # seconds in which a terminal and a launcher may both pass on the same Ctrl-C
 _active: list[StopRequest] = []
 
 
 class StopNow(BaseException):
-    """Ends what can be done again, such as scoring; no `except Exception` may swallow it.
+    """Interrupts what can be repeated, such as scoring; `except Exception` does not catch it.
 
     Args:
         code: The exit code.
-        alone: Other ranks may still be at work on it.
+        alone: Whether other ranks may still be busy with it.
     """
 
     def __init__(self, code: int, *, alone: bool) -> None:
@@ -62,17 +62,17 @@ class StopRequest:
 
     @property
     def overdue(self) -> bool:
-        """Whether the signal came so long ago that nothing is waited for any more."""
+        """Whether the signal came so long ago that there is no more waiting."""
         return bool(self.exit_code) and time.monotonic() - self._heard > PATIENCE
 
     def tell(self, code: int) -> None:
-        """Take note that a rank was told to stop."""
+        """Note that a rank was told to stop."""
         if code and not self.exit_code:
             self.exit_code, self._heard = code, time.monotonic()
 
     @contextmanager
     def insisting(self) -> Iterator[None]:
-        """Raise `StopNow` wherever the block is, once a signal in it is overdue."""
+        """Raise `StopNow` anywhere in the block once a signal is overdue."""
         over, here = threading.Event(), threading.get_ident()
 
         def watch() -> None:

@@ -28,13 +28,13 @@ def use_threads(choice: int | Literal["auto"], flops: float, device: torch.devic
     """
     before = torch.get_num_threads()
     if choice != "auto":
-        threads, reason = choice, "the recipe names it"
+        threads, reason = choice, "set in the recipe"
     elif "OMP_NUM_THREADS" in os.environ:
-        threads, reason = before, "OMP_NUM_THREADS says so"
+        threads, reason = before, "set by OMP_NUM_THREADS"
     elif device.type == "cpu" and flops < SMALL:
         threads, reason = 1, f"a step is only {flops / 1e9:.2g} GFLOP"
     else:
-        threads, reason = before, "torch's own choice"
+        threads, reason = before, "torch's default"
     torch.set_num_threads(threads)
     try:
         yield f"{threads}: {reason}"

@@ -1,5 +1,5 @@
-"""`Trace`: what every module makes of a batch, and the gradients that come back: where numbers go
-bad. Reading them waits for the device, so this is for a single batch.
+"""`Trace`: records the outputs of every module on a batch, and their gradients, to find where they
+become non-finite. Reading them synchronises with the device, so this is for a single batch.
 
 Shapes: B samples.
 """
@@ -52,11 +52,11 @@ class Seen:
 
 
 class Trace:
-    """Watches modules while a batch goes through them.
+    """Records module outputs while a batch runs through them.
 
-    A module is seen after those inside it, so that the first bad output is that of the innermost
-    module. Gradients are seen in the order of the backward pass: the first bad one was made by
-    whatever follows that module. What is computed again for the backward pass is not seen twice.
+    A module is recorded after its submodules, so that the first bad output is that of the innermost
+    module. Gradients are recorded in the order of the backward pass: the first bad one was produced
+    by whatever follows that module. Recomputation in the backward pass is not recorded.
 
     Args:
         samples: B; tensors whose first dimension is a multiple of it are told apart by sample.

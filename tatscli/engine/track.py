@@ -177,7 +177,7 @@ class Trackers:
     def _failed(self, name: str, error: Exception) -> None:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         self._reporter.warn(
-            f"`run.track: {name}` failed and gets nothing more; the training goes on: {reason}"
+            f"`run.track: {name}` failed and is disabled; training continues: {reason}"
         )
 
 

@@ -1,5 +1,5 @@
-"""`tats bench`: what a recipe's training step, its loader and this machine can do, and which of
-them holds the others back."""
+"""`tats bench`: throughput of a recipe's training step and loader on this machine, and which of
+them is the bottleneck."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ def bench(
     Args:
         loaded: The merged recipe.
         reporter: Speaks to the user.
-        stage: What it is used for; a recipe with a `tokenizer` always trains that.
-        batch: Videos in a forward pass; None looks for the most that fit.
-        memory_gb: On a CPU, what a process may take; None is what is free.
-        seconds: How long loader and step are measured, each; at least one step.
-        workers: Loader processes; None takes the recipe's.
+        stage: Training to measure; a recipe with a `tokenizer` always trains that.
+        batch: Videos in a forward pass; None searches for the largest that fits.
+        memory_gb: Memory limit of a process on a CPU; None is the free memory.
+        seconds: How long to measure loader and step, each; at least one step.
+        workers: Loader processes; None uses the recipe's.
 
     Returns:
         What `--json` prints; docs/bench.md explains every number.
@@ -133,8 +133,8 @@ def _flops(stage: Stage, here: Session) -> float:
     except Exception as error:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         here.reporter.warn(
-            f"the step's operations cannot be counted ({reason}); they are estimated: six a weight "
-            "and token"
+            f"the step's operations cannot be counted ({reason}); estimated as 6 per weight and "
+            "token"
         )
         return stage.work()
 
@@ -148,7 +148,7 @@ def _free_memory() -> float:
     free = free_memory()
     if free is None:
         raise UsageError(
-            "how much memory is free cannot be found out here", hint="say so with `--memory GB`"
+            "cannot determine the free memory on this system", hint="set it with `--memory GB`"
         )
     return float(free)
 
@@ -230,7 +230,7 @@ def _time(rehearsal: Rehearsal, videos: int, seconds: float) -> tuple[Timing, fl
             raise
         raise TatsError(
             f"{videos} videos do not fit into the memory of {rehearsal.here.device}",
-            hint="without `--batch` the largest number that fits is looked for",
+            hint="without `--batch` the largest batch that fits is searched for",
         ) from None
     return timing, peak_memory(rehearsal.here.device)
 

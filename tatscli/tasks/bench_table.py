@@ -1,4 +1,4 @@
-"""What `tats bench` prints."""
+"""The table and the sentence that `tats bench` prints."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def show_bench(found: dict[str, Any], reporter: Reporter) -> None:
             rows.append((f"step with {search['usable']} videos", faster))
         if step["clips_per_second_in_bf16"] is not None:
             rows.append(("step in bf16", f"{step['clips_per_second_in_bf16']:.4g} clips/s"))
-    rows.append(("speed of a large product", f"{step['ceiling_tflops']:.4g} TFLOP/s"))
+    rows.append(("large matrix product", f"{step['ceiling_tflops']:.4g} TFLOP/s"))
     if step["of_ceiling"] is not None:
         mfu = "unknown: this device is not in the table"
         if step["mfu"] is not None:
             mfu = f"{100 * step['mfu']:.1f} % of {step['peak_tflops']:.4g} TFLOP/s"
-        rows += [("of a large product", f"{100 * step['of_ceiling']:.1f} %"), ("MFU", mfu)]
+        rows += [("share of that", f"{100 * step['of_ceiling']:.1f} %"), ("MFU", mfu)]
     reporter.table(f"bench {found['stage']} {found['recipe']}", ["what", "value"], rows)
     if not reporter.json_output:
         reporter.stdout.write(found["bottleneck"]["sentence"] + "\n")

@@ -1,4 +1,4 @@
-"""One sentence on what a training waits for, and the recipe key to change."""
+"""The bottleneck of a training in one sentence, and the recipe key to change."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def bottleneck(facts: Facts, optim: str = "optim") -> Bottleneck:
         return Bottleneck(
             "threads",
             f"run.threads={facts.cores}",
-            f"The step computes with {facts.threads} of {facts.cores} cores: set "
+            f"The step uses {facts.threads} of {facts.cores} cores: set "
             f"`run.threads={facts.cores}`.",
         )
     if facts.step_at_largest is not None and facts.step_at_largest > _GAIN * facts.step:
@@ -103,23 +103,23 @@ def bottleneck(facts: Facts, optim: str = "optim") -> Bottleneck:
         return Bottleneck(
             "batch",
             f"{batch_key}={facts.largest}",
-            f"The batch is small: {facts.largest} videos fit and are "
-            f"{facts.step_at_largest / facts.step:.2f} times as fast a clip as {facts.batch}: set "
+            f"The batch is small: {facts.largest} videos fit, with "
+            f"{facts.step_at_largest / facts.step:.2f} times the clips/s of {facts.batch}: set "
             f"`{batch_key}={facts.largest}`.",
         )
     if facts.checkpointing and facts.largest is not None and facts.largest >= 4 * facts.wanted:
         return Bottleneck(
             "checkpointing",
             "model.checkpointing=false",
-            f"Activations are computed twice to save memory, and {facts.largest} videos fit where "
-            f"{facts.wanted} are wanted: set `model.checkpointing=false`.",
+            f"Activations are recomputed to save memory, but {facts.largest} videos would fit and "
+            f"the recipe uses {facts.wanted}: set `model.checkpointing=false`.",
         )
     if facts.device != "cpu" and facts.host_share > _BUSY and not facts.compiled:
         return Bottleneck(
             "launches",
             "run.compile=true",
-            f"The device waits for the host, which gives out work {100 * facts.host_share:.0f} % "
-            "of the time: set `run.compile=true`.",
+            f"The GPU waits for the CPU, which spends {100 * facts.host_share:.0f} % of the time "
+            "launching kernels: set `run.compile=true`.",
         )
     return _products(facts)
 
@@ -154,7 +154,7 @@ def _too_large(facts: Facts, batch_key: str) -> Bottleneck:
 
 def _loader(facts: Facts) -> Bottleneck:
     slow = (
-        f"The loader makes {facts.loader:.3g} clips a second and the step could take "
+        f"The loader delivers {facts.loader:.3g} clips/s, and the step could process "
         f"{facts.step:.3g}"
     )
     if facts.workers < facts.cores:
@@ -166,42 +166,43 @@ def _loader(facts: Facts) -> Bottleneck:
         return Bottleneck(
             "loader",
             f"--short-side {side}",
-            f"{slow}, with all cores at work: the stored pictures are {stored} pixels for views of "
+            f"{slow}, with all cores busy: the stored pictures are {stored} pixels for views of "
             f"{facts.view}; prepare the store with `--short-side {side}`.",
         )
     if not facts.cached:
         return Bottleneck(
             "loader",
             "data.cache=auto",
-            f"{slow}, with all cores at work: set `data.cache=auto`, which keeps decoded frames in "
+            f"{slow}, with all cores busy: set `data.cache=auto`, which keeps decoded frames in "
             "memory where they fit.",
         )
     return Bottleneck(
         "loader",
         "data.repeats",
-        f"{slow}, with all cores at work: take more views of each decoded clip with "
+        f"{slow}, with all cores busy: take more views of each decoded clip with "
         "`data.repeats`, or use a machine with more cores.",
     )
 
 
 def _products(facts: Facts) -> Bottleneck:
-    reached = f"{100 * facts.of_ceiling:.0f} % of the speed of a large product"
+    reached = f"{100 * facts.of_ceiling:.0f} % of the throughput of a large matrix product"
     if facts.of_ceiling < 0.5 and not facts.compiled and facts.device != "cpu":
         return Bottleneck(
             "products",
             "run.compile=true",
-            f"The step reaches {reached}; much of it is no product: set `run.compile=true`.",
+            f"The step reaches {reached}; much of it is not matrix products: set "
+            "`run.compile=true`.",
         )
     if facts.of_ceiling < 0.5:
         return Bottleneck(
             "products",
             None,
-            f"The step reaches {reached}: its products are small, and no key of the recipe changes "
+            f"The step reaches {reached}: its matrix products are small, and no recipe key changes "
             "that without changing the model.",
         )
     return Bottleneck(
         "products",
         None,
-        f"The step itself: it reaches {reached}, so only fewer operations make it faster, such as "
-        "a higher `mask.ratio`, fewer tokens to predict (`predict`) or a smaller `model.size`.",
+        f"The step itself: it reaches {reached}, so only less computation makes it faster: a "
+        "higher `mask.ratio`, fewer tokens to predict (`predict`) or a smaller `model.size`.",
     )

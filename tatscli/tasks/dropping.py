@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tatscli.data.provide import MotionSource
+from tatscli.data.motion_source import MotionSource
 from tatscli.data.views import EvalViews
 from tatscli.engine.session import Session
 from tatscli.evaluation.features import PooledFeatures

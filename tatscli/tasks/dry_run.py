@@ -14,7 +14,7 @@ import torch
 
 from tatscli.console import Reporter
 from tatscli.data.cache import plan_cache
-from tatscli.data.provide import MotionSource
+from tatscli.data.motion_source import MotionSource
 from tatscli.engine.joining import world_size
 from tatscli.errors import RecipeError
 from tatscli.machine import GB

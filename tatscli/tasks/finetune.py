@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from tatscli.console import Reporter
 from tatscli.data.batch import Batch
 from tatscli.data.labelled import FinetuneClips
+from tatscli.data.motion_source import MotionSource
 from tatscli.data.normalize import standardized
-from tatscli.data.provide import MotionSource
 from tatscli.data.views import EvalViews
 from tatscli.draws import Draws
 from tatscli.engine.checkpoint import Checkpoint

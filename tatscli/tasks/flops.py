@@ -1,4 +1,4 @@
-"""Counting what a training step computes, on a copy of the stage that has shapes but no numbers."""
+"""Counting the FLOPs of a training step, on a copy of the stage that has shapes but no data."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The largest batch that fits: searched by halving, tried with real steps.
+"""The largest batch that fits, by bisection with real steps.
 
 On CUDA a batch that does not fit raises an error, which is caught, and its memory is freed. On a
-CPU each batch is tried in a process of its own, which ends when it has taken more memory than
-allowed: so nothing of it is left, and the peak is that of this batch alone.
+CPU each batch is tried in its own process, which is killed when it uses more memory than allowed:
+so nothing remains of it, and the peak is that of this batch alone.
 """
 
 from __future__ import annotations

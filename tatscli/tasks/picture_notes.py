@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tatscli.data.provide import one_scale
+from tatscli.data.motion_source import one_scale
 from tatscli.recipe.schema import Recipe, ScheduleMask
 from tatscli.store.schema import Settings
 from tatscli.tasks.mask_setup import MaskSetup

@@ -12,7 +12,7 @@ from torch import nn
 from tatscli.console import Reporter
 from tatscli.data.batch import Batch
 from tatscli.data.dataset import PretrainClips
-from tatscli.data.provide import MotionSource
+from tatscli.data.motion_source import MotionSource
 from tatscli.draws import Draws
 from tatscli.engine.checkpoint import Checkpoint
 from tatscli.engine.learner import Learner

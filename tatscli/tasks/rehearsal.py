@@ -1,4 +1,4 @@
-"""A training that is built as always and writes nothing: for measuring its steps.
+"""A training that is built as usual and writes nothing, to measure its steps.
 
 Without a store the clips are random pixels, and a stand-in that has rows but no files says how many
 classes there are.
@@ -41,14 +41,14 @@ _STEPS, _FIRST = 10_000, 5_000  # of the schedule, and where it stands: every wa
 
 
 def quiet_recipe(loaded: LoadedRecipe) -> LoadedRecipe:
-    """Leave out what costs no step anything: trackers, pictures, videos that are watched."""
+    """Turn off what is not part of a step: trackers, pictures, `run.watch`."""
     recipe = loaded.recipe
     run = recipe.run.model_copy(update={"watch": None, "track": [], "out": None, "max_steps": None})
     return replace(loaded, recipe=recipe.model_copy(update={"run": run}))
 
 
 def open_store(loaded: LoadedRecipe) -> tuple[Store, str | None]:
-    """Open the recipe's store, or make a stand-in; also return why it is one."""
+    """Open the recipe's store, or make a placeholder; also return the reason for it."""
     try:
         return Store.open(loaded.recipe.data.store), None
     except DataError as error:
@@ -56,7 +56,7 @@ def open_store(loaded: LoadedRecipe) -> tuple[Store, str | None]:
 
 
 def stand_in(loaded: LoadedRecipe) -> Store:
-    """Make a store that has rows, labels and motion by name only; nothing of it can be read."""
+    """Make a store with rows, labels and motion in the manifest only, and no files."""
     data, settings = loaded.recipe.data, loaded.recipe.finetune
     splits = [one for one in (data.split, settings.split, settings.val_split) if one is not None]
     names = list(settings.class_weights) if isinstance(settings.class_weights, dict) else []
@@ -101,7 +101,7 @@ def rehearsed(loaded: LoadedRecipe, name: StageName, here: Session, store: Store
         TatsError: If it cannot be trained.
     """
     stage = stage_of(loaded, name, store)
-    # Where a run starts is said to nobody here.
+    # No messages about where a run starts.
     stage.build(replace(here, reporter=here.reporter.silenced()), resume=False)
     return stage
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from tatscli.data.provide import MotionSource
+from tatscli.data.motion_source import MotionSource
 from tatscli.data.views import EvalViews
 from tatscli.draws import Draws
 from tatscli.engine.checkpoint import Checkpoint

@@ -1,4 +1,4 @@
-"""What `--resume` continues, and which settings may change."""
+"""Which checkpoint `--resume` continues, and what may differ from the previous session."""
 
 from __future__ import annotations
 
@@ -93,9 +93,9 @@ def refuse_other_recipe(folder: Path, loaded: LoadedRecipe) -> None:
     if differing:
         raise UsageError(
             f"the recipe differs from the run in `{folder}`: " + ", ".join(differing),
-            hint="on `--resume` only `run.*` (not `run.seed`, `run.watch.share`), `evaluate.*`, "
-            "`data.workers`, `data.timeout`, `data.cache*`, `data.resize_on`, `data.decode`, "
-            "`data.max_bad_share` and the paths of the store and of frozen networks may change; "
+            hint="`run.*` (but `run.seed` and `run.watch.share`), `evaluate.*`, `data.workers`, "
+            "`data.timeout`, `data.cache*`, `data.resize_on`, `data.decode`, `data.max_bad_share` "
+            "and the places of the store and of frozen networks may change on `--resume`; "
             "to start a new run from these weights, use `--init` and another `--out`",
         )
 
@@ -106,8 +106,8 @@ def warn_of_other_processes(checkpoint: Checkpoint, here: Session) -> None:
     if before != here.world.size:
         here.reporter.warn(
             f"the run was trained with {before} processes and continues with {here.world.size}: "
-            "every step sees the same videos, but dropout and drop path draw other random numbers, "
-            "and sums are rounded differently"
+            "every step sees the same videos, but dropout and drop path differ, and so does the "
+            "rounding of sums"
         )
 
 
@@ -115,6 +115,6 @@ def warn_of_other_draws(checkpoint: Checkpoint, here: Session) -> None:
     """Warn that a run of an earlier version continues with other masks."""
     if checkpoint.meta.get("draws") != Draws.version:
         here.reporter.warn(
-            "the checkpoint is from a version that draws masks from the seed differently: the run "
-            "continues with other masks than that version would have drawn"
+            "the checkpoint is from a version that draws masks from the seed differently: "
+            "the run continues with different masks"
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from tatscli.data.dataset import Sample
-from tatscli.data.provide import MotionSource
+from tatscli.data.motion_source import MotionSource
 from tatscli.data.views import EvalViews
 from tatscli.draws import Draws
 from tatscli.engine.device import autocast

@@ -19,7 +19,7 @@ from torch import Tensor
 from tatscli.data.dataset import Sample
 from tatscli.data.footage import FileFootage, Frame
 from tatscli.data.motion import MotionField
-from tatscli.data.provide import motion_seen, one_scale
+from tatscli.data.motion_source import motion_seen, one_scale
 from tatscli.data.sampling import drawn_clip, train_indices
 from tatscli.data.tracks import FURTHEST, pieces, track
 from tatscli.data.view import View, pretraining_view, spatial_crop

@@ -71,7 +71,7 @@ def test_ram_refuses_what_does_not_fit_and_says_what_would() -> None:
 def test_large_sizes_can_be_read() -> None:
     plan = plan_cache(FakeStore([10**9], size=(256, 340)), [0], data())
     assert str(plan).startswith(
-        "none, decoded in every pass: 261,120 GB of decoded frames are more"
+        "none, decoded in every epoch: 261,120 GB of decoded frames are more"
     )
 
 

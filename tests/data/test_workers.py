@@ -103,7 +103,7 @@ def test_a_dead_worker_is_named_at_once_with_its_clip_and_its_cause(
         read(Faulty(fault), timeout=600)
     found = caught.value
     assert found.message.startswith(f"loader worker 0 (process {pids[0]}) ")
-    assert found.message.endswith(f"{cause} while it read `videos/2.mp4` (row 2)")
+    assert found.message.endswith(f"{cause} while reading `videos/2.mp4` (row 2)")
     assert hint in (found.hint or "")
 
 
@@ -142,9 +142,7 @@ def test_a_worker_that_hangs_is_warned_of_once_and_then_given_up(
     with pytest.raises(DataError) as caught:
         list(islice(batches, 9))
     (warning,) = said
-    assert re.search(
-        r"reading `videos/2.mp4` \(row 2\) for 100 s; it is given up after 200 s", warning
-    )
+    assert re.search(r"reading `videos/2.mp4` \(row 2\) for 100 s; giving up after 200 s", warning)
     assert warning.split(" has been")[0] == caught.value.message.split(" has been")[0]
     assert "more than `data.timeout: 200` allows" in caught.value.message
 
@@ -236,8 +234,8 @@ def test_less_memory_means_fewer_workers_said_with_the_numbers(
     assert not said
     assert loader._affordable(8, 10**9, said.append) == 3  # 4 x 2 GB with the one at work
     assert said == [
-        "3 instead of 8 loader workers: 2 batches of each would take 16 GB, and 10 GB of memory"
-        " are free"
+        "using 3 instead of 8 loader workers: 2 batches of each would take 16 GB, and 10 GB of"
+        " memory are free"
     ]
     assert loader._affordable(8, 10**11, said.append) == 1
     monkeypatch.setattr(loader, "free_memory", lambda: None)

@@ -75,7 +75,9 @@ def test_one_bad_step_is_skipped_and_the_run_goes_on(tmp_path: Path, by: float) 
     assert [line["skipped"] for line in lines(tmp_path)] == [0.0] * 4 + [1.0] + [0.0] * 5
     assert all(value.isfinite().all() for value in training.model.state_dict().values())
     assert said(training).count("is not finite") == 1
-    assert "warning: step 5: the loss is not finite, so the weights stay" in said(training)
+    assert "warning: step 5: the loss is not finite, so the weights were not updated" in said(
+        training
+    )
     assert not (tmp_path / "bad-step").exists()
 
 
@@ -85,7 +87,9 @@ def test_a_gradient_that_is_not_finite_is_told_from_such_a_loss(tmp_path: Path) 
     weight = training.model.layers[0].weight
     weight.register_hook(lambda grad: grad * math.nan if learner.step == 4 else grad)
     assert train(training)["skipped"] == 1
-    assert "warning: step 5: the gradient is not finite, so the weights stay" in said(training)
+    assert "warning: step 5: the gradient is not finite, so the weights were not updated" in said(
+        training
+    )
 
 
 def test_a_loss_that_is_not_finite_costs_the_step_although_its_gradient_is(tmp_path: Path) -> None:
@@ -267,9 +271,11 @@ def test_a_training_skips_a_loss_that_is_too_high(
         TatsError, match="2 bad steps in a row, the last at step 10: the loss is far"
     ):
         train(training)
-    assert "step 6: the loss is far above those before, so the weights stay" in said(training)
+    assert "step 6: the loss is far above recent losses, so the weights were not updated" in said(
+        training
+    )
     meta = saved(tmp_path).meta
-    assert meta["reason"] == "the loss is far above those before"
+    assert meta["reason"] == "the loss is far above recent losses"
     assert 0 < meta["limit"] < 1e3
 
 

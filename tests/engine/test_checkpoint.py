@@ -246,7 +246,7 @@ def test_a_damaged_last_checkpoint_has_a_stand_in_loudly(
     said = list[str]()
     assert find_checkpoint(tmp_path, say=said.append).step == 10
     (warning,) = said
-    assert f"`{path}` is damaged: " in warning and "that of step 10 is taken" in warning
+    assert f"`{path}` is damaged: " in warning and "using that of step 10 instead" in warning
     for one in (path, tmp_path / "checkpoints" / "last"):
         if one.exists() or one.is_symlink():  # never for one that is named itself
             with pytest.raises(CheckpointError, match=r"is damaged|does not exist") as refused:

@@ -108,7 +108,7 @@ def test_a_rank_that_is_killed_is_named_and_the_others_are_told_to_stop(tmp_path
     code, _, stderr = end(start(tmp_path, body, notice=0.3))
     assert code == 1
     assert "heard 15" in stderr
-    assert "error: rank 1 (process " in stderr and "was ended by SIGKILL" in stderr
+    assert "error: rank 1 (process " in stderr and "was killed by SIGKILL" in stderr
     assert "Traceback" not in stderr
 
 
@@ -205,7 +205,7 @@ def test_numbers_that_make_no_sense_are_refused(monkeypatch: pytest.MonkeyPatch)
     assert processes("auto", device="cpu", environ={}) == 1
     assert processes("5", device="cpu", environ={}) == 5
     assert processes("2", device="auto", environ={"RANK": "0", "WORLD_SIZE": "1"}) == 2
-    with pytest.raises(UsageError, match="wants a GPU for each process, and 2 are visible"):
+    with pytest.raises(UsageError, match="needs a GPU for each process, but only 2 are visible"):
         processes("3", device="auto", environ={})
     for words in ("0", "-1", "two", "1.5", ""):
         with pytest.raises(UsageError, match="must be a whole number of at least 1, or `auto`"):

@@ -65,10 +65,10 @@ def test_a_gpu_is_chosen_by_name_or_number(choice: str, place: str) -> None:
     ("choice", "says"),
     [
         ("cuda:2", "torch sees 2 GPUs, `cuda:0` to `cuda:1`"),
-        ("cuda:-1", "`cuda:-1` is no device"),
-        ("cuda:", "`cuda:` is no device"),
-        ("cpu:0", "`cpu:0` is no device"),
-        ("gpu", "`gpu` is no device"),
+        ("cuda:-1", "`cuda:-1` is not a device"),
+        ("cuda:", "`cuda:` is not a device"),
+        ("cpu:0", "`cpu:0` is not a device"),
+        ("gpu", "`gpu` is not a device"),
     ],
 )
 def test_what_is_no_device_is_refused_with_what_there_is(choice: str, says: str) -> None:
@@ -82,7 +82,7 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(UsageError, match=r"`run\.device: cuda:1` is not available"):
         choose_device("cuda:1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UsageError, match="torch sees 1 GPU, `cuda:0` alone"):
+    with pytest.raises(UsageError, match="torch sees 1 GPU, only `cuda:0`"):
         choose_device("cuda:1")
 
 
@@ -145,7 +145,7 @@ def test_auto_is_bf16_where_a_gpu_computes_it_and_not_where_torch_emulates_it(
     gpu_with_bf16(False, monkeypatch)
     dtype, reason = choose_precision("auto", CUDA)
     assert dtype == torch.float32 and "run.precision=fp16" in reason
-    assert "this GPU does not compute bf16" in str(slow_precision(torch.bfloat16, CUDA))
+    assert "this GPU lacks bf16 instructions" in str(slow_precision(torch.bfloat16, CUDA))
     assert slow_precision(torch.float16, CUDA) is None
 
 
@@ -156,11 +156,11 @@ def test_a_cpu_computes_bf16_where_it_can_and_says_so(
     cpu_with({"avx2"} | ({feature} if feature else set()), monkeypatch)
     dtype, reason = choose_precision("auto", CPU)
     assert dtype == torch.float32
-    assert ("computes bf16" in reason) == (feature is not None)
-    assert choose_precision("bf16", CPU) == (torch.bfloat16, "the recipe names it")
+    assert ("supports bf16" in reason) == (feature is not None)
+    assert choose_precision("bf16", CPU) == (torch.bfloat16, "set in the recipe")
     slow = slow_precision(torch.bfloat16, CPU)
     assert (slow is None) == (feature is not None)
-    assert slow is None or "slower than fp32 here: this CPU does not compute bf16" in slow
+    assert slow is None or "slower than fp32 here: this CPU lacks bf16 instructions" in slow
     assert "many times slower" in str(slow_precision(torch.float16, CPU))
     assert slow_precision(torch.float32, CPU) is None
 
@@ -335,7 +335,7 @@ def test_a_scale_that_falls_without_end_is_a_fault(tmp_path: Path) -> None:
     training = half_training(tmp_path, max_bad_steps=3, epochs=20)
     weight = training.model.layers[0].weight
     weight.register_hook(lambda grad: grad * math.inf)
-    with pytest.raises(TatsError, match="3 bad steps in a row, the last at step 18:") as refused:
+    with pytest.raises(TatsError, match="3 bad steps in a row, the last at step 19:") as refused:
         train(training)  # 17 halvings to a half, and two more
     assert "below a loss scale of 1" in refused.value.message
     assert "run.precision=bf16" in str(refused.value.hint)

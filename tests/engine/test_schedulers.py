@@ -159,7 +159,7 @@ def test_each_process_takes_a_gpu_of_its_own() -> None:
     assert place is not None and place.gpu(2) == 1
     with pytest.raises(UsageError, match="torchrun starts 2 processes on this machine"):
         place.gpu(1)
-    with pytest.raises(UsageError, match="where no GPU is visible"):
+    with pytest.raises(UsageError, match="but no GPU is visible"):
         place.gpu(0)
     slurm, _ = find_place(STEP)  # --gpus-per-task=1 shows every task its own as number 0
     assert slurm is not None and (slurm.gpu(1), slurm.gpu(4)) == (0, 1)

@@ -28,15 +28,15 @@ def three(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_number_is_taken_as_it_is(device: torch.device, flops: float) -> None:
     with use_threads(2, flops, device) as reason:
         assert torch.get_num_threads() == 2
-        assert reason == "2: the recipe names it"
+        assert reason == "2: set in the recipe"
 
 
 @pytest.mark.parametrize(
     ("flops", "device", "threads", "words"),
     [
         (0.9 * SMALL, CPU, 1, "1: a step is only 18 GFLOP"),
-        (SMALL, CPU, 3, "3: torch's own choice"),
-        (1e6, GPU, 3, "3: torch's own choice"),
+        (SMALL, CPU, 3, "3: torch's default"),
+        (1e6, GPU, 3, "3: torch's default"),
     ],
 )
 def test_small_steps_on_a_cpu_take_one(
@@ -53,7 +53,7 @@ def test_the_environment_goes_before_auto_and_after_a_number(
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     with use_threads("auto", 1e6, CPU) as reason:
         assert torch.get_num_threads() == 3
-        assert reason == "3: OMP_NUM_THREADS says so"
+        assert reason == "3: set by OMP_NUM_THREADS"
     with use_threads(2, 1e6, CPU):
         assert torch.get_num_threads() == 2
 

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from tatscli.console import Reporter
+from tatscli.data.motion_source import MotionSource
 from tatscli.data.normalize import standardized
-from tatscli.data.provide import MotionSource
 from tatscli.data.views import EvalViews
 from tatscli.errors import DataError, RecipeError
 from tatscli.nn.classifier import build_classifier

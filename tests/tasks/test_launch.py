@@ -103,7 +103,7 @@ def test_peers_that_never_come_end_the_wait(
         port = server.getsockname()[1]
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     for rank, words in (
-        ("0", "rank 0 waited 0.3 s for its peers: only 1 of 2 processes came"),
+        ("0", "rank 0 waited 0.3 s for its peers: only 1 of 2 processes joined"),
         ("1", f"rank 1 waited 0.3 s for its peers: rank 0 cannot be reached at 127.0.0.1:{port}"),
     ):
         for name, value in (group | {"RANK": rank}).items():

@@ -221,7 +221,7 @@ def test_threads_are_those_of_the_recipe_while_it_trains(
     pretrain(load(*short), reporter=talkative, overwrite=True)  # a small step
     assert counts == [before + 1, 1]
     assert torch.get_num_threads() == before
-    assert f"threads: {before + 1}: the recipe names it" in stderr.getvalue()
+    assert f"threads: {before + 1}: set in the recipe" in stderr.getvalue()
     assert "threads: 1: a step is only" in stderr.getvalue()
 
 

@@ -142,7 +142,7 @@ def test_a_damaged_last_checkpoint_is_resumed_from_the_one_before(
     pretrain(load(*SHORT), reporter=reporter, out="runs/damaged", resume=True)
     said = reporter.stderr.getvalue()  # type: ignore[attr-defined]
     assert "step-0000004` is damaged: `optimizer.safetensors` is cut short" in said
-    assert "that of step 2 is taken in its place" in said
+    assert "using that of step 2 instead" in said
     assert "resuming after step 2 of 4" in said
     assert_equal("runs/straight", "runs/damaged", "model", "optimizer")
     assert [line["step"] for line in metrics("runs/damaged")] == [1, 2, 3, 4]

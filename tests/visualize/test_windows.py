@@ -10,7 +10,7 @@ import torch
 from tatscli.console import Reporter
 from tatscli.data.dataset import PretrainClips
 from tatscli.data.footage import FileFootage
-from tatscli.data.provide import MotionSource
+from tatscli.data.motion_source import MotionSource
 from tatscli.data.sampling import eval_indices
 from tatscli.data.tracks import FURTHEST
 from tatscli.data.view import spatial_crop

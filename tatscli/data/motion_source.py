@@ -1,4 +1,4 @@
-"""Whose motion a clip gets: the recipe's `data.motion`, from its sources to `MotionField`.
+"""The motion of clips: from the source that `data.motion` names to a `MotionField`.
 
 Shapes: T frames, C channels, H and W pixels of the view, h and w tokens; F stored frames, J steps
 back in time, y and x stored cells.
@@ -31,7 +31,8 @@ class MotionSource:
     Args:
         store: Where the videos are.
         motion: The recipe's `data.motion`.
-        needed: Whether anybody follows the motion; else no clip is refused for having none.
+        needed: Whether mask, selection or targets use the motion; if not, no clip is refused for
+            having none.
 
     Raises:
         DataError: If `motion.path` cannot be read.
@@ -149,9 +150,9 @@ def one_scale(motion: Motion, prepared: Settings, origin: str = "native") -> boo
 def _hint(source: str) -> str:
     """Say what to do without motion."""
     if source == "framediff":
-        return "one picture has no difference; `data.motion.fallback=tube` goes on without"
+        return "a single frame has no difference; `data.motion.fallback=tube` accepts such videos"
     more = "; `tats prepare --motion auto` makes vectors for files that have none"
-    goes_on = "`data.motion.fallback=tube` or `=framediff` goes on without"
+    goes_on = "`data.motion.fallback=tube` or `framediff` accepts such videos"
     return goes_on + (more if source == "codec" else "")
 
 
