@@ -153,10 +153,10 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
     with path.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         if size < 8 or not 2 <= length <= min(size - 8, LARGEST_HEADER):
-            raise ValueError("is cut short, or not a safetensors file")
+            raise ValueError("it is cut short, or not a safetensors file")
         header = json.loads(opened.read(length))
     if not isinstance(header, dict):
-        raise ValueError("is not a safetensors file")
+        raise ValueError("it is not a safetensors file")
     header.pop("__metadata__", None)
     return header, 8 + length
 

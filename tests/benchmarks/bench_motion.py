@@ -136,7 +136,7 @@ class Reading:
 
     def round(self) -> dict[str, Clock]:
         """Read every clip, frames and motion in turns; return milliseconds a clip."""
-        from tatscli.data.tracks import reach
+        from tatscli.data.tracks import pieces
 
         parts = ("decode", "cut", "track", "view", "field")
         spent = {part: {"wall": 0.0, "cpu": 0.0} for part in parts}
@@ -157,7 +157,9 @@ class Reading:
             timed("view", seen, view, video, track, frames)
         for row, frames, _ in self.wanted:
             self.clips.pictures(row, frames)  # so that the field finds the caches as `track` does
-            timed("field", source.store.motion, row, reach(frames, self.lengths[row]))
+            parts_read = pieces(frames, self.lengths[row])
+            reach = range(parts_read[0].start, parts_read[-1].stop)
+            timed("field", source.store.motion, row, reach)
         for whole, parts in {"frames": ("decode", "cut"), "motion": ("track", "view")}.items():
             spent[whole] = {
                 clock: sum(spent[part][clock] for part in parts) for clock in ("wall", "cpu")

@@ -189,7 +189,9 @@ def test_the_middle_frame_is_the_middle_one() -> None:
 
 
 def test_one_centroid_is_not_several_places() -> None:
-    with pytest.raises(ValueError, match="`centre: centroid` is one place, and `blocks: 2` need"):
+    with pytest.raises(
+        ValueError, match="`centre: centroid` is a single point, and `blocks: 2` needs several"
+    ):
         schema.MgmMask(kind="mgm", centre="centroid", blocks=2)
 
 

@@ -118,7 +118,7 @@ ODD = st.text(
 )
 NAMES = st.one_of(
     ODD, ODD.map(lambda name: f"{name}.mp4"), st.from_regex(r"[a-c,: \t\"'.mp4]{1,9}")
-)
+).filter(lambda name: "\0" not in name)
 
 
 @given(

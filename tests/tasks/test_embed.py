@@ -271,7 +271,7 @@ def test_bad_videos_stop_it_or_are_left_out_and_counted(
         np.testing.assert_allclose(found[name], good[name], atol=1e-6)
     for bad in (videos / "val").glob("*/a.mp4"):
         bad.write_bytes(b"no video")
-    with pytest.raises(DataError, match="not one of 4 videos"):
+    with pytest.raises(DataError, match="none of the 4 videos can be read"):
         run_embed(videos, run=home / "run", out=out, skip_bad=True, overwrite=True)
 
 

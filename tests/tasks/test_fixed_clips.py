@@ -274,7 +274,9 @@ def test_codes_that_are_missing_or_of_other_clips_are_told_before_training(
     given = (*FIXED, f"data.store={encoded}", latents(True))
     assert plan_pretraining(load(*given), Path("runs/plan"))["videos"] == 12
     for other in ("data.sampling.clips=2", "data.sampling.stride=2", "data.frames=8"):
-        words = r"holds no codes of this tokenizer for this view .*; of others it holds `0123"
+        words = (
+            r"has no codes of this tokenizer for this view .*; it has codes for other views: `0123"
+        )
         with pytest.raises(DataError, match=words) as refused:
             plan_pretraining(load(*given, other), Path("runs/plan"))
         assert "--recipe RECIPE" in str(refused.value.hint)
@@ -283,7 +285,7 @@ def test_codes_that_are_missing_or_of_other_clips_are_told_before_training(
     # Of `predict` alone, too.
     alone = "predict={kind: tokenizer, tokenizer: {kind: run, path: x}, cached: true}"
     fixed = (*FIXED[:3], "data.sampling.clips=2", f"data.store={encoded}")
-    with pytest.raises(DataError, match="holds no codes of this tokenizer"):
+    with pytest.raises(DataError, match="has no codes of this tokenizer"):
         plan_pretraining(load(*fixed, alone), Path("runs/plan"))
 
 

@@ -73,7 +73,7 @@ def test_a_run_goes_on_as_if_nothing_had_happened(
         assert any(name.startswith("training/waiting/") for name in names)
     result = pretrain(load(SHORT, MASKS[mask]), reporter=reporter, out=run, resume=True)
     assert result["steps"] == 6
-    assert reporter.stderr.getvalue().count("that draws masks from the seed in another way") == 1
+    assert reporter.stderr.getvalue().count("that draws masks from the seed differently") == 1
     straight, resumed = find_checkpoint(Path("runs/straight")), find_checkpoint(run)
     assert resumed.meta["format"] == 2
     for part in ("model", "optimizer", *(["masker"] if mask != "tube" else [])):

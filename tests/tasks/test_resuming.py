@@ -100,9 +100,7 @@ def test_resume_auto_starts_goes_on_and_is_done(recipe_file: Path, cli: Callable
     for path in Path("runs/tiny/checkpoints").glob("step-*"):
         (path / "model.safetensors").write_bytes(b"")
     outcome = cli("pretrain", recipe_file, "--resume", "auto", *SHORT)
-    assert (
-        outcome.code == 1 and "the only checkpoint of" in outcome.stderr
-    )  # nothing is thrown away
+    assert outcome.code == 1 and "checkpoints of `runs/" in outcome.stderr  # nothing is thrown away
     refused = cli("pretrain", recipe_file, "--resume", "auto", "--overwrite")
     assert refused.code == 2 and "cannot be combined" in refused.stderr
 
@@ -141,7 +139,7 @@ def test_a_damaged_last_checkpoint_is_resumed_from_the_one_before(
     (last / "optimizer.safetensors").write_bytes(b"half")
     pretrain(load(*SHORT), reporter=reporter, out="runs/damaged", resume=True)
     said = reporter.stderr.getvalue()  # type: ignore[attr-defined]
-    assert "step-0000004` is damaged: `optimizer.safetensors` is cut short" in said
+    assert "step-0000004` is damaged: `optimizer.safetensors` cannot be read: it is cut short" in said
     assert "using that of step 2 instead" in said
     assert "resuming after step 2 of 4" in said
     assert_equal("runs/straight", "runs/damaged", "model", "optimizer")

@@ -291,9 +291,9 @@ def test_codes_of_videos_that_have_changed_are_made_anew(
 def test_codes_that_are_not_there_or_cannot_be_are_told(
     coder: Path, encoded: Path, store: Path, load: Load, reporter: Reporter, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match="holds no codes of this tokenizer for this view"):
+    with pytest.raises(DataError, match="has no codes of this tokenizer for this view"):
         pretrain(load(*CENTRE, codes(coder, cached="true")), reporter=reporter, out="runs/wrong")
-    with pytest.raises(DataError, match="holds no codes of this tokenizer for this view"):
+    with pytest.raises(DataError, match="has no codes of this tokenizer for this view"):
         plan_pretraining(load(*CENTRE, codes(coder, cached="true")), Path("runs/wrong"))
     for changed in ("data.crop=corners", "data.flip=0.5"):
         with pytest.raises(RecipeError, match="`cached: true` of a target reads precomputed codes"):
@@ -305,7 +305,7 @@ def test_codes_that_are_not_there_or_cannot_be_are_told(
     text = (other / "manifest.jsonl").read_text().splitlines()
     (other / "manifest.jsonl").write_text("\n".join(text[1:]) + "\n")
     changed = load(*CENTRE, codes(coder, cached="true"), f"data.store={other}")
-    with pytest.raises(DataError, match="are of other videos"):
+    with pytest.raises(DataError, match="belong to other videos"):
         pretrain(changed, reporter=reporter, out="runs/wrong")
 
 

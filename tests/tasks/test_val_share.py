@@ -50,7 +50,8 @@ def test_a_dry_run_plans_with_what_is_left(load: Load, unsplit: Path) -> None:
     words = (*NANO, f"data.store={unsplit}")
     plan = plan_finetuning(load(*words, "finetune.val_share=0.25"), Path("runs/x"))
     assert plan["videos"] == 9
-    assert "no split `train`" in plan_finetuning(load(*words), Path("runs/x"))["store_note"]
+    with pytest.raises(DataError, match="no split `train`"):
+        plan_finetuning(load(*words), Path("runs/x"))
 
 
 def test_without_it_the_message_names_both_ways(load: Load, unsplit: Path) -> None:

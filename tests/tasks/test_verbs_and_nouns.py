@@ -151,7 +151,7 @@ def test_classes_that_share_a_verb_need_the_noun_as_well(
     assert "distinguishes only 2 of 4 classes" in outcome.stderr and "`noun`" in outcome.stderr
     planned = cli(*words, "finetune.ema=0.999", "finetune.freeze=1", "--dry-run")
     assert planned.code == 0, planned.stderr
-    for text in ("verb 4, noun 3", "of the encoder, frozen", "moving average"):
+    for text in ("verb 4, noun 3", "parameters, frozen", "EMA"):
         assert text in planned.stdout
     plan = json.loads(cli(*words, "--dry-run", "--json").stdout)
     assert plan["heads"] == {"verb": 4, "noun": 3}

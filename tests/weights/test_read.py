@@ -132,7 +132,7 @@ def test_names_and_kinds_by_path(tmp_path: Path) -> None:
     assert name_of(path) == "vit_b.k710"
     assert name_of(tmp_path) == tmp_path.name
     assert not is_tokenizer(path)
-    with pytest.raises(CheckpointError, match="there is no `best` of them"):
+    with pytest.raises(CheckpointError, match="it has no `best` checkpoint"):
         find_weights(path, prefer="best")
     with pytest.raises(CheckpointError, match="does not exist"):
         find_weights(tmp_path / "nowhere.pth")
