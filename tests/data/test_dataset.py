@@ -227,7 +227,7 @@ def test_a_rate_takes_frames_by_their_times() -> None:
 def test_a_store_without_pictures_cannot_be_trained_on() -> None:
     store = FakeStore([8])
     store.settings = Settings(frames="none")
-    with pytest.raises(DataError, match="motion only"):
+    with pytest.raises(DataError, match="only motion"):
         EvalViews(store, [0], data(), sampling=Sampling(stride=1))
 
 
