@@ -139,7 +139,9 @@ def test_a_damaged_last_checkpoint_is_resumed_from_the_one_before(
     (last / "optimizer.safetensors").write_bytes(b"half")
     pretrain(load(*SHORT), reporter=reporter, out="runs/damaged", resume=True)
     said = reporter.stderr.getvalue()  # type: ignore[attr-defined]
-    assert "step-0000004` is damaged: `optimizer.safetensors` cannot be read: it is cut short" in said
+    assert (
+        "step-0000004` is damaged: `optimizer.safetensors` cannot be read: it is cut short" in said
+    )
     assert "using that of step 2 instead" in said
     assert "resuming after step 2 of 4" in said
     assert_equal("runs/straight", "runs/damaged", "model", "optimizer")
