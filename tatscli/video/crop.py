@@ -13,6 +13,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from tatscli.video.boxes import Box, matroska_elements, mp4_descriptions, mp4_find
+from tatscli.video.filters import filter_graph
 
 _SIDES = (0x54CC, 0x54BB, 0x54DD, 0x54AA)  # Matroska's left, top, right, bottom
 _SMALL = 1 << 18  # bytes that are searched at once
@@ -71,27 +72,13 @@ class Cropper:
             return frame
         kind = frame.width, frame.height, frame.format.name, crop
         if self._graph is None or kind != self._kind:
-            self._kind, self._graph = kind, _crop_graph(frame, crop)
+            width, height = crop.size(frame.width, frame.height)
+            self._kind = kind
+            self._graph = filter_graph(
+                frame, "crop", f"w={width}:h={height}:x={crop.left}:y={crop.top}:exact=1"
+            )
         self._graph.push(frame)
         return self._graph.vpull()
-
-
-def _crop_graph(frame: VideoFrame, crop: Crop) -> Graph:
-    width, height = crop.size(frame.width, frame.height)
-    graph = Graph()
-    graph.threads = 1
-    source = graph.add_buffer(
-        width=frame.width,
-        height=frame.height,
-        format=frame.format,
-        time_base=frame.time_base or Fraction(1, 25),
-    )
-    cut = graph.add("crop", f"w={width}:h={height}:x={crop.left}:y={crop.top}:exact=1")
-    sink = graph.add("buffersink")
-    source.link_to(cut)
-    cut.link_to(sink)
-    graph.configure()
-    return graph
 
 
 def _pixel_crop(file: Box, index: int) -> Crop:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from fractions import Fraction
 
 import numpy as np
-from av.filter import Graph
 from av.video.frame import VideoFrame
 
 from tatscli.video.decoded import Decoded
+from tatscli.video.filters import filter_graph
 from tatscli.video.picture import ONE_THREAD
 
 _SMALLEST = 4  # pixels; `bwdif` takes no less
@@ -86,7 +85,8 @@ class _Deinterlacer:
     """
 
     def __init__(self, first: VideoFrame, before: VideoFrame | None, *, every: bool) -> None:
-        self._graph = _graph(first, every=every)
+        deint = "all" if every else "interlaced"
+        self._graph = filter_graph(first, "bwdif", f"mode=send_frame:deint={deint}")
         self._waiting: deque[tuple[Decoded, bool] | None] = deque()
         if before is not None:
             self._waiting.append(None)
@@ -124,20 +124,3 @@ def is_combed(frame: VideoFrame) -> bool:
     rows = len(apart) - _COMB_ROWS + 1
     comb = np.logical_and.reduce([apart[step : step + rows] for step in range(_COMB_ROWS)])
     return bool(rows > 0 and comb.mean() > _COMB_SHARE)
-
-
-def _graph(frame: VideoFrame, *, every: bool) -> Graph:
-    graph = Graph()
-    graph.threads = 1
-    source = graph.add_buffer(
-        width=frame.width,
-        height=frame.height,
-        format=frame.format,
-        time_base=frame.time_base or Fraction(1, 25),
-    )
-    filter_ = graph.add("bwdif", f"mode=send_frame:deint={'all' if every else 'interlaced'}")
-    sink = graph.add("buffersink")
-    source.link_to(filter_)
-    filter_.link_to(sink)
-    graph.configure()
-    return graph

@@ -21,12 +21,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from fractions import Fraction
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
-import av
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -42,8 +40,12 @@ from tatscli.nn.load import load_encoder, open_checkpoint
 from tatscli.nn.vit import build_encoder
 from tatscli.store.reader import Store
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.studies.cut import cut
+
 TASKS = ("digits", "verbs")
-TOP, LEFT, SIDE = 36, 24, 64  # the mouth in the 112 x 112 pixels of the sets
+MOUTH = (36, 24, 64)  # top, left and side, in the 112 x 112 pixels of the sets
 MASKS = {
     "tube 0.75": "kind: tube, ratio: 0.75",
     "tube 0.9": "kind: tube, ratio: 0.9",
@@ -82,18 +84,6 @@ def tats(*words: object) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def cut(source: Path, target: Path) -> None:
-    """Write the mouth of a clip, at a quality where its loss does not matter."""
-    with av.open(str(source)) as reader, av.open(str(target), "w") as writer:
-        stream = writer.add_stream("libx264", Fraction(25), options={"crf": "12"})
-        stream.width = stream.height = SIDE
-        stream.pix_fmt = "yuv420p"
-        for frame in reader.decode(video=0):
-            picture = frame.to_ndarray(format="rgb24")[TOP : TOP + SIDE, LEFT : LEFT + SIDE]
-            writer.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        writer.mux(stream.encode(None))
-
-
 def prepare(data: Path, out: Path) -> None:
     """Make the stores: one of each task, and one of both train parts without labels."""
     videos = out / "videos"
@@ -103,7 +93,7 @@ def prepare(data: Path, out: Path) -> None:
         for name in ("train.csv", "val.csv", "labels.txt"):
             (folder / name).write_text((data / f"grid_{task}" / name).read_text())
         for source in sorted((data / f"grid_{task}" / "clips").iterdir()):
-            cut(source, folder / "clips" / source.name)
+            cut(source, folder / "clips" / source.name, MOUTH)
     lines = [
         f"{task}/{line.split()[0]}\n"
         for task in TASKS
