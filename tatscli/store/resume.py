@@ -245,7 +245,7 @@ def _kept_rows(
 
 
 def _same_segment(row: Row, source: Source) -> bool:
-    """Whether a row is of the part of the file that is asked for now, as far as it tells."""
+    """Whether a row was made from this segment of the file; segments in frames are not compared."""
     segment = source.segment
     if segment is None or segment.unit == "frames":
         return (segment is None) == (row.path is None)
