@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from scipy import stats
 
+from tests.clips import render, static
 from tests.studies import run as runner
+from tests.studies.cut import cut_folder
 from tests.studies.run import Cell, Failed, Runner, run_all
 from tests.studies.study import Study, read_study
 from tests.studies.tables import difference, markdown
@@ -29,6 +32,7 @@ STUDY = Study.model_validate(
             "probe": {"protocol": "attentive", "set": ["evaluate.shots=5"]},
             "tuned": {"protocol": "finetuned"},
         },
+        "along": "probe",
         "arms": {"tube": {"set": ["mask.kind=tube"]}, "scratch": {"pretrained": False}},
         "reference": "scratch",
         "seeds": [0, 1],
@@ -44,11 +48,15 @@ def test_every_study_says_what_would_count(path: Path) -> None:
 
 def test_names_that_are_not_there_are_refused() -> None:
     given = STUDY.model_dump()
-    for change in ({"reference": "none"}, {"score_store": "none"}):
+    tokenizer = {"recipe": "tokenizer/small", "store": "none"}
+    for change in (
+        *({"reference": "none"}, {"score_store": "none"}, {"along": "none"}),
+        {"tokenizers": {"codes": tokenizer}},
+    ):
         with pytest.raises(ValueError, match="none"):
             Study.model_validate(given | change)
     with pytest.raises(ValueError, match="no score is called"):
-        Study.model_validate(given | {"arms": {"scratch": {"scores": ["none"]}}})
+        Study.model_validate(given | {"arms": {"scratch": {"scores": {"none": []}}}})
 
 
 @pytest.fixture
@@ -62,7 +70,12 @@ def commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]
         if said[0] == "pretrain":
             out = Path(said[said.index("--out") + 1])
             out.mkdir(parents=True, exist_ok=True)
-            lines = [{"step": 5, "loss": 1.0}, {"step": 10, "epoch": 1, "watch/loss": 0.5}]
+            (out / "checkpoints" / "step-0000010").mkdir(parents=True)
+            lines = [
+                {"step": 5, "loss": 1.0, "motion_lift": 1.0},
+                {"step": 10, "loss": 1.0, "motion_lift": 1.5},
+                {"step": 10, "epoch": 1, "watch/loss": 0.5},
+            ]
             (out / "metrics.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in lines))
             (out / "run.json").write_text(json.dumps({"derived": {"total_batch": 8}}))
         if said[0] == "finetune" and "fail" in said:
@@ -81,17 +94,22 @@ def test_an_arm_is_pretrained_probed_fine_tuned_and_written_down(
     cells = [Cell(STUDY, "pays", arm, 0, at) for arm in STUDY.arms]
     assert not run_all(cells, jobs=1)
     tube, scratch = (json.loads(cell.result.read_text()) for cell in cells)
-    assert tube["views"] == 80 and tube["curve"] == [{"views": 80, "watch/loss": 0.5}]
+    assert tube["views"] == 80
+    assert tube["curve"] == [
+        {"views": 80, "watch/loss": 0.5, "motion_lift": 1.25},
+        {"views": 80, "probe": 0.27},
+    ]
     assert scratch["views"] == 0 and set(scratch["scores"]) == {"probe", "tuned"}
-    assert tube["seconds"] == {"pretrain": 2.0, "probe": 2.0, "tuned": 4.0}
+    assert tube["seconds"] == {"pretrain": 2.0, "along": 2.0, "probe": 2.0, "tuned": 4.0}
     kinds = [words[0] for words in commands]
     assert kinds == [
-        *("pretrain", "evaluate", "finetune", "evaluate"),
+        *("pretrain", "evaluate", "evaluate", "finetune", "evaluate"),
         *("evaluate", "finetune", "evaluate"),
     ]
     assert "mask.kind=tube" in commands[0] and "optim.epochs=3" in commands[0]
-    assert "--untrained" in commands[4] and "--scratch" in commands[5]
-    assert all("run.seed=0" in words for words in (commands[0], commands[4], commands[5]))
+    assert commands[1][1].endswith("step-0000010") and "evaluate.shots=5" in commands[1]
+    assert "--untrained" in commands[5] and "--scratch" in commands[6]
+    assert all("run.seed=0" in words for words in (commands[0], commands[5], commands[6]))
     assert not any((tmp_path / "out" / "runs" / "pays").iterdir())
 
 
@@ -110,13 +128,53 @@ def test_an_arm_that_failed_goes_on_where_it_stopped(
 
 def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
     one, other = [0.5, 0.7, 0.6], [0.4, 0.5, 0.55]
-    mean, error = difference(one, other)
+    mean, error, p = difference(one, other)
     assert error == pytest.approx(stats.sem([a - b for a, b in zip(one, other, strict=True)]))
+    assert p == pytest.approx(stats.ttest_1samp([0.1, 0.2, 0.05], 0).pvalue)
     for arm, values in {"tube": one, "scratch": other}.items():
-        for seed, value in enumerate(values):
-            cell = {"arm": arm, "seed": seed, "views": 10, "seconds": {"pretrain": 60.0}}
-            text = json.dumps(cell | {"scores": {"probe": value}, "curve": []})
-            (tmp_path / f"{arm}-{seed}.json").write_text(text)
+        write_cells(tmp_path, arm, values)
     table = markdown(STUDY, tmp_path)
-    assert f"0.600 (0.500 to 0.700) | {mean:+.3f} +- {error:.3f}" in table
+    spread = f"0.600 +- {stats.sem(one):.3f} (0.500 to 0.700)"
+    assert f"{spread} | {mean:+.3f} +- {error:.3f}, p {p:.3f}" in table
     assert table.count("\n| `") == 2
+
+
+def write_cells(folder: Path, arm: str, values: list[float]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed, value in enumerate(values):
+        cell = {"arm": arm, "seed": seed, "views": 10, "seconds": {"pretrain": 60.0}}
+        text = json.dumps(cell | {"scores": {"probe": value}, "curve": []})
+        (folder / f"{arm}-{seed}.json").write_text(text)
+
+
+def test_a_setting_is_shared_and_an_arm_is_that_of_another_study(tmp_path: Path) -> None:
+    shared = STUDY.model_dump(include={"stores", "recipe", "pretrain_store", "score_store"})
+    (tmp_path / "settings").mkdir()
+    (tmp_path / "settings" / "words.yaml").write_text(yaml.safe_dump(shared))
+    own = STUDY.model_dump(include={"question", "criterion", "reference"}) | {"setting": "words"}
+    own |= {"scores": {"probe": {"protocol": "knn"}}}
+    first = own | {"arms": {"scratch": {"set": ["model.size=nano"]}}}
+    second = own | {"arms": {"scratch": {"of": "first"}, "tube": {}}}
+    for name, one in {"first": first, "second": second}.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(one))
+    study = read_study(tmp_path / "second.yaml")
+    assert study.stores == STUDY.stores and study.arms["scratch"].set == ["model.size=nano"]
+
+    write_cells(tmp_path / "out" / "first", "scratch", [0.5])
+    write_cells(tmp_path / "out" / "second", "tube", [0.75])
+    assert "0.750 (0.750 to 0.750) | +0.250" in markdown(study, tmp_path / "out" / "second")
+
+    (tmp_path / "first.yaml").write_text(yaml.safe_dump(first | {"arms": {"tube": {}}}))
+    with pytest.raises(ValueError, match="no arm 'scratch'"):
+        read_study(tmp_path / "second.yaml")
+
+
+def test_a_cut_square_is_shifted_by_the_name_of_its_video(tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        render(tmp_path / "in" / name, static(frames=2, height=48, width=48))
+    for target, shift in {"out": 0, "shifted": 8, "again": 8}.items():
+        cut_folder(tmp_path / "in", tmp_path / target, (16, 16, 16), shift=shift)
+    seen = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*.mp4")}
+    assert seen[Path("out/a.mp4")] == seen[Path("out/b.mp4")]
+    assert len({seen[Path(one)] for one in ("out/a.mp4", "shifted/a.mp4", "shifted/b.mp4")}) == 3
+    assert seen[Path("shifted/a.mp4")] == seen[Path("again/a.mp4")]

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
     from tests.studies.study import Study
 
-CURVES = {"watch/loss": "held-out loss", "watch/knn_top1": "held-out nearest neighbours, top-1"}
+CURVES = {
+    "watch/loss": "held-out loss",
+    "probe": "frozen probe, top-1",
+    "motion_lift": "motion of what is shown, by that of all",
+}
 
 
 def draw(study: Study, folder: Path) -> list[Path]:

@@ -17,11 +17,13 @@ import os
 import platform
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +38,7 @@ from tests.studies.tables import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "studies"
+OF_MASKS = ("motion_share", "motion_lift", "motion_hidden", "entropy")
 LOOK = 0.5  # seconds between two looks at a command that runs
 
 
@@ -96,16 +99,28 @@ class Runner:
             time.sleep(LOOK)
 
     def prepare(self, study: Study) -> None:
-        """Make the stores of a study that are not there."""
+        """Make the stores and tokenizers of a study that are not there."""
         for name, videos in study.stores.items():
             store, source = self.out / "stores" / name, self.data / videos.source
             if (store / "dataset.json").is_file():
                 continue
             if videos.cut is not None:
-                source = cut_folder(source, self.out / "cut" / videos.source, videos.cut)
+                target = self.out / "cut" / f"{videos.source}-{videos.shift}"
+                source = cut_folder(source, target, videos.cut, shift=videos.shift)
             options = [one.format(videos=source) for one in videos.options]
             words = ["--workers", 1, "--out", store]
             self.tats("prepare", source, *options, *words, answers=False)
+        for name, one in study.tokenizers.items():
+            run, store = self.out / "tokenizers" / name, self.out / "stores" / one.store
+            if not run.is_dir():
+                draft = run.with_name(f"{name}.tmp")
+                words = ["--store", store, "--out", draft, "--resume", "auto"]
+                self.tats("pretrain", one.recipe, *one.set, *words)
+                draft.rename(run)
+
+    def keys(self, keys: Iterable[str]) -> list[str]:
+        """Return recipe keys, in which tokenizers are named by where they are."""
+        return [key.replace("TOKENIZERS", str(self.out / "tokenizers")) for key in keys]
 
 
 @dataclass
@@ -138,17 +153,20 @@ class Cell:
         """Take every step that is missing, and write the file."""
         self.folder.mkdir(parents=True, exist_ok=True)
         arm, pretrained = self.study.arms[self.arm], self.folder / "pretrained"
-        keys = [*self.study.set, *arm.set, f"run.seed={self.seed}"]
+        keys = [*self.study.set, *self.runner.keys(arm.set), f"run.seed={self.seed}"]
         store = self.runner.out / "stores"
         scored = ["--store", store / self.study.score_store]
         if arm.pretrained and "pretrain" not in self.found["seconds"]:
             said, seconds = self.runner.tats(
-                *("pretrain", self.study.recipe, *keys, *self.study.pretrain, *arm.pretrain),
+                *("pretrain", self.study.recipe, *keys, *self.study.pretrain),
+                *self.runner.keys(arm.pretrain),
                 *("--store", store / self.study.pretrain_store),
                 *("--out", pretrained, "--resume", "auto"),
             )
             self.found |= curve_of(pretrained)
             self._note("pretrain", seconds)
+        if arm.pretrained and self.study.along and "along" not in self.found["seconds"]:
+            self._along(self.study.scores[self.study.along], pretrained, scored)
         for name, score in self.study.scores_of(self.arm).items():
             if name in self.found["scores"]:
                 continue
@@ -173,6 +191,19 @@ class Cell:
         draft.replace(self.result)
         shutil.rmtree(self.folder)
 
+    def _along(self, score: Score, pretrained: Path, scored: list[Any]) -> None:
+        """Probe the checkpoints of a pretraining, and add that to its curve."""
+        taken = 0.0
+        for checkpoint in sorted((pretrained / "checkpoints").glob("step-*")):
+            words = ["--protocol", score.protocol, *scored, "--out", self.folder / "along.json"]
+            said, seconds = self.runner.tats(
+                "evaluate", checkpoint, *score.set, *words, "--overwrite"
+            )
+            taken += seconds
+            step = int(checkpoint.name.removeprefix("step-"))
+            self.found["curve"].append({"views": step * self.found["batch"], "probe": said["top1"]})
+        self._note("along", taken)
+
     def _finetune(
         self,
         name: str,
@@ -182,7 +213,7 @@ class Cell:
         pretrained: bool,
         scored: list[Any],
     ) -> float:
-        begun = [] if pretrained else ["--scratch"]
+        begun = self.study.tuned if pretrained else ["--scratch"]
         _, seconds = self.runner.tats(
             *("finetune", start, *given, *score.set, *begun, *scored),
             *("--out", self.folder / name, "--resume", "auto"),
@@ -199,18 +230,23 @@ class Cell:
 
 
 def curve_of(run: Path) -> dict[str, Any]:
-    """Return how many clips a pretraining has seen, and what was held out along its passes."""
+    """Return how many clips a pretraining has seen, and what was measured along its passes: of the
+    clips held out, and of its masks since the last such measurement."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    derived = json.loads((run / "run.json").read_text())["derived"]
-    clips = derived["total_batch"]
-    kept = ("watch/", "motion_", "entropy")
-    curve = [
-        {"views": line["step"] * clips}
-        | {key: value for key, value in line.items() if key.startswith(kept)}
-        for line in lines
-        if any(key.startswith("watch/") for key in line)
-    ]
-    return {"views": lines[-1]["step"] * clips, "curve": curve}
+    clips = json.loads((run / "run.json").read_text())["derived"]["total_batch"]
+    curve, since = [], list[dict[str, Any]]()
+    for line in lines:
+        if not any(key.startswith("watch/") for key in line):
+            since.append(line)
+            continue
+        point = {key: value for key, value in line.items() if key.startswith("watch/")}
+        for key in OF_MASKS:
+            values = [one[key] for one in since if one.get(key) is not None]
+            if values:
+                point[key] = statistics.mean(values)
+        curve.append({"views": line["step"] * clips} | point)
+        since.clear()
+    return {"views": lines[-1]["step"] * clips, "batch": clips, "curve": curve}
 
 
 def commit() -> str:
@@ -256,6 +292,7 @@ def main() -> None:
                 Cell(study, name, arm, seed, runner)
                 for seed in asked.seeds or study.seeds
                 for arm in asked.arms or study.arms
+                if study.arms[arm].of is None
             ]
             failures += run_all([one for one in cells if not one.result.exists()], asked.jobs)
         print(markdown(study, RESULTS / name), flush=True)

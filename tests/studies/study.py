@@ -1,7 +1,9 @@
 """What a study is: a YAML file with a question, a criterion, arms and scores.
 
 Every arm is trained and scored once for each seed by `tats` itself, on one thread. The file says
-before anything runs what would count as yes, as no and as undecided.
+before anything runs what would count as yes, as no and as undecided. What several studies share
+(stores, recipe, scores) is in a file of `settings/`, and an arm that one study has run can be
+named by another.
 """
 
 from __future__ import annotations
@@ -27,11 +29,13 @@ class Videos(Form):
     Attributes:
         source: Folder of videos in the data folder.
         cut: Top, left and side of the square that is cut out of every video first, in pixels.
+        shift: How far away it lies in a video at most, in pixels and in both directions.
         options: For `tats prepare`; `{videos}` is the folder of the videos.
     """
 
     source: str
     cut: tuple[int, int, int] | None = None
+    shift: int = 0
     options: list[str] = []
 
 
@@ -51,17 +55,33 @@ class Arm(Form):
     """One of the trainings that are compared.
 
     Attributes:
+        of: Study of the same setting that runs this arm, under the same name.
         set: Recipe keys, for all of its stages.
         pretrain: Recipe keys of its pretraining alone.
         pretrained: False of an arm that begins with random weights: fine-tuning starts from
             scratch, and probes look at the untrained encoder.
-        scores: Names of the scores it gets; all by default.
+        scores: Names of the scores it gets, each with more recipe keys; all by default.
     """
 
+    of: str | None = None
     set: Overrides = []
     pretrain: Overrides = []
     pretrained: bool = True
-    scores: list[str] | None = None
+    scores: dict[str, Overrides] | None = None
+
+
+class Tokenizer(Form):
+    """A tokenizer that is trained once, for all arms and seeds.
+
+    Attributes:
+        recipe: Its recipe.
+        store: Name of the store it is trained on.
+        set: Recipe keys.
+    """
+
+    recipe: str
+    store: str
+    set: Overrides = []
 
 
 class Study(Form):
@@ -70,13 +90,17 @@ class Study(Form):
     Attributes:
         question: What is asked.
         criterion: What counts as yes, no and undecided, written before the first run.
+        setting: File of `settings/` with those of the following keys that are not given here.
         stores: By name.
+        tokenizers: By name; recipe keys name them as `TOKENIZERS/<name>`.
         recipe: Recipe that all arms change.
         pretrain: Recipe keys of pretraining.
         set: Recipe keys of every stage.
+        tuned: Recipe keys of the fine-tuning of pretrained arms.
         score_store: Name of the store that is probed, fine-tuned on and scored.
         pretrain_store: Name of the store that is pretrained on.
         scores: By name.
+        along: Name of the probe that is taken of every kept checkpoint of a pretraining as well.
         arms: By name.
         reference: The arm that others are compared with.
         seeds: Of weights, data order and masks.
@@ -84,24 +108,31 @@ class Study(Form):
 
     question: str
     criterion: dict[Literal["yes", "no", "undecided"], str]
+    setting: str | None = None
     stores: dict[str, Videos]
+    tokenizers: dict[str, Tokenizer] = {}
     recipe: str
     pretrain_store: str
     score_store: str
     set: Overrides = []
     pretrain: Overrides = []
+    tuned: Overrides = []
     scores: dict[str, Score]
+    along: str | None = None
     arms: dict[str, Arm]
     reference: str
     seeds: Annotated[list[int], Field(min_length=1)] = [0, 1, 2]
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Study:
-        for name in (self.pretrain_store, self.score_store):
+        trained = [one.store for one in self.tokenizers.values()]
+        for name in (self.pretrain_store, self.score_store, *trained):
             if name not in self.stores:
                 raise ValueError(f"no store is called {name!r}: {', '.join(self.stores)}")
         if self.reference not in self.arms:
             raise ValueError(f"`reference: {self.reference}` is no arm: {', '.join(self.arms)}")
+        if self.along is not None and self.along not in self.scores:
+            raise ValueError(f"`along: {self.along}` is no score: {', '.join(self.scores)}")
         for name, arm in self.arms.items():
             for score in arm.scores or ():
                 if score not in self.scores:
@@ -110,10 +141,35 @@ class Study(Form):
 
     def scores_of(self, arm: str) -> dict[str, Score]:
         """Return the scores that an arm gets."""
-        names = self.arms[arm].scores
-        return self.scores if names is None else {name: self.scores[name] for name in names}
+        more = self.arms[arm].scores
+        if more is None:
+            return self.scores
+        known = {name: self.scores[name] for name in more}
+        return {
+            name: one.model_copy(update={"set": [*one.set, *more[name]]})
+            for name, one in known.items()
+        }
 
 
 def read_study(path: Path) -> Study:
-    """Read a study's file."""
-    return Study.model_validate(yaml.safe_load(path.read_text()))
+    """Read a study's file, with its setting and the arms of other studies.
+
+    Raises:
+        ValueError: It names an arm of a study that has none of this name, or another setting.
+    """
+    given = yaml.safe_load(path.read_text())
+    if given.get("setting"):
+        shared = path.parent / "settings" / f"{given['setting']}.yaml"
+        given = yaml.safe_load(shared.read_text()) | given
+    study = Study.model_validate(given)
+    taken = {name: _taken(path, name, arm) for name, arm in study.arms.items() if arm.of}
+    return study.model_copy(update={"arms": study.arms | taken})
+
+
+def _taken(path: Path, name: str, arm: Arm) -> Arm:
+    """Return an arm as the study that runs it has it."""
+    other = yaml.safe_load(path.with_name(f"{arm.of}.yaml").read_text())
+    mine = yaml.safe_load(path.read_text())
+    if name not in other["arms"] or other.get("setting") != mine.get("setting"):
+        raise ValueError(f"{path.name}: `{arm.of}` runs no arm {name!r} of this setting")
+    return Arm.model_validate(other["arms"][name]).model_copy(update={"of": arm.of})

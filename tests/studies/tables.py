@@ -9,30 +9,44 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from scipy import stats
+
 from tests.studies.study import Study
 
 
 def results(study: Study, folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
-    """Return what is known of each arm, by seed."""
-    known: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm in study.arms}
-    for path in sorted(folder.glob("*.json")):
-        cell = json.loads(path.read_text())
-        if cell["arm"] in known:
-            known[cell["arm"]][cell["seed"]] = cell
+    """Return what is known of each arm, by seed.
+
+    Args:
+        study: The study.
+        folder: Its results; those of arms of other studies lie beside it.
+    """
+    known: dict[str, dict[int, dict[str, Any]]] = {}
+    for name, arm in study.arms.items():
+        place = folder.with_name(arm.of) if arm.of else folder
+        found = [json.loads(path.read_text()) for path in place.glob(f"{name}-*.json")]
+        cells = {cell["seed"]: cell for cell in found if cell["arm"] == name}
+        known[name] = {seed: cells[seed] for seed in sorted(cells)}
     return known
 
 
 def spread(values: Sequence[float]) -> str:
-    """Return mean, lowest and highest."""
-    return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+    """Return mean, standard error, lowest and highest."""
+    error = f" +- {_error(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{error} ({min(values):.3f} to {max(values):.3f})"
 
 
-def difference(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
-    """Return the mean of paired differences and its standard error, NaN of a single pair."""
+def difference(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:
+    """Return the mean of paired differences, its standard error and the two-sided p of a paired t
+    test; the last two are NaN of a single pair."""
     pairs = [a - b for a, b in zip(one, other, strict=True)]
     if len(pairs) < 2:
-        return statistics.mean(pairs), math.nan
-    return statistics.mean(pairs), statistics.stdev(pairs) / math.sqrt(len(pairs))
+        return statistics.mean(pairs), math.nan, math.nan
+    return statistics.mean(pairs), _error(pairs), float(stats.ttest_rel(one, other).pvalue)
+
+
+def _error(values: Sequence[float]) -> float:
+    return statistics.stdev(values) / math.sqrt(len(values))
 
 
 def markdown(study: Study, folder: Path) -> str:
@@ -63,8 +77,8 @@ def _row(name: str, cells: dict[int, dict[str, Any]], reference: dict[int, dict[
     seeds = [seed for seed in mine if name in reference.get(seed, {"scores": {}})["scores"]]
     if not seeds or cells is reference:
         return f"{spread(list(mine.values()))} | "
-    gain, error = difference(
+    gain, error, p = difference(
         [mine[seed] for seed in seeds], [reference[seed]["scores"][name] for seed in seeds]
     )
-    give = "" if math.isnan(error) else f" +- {error:.3f}"
+    give = "" if math.isnan(error) else f" +- {error:.3f}, p {p:.3f}"
     return f"{spread(list(mine.values()))} | {gain:+.3f}{give}"
