@@ -166,6 +166,30 @@ class Classifier(nn.Module):
             parameter.requires_grad_(False)
         return sum(parameter.numel() for parameter in parameters)
 
+    def last_blocks(self, count: int, *, frozen: str | int = "none") -> nn.ModuleList:
+        """Return the encoder's last blocks, those that `finetune.reinit_blocks` means.
+
+        Args:
+            count: How many.
+            frozen: `finetune.freeze`.
+
+        Raises:
+            RecipeError: If there are fewer blocks, or some of them are frozen.
+        """
+        depth = self.encoder.depth
+        if count > depth:
+            raise RecipeError(
+                f"`finetune.reinit_blocks: {count}`: the encoder has only {depth} blocks",
+                hint="`--scratch` starts from random weights",
+            )
+        if isinstance(frozen, int) and count + frozen > depth:
+            raise RecipeError(
+                f"`finetune.freeze: {frozen}` would freeze re-initialised blocks: with "
+                f"`finetune.reinit_blocks: {count}`, {depth - count} of {depth} blocks keep their "
+                "weights",
+            )
+        return self.encoder.blocks[depth - count :]
+
     @property
     def layers(self) -> int:
         """The last layer, the head's: depth + 1."""

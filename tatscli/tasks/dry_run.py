@@ -139,6 +139,7 @@ def plan_finetuning(
     with torch.device("meta"):
         model = build_classifier(recipe, classes=classes or 2, groups=groups)
     frozen = model.freeze(settings.freeze)
+    model.last_blocks(settings.reinit_blocks, frozen=settings.freeze)  # refuses what cannot be
     drop = finetune_drop(recipe, model.encoder)
     facts = token_facts(recipe, drop, lambda: model)
     parameters = {"encoder": count_parameters(model.encoder)}

@@ -5,6 +5,7 @@ Shapes: B batch, C channels, T frames, K tokens kept, L classes.
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,7 @@ class Finetuning(Stage):
             self.auxiliary = MaskedHalf(recipe, self.classifier)
             self.model = self.auxiliary.model
         self.classifier.freeze(settings.freeze)
+        self.fresh = self.classifier.last_blocks(settings.reinit_blocks, frozen=settings.freeze)
         if settings.freeze != "none" and self.init is None and not resume:
             here.reporter.warn(
                 f"`finetune.freeze: {settings.freeze}` freezes random weights: the run starts from "
@@ -169,10 +171,15 @@ class Finetuning(Stage):
     def _start_from(self, init: Path | str) -> str:
         start = find_weights(init)
         self.origin = str(start.path)
+        count = self.settings.reinit_blocks
+        random = copy.deepcopy(self.fresh.state_dict())
         if self.auxiliary is not None:
-            return self.auxiliary.start_from(init)
-        copied = load_encoder(self.classifier.encoder, start)
-        return f"the encoder starts from `{start.path}` ({copied})"
+            said = self.auxiliary.start_from(init)
+        else:
+            copied = load_encoder(self.classifier.encoder, start)
+            said = f"the encoder starts from `{start.path}` ({copied})"
+        self.fresh.load_state_dict(random)
+        return f"{said}; its last {count} blocks start from random weights" if count else said
 
     def _motion(self, here: Session) -> MotionSource | None:
         """Return the source of motion, if the masked half or `drop` follows motion."""

@@ -213,7 +213,7 @@ class Cell:
         pretrained: bool,
         scored: list[Any],
     ) -> float:
-        begun = self.study.tuned if pretrained else ["--scratch"]
+        begun = [] if pretrained else ["--scratch"]
         _, seconds = self.runner.tats(
             *("finetune", start, *given, *score.set, *begun, *scored),
             *("--out", self.folder / name, "--resume", "auto"),

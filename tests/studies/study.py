@@ -96,7 +96,6 @@ class Study(Form):
         recipe: Recipe that all arms change.
         pretrain: Recipe keys of pretraining.
         set: Recipe keys of every stage.
-        tuned: Recipe keys of the fine-tuning of pretrained arms.
         score_store: Name of the store that is probed, fine-tuned on and scored.
         pretrain_store: Name of the store that is pretrained on.
         scores: By name.
@@ -116,7 +115,6 @@ class Study(Form):
     score_store: str
     set: Overrides = []
     pretrain: Overrides = []
-    tuned: Overrides = []
     scores: dict[str, Score]
     along: str | None = None
     arms: dict[str, Arm]

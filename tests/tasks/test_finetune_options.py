@@ -183,6 +183,28 @@ def test_frozen_weights_stay_to_the_bit(
     assert f"`finetune.freeze: {freeze}` freezes random weights" in reporter.stderr.getvalue()
 
 
+@pytest.mark.parametrize("auxiliary", ["null", "0.5"])
+def test_last_blocks_start_from_random_weights(
+    load: Load, reporter: Reporter, auxiliary: str
+) -> None:
+    """The others are the run's, and the random ones those of a training from scratch."""
+    from tests.tasks.test_auxiliary import stage_of
+
+    pretrain(load(*NANO, "run.max_steps=1", "run.seed=7"), reporter=reporter, out="runs/start")
+    trained = weights("runs/start")
+    loaded = load(*NANO, f"finetune.auxiliary={auxiliary}", "finetune.reinit_blocks=1")
+    scratch = stage_weights(loaded)
+    begun = stage_of(loaded, init=Path("runs/start")).classifier.state_dict()
+    for name, value in begun.items():
+        if name.startswith("encoder."):
+            start = scratch if name.startswith("encoder.blocks.1.") else trained
+            assert torch.equal(value, start[name]), name
+    matrix = "encoder.blocks.{}.mlp.fc1.weight"
+    assert not any(
+        torch.equal(trained[matrix.format(i)], scratch[matrix.format(i)]) for i in (0, 1)
+    )
+
+
 def test_a_frozen_encoder_and_its_average_serve_several_heads(
     load: Load, reporter: Reporter, grouped: Path, tmp_path: Path
 ) -> None:
@@ -210,6 +232,18 @@ def test_a_frozen_encoder_and_its_average_serve_several_heads(
         (["finetune.freeze=all"], RecipeError, r"`finetune\.freeze: \"all\"` must be one of"),
         (["finetune.freeze=0"], RecipeError, r"`finetune\.freeze: 0` must be"),
         (["finetune.freeze=9"], RecipeError, r"`finetune\.freeze: 9`: the encoder has only 2"),
+        (["finetune.reinit_blocks=-1"], RecipeError, r"`finetune\.reinit_blocks: -1` must be"),
+        (["finetune.reinit_blocks=3"], RecipeError, "`.*: 3`: the encoder has only 2 blocks"),
+        (
+            ["finetune.reinit_blocks=1", "finetune.freeze=2"],
+            RecipeError,
+            "`finetune.freeze: 2` would freeze re-initialised blocks: .* 1 of 2 blocks keep",
+        ),
+        (
+            ["finetune.reinit_blocks=1", "finetune.freeze=encoder"],
+            RecipeError,
+            "`freeze: encoder` and `reinit_blocks: 1` cannot be combined",
+        ),
         (
             ["finetune.freeze=encoder", "finetune.auxiliary=0.9"],
             RecipeError,

@@ -162,6 +162,10 @@ class Finetune(Section):
     freeze: Literal["none", "encoder"] | Count = "none"
     """What to freeze: `none`, the `encoder` (only the head is trained), or a number N for the patch
     embedding and the first N blocks."""
+    reinit_blocks: Annotated[int, Field(ge=0)] = 0
+    """Re-initialise the last N blocks after loading pretrained weights. What the last blocks learn
+    in masked modelling serves the decoder, and a small encoder can do better without it when labels
+    are few (arXiv 2205.14443, and arXiv 2006.05987 for BERT). 0: keep all blocks."""
     ema: Ratio | None = None
     """EMA decay of the weights, such as 0.9999, ramped up over the first steps. The average is what
     is validated, saved as the model and evaluated. null: no average."""
@@ -199,6 +203,11 @@ class Finetune(Section):
 
     @model_validator(mode="after")
     def _something_is_left_to_model(self) -> Self:
+        if self.freeze == "encoder" and self.reinit_blocks:
+            raise ValueError(
+                f"`freeze: encoder` and `reinit_blocks: {self.reinit_blocks}` cannot be combined:"
+                " the re-initialised blocks would stay random"
+            )
         if self.freeze == "encoder" and self.auxiliary is not None:
             raise ValueError(
                 f"`freeze: encoder` and `auxiliary: {self.auxiliary:g}` cannot be combined: masked"
