@@ -2,6 +2,7 @@
 
     python tests/studies/run.py tests/studies/pays.yaml --data DATA --out OUT --jobs 2
     python tests/studies/run.py tests/studies/pays.yaml --table
+    python tests/studies/run.py tests/studies/*.yaml --write
 
 Each arm and seed becomes one file, `docs/studies/<study>/<arm>-<seed>.json`; what is there is not
 run again, so a study continues on any machine. Stores and run folders lie in OUT, the latter until
@@ -34,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.studies.cut import cut_folder
 from tests.studies.figures import draw
 from tests.studies.study import Score, Study, read_study
-from tests.studies.tables import markdown
+from tests.studies.tables import markdown, page, results
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "studies"
@@ -276,13 +277,13 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="arms at a time")
     parser.add_argument("--arms", nargs="+", help="only these")
     parser.add_argument("--seeds", nargs="+", type=int, help="only these")
-    parser.add_argument("--table", action="store_true", help="print the tables and stop")
-    parser.add_argument("--draw", action="store_true", help="draw the figures as well")
+    parser.add_argument("--table", action="store_true", help="print the tables, and run nothing")
+    parser.add_argument("--write", action="store_true", help="write page and figures; run nothing")
     asked = parser.parse_args()
     failures = []
     for file in asked.study:
         study, name = read_study(file), file.stem
-        if not asked.table:
+        if not (asked.table or asked.write):
             if asked.data is None or asked.out is None:
                 parser.error("--data and --out say where the videos are, and where to work")
             runner = Runner(asked.data.resolve(), asked.out.resolve())
@@ -296,8 +297,9 @@ def main() -> None:
             ]
             failures += run_all([one for one in cells if not one.result.exists()], asked.jobs)
         print(markdown(study, RESULTS / name), flush=True)
-        if asked.draw:
-            print(*draw(study, RESULTS / name), sep="\n", file=sys.stderr)
+        if asked.write and any(results(study, RESULTS / name).values()):
+            draw(study, RESULTS / name)
+            (RESULTS / name / "README.md").write_text(page(study, RESULTS / name))
     if failures:
         sys.exit("\n".join(failures))
 

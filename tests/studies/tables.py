@@ -49,6 +49,32 @@ def _error(values: Sequence[float]) -> float:
     return statistics.stdev(values) / math.sqrt(len(values))
 
 
+def page(study: Study, folder: Path) -> str:
+    """Return the page of a study: question, criterion, table, figures and command."""
+    count = len([cell for cells in results(study, folder).values() for cell in cells.values()])
+    wanted = len(study.arms) * len(study.seeds)
+    figures = [stem for stem in ("scores", "curves") if (folder / f"{stem}.svg").is_file()]
+    lines = [
+        f"<!-- Written by tests/studies/run.py from tests/studies/{folder.name}.yaml and the files "
+        "beside this one. -->",
+        f"# {study.question}",
+        "",
+        f"{count} of {wanted} runs are done. What counts was written down before the first:",
+        "",
+        *(f"- **{answer}**: {what}" for answer, what in study.criterion.items()),
+        "",
+        "Mean of the seeds, standard error, lowest and highest; differences are paired by seed, "
+        "with the p of a t test; minutes are processor time of one thread.",
+        "",
+        *markdown(study, folder).splitlines()[2:],
+        "",
+        *(line for stem in figures for line in (f"![{stem}]({stem}.svg)", "")),
+        f"    python tests/studies/run.py tests/studies/{folder.name}.yaml --data DATA --out OUT",
+        "",
+    ]
+    return "\n".join(lines)
+
+
 def markdown(study: Study, folder: Path) -> str:
     """Return the table of a study; differences are to its reference, on the seeds of both."""
     known = results(study, folder)
