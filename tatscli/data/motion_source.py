@@ -15,7 +15,7 @@ from torch import Tensor
 from tatscli.data.flow import FlowFiles
 from tatscli.data.framediff import frame_difference
 from tatscli.data.motion import MotionField
-from tatscli.data.tracks import Track, pieces, track
+from tatscli.data.tracks import Track, pieces, track, unknown_track
 from tatscli.data.unreadable import UNREADABLE, unreadable
 from tatscli.data.view import View
 from tatscli.errors import DataError
@@ -78,6 +78,8 @@ class MotionSource:
         """
         if self.motion.source == "framediff":
             return None
+        if self._flow is None and self.store.rows[row].motion == "none":
+            return unknown_track(len(frames), self._shape(row)[1:3])
         wanted = pieces(frames, self.store.rows[row].frames)
         parts = [self._read(row, piece) for piece in wanted]
         fields, valid = zip(*parts, strict=True)
@@ -191,6 +193,10 @@ def motion_seen(
         speed_Thw, valid_T = frame_difference(video_TCHW, frames, grid)
         field_Thw2 = speed_Thw.new_zeros(*speed_Thw.shape, 2)
         missing = not valid_T.any()
+    elif lost:
+        field_Thw2 = torch.zeros(len(frames), *grid, 2)
+        speed_Thw = torch.zeros(len(frames), *grid)
+        valid_T, missing = track.valid_T, True
     else:
         field_Thw2, speed_Thw = view.motion(track.steps_JT2yx, cell=cell, grid=grid)
         valid_T, missing = track.valid_T, track.missing

@@ -91,6 +91,12 @@ def pieces(frames: Sequence[int], length: int) -> list[range]:
     return found
 
 
+def unknown_track(frames: int, grid: tuple[int, int]) -> Track:
+    """Return the track of a clip of which no motion is known, on rows and columns of cells."""
+    still_JT2yx = torch.zeros(1, frames, 2, *grid)
+    return Track(still_JT2yx, torch.zeros(frames, dtype=torch.bool), missing=True)
+
+
 def track(
     field_Fyx2: np.ndarray,
     valid_F: np.ndarray,

@@ -225,7 +225,6 @@ def test_flow_reaches_loader_workers(tmp_path: Path) -> None:
     ("prepared", "origin", "scaling", "robust"),
     [
         ("native", "native", "auto", True),
-        ("native", "none", "auto", False),
         ("auto", "native", "auto", False),
         ("reencode", "reencode", "auto", False),
         ("native", "native", "none", False),
@@ -286,6 +285,18 @@ def test_what_cannot_be_known_is_known_before_a_clip_is_drawn(
     assert unknown(source="flow", path=path) == [1, 2, 3]
     assert clips(store).motion_source.unknown([0]) == []
     assert clips(store).motion_source.unknown([]) == []
+
+
+@pytest.mark.parametrize("fallback", ["tube", "framediff"])
+def test_nothing_is_read_of_a_video_without_motion(
+    monkeypatch: pytest.MonkeyPatch, fallback: str
+) -> None:
+    """What comes of it is what comes of reading that nothing is known."""
+    read = motion_of(clips(Moving([30], without=[0]), fallback=fallback), 0)
+    store = Moving([30])
+    store.rows[0].motion = "none"
+    monkeypatch.setattr(Moving, "motion", None)
+    assert equal(motion_of(clips(store, fallback=fallback), 0), read)
 
 
 def test_what_cannot_be_known_is_an_error_if_the_recipe_says_so(tmp_path: Path) -> None:
