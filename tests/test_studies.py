@@ -32,7 +32,7 @@ STUDY = Study.model_validate(
             "probe": {"protocol": "attentive", "set": ["evaluate.shots=5"]},
             "tuned": {"protocol": "finetuned"},
         },
-        "along": "probe",
+        "along": {"protocol": "attentive", "set": ["evaluate.layer=2"]},
         "arms": {"tube": {"set": ["mask.kind=tube"]}, "scratch": {"pretrained": False}},
         "reference": "scratch",
         "seeds": [0, 1],
@@ -59,7 +59,7 @@ def test_names_that_are_not_there_are_refused() -> None:
     given = STUDY.model_dump()
     tokenizer = {"recipe": "tokenizer/small", "store": "none"}
     for change in (
-        *({"reference": "none"}, {"score_store": "none"}, {"along": "none"}),
+        *({"reference": "none"}, {"score_store": "none"}),
         {"tokenizers": {"codes": tokenizer}},
     ):
         with pytest.raises(ValueError, match="none"):
@@ -116,7 +116,7 @@ def test_an_arm_is_pretrained_probed_fine_tuned_and_written_down(
         *("evaluate", "finetune", "evaluate"),
     ]
     assert "mask.kind=tube" in commands[0] and "optim.epochs=3" in commands[0]
-    assert commands[1][1].endswith("step-0000010") and "evaluate.shots=5" in commands[1]
+    assert commands[1][1].endswith("step-0000010") and "evaluate.layer=2" in commands[1]
     assert "--untrained" in commands[5] and "--scratch" in commands[6]
     assert all("run.seed=0" in words for words in (commands[0], commands[5], commands[6]))
     assert not any((tmp_path / "out" / "runs" / "pays").iterdir())

@@ -167,7 +167,7 @@ class Cell:
             self.found |= curve_of(pretrained)
             self._note("pretrain", seconds)
         if arm.pretrained and self.study.along and "along" not in self.found["seconds"]:
-            self._along(self.study.scores[self.study.along], pretrained, scored)
+            self._along(self.study.along, pretrained, scored)
         for name, score in self.study.scores_of(self.arm).items():
             if name in self.found["scores"]:
                 continue

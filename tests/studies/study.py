@@ -99,7 +99,7 @@ class Study(Form):
         score_store: Name of the store that is probed, fine-tuned on and scored.
         pretrain_store: Name of the store that is pretrained on.
         scores: By name.
-        along: Name of the probe that is taken of every kept checkpoint of a pretraining as well.
+        along: Probe of every kept checkpoint of a pretraining, for its curve.
         arms: By name.
         reference: The arm that others are compared with.
         seeds: Of weights, data order and masks.
@@ -116,7 +116,7 @@ class Study(Form):
     set: Overrides = []
     pretrain: Overrides = []
     scores: dict[str, Score]
-    along: str | None = None
+    along: Score | None = None
     arms: dict[str, Arm]
     reference: str
     seeds: Annotated[list[int], Field(min_length=1)] = [0, 1, 2]
@@ -129,8 +129,6 @@ class Study(Form):
                 raise ValueError(f"no store is called {name!r}: {', '.join(self.stores)}")
         if self.reference not in self.arms:
             raise ValueError(f"`reference: {self.reference}` is no arm: {', '.join(self.arms)}")
-        if self.along is not None and self.along not in self.scores:
-            raise ValueError(f"`along: {self.along}` is no score: {', '.join(self.scores)}")
         for name, arm in self.arms.items():
             for score in arm.scores or ():
                 if score not in self.scores:
