@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
     from tests.studies.study import Study
 
+ACROSS = 3  # panels in a row
 CURVES = {
     "watch/loss": "held-out loss",
     "probe": "frozen probe, top-1",
@@ -40,11 +42,16 @@ def draw(study: Study, folder: Path) -> list[Path]:
         drawn["curves"] = (keys, lambda ax, key: _curves(ax, known, key))
     written = []
     for stem, (names, one) in drawn.items():
+        across = min(len(names), ACROSS)
+        down = -(-len(names) // across)
         figure, axes = plt.subplots(
-            1, len(names), figsize=(4.2 * len(names), 3.4), layout="constrained", squeeze=False
+            down, across, figsize=(4.2 * across, 3.2 * down), layout="constrained", squeeze=False
         )
-        for ax, name in zip(axes[0], names, strict=True):
-            one(ax, name)
+        for ax, name in zip_longest(axes.flat, names):
+            if name is None:
+                ax.set_axis_off()
+            else:
+                one(ax, name)
         written.append(folder / f"{stem}.svg")
         figure.savefig(written[-1], metadata={"Date": None})
         plt.close(figure)
@@ -77,10 +84,10 @@ def _curves(ax: Axes, known: dict[str, dict[int, dict[str, Any]]], key: str) -> 
                     by_views.setdefault(point["views"], []).append(point[key])
         if by_views:
             ax.plot(
-                sorted(by_views),
+                [views / 1000 for views in sorted(by_views)],
                 [statistics.mean(by_views[views]) for views in sorted(by_views)],
                 label=arm,
             )
-    ax.set_xlabel("clips seen in pretraining")
+    ax.set_xlabel("thousands of clips seen in pretraining")
     ax.set_ylabel(CURVES[key])
     ax.legend(fontsize="small")

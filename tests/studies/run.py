@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.studies.cut import cut_folder
 from tests.studies.figures import draw
 from tests.studies.study import Score, Study, read_study
-from tests.studies.tables import markdown, page, results
+from tests.studies.tables import begun, markdown, page
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "studies"
@@ -297,7 +297,7 @@ def main() -> None:
             ]
             failures += run_all([one for one in cells if not one.result.exists()], asked.jobs)
         print(markdown(study, RESULTS / name), flush=True)
-        if asked.write and any(results(study, RESULTS / name).values()):
+        if asked.write and begun(study, RESULTS / name):
             draw(study, RESULTS / name)
             (RESULTS / name / "README.md").write_text(page(study, RESULTS / name))
     if failures:

@@ -30,6 +30,12 @@ def results(study: Study, folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
     return known
 
 
+def begun(study: Study, folder: Path) -> bool:
+    """Whether there are results of arms that the study runs itself."""
+    known = results(study, folder)
+    return any(cells for name, cells in known.items() if study.arms[name].of is None)
+
+
 def spread(values: Sequence[float]) -> str:
     """Return mean, standard error, lowest and highest."""
     error = f" +- {_error(values):.3f}" if len(values) > 1 else ""
