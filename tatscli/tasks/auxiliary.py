@@ -56,12 +56,12 @@ class MaskedHalf:
     def start_from(self, init: Path | str) -> str:
         """Take the weights of a run, of encoder, head and sampler where they fit; say which.
 
+        Averages of the encoder (`system.follow`) are left as they are.
+
         Raises:
             CheckpointError: If not even the encoder's fit.
         """
-        taken = start_from(self.system, init)
-        self.system.follow()
-        return taken
+        return start_from(self.system, init)
 
     def to(self, device: torch.device) -> None:
         """Move everything to a device, ready to train."""

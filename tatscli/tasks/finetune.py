@@ -179,6 +179,8 @@ class Finetuning(Stage):
             copied = load_encoder(self.classifier.encoder, start)
             said = f"the encoder starts from `{start.path}` ({copied})"
         self.fresh.load_state_dict(random)
+        if self.auxiliary is not None:
+            self.auxiliary.system.follow()
         return f"{said}; its last {count} blocks start from random weights" if count else said
 
     def _motion(self, here: Session) -> MotionSource | None:

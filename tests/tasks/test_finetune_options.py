@@ -16,6 +16,7 @@ from torch import Tensor
 from tatscli.console import Reporter
 from tatscli.engine.checkpoint import find_checkpoint
 from tatscli.errors import DataError, RecipeError
+from tatscli.nn.averaged import copies_in
 from tatscli.recipe.load import LoadedRecipe
 from tatscli.tasks import finetune as stage
 from tatscli.tasks.dry_run import plan_finetuning
@@ -192,9 +193,11 @@ def test_last_blocks_start_from_random_weights(
 
     pretrain(load(*NANO, "run.max_steps=1", "run.seed=7"), reporter=reporter, out="runs/start")
     trained = weights("runs/start")
-    loaded = load(*NANO, f"finetune.auxiliary={auxiliary}", "finetune.reinit_blocks=1")
+    loaded = load(*NANO, f"finetune.auxiliary={auxiliary}", "finetune.reinit_blocks=1",
+                  "targets=[{kind: ema}]")  # fmt: skip
     scratch = stage_weights(loaded)
-    begun = stage_of(loaded, init=Path("runs/start")).classifier.state_dict()
+    stage = stage_of(loaded, init=Path("runs/start"))
+    begun = stage.classifier.state_dict()
     for name, value in begun.items():
         if name.startswith("encoder."):
             start = scratch if name.startswith("encoder.blocks.1.") else trained
@@ -203,6 +206,10 @@ def test_last_blocks_start_from_random_weights(
     assert not any(
         torch.equal(trained[matrix.format(i)], scratch[matrix.format(i)]) for i in (0, 1)
     )
+    if stage.auxiliary is not None:
+        ((average, _),) = copies_in(*stage.auxiliary.system.targets.values())
+        for name, value in average.state_dict().items():
+            assert torch.equal(value, begun[f"encoder.{name}"]), name
 
 
 def test_a_frozen_encoder_and_its_average_serve_several_heads(
