@@ -91,7 +91,7 @@ def pieces(frames: Sequence[int], length: int) -> list[range]:
     return found
 
 
-def unknown_track(frames: int, grid: tuple[int, int]) -> Track:
+def unknown_track(frames: int, grid: Sequence[int]) -> Track:
     """Return the track of a clip of which no motion is known, on rows and columns of cells."""
     still_JT2yx = torch.zeros(1, frames, 2, *grid)
     return Track(still_JT2yx, torch.zeros(frames, dtype=torch.bool), missing=True)
@@ -129,9 +129,11 @@ def track(
     if len(stored) > 1:
         place_JT = np.searchsorted(np.concatenate(stored) - first, place_JT)
     valid_T = torch.from_numpy(valid_F[place_JT[0]] & moving_JT[0])
-    if not valid_F.any() or not moving_JT.any():
+    if not valid_F.any():
+        return unknown_track(len(frames), field_Fyx2.shape[1:3])
+    if not moving_JT.any():
         still_JT2yx = torch.zeros(1, len(frames), 2, *field_Fyx2.shape[1:3])
-        return Track(still_JT2yx, valid_T, missing=not valid_F.any())
+        return Track(still_JT2yx, valid_T, missing=False)
     source_JT = nearest(valid_F)[place_JT]
     if robust or camera != "none":
         used_F = np.zeros(len(valid_F), bool)

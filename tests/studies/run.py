@@ -158,7 +158,7 @@ class Cell:
         store = self.runner.out / "stores"
         scored = ["--store", store / self.study.score_store]
         if arm.pretrained and "pretrain" not in self.found["seconds"]:
-            said, seconds = self.runner.tats(
+            _, seconds = self.runner.tats(
                 *("pretrain", self.study.recipe, *keys, *self.study.pretrain),
                 *self.runner.keys(arm.pretrain),
                 *("--store", store / self.study.pretrain_store),
