@@ -205,8 +205,8 @@ from tatscli.engine.loop import train
 signals._ONE_KEY = 0.0  # every Ctrl-C is one of its own, however fast
 hear = signals.StopRequest.hear
 def heard(request, number, frame):
-    print("heard", flush=True)
     hear(request, number, frame)
+    print("heard", flush=True)  # only now is a further signal a second one
 signals.StopRequest.hear = heard
 training = toy_training(Path(sys.argv[1]))
 def step(batch, generator):
@@ -228,7 +228,10 @@ def test_a_second_interrupt_is_followed_at_once(tmp_path: Path) -> None:
         assert process.stdout.readline() == b"heard\n"
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=SLOW) != 0
+        try:
+            assert process.wait(timeout=SLOW) != 0
+        finally:
+            process.kill()  # a process that goes on would be waited for at the end of the block
         assert b"KeyboardInterrupt" in process.stderr.read()
 
 
