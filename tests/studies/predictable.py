@@ -8,7 +8,7 @@ other slices at its site, which needs no understanding; and of what moves (a tok
 mean at its site) at the four liveliest sites, how much ridge regression on the shown tokens
 explains, by ratio hidden and stride. It is linear, so of videos where things lie in place, and a
 network can do better; but where it finds little there is little to learn from. Fitted on three
-fifths of the videos, the penalty chosen on one fifth, told of the last.
+fifths of the videos, the penalty chosen on one fifth, reported on the last.
 """
 
 from __future__ import annotations
