@@ -6,7 +6,8 @@
 
 Runs `tats demo` once for each seed that has no file `docs/studies/demo/<isa>-<seed>.json` yet, one
 after the other. `--isa AVX2` takes the code paths of a machine without AVX-512, which round
-differently. Recipe keys may come first, such as `demo.py optim.epochs=75 --out OUT`, and are written down as well.
+differently. Recipe keys may come first, as in `demo.py optim.epochs=75 --out OUT`; they are written
+down as well.
 """
 
 from __future__ import annotations
