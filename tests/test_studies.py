@@ -68,6 +68,21 @@ def test_names_that_are_not_there_are_refused() -> None:
         Study.model_validate(given | {"arms": {"scratch": {"scores": {"none": []}}}})
 
 
+def test_a_study_takes_some_scores_of_its_setting(tmp_path: Path) -> None:
+    own = {"question", "criterion", "arms", "reference"}
+    given = STUDY.model_dump(mode="json", exclude_none=True)
+    (tmp_path / "settings").mkdir()
+    shared = {key: value for key, value in given.items() if key not in own}
+    (tmp_path / "settings" / "clips.yaml").write_text(yaml.safe_dump(shared))
+    file = tmp_path / "masks.yaml"
+    asked = {key: given[key] for key in own} | {"setting": "clips"}
+    file.write_text(yaml.safe_dump(asked | {"scores": ["probe"]}))
+    assert read_study(file).scores == {"probe": STUDY.scores["probe"]}
+    file.write_text(yaml.safe_dump(asked | {"scores": ["probe", "none"]}))
+    with pytest.raises(ValueError, match=r"clips\.yaml has no score none"):
+        read_study(file)
+
+
 @pytest.fixture
 def commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
     """Take down what would be run; a pretraining leaves metrics, a second fine-tuning fails."""

@@ -31,7 +31,7 @@ WINDOWS = 12  # of a video
 VALUES = 8  # principal components that a token is described by
 LIVELIEST = 4  # sites
 RATIOS, STRIDES = (0.25, 0.5, 0.75, 0.9), (1, 2, 3)
-PENALTIES = (0.01, 0.1, 1.0, 10.0)  # of the mean variance of a value, by windows
+PENALTIES = (0.01, 0.1, 1.0, 10.0)  # times the mean of the normal equations' diagonal
 
 
 def read(path: Path, square: tuple[int, int, int]) -> Floats:
@@ -74,19 +74,22 @@ def explained(token: Floats, ratio: float, rng: np.random.Generator) -> float:
     moving = token - token.mean((2, 4), keepdims=True)
     energy = np.square(moving).mean((0, 1, 2, 4, 5))
     moving = moving.reshape(-1, SLICES, SITES, TUBELET * PATCH**2)
-    told = np.empty((*moving.shape[:3], VALUES), np.float32)
+    value = np.empty((*moving.shape[:3], VALUES), np.float32)
     for site in range(SITES):
         values = moving[:, :, site].reshape(-1, moving.shape[-1])
         _, axes = np.linalg.eigh(values.T @ values)
-        told[:, :, site] = (values @ axes[:, -VALUES:]).reshape(*moving.shape[:2], VALUES)
+        value[:, :, site] = (values @ axes[:, -VALUES:]).reshape(*moving.shape[:2], VALUES)
     number = np.arange(len(token)).repeat(WINDOWS) * 5 // len(token)  # fifth that a window is in
     fit, choose, score = number < 3, number == 3, number == 4
     missed = total = 0.0
     for site in np.argsort(energy)[-LIVELIEST:]:
         for slice_ in range(1, SLICES - 1):
-            shown = rng.random(told.shape[:3]) >= ratio
+            shown = rng.random(value.shape[:3]) >= ratio
             shown[:, slice_, site] = False
-            given, asked = (told * shown[..., None]).reshape(len(told), -1), told[:, slice_, site]
+            given, asked = (
+                (value * shown[..., None]).reshape(len(value), -1),
+                value[:, slice_, site],
+            )
             product, aim = given[fit].T @ given[fit], given[fit].T @ asked[fit]
             unit = np.eye(len(product), dtype=np.float32) * np.trace(product) / len(product)
             maps = [np.linalg.solve(product + penalty * unit, aim) for penalty in PENALTIES]
@@ -100,7 +103,9 @@ def main() -> None:
     """Measure, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path, help="videos")
-    parser.add_argument("--cut", type=int, nargs=3, help="top, left and side of a square")
+    parser.add_argument(
+        "--cut", type=int, nargs=3, required=True, help="top, left and side of a square"
+    )
     asked = parser.parse_args()
     paths = sorted(asked.folder.rglob("*.mp4"))
     videos = [read(path, tuple(asked.cut)) for path in paths]

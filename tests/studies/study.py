@@ -98,7 +98,7 @@ class Study(Form):
         set: Recipe keys of every stage.
         score_store: Name of the store that is probed, fine-tuned on and scored.
         pretrain_store: Name of the store that is pretrained on.
-        scores: By name.
+        scores: By name; a list names some of the setting's.
         along: Probe of every kept checkpoint of a pretraining, for its curve.
         arms: By name.
         reference: The arm that others are compared with.
@@ -151,12 +151,18 @@ def read_study(path: Path) -> Study:
     """Read a study's file, with its setting and the arms of other studies.
 
     Raises:
-        ValueError: It names an arm of a study that has none of this name, or another setting.
+        ValueError: It names an arm of a study that has none of this name, or another setting, or
+            a score that its setting has not.
     """
     given = yaml.safe_load(path.read_text())
     if given.get("setting"):
         shared = path.parent / "settings" / f"{given['setting']}.yaml"
-        given = yaml.safe_load(shared.read_text()) | given
+        setting = yaml.safe_load(shared.read_text())
+        if isinstance(given.get("scores"), list):
+            if unknown := set(given["scores"]) - set(setting["scores"]):
+                raise ValueError(f"{shared.name} has no score {', '.join(sorted(unknown))}")
+            given["scores"] = {name: setting["scores"][name] for name in given["scores"]}
+        given = setting | given
     study = Study.model_validate(given)
     taken = {name: _taken(path, name, arm) for name, arm in study.arms.items() if arm.of}
     return study.model_copy(update={"arms": study.arms | taken})
