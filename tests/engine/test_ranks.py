@@ -59,7 +59,7 @@ def wait_for(path: Path) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize(("told", "held"), [(0, 1), (1, 0)])
+@pytest.mark.parametrize(("told", "held"), [(0, 1), pytest.param(1, 0, marks=pytest.mark.slow)])
 def test_one_rank_is_told_and_one_loader_hangs(tmp_path: Path, told: int, held: int) -> None:
     """Whichever they are, both leave after the same step, with the code of the signal."""
 
@@ -152,7 +152,7 @@ def check_a_kill(tmp_path: Path, undisturbed: Path, moment: float, rank: int) ->
     return step, drafts
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_killed_rank_costs_no_more_than_a_resume(
     tmp_path: Path, undisturbed: Path, rank: int
 ) -> None:
@@ -173,7 +173,7 @@ def test_a_rank_killed_at_any_of_twenty_moments(tmp_path: Path, undisturbed: Pat
     assert any(drafts for _, drafts in found), "none was killed while it wrote"
 
 
-@pytest.mark.parametrize("sizes", [(2, 1), (1, 2)])
+@pytest.mark.parametrize("sizes", [(2, 1), pytest.param((1, 2), marks=pytest.mark.slow)])
 def test_the_number_of_ranks_may_change(tmp_path: Path, sizes: tuple[int, int]) -> None:
     """Without dropout, and but for the order of sums, it is the training of one process."""
 

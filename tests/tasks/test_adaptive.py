@@ -117,6 +117,7 @@ def test_killed_and_resumed_it_is_bit_equal(
     assert_equal(coder, Path("runs/killed"), *PARTS)
 
 
+@pytest.mark.slow
 def test_two_ranks_learn_what_one_process_learns(
     load_coder: Load, tats: Callable[..., subprocess.CompletedProcess[str]], reporter: Reporter
 ) -> None:

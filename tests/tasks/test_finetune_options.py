@@ -106,6 +106,7 @@ def test_averaging_changes_no_step(load: Load, reporter: Reporter) -> None:
     assert not find_checkpoint(Path("runs/plain")).has("trained")
 
 
+@pytest.mark.slow
 def test_all_at_once_killed_and_resumed_is_bit_equal(
     recipe_file: Path, grouped: Path, load: Load, reporter: Reporter
 ) -> None:

@@ -24,8 +24,7 @@ Load = Callable[..., LoadedRecipe]
 GRIDS = {"[24,40]": [4, 3, 5], "[40,24]": [4, 5, 3]}
 
 
-@pytest.mark.parametrize("size", GRIDS)
-@pytest.mark.parametrize("mask", ["tats", "mgm"])
+@pytest.mark.parametrize(("size", "mask"), zip(GRIDS, ("tats", "mgm"), strict=True))
 def test_an_oblong_view_goes_through_every_stage(
     load: Load, reporter: Reporter, tmp_path: Path, size: str, mask: str
 ) -> None:

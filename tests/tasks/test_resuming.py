@@ -180,7 +180,9 @@ def alive(pids: list[int]) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at other processes")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)]
+)
 def test_a_signal_to_every_process_of_a_job_ends_it_in_order(
     recipe_file: Path, number: signal.Signals
 ) -> None:
