@@ -25,7 +25,7 @@ from tatscli.masking.rl import ppo
 from tatscli.masking.rl.credit import credited_log_prob
 from tatscli.masking.rl.learned import LearnedMasker
 from tatscli.masking.rl.policy import Policy, PolicyOutput
-from tatscli.masking.rl.reward import RunningReward
+from tatscli.masking.rl.reward import RunningReward, TypicalError
 from tatscli.recipe import schema
 
 # How the logarithm of the entropy's weight follows the last update's miss of the target: once, and
@@ -44,7 +44,7 @@ class Experience:
         old_log_p_BN: Log-probabilities the tokens were drawn with.
         advantage_BA: Of the credited tokens, as judged when they were drawn: the autoencoder, and
             with it the level of errors, moves on while batches wait.
-        reward_B: Mean errors of the clips.
+        reward_B: Mean rewards of the clips.
     """
 
     tokens_BND: Tensor
@@ -65,6 +65,7 @@ class TatsMasker(LearnedMasker):
     def __init__(self, config: Any, *, grid: tuple[int, int, int], width: int) -> None:
         super().__init__(config, grid=grid, width=width)
         self.reward = RunningReward()
+        self.typical = TypicalError(self.tokens) if config.reward == "relative" else None
         self.keeps_graph = config.rollouts == 1
         self.register_buffer("log_entropy", torch.tensor(math.log(max(config.entropy, 1e-6))))
         # As it was at the last update, 1 is uniform: the first policy is.
@@ -108,6 +109,8 @@ class TatsMasker(LearnedMasker):
         """
         rollout = self._take_rollout(plan, error_BM)
         reward_BM = error_BM.detach().float()
+        if self.typical is not None:
+            reward_BM = self.typical.relative(reward_BM, plan.predict_BM)
         reward_B = reward_BM.mean(dim=1)
         self._rewards.append(reward_B)
         metrics = {"reward": reward_B.mean()}
@@ -157,6 +160,8 @@ class TatsMasker(LearnedMasker):
             metrics |= self._pass_over(waiting, passes, self.learner)
         if self._rewards:  # only now: all updates of a step are judged by the same level
             self.reward.update(torch.cat(self._rewards))
+            if self.typical is not None:
+                self.typical.update()
             self._rewards.clear()
         lesson = super().after_step(done, total)
         return lesson._replace(metrics={**metrics, **lesson.metrics})

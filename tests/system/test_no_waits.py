@@ -300,7 +300,7 @@ def test_neither_do_its_scores_and_levels(
         {"detach": False},
         {"entropy_target": 0.9},
         {"credit": "visible", "log_prob": "exact"},
-        {"quota": True, "floor": 0.1, "trunk": "mha", "critic": "separate"},
+        {"reward": "relative", "quota": True, "floor": 0.1, "trunk": "mha", "critic": "separate"},
     ],
 )
 def test_no_switch_of_the_sampler_makes_it_wait(

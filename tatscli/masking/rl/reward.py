@@ -1,10 +1,12 @@
-"""Running level and spread of the sampler's rewards: the critic predicts a standardised number.
+"""Running level and spread of the sampler's rewards, and the typical error of a token's position.
 
-Reconstruction errors of clips differ by a few percent around a level that falls as the autoencoder
-learns. A critic of raw errors needs hundreds of updates to learn that level, and until then
-its error is in every advantage. This is the output normalisation of PopArt (van Hasselt et al.
-2016, arXiv 1602.07714) without its weight correction: both numbers drift slowly, and the critic
-follows.
+The critic predicts a standardised number. Reconstruction errors of clips differ by a few percent
+around a level that falls as the autoencoder learns. A critic of raw errors needs hundreds of
+updates to learn that level, and until then its error is in every advantage. This is the output
+normalisation of PopArt (van Hasselt et al. 2016, arXiv 1602.07714) without its weight correction:
+both numbers drift slowly, and the critic follows.
+
+Shapes: B batch, N tokens, M predicted.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from tatscli.engine import distributed
 
 RATE = 0.05  # of a new batch in the running moments
 FLOOR = 1e-4  # least spread, relative to the level, for equal clips
+LEAST = 1e-2  # least typical error, relative to the mean over positions, for black borders
 
 
 class RunningReward(nn.Module):
@@ -73,6 +76,49 @@ class RunningReward(nn.Module):
     def restore(self, value_B: Tensor, unknown_B: Tensor) -> Tensor:
         """Return what the critic says as an error, or `unknown_B` while there is no level."""
         return torch.where(self.known, self.first + self.spread * value_B, unknown_B)
+
+
+class TypicalError(nn.Module):
+    """Mean error of each position of a clip over the clips of the last steps; saved with the
+    masker.
+
+    What is hard in every clip, such as a textured background, has a high one; errors in units of it
+    are high where a clip differs from the others.
+    """
+
+    mean_N: Tensor
+    steps_N: Tensor
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self.register_buffer("mean_N", torch.zeros(tokens))
+        self.register_buffer("steps_N", torch.zeros(tokens))
+        self._heard: list[Tensor] = []
+
+    def relative(self, error_BM: Tensor, predict_BM: Tensor) -> Tensor:
+        """Return errors in units of the typical one of their positions: (B, M).
+
+        Positions that were never predicted count as typical as the batch's mean. The errors are
+        kept for `update`.
+        """
+        finite_BM = error_BM.isfinite()
+        heard_2BM = torch.stack([error_BM.where(finite_BM, 0.0), finite_BM.float()])
+        # No token is predicted twice in a clip, so that a GPU too gives the same sums every time.
+        heard_2BN = error_BM.new_zeros(2, len(error_BM), len(self.mean_N))
+        heard_2BN.scatter_(2, predict_BM.expand(2, -1, -1), heard_2BM)
+        self._heard.append(heard_2BN.sum(dim=1))
+        least = LEAST * self.mean_N.mean() + torch.finfo(torch.float32).tiny
+        typical_N = self.mean_N.clamp(min=least).where(self.steps_N > 0, error_BM.mean())
+        return error_BM / typical_N[predict_BM]
+
+    def update(self) -> None:
+        """Take the errors of a step, the same on every process, as far as they are finite."""
+        sum_N, count_N = distributed.mean(torch.stack(self._heard).sum(dim=0))
+        self._heard.clear()
+        seen_N = count_N > 0
+        self.steps_N += seen_N
+        rate_N = seen_N / self.steps_N.clamp(min=1, max=1 / RATE)
+        self.mean_N.lerp_((sum_N / count_N).where(seen_N, self.mean_N), rate_N)
 
 
 def with_variance(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -88,6 +88,9 @@ class TatsMask(LearnedMask):
     credit: Literal["masked", "visible"] = "masked"
     """How errors become rewards. `masked`: each hidden token's error raises its own probability of
     being visible. `visible`: the visible tokens share the negative mean error of the clip."""
+    reward: Literal["error", "relative"] = "error"
+    """Reward of a hidden token: its `error`, or its error `relative` to the mean of recent clips at
+    the same position: what is hard in every clip then counts no more than the rest."""
     baseline: Literal["critic", "clip_mean", "none"] = "critic"
     """Baseline that is subtracted from the rewards."""
     epochs: Count = 1

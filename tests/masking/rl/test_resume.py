@@ -29,6 +29,7 @@ KINDS: list[tuple[str, dict[str, Any]]] = [
     ("tats", {"rollouts": 3}),
     ("tats", {"rollouts": 3, "credit": "visible"}),
     ("tats", {"entropy_target": 0.9}),
+    ("tats", {"reward": "relative"}),
 ]
 
 

@@ -1,4 +1,4 @@
-"""The running level and spread of rewards."""
+"""The running level and spread of rewards, and the typical error of a position."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from tatscli.masking.rl.reward import RunningReward, with_variance
+from tatscli.masking.rl.reward import RunningReward, TypicalError, with_variance
+from tests.masking.kinds import seeded
 from tests.masking.rl.toy import copied, same
 
 
@@ -66,3 +67,46 @@ def test_the_mean_square_that_older_versions_kept_is_read() -> None:
     found = with_variance({**old, "to.policy.x": torch.ones(1)})
     assert found.keys() == {"to.reward.first", "to.reward.variance", "to.policy.x"}
     assert found["to.reward.variance"] == 0.25
+
+
+def test_errors_are_told_in_units_of_what_is_typical_of_their_position() -> None:
+    """Against loops over steps, micro-batches, clips and tokens."""
+    tokens, hidden = 6, 2
+    typical = TypicalError(tokens)
+    level, steps = [0.0] * tokens, [0] * tokens
+    for step in range(40):
+        heard: list[list[float]] = [[] for _ in range(tokens)]
+        for micro in range(2):
+            generator = seeded(2 * step + micro)
+            predict = torch.rand(3, tokens, generator=generator).argsort(1)[:, :hidden]
+            error = torch.rand(3, hidden, generator=generator) + predict
+            if step == 7:
+                error[0, 0] = torch.nan
+            found = typical.relative(error, predict)
+            for clip in range(3):
+                for place, token in enumerate(predict[clip].tolist()):
+                    mine = error[clip, place].item()
+                    least = 0.01 * sum(level) / tokens
+                    unit = max(level[token], least) if steps[token] else error.mean().item()
+                    assert found[clip, place].item() == pytest.approx(
+                        mine / unit, rel=1e-4, nan_ok=True
+                    )
+                    if math.isfinite(mine):
+                        heard[token].append(mine)
+        typical.update()
+        for token, values in enumerate(heard):
+            if values:
+                steps[token] += 1
+                rate = max(0.05, 1 / steps[token])
+                level[token] += rate * (sum(values) / len(values) - level[token])
+    assert typical.mean_N.tolist() == pytest.approx(level, rel=1e-4)
+
+
+def test_a_position_without_error_makes_no_reward_endless() -> None:
+    typical = TypicalError(3)
+    predict = torch.tensor([[0, 1, 2]])
+    typical.relative(torch.tensor([[0.0, 1.0, 2.0]]), predict)
+    typical.update()
+    found = typical.relative(torch.tensor([[0.0, 1.0, 2.0]]), predict)
+    assert found.tolist() == [[0.0, 1.0, 1.0]]
+    assert typical.relative(torch.tensor([[0.1, 1.0, 2.0]]), predict)[0, 0] == pytest.approx(10)

@@ -30,6 +30,7 @@ LEARNS = [
     {"log_prob": "exact"},
     {"baseline": "clip_mean"},
     {"baseline": "none"},
+    {"reward": "relative"},
     {"floor": 0.2},
     {"quota": True},
     {"quota": True, "log_prob": "exact"},

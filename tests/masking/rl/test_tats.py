@@ -20,6 +20,7 @@ from tests.masking.rl.toy import (
     TOKENS,
     WIDTH,
     bad_updates,
+    batch,
     copied,
     differing,
     learner_of,
@@ -45,6 +46,33 @@ def test_hard_tokens_gain_visibility_and_inverted_credit_would_hide_them() -> No
     assert learnt(make(), 0) == pytest.approx(0.1, abs=0.02)
     assert learnt(make(), 150) > 0.2
     assert learnt(make(), 150, credit=-1.0) < 0.05
+
+
+def test_relative_rewards_pass_over_what_is_hard_in_every_clip() -> None:
+    """Four positions are hard in all clips, and harder than what is marked."""
+
+    def shown(reward: str) -> tuple[float, float]:
+        masker = make(reward=reward, base_lr=2e-3)
+        for step in range(300):
+            clip, marked = batch(step)
+            hard = torch.where(marked, 0.9, 0.3)
+            hard[:, :4] = 1.2
+            hard = hard * (0.5 + torch.rand(hard.shape, generator=seeded(step)))
+            teach(
+                masker, step, clip, errors=lambda plan, hard=hard: hard.gather(1, plan.predict_BM)
+            )
+        ground = marks = 0.0
+        for seed in range(1000, 1020):
+            clip, marked = batch(seed)
+            policy = masker.scores_BN(clip)
+            ground += policy[:, :4].mean().item() / 20
+            marks += policy[:, 4:][marked[:, 4:]].mean().item() / 20
+        return ground, marks
+
+    ground, marks = shown("error")
+    assert ground > marks
+    ground, marks = shown("relative")
+    assert marks > 1.5 * ground
 
 
 def test_the_network_scores_its_draw_alike_twice() -> None:

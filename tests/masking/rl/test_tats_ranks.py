@@ -30,6 +30,7 @@ BROKEN = 3
 CONFIGS: dict[str, dict[str, Any]] = {
     "tats": {"epochs": 9, "base_lr": 2e-3, "max_kl": 5e-4},
     "rollouts": {"rollouts": 2, "max_kl": 1.0, "entropy_target": 0.9},
+    "relative": {"reward": "relative"},
     "adamae": {"weight": 1.0},
 }
 
