@@ -163,6 +163,21 @@ def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
     assert table.count("\n| `") == 2
 
 
+def test_an_arm_may_be_compared_with_another_than_the_rest(tmp_path: Path) -> None:
+    longer = {"pretrained": False, "against": "tube"}
+    arms = STUDY.model_dump()["arms"] | {"longer": longer}
+    study = Study.model_validate(STUDY.model_dump() | {"arms": arms})
+    for arm, value in {"scratch": 0.5, "tube": 0.6, "longer": 0.7}.items():
+        write_cells(tmp_path, arm, [value])
+    table = markdown(study, tmp_path)
+    assert "0.700 (0.700 to 0.700) | +0.100 to `tube` |" in table
+    assert "0.600 (0.600 to 0.600) | +0.100 |" in table
+    with pytest.raises(ValueError, match="'none', which is no arm"):
+        Study.model_validate(
+            STUDY.model_dump() | {"arms": arms | {"longer": longer | {"against": "none"}}}
+        )
+
+
 def write_cells(folder: Path, arm: str, values: list[float]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for seed, value in enumerate(values):

@@ -61,6 +61,7 @@ class Arm(Form):
         pretrained: False of an arm that begins with random weights: fine-tuning starts from
             scratch, and probes look at the untrained encoder.
         scores: Names of the scores it gets, each with more recipe keys; all by default.
+        against: Arm that it is compared with, in place of the study's reference.
     """
 
     of: str | None = None
@@ -68,6 +69,7 @@ class Arm(Form):
     pretrain: Overrides = []
     pretrained: bool = True
     scores: dict[str, Overrides] | None = None
+    against: str | None = None
 
 
 class Tokenizer(Form):
@@ -127,8 +129,9 @@ class Study(Form):
         for name in (self.pretrain_store, self.score_store, *trained):
             if name not in self.stores:
                 raise ValueError(f"no store is called {name!r}: {', '.join(self.stores)}")
-        if self.reference not in self.arms:
-            raise ValueError(f"`reference: {self.reference}` is no arm: {', '.join(self.arms)}")
+        for name in (self.reference, *(arm.against for arm in self.arms.values() if arm.against)):
+            if name not in self.arms:
+                raise ValueError(f"compared with {name!r}, which is no arm: {', '.join(self.arms)}")
         for name, arm in self.arms.items():
             for score in arm.scores or ():
                 if score not in self.scores:
@@ -174,4 +177,6 @@ def _taken(path: Path, name: str, arm: Arm) -> Arm:
     mine = yaml.safe_load(path.read_text())
     if name not in other["arms"] or other.get("setting") != mine.get("setting"):
         raise ValueError(f"{path.name}: `{arm.of}` runs no arm {name!r} of this setting")
-    return Arm.model_validate(other["arms"][name]).model_copy(update={"of": arm.of})
+    return Arm.model_validate(other["arms"][name]).model_copy(
+        update={"of": arm.of, "against": arm.against}
+    )

@@ -82,7 +82,8 @@ def page(study: Study, folder: Path) -> str:
 
 
 def markdown(study: Study, folder: Path) -> str:
-    """Return the table of a study; differences are to its reference, on the seeds of both."""
+    """Return the table of a study; differences are to its reference, or to the arm that is named
+    with them, on the seeds of both."""
     known = results(study, folder)
     names = list(study.scores)
     heads = [f"{name} | to `{study.reference}`" for name in names]
@@ -95,14 +96,20 @@ def markdown(study: Study, folder: Path) -> str:
     for arm, cells in known.items():
         if not cells:
             continue
-        rows = [_row(name, cells, known[study.reference]) for name in names]
+        other = study.arms[arm].against
+        rows = [_row(name, cells, known[other or study.reference], other) for name in names]
         minutes = statistics.mean(sum(cell["seconds"].values()) for cell in cells.values()) / 60
         views = max(cell["views"] for cell in cells.values())
         lines.append(f"| `{arm}` | {len(cells)} | {views:,} | {' | '.join(rows)} | {minutes:.0f} |")
     return "\n".join(lines)
 
 
-def _row(name: str, cells: dict[int, dict[str, Any]], reference: dict[int, dict[str, Any]]) -> str:
+def _row(
+    name: str,
+    cells: dict[int, dict[str, Any]],
+    reference: dict[int, dict[str, Any]],
+    other: str | None,
+) -> str:
     mine = {seed: cell["scores"][name] for seed, cell in cells.items() if name in cell["scores"]}
     if not mine:
         return " | "
@@ -113,4 +120,5 @@ def _row(name: str, cells: dict[int, dict[str, Any]], reference: dict[int, dict[
         [mine[seed] for seed in seeds], [reference[seed]["scores"][name] for seed in seeds]
     )
     give = "" if math.isnan(error) else f" +- {error:.3f}, p {p:.3f}"
-    return f"{spread(list(mine.values()))} | {gain:+.3f}{give}"
+    named = f" to `{other}`" if other else ""
+    return f"{spread(list(mine.values()))} | {gain:+.3f}{give}{named}"
