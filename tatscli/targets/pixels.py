@@ -6,7 +6,6 @@ the order of a cube: (frame, row, column, colour).
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from tatscli.data.clip import Clip, ClipForm
