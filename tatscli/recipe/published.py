@@ -131,8 +131,9 @@ def _size(recipe: dict[str, Any]) -> Any:
 
 
 def _effective(values: dict[str, Any], section: type[Section], key: str) -> Any:
-    """The value of a key, its default where it is not given."""
-    return values.get(key, fields_of(section)[key].get_default(call_default_factory=True))
+    """The value of a key, its default where it is not given, as YAML has it."""
+    default = fields_of(section)[key].get_default(call_default_factory=True)
+    return values.get(key, list(default) if isinstance(default, tuple) else default)
 
 
 def _show(values: dict[str, Any], section: type[Section], key: str) -> str:

@@ -66,20 +66,22 @@ def test_nothing_changes_where_the_kind_stays_or_lies_elsewhere():
 
 
 def test_a_model_of_no_published_size_keeps_the_recipes_ratio_and_says_so():
-    loaded = load_recipe("small", ["mask.kind=tube"])
-    assert loaded.recipe.mask.ratio == 0.85
+    spelled = ["model.size=null", "model.width=64", "model.depth=2", "model.heads=2"]
+    loaded = load_recipe("ssv2", [*spelled, "mask.kind=tube"])
+    assert loaded.recipe.mask.ratio == 0.95
     assert said(loaded) == [
-        "`mask.kind=tube` keeps `mask.ratio: 0.85` from the recipe; `videomae/small` has"
-        " `ratio: 0.75`"
-    ]
-    loaded = load_recipe("small", ["mask.kind=random"])
-    assert said(loaded) == [
-        "`mask.kind=random` keeps `mask.ratio: 0.85` from the recipe; the defaults of `random` are"
+        "`mask.kind=tube` keeps `mask.ratio: 0.95` from the recipe; `videomae/ssv2` has"
         " `ratio: 0.9`"
     ]
-    spelled = ["model.size=null", "model.width=64", "model.depth=2", "model.heads=2"]
-    assert load_recipe("ssv2", [*spelled, "mask.kind=tube"]).recipe.mask.ratio == 0.95
-    assert load_recipe("small", ["mask.kind=tube", "model.size=base"]).recipe.mask.ratio == 0.75
+    loaded = load_recipe("small", ["mask.kind=random"])
+    assert loaded.recipe.mask.ratio == 0.75
+    assert said(loaded) == [
+        "`mask.kind=random` keeps `mask.ratio: 0.75` from the recipe; the defaults of `random` are"
+        " `ratio: 0.9`"
+    ]
+    for kind in ("tube", "mgm"):  # `videomae/small` and `mgm/small` have what the recipe has
+        assert said(load_recipe("small", [f"mask.kind={kind}"])) == []
+    assert load_recipe("ssv2", ["mask.kind=tube", "model.size=small"]).recipe.mask.ratio == 0.9
 
 
 @pytest.mark.parametrize(("size", "depth"), [("small", 4), ("large", 12), ("huge", 12)])
@@ -100,7 +102,7 @@ def test_a_depth_of_ones_own_and_other_heads_stay():
             assert load_recipe("k400", both).recipe.head.depth == 4
     regressor = load_recipe("mam2/k400", ["model.size=large"])
     assert regressor.recipe.head.depth == 4
-    assert load_recipe("small", ["model.size=tiny"]).recipe.head.depth == 2
+    assert load_recipe("small", ["model.size=tiny"]).recipe.head.depth == 1
 
 
 def test_a_runs_own_recipe_keeps_its_ratio(tmp_path):
