@@ -13,7 +13,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-# A small labelled set of movements, through every stage: about five minutes on two cores.
+# A small labelled set of movements, through every stage: about three minutes on two cores.
 demo: $(STAMP)
 	$(BIN)/tats demo
 

@@ -1,4 +1,4 @@
-"""`tats demo`: all stages on a rendered set of movements, in about five minutes on two cores."""
+"""`tats demo`: all stages on a rendered set of movements, in about three minutes on two cores."""
 
 from __future__ import annotations
 
