@@ -67,7 +67,7 @@ def run(out: Path, seed: int, isa: str, keys: list[str], *, more: bool) -> dict[
             tuned = folder / f"{start}-{name}"
             words = [*seeded, *changes, "--store", folder / "store", *option, "--out", tuned]
             tats("finetune", "demo", *words)
-            found[name][start] = tats("evaluate", tuned)["top1"]
+            found[name][start] = round(tats("evaluate", tuned)["top1"], 4)
     shutil.rmtree(folder)
     return found
 
