@@ -120,23 +120,29 @@ def normalised(
     Raises:
         ValueError: If the floor is not positive: still cubes would be divided by 0.
     """
-    difference_BMC = difference_BMC.float()
     if floor is None:
-        return difference_BMC
-    if floor <= 0:
-        raise ValueError(f"a floor of {floor} does not hold still cubes; give more than 0")
-    if valid_BMF is None:
-        valid_BMF = torch.ones_like(difference_BMC[..., :1], dtype=torch.bool)
-    counted_BMF11 = valid_BMF[..., None, None].float()
-    value_BMFS3 = difference_BMC.unflatten(-1, (valid_BMF.shape[-1], -1, 3))
-    over = (-3, -2) if per_colour else (-3, -2, -1)
-    per_frame = value_BMFS3.shape[-2] * (1 if per_colour else 3)
-    number_BM111 = counted_BMF11.sum(-3, keepdim=True) * per_frame
-    mean = (value_BMFS3 * counted_BMF11).sum(over, keepdim=True) / number_BM111.clamp(min=1)
-    centred_BMFS3 = (value_BMFS3 - mean) * counted_BMF11
-    square = centred_BMFS3.square().sum(over, keepdim=True)
-    deviation = (square / (number_BM111 - 1).clamp(min=1)).sqrt()
-    return (centred_BMFS3 / deviation.clamp(min=floor)).flatten(-3)
+        return difference_BMC.float()
+    centred_BMFS3, _, scale = _standard(difference_BMC, floor, valid_BMF, per_colour)
+    return (centred_BMFS3 / scale).flatten(-3)
+
+
+def restored(
+    normalised_BMC: Tensor,
+    difference_BMC: Tensor,
+    floor: float,
+    *,
+    valid_BMF: Tensor | None = None,
+) -> Tensor:
+    """Undo `normalised`, with the mean and deviation of true differences: (B, M, C), float32.
+
+    Args:
+        normalised_BMC: What was predicted.
+        difference_BMC: The true differences, as they are.
+        floor: Of `normalised`.
+        valid_BMF: Of `normalised`.
+    """
+    _, mean, scale = _standard(difference_BMC, floor, valid_BMF, per_colour=False)
+    return normalised_BMC.float() * scale.flatten(2) + mean.flatten(2)
 
 
 def mean_over_valid(values_BMC: Tensor, valid_BMF: Tensor) -> Tensor:
@@ -148,6 +154,28 @@ def mean_over_valid(values_BMC: Tensor, valid_BMF: Tensor) -> Tensor:
     per_frame_BMF = values_BMC.float().unflatten(-1, (valid_BMF.shape[-1], -1)).mean(-1)
     kept_BMF = per_frame_BMF.where(valid_BMF, 0.0)
     return kept_BMF.sum(-1) / valid_BMF.sum(-1).clamp(min=1)
+
+
+def _standard(
+    difference_BMC: Tensor, floor: float, valid_BMF: Tensor | None, per_colour: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the differences less their mean, 0 where not valid: (B, M, F, S, 3), float32; the
+    mean; and what to divide by: (B, M, 1, 1, 1), or (B, M, 1, 1, 3) per colour."""
+    if floor <= 0:
+        raise ValueError(f"a floor of {floor} does not hold still cubes; give more than 0")
+    difference_BMC = difference_BMC.float()
+    if valid_BMF is None:
+        valid_BMF = torch.ones_like(difference_BMC[..., :1], dtype=torch.bool)
+    counted_BMF11 = valid_BMF[..., None, None].float()
+    value_BMFS3 = difference_BMC.unflatten(-1, (valid_BMF.shape[-1], -1, 3))
+    over = (-3, -2) if per_colour else (-3, -2, -1)
+    per_frame = value_BMFS3.shape[-2] * (1 if per_colour else 3)
+    number_BM111 = counted_BMF11.sum(-3, keepdim=True) * per_frame
+    mean = (value_BMFS3 * counted_BMF11).sum(over, keepdim=True) / number_BM111.clamp(min=1)
+    centred_BMFS3 = (value_BMFS3 - mean) * counted_BMF11
+    square = centred_BMFS3.square().sum(over, keepdim=True)
+    deviation = (square / (number_BM111 - 1).clamp(min=1)).sqrt()
+    return centred_BMFS3, mean, deviation.clamp(min=floor)
 
 
 def _checked(gaps: int | Sequence[int], frames: int, *, of: str) -> list[int]:

@@ -118,7 +118,7 @@ def left_out(viewer: Viewer, recipe: Recipe, *, growth: bool) -> list[str]:
         rows.append(f"sampler probability (the `{recipe.mask.kind}` mask has no policy)")
     if not viewer.trained:
         rows.append("reconstruction and error (they need `--run`)")
-    elif viewer.pixel_target is None:
+    elif viewer.pixel_target is None and viewer.difference_target is None:
         rows.append("reconstruction (the model predicts no pixels)")
     target = viewer.code_target
     if viewer.trained and target is not None:

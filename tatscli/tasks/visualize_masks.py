@@ -260,9 +260,9 @@ def named(error: DataError, clip: Path) -> DataError:
 
 def without_pictures(window: Window, masked: MaskedWindow) -> tuple[Window, MaskedWindow]:
     """Drop what is large, so that a film of hours fits in memory."""
-    return without_video(window), replace(
-        masked, reconstruction_CTHW=None, coded_CTHW=None, guessed_CTHW=None
-    )
+    pictures = ("reconstruction", "coded", "guessed", "change", "guessed_change")
+    nothing: dict[str, Any] = {f"{name}_CTHW": None for name in pictures}
+    return without_video(window), replace(masked, **nothing)
 
 
 def without_video(window: Window) -> Window:

@@ -36,6 +36,8 @@ from tatscli.visualize.windows import Window
 _ARROW = (255, 214, 60)
 _BORROWED = (255, 240, 190)
 _OUTLINE = (90, 220, 255)
+_LARGEST = 0.99  # quantile of the changes that fills the contrast
+_LEAST_CHANGE = 4 / 255  # below it, what changes is noise
 
 
 def rows_of(
@@ -87,6 +89,8 @@ def rows_of(
             "tokens, the true codes at all others, decoded together by the tokenizer"
         ]
         rows.append(Row("predicted codes decoded", notes, _painted(masked.guessed_CTHW)))
+    if masked.change_CTHW is not None and masked.guessed_change_CTHW is not None:
+        rows += difference_rows(masked.change_CTHW, masked.guessed_change_CTHW)
     if masked.error_M is not None:
         rows.append(error_row(video, masked.plan, masked.error_M, grid))
     motion = motion_row(video, window, shown=shown)
@@ -125,6 +129,19 @@ def selected_row(video_TYX3: np.ndarray, plan: MaskPlan, grid: tuple[int, int, i
         "hatched: visible, or hidden and not predicted",
     ]
     return Row("decoder-selected tokens", notes, shown_TYX3)
+
+
+def difference_rows(change_CTHW: Tensor, guessed_CTHW: Tensor) -> list[Row]:
+    """Show how the window changes, and what of it is predicted: grey stands still. Both have the
+    contrast at which the largest true changes become white and black."""
+    largest = np.quantile(change_CTHW.abs().numpy(), _LARGEST)
+    times = 0.5 / max(largest, _LEAST_CHANGE)
+    notes = ["later less earlier frame: grey is no change", f"contrast x {times:.1f}"]
+    guess = ["the predicted differences, pasted among those of the visible tokens", notes[1]]
+    return [
+        Row("differences", notes, _painted(0.5 + times * change_CTHW)),
+        Row("predicted differences", guess, _painted(0.5 + times * guessed_CTHW)),
+    ]
 
 
 def _painted(video_CTHW: Tensor) -> np.ndarray:

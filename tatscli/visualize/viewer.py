@@ -6,6 +6,7 @@ codes of it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from tatscli.draws import Draws
 from tatscli.masking.plan import MaskPlan
 from tatscli.masking.predict.tokenizer import TokenizerRule
 from tatscli.system.system import Errors, System
+from tatscli.targets.difference import DifferenceTarget
 from tatscli.targets.pixels import PixelTarget
 from tatscli.targets.tokens import TokenizerTarget
 from tatscli.tokenizer.asked import Asked
@@ -39,6 +41,9 @@ class MaskedWindow:
             `predict` rule ask hold of the window; None where they ask none.
         guessed_CTHW: The same of the codes that the model predicts, and where it predicts none of
             the true ones.
+        change_CTHW: float32 in [-1, 1], how the window changes from frame to frame; None without a
+            model that predicts differences.
+        guessed_change_CTHW: The same with predicted tokens over it.
     """
 
     plan: MaskPlan
@@ -48,6 +53,8 @@ class MaskedWindow:
     saliency_N: Tensor | None = None
     coded_CTHW: Tensor | None = None
     guessed_CTHW: Tensor | None = None
+    change_CTHW: Tensor | None = None
+    guessed_change_CTHW: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +82,12 @@ class Viewer:
         """Whether reconstructions take each patch's mean and deviation from the original."""
         name = self.pixel_target
         return name is not None and self.system.targets[name].config.normalize
+
+    @property
+    def difference_target(self) -> str | None:
+        """The first target of frame differences, if the model is trained."""
+        names = (n for n, one in self.system.targets.items() if isinstance(one, DifferenceTarget))
+        return next(names, None) if self.trained else None
 
     @property
     def asked(self) -> Asked | None:
@@ -107,6 +120,9 @@ class Viewer:
         if not self.trained:
             return MaskedWindow(system.plan(clip, draws), self._score_N(clip), **others)
         found = system.errors(clip, draws)
+        if self.difference_target is not None:
+            change_CTHW, guessed_CTHW = self._differ(clip, found, self.difference_target)
+            others |= {"change_CTHW": change_CTHW, "guessed_change_CTHW": guessed_CTHW}
         return MaskedWindow(
             found.plan,
             self._score_N(clip),
@@ -140,12 +156,31 @@ class Viewer:
             return None
         target = self.system.targets[name]
         assert isinstance(target, PixelTarget)
-        place = list(self.system.targets).index(name)
         index_BM = found.plan.predict_BM
-        restored_BMP = target.restore(found.predictions[place], clip, index_BM)
-        unit_BNP = clip.unit()
-        # Hidden tokens that are not predicted stay grey.
-        hidden_BN1 = found.plan.hidden_BN(unit_BNP.shape[1])[..., None]
-        painted_BNP = torch.where(hidden_BN1, 0.5, unit_BNP)
-        index_BMP = index_BM[..., None].expand_as(restored_BMP)
-        return clip.form.join(painted_BNP.scatter(1, index_BMP, restored_BMP))[0].cpu()
+        restored_BMP = target.restore(self._predicted(name, found), clip, index_BM)
+        return _pasted(clip, found.plan, clip.unit(), restored_BMP, unseen=0.5)
+
+    def _differ(self, clip: Clip, found: Errors, name: str) -> tuple[Tensor, Tensor]:
+        """Return the true differences, and the predicted ones pasted into them: (C, T, H, W)."""
+        target = self.system.targets[name]
+        assert isinstance(target, DifferenceTarget)
+        index_BM, plan = found.plan.predict_BM, found.plan
+        tokens_BN = torch.arange(math.prod(clip.form.grid), device=index_BM.device)[None]
+        change_BNP = target.changes(clip, tokens_BN)
+        restored_BMP = target.restore(self._predicted(name, found), clip, index_BM)
+        guessed_CTHW = _pasted(clip, plan, change_BNP, restored_BMP, unseen=0.0)
+        return clip.form.join(change_BNP)[0].cpu(), guessed_CTHW
+
+    def _predicted(self, name: str, found: Errors) -> Tensor:
+        return found.predictions[list(self.system.targets).index(name)]
+
+
+def _pasted(
+    clip: Clip, plan: MaskPlan, whole_BNP: Tensor, guess_BMP: Tensor, *, unseen: float
+) -> Tensor:
+    """Paste what is predicted over the rest: (C, T, H, W). Hidden tokens that are not predicted
+    get the value `unseen`."""
+    hidden_BN1 = plan.hidden_BN(whole_BNP.shape[1])[..., None]
+    painted_BNP = torch.where(hidden_BN1, unseen, whole_BNP)
+    index_BMP = plan.predict_BM[..., None].expand_as(guess_BMP)
+    return clip.form.join(painted_BNP.scatter(1, index_BMP, guess_BMP))[0].cpu()

@@ -12,6 +12,7 @@ from tatscli.heads.base import HeadOutput
 from tatscli.masking.plan import MaskPlan
 from tatscli.recipe.schema import Data, Mask, Model, PixelTarget, Recipe, Sampling, Target
 from tatscli.system.system import System, build_system
+from tatscli.targets.difference import Differences
 from tatscli.visualize.render import Layout
 from tatscli.visualize.viewer import Viewer
 from tatscli.visualize.windows import Window, WindowReader
@@ -57,6 +58,7 @@ class Oracle(nn.Module):
 
     def forward(self, clip: Clip, plan: MaskPlan) -> HeadOutput:
         truths = [target.of(clip, plan.predict_BM) for target in self.targets]
+        truths = [one.value_BMC if isinstance(one, Differences) else one for one in truths]
         if self.constant is not None:
             truths = [torch.full_like(truth_BMC, self.constant) for truth_BMC in truths]
         return HeadOutput(truths)

@@ -7,7 +7,7 @@ import torch
 from tatscli.masking.plan import MaskPlan
 from tatscli.visualize.arrows import draw_arrows
 from tatscli.visualize.panels import SMALLEST_PANEL, heat, zoom_of
-from tatscli.visualize.rows import rows_of
+from tatscli.visualize.rows import difference_rows, rows_of
 from tatscli.visualize.viewer import MaskedWindow
 from tests.visualize.fakes import GRID, SIZE, window
 
@@ -99,6 +99,23 @@ def test_the_reconstruction_says_where_its_statistics_come_from():
     assert len(rows(reconstruction=painted)["reconstruction"].notes) == 1
     assert with_statistics.panels_TYX3[0, 0, 0].tolist() == [0, 51, 255]
     assert with_statistics.panels_TYX3[1, 5, 5].tolist() == [128, 128, 128]
+
+
+def test_differences_share_one_contrast_in_which_grey_stands_still():
+    """A tenth of the frame brightens by 0.1, which is then white; half of that is half as far."""
+    change, guess = torch.zeros(2, 3, 4, SIZE, SIZE)
+    change[:, 1, : SIZE // 10 + 1], guess[:, 1, -1], guess[:, 2, 0] = 0.1, 0.05, -0.4
+    true, guessed = difference_rows(change, guess)
+    assert [true.label, guessed.label] == ["differences", "predicted differences"]
+    assert true.notes[1] == guessed.notes[1] == "contrast x 5.0"
+    assert (true.panels_TYX3[0] == 128).all() and (true.panels_TYX3[1, 0] == 255).all()
+    assert (guessed.panels_TYX3[1, -1] == 191).all() and (guessed.panels_TYX3[2, 0] == 0).all()
+
+
+def test_noise_is_not_raised_to_full_contrast():
+    change = torch.full((3, 4, SIZE, SIZE), 1 / 255)
+    assert difference_rows(change, change)[0].notes[1] == "contrast x 31.9"
+    assert difference_rows(0 * change, change)[0].notes[1] == "contrast x 31.9"
 
 
 def test_probabilities_are_told_as_multiples_of_chance_and_coloured_by_rank():

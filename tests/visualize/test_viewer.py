@@ -126,6 +126,44 @@ def test_pixels_are_shown_wherever_they_stand_among_the_targets():
     assert viewer(RANDOM).pixel_target is None  # nothing of an untrained system is shown
 
 
+def changes_of(video_TCHW: torch.Tensor, gap: int, *, span: str) -> torch.Tensor:
+    """What each frame differs by from the one `gap` later, frame by frame: (C, T, H, W)."""
+    unit_TCHW = video_TCHW.float() / 255
+    change_TCHW = torch.zeros_like(unit_TCHW)
+    for frame in range(len(unit_TCHW)):
+        start = frame
+        if span == "cube":  # the last frames of a cube repeat its last pair
+            start = min(frame, frame // TUBELET * TUBELET + TUBELET - 1 - gap)
+        if start + gap < len(unit_TCHW):
+            change_TCHW[frame] = unit_TCHW[start + gap] - unit_TCHW[start]
+    return change_TCHW.transpose(0, 1)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize(("span", "gaps"), [("cube", [1]), ("clip", [1]), ("clip", [2, 1])])
+def test_differences_are_shown_as_they_are_and_as_they_are_predicted(span, gaps, normalize):
+    seen = window()
+    target = DifferenceTarget(kind="difference", span=span, gaps=gaps, normalize=normalize)
+    perfect = look(viewer(RANDOM, oracle=True, targets=[target]), seen)
+    expected = changes_of(seen.video_TCHW, gaps[0], span=span)
+    assert expected.abs().max() > 0.5 and perfect.reconstruction_CTHW is None
+    assert torch.allclose(perfect.change_CTHW, expected, atol=1e-5)
+    assert torch.allclose(perfect.guessed_change_CTHW, expected, atol=1e-5)
+
+    wrong = look(viewer(RANDOM, oracle=True, constant=0.25, targets=[target]), seen)
+    assert torch.equal(wrong.change_CTHW, perfect.change_CTHW)
+    for token in range(32):
+        shown, true = wrong.guessed_change_CTHW[box_of(token)], expected[box_of(token)]
+        last = (true == 0).all(dim=(0, 2, 3))  # frames without a later one
+        assert (shown[:, last] == 0).all()
+        if token in wrong.plan.visible_BK[0].tolist():
+            assert torch.allclose(shown, true, atol=1e-5)
+        elif not normalize:
+            assert (shown[:, ~last] == 0.25).all()
+        elif not last.all():
+            assert (shown - true).abs().max() > 0.1
+
+
 def test_a_selection_leaves_the_visible_tokens_and_takes_from_the_others():
     seen = window()
     plain = viewer(RANDOM, oracle=True)
