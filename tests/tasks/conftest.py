@@ -16,6 +16,7 @@ import pytest
 from tatscli.console import Reporter
 from tatscli.recipe.load import LoadedRecipe, load_recipe
 from tests.clips import pan, render
+from tests.tasks.varied import varied_store
 
 MOVES = {"left": (-2, 0), "right": (2, 0), "down": (0, 2)}
 
@@ -59,6 +60,12 @@ def store(videos: Path) -> Path:
         capture_output=True,
     )
     return out
+
+
+@pytest.fixture(scope="session")
+def varied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of twenty videos of differing lengths, in three folders."""
+    return varied_store(tmp_path_factory.mktemp("varied"))
 
 
 @pytest.fixture
