@@ -17,6 +17,7 @@ from tatscli.draws import Draws
 from tatscli.masking.plan import MaskPlan
 from tatscli.masking.predict.tokenizer import TokenizerRule
 from tatscli.system.system import Errors, System
+from tatscli.targets.base import Target
 from tatscli.targets.difference import DifferenceTarget
 from tatscli.targets.pixels import PixelTarget
 from tatscli.targets.tokens import TokenizerTarget
@@ -74,8 +75,7 @@ class Viewer:
     @property
     def pixel_target(self) -> str | None:
         """The first target of pixels, if the model is trained."""
-        names = (n for n, one in self.system.targets.items() if isinstance(one, PixelTarget))
-        return next(names, None) if self.trained else None
+        return self._first(PixelTarget)
 
     @property
     def borrows_statistics(self) -> bool:
@@ -86,7 +86,10 @@ class Viewer:
     @property
     def difference_target(self) -> str | None:
         """The first target of frame differences, if the model is trained."""
-        names = (n for n, one in self.system.targets.items() if isinstance(one, DifferenceTarget))
+        return self._first(DifferenceTarget)
+
+    def _first(self, kind: type[Target]) -> str | None:
+        names = (name for name, one in self.system.targets.items() if isinstance(one, kind))
         return next(names, None) if self.trained else None
 
     @property

@@ -46,6 +46,19 @@ def test_a_run_shows_its_mask_its_guess_and_its_probabilities(run, clip, reporte
     assert (tmp_path / "out.png").stat().st_size > 0
 
 
+def test_a_run_that_predicts_differences_misses_no_reconstruction(
+    trained, clip, reporter, tmp_path
+):
+    rows = {"motion": ["left out: reconstruction (the model predicts no pixels)"], "difference": []}
+    for target, left in rows.items():
+        keys = ("optim.epochs=1", f"targets=[{{kind: {target}}}]")
+        run = str(trained(*keys, task=pretrain, out=f"runs/{target}"))
+        found = visualize_masks(clip, reporter=reporter, run=run, out=tmp_path / "out.png")
+        assert [note for note in found["notes"] if "left out" in note] == left
+    _, system = load_system(run)
+    assert Viewer(system, trained=True).difference_target == "difference"
+
+
 def test_probabilities_and_guesses_are_those_of_the_trained_weights(run, clip):
     _, system = load_system(run)
     setup = set_up_viewer(run, None, Overrides())
