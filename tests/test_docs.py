@@ -146,8 +146,8 @@ class Workshop:
 
     def train(self, words: list[str]) -> None:
         """Run a training for two steps; `--resume` after a first one, unless it names our run."""
-        if "--dry-run" in words:
-            self.must(words)
+        if "--dry-run" in words:  # what a step is made of is counted for each clip of its batch
+            self.must([*words, "optim.batch_per_device=1", "finetune.optim.batch_per_device=1"])
             return
         if words[0] == "finetune" and not {"--init", "--scratch"} & set(words):
             self.provide(words[1] if words[1].startswith("runs/") else f"runs/{words[1]}")
