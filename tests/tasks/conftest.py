@@ -16,7 +16,8 @@ import pytest
 from tatscli.console import Reporter
 from tatscli.recipe.load import LoadedRecipe, load_recipe
 from tests.clips import pan, render
-from tests.tasks.varied import varied_store
+from tests.tasks.classifiers import save_classifier
+from tests.tasks.varied import varied_recipe, varied_store
 
 MOVES = {"left": (-2, 0), "right": (2, 0), "down": (0, 2)}
 
@@ -66,6 +67,18 @@ def store(videos: Path) -> Path:
 def varied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of twenty videos of differing lengths, in three folders."""
     return varied_store(tmp_path_factory.mktemp("varied"))
+
+
+@pytest.fixture(scope="session")
+def run(varied: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier of these videos; a file of tests may have a run of its own by this name."""
+    return save_classifier(tmp_path_factory.mktemp("runs") / "tiny", varied_recipe(varied))
+
+
+@pytest.fixture
+def say() -> Reporter:
+    """A reporter that says nothing but errors."""
+    return Reporter(quiet=True, stdout=io.StringIO(), stderr=io.StringIO())
 
 
 @pytest.fixture

@@ -31,18 +31,8 @@ from tatscli.tasks.evaluate_tokenizer import evaluate_tokenizer
 from tatscli.tasks.finetune import Finetuning
 from tests.small_runs import tiny_recipe
 from tests.tasks.classifiers import save_classifier, spoiled, unprepared
-from tests.tasks.varied import FRAMES, LENGTHS, SIDE, STRIDE, varied_recipe
+from tests.tasks.varied import FRAMES, LENGTHS, SIDE, STRIDE
 from tests.tokenizer.saved import save_tokenizer
-
-
-@pytest.fixture(scope="module")
-def run(varied: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_classifier(tmp_path_factory.mktemp("runs") / "tiny", varied_recipe(varied))
-
-
-@pytest.fixture
-def say() -> Reporter:
-    return Reporter(quiet=True, stdout=io.StringIO(), stderr=io.StringIO())
 
 
 def dense_windows(length: int, segments: int) -> list[list[int]]:

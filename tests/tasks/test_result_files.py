@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
 import time
@@ -25,17 +24,6 @@ from tatscli.tasks.result_files import save_result
 from tatscli.tasks.results import INDIFFERENT, read_scores, results_home
 from tests.small_runs import tiny_recipe
 from tests.tasks.classifiers import save_classifier, spoiled
-from tests.tasks.varied import varied_recipe
-
-
-@pytest.fixture(scope="module")
-def run(varied: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_classifier(tmp_path_factory.mktemp("runs") / "tiny", varied_recipe(varied))
-
-
-@pytest.fixture
-def say() -> Reporter:
-    return Reporter(quiet=True, stdout=io.StringIO(), stderr=io.StringIO())
 
 
 def test_a_result_can_be_repeated_from_what_it_says(run: Path, say: Reporter) -> None:
