@@ -57,10 +57,10 @@ def test_the_page_of_a_study_is_what_its_files_say(path: Path) -> None:
 
 def test_names_that_are_not_there_are_refused() -> None:
     given = STUDY.model_dump()
-    tokenizer = {"recipe": "tokenizer/small", "store": "none"}
+    codes = {"recipe": "tokenizer/small", "store": "none"}
     for change in (
         *({"reference": "none"}, {"score_store": "none"}),
-        {"tokenizers": {"codes": tokenizer}},
+        *({"networks": {"codes": codes}}, {"networks": {"teacher": {"arm": "none"}}}),
     ):
         with pytest.raises(ValueError, match="none"):
             Study.model_validate(given | change)
@@ -150,6 +150,29 @@ def test_an_arm_that_failed_goes_on_where_it_stopped(
     assert [words[0] for words in commands[len(first) :]] == ["finetune", "evaluate"]
 
 
+def test_a_network_is_trained_once_and_named_by_where_it_is(
+    commands: list[list[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "out" / "stores" / "clips").mkdir(parents=True)
+    (tmp_path / "out" / "stores" / "clips" / "dataset.json").touch()
+    given = STUDY.model_dump()
+    arms = given["arms"] | {"taught": {"pretrain": ["targets=NETWORKS/teacher"]}}
+    networks = {
+        "codes": {"recipe": "tokenizer/small", "store": "clips", "set": ["optim.epochs=2"]},
+        "teacher": {"arm": "tube"},
+    }
+    study = Study.model_validate(given | {"arms": arms, "networks": networks})
+    at = Runner(tmp_path / "data", tmp_path / "out")
+    at.prepare(study)
+    at.prepare(study)
+    codes, teacher = commands
+    assert codes[:3] == ["pretrain", "tokenizer/small", "optim.epochs=2"]
+    assert teacher[:4] == ["pretrain", "demo", "mask.kind=tube", "optim.epochs=3"]
+    assert not run_all([Cell(study, "pays", "taught", 0, at)], jobs=1)
+    folder = tmp_path / "out" / "networks" / "teacher"
+    assert f"targets={folder}" in commands[2] and (folder / "metrics.jsonl").is_file()
+
+
 def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
     one, other = [0.5, 0.7, 0.6], [0.4, 0.5, 0.55]
     mean, error, p = difference(one, other)
@@ -172,7 +195,7 @@ def test_an_arm_may_be_compared_with_another_than_the_rest(tmp_path: Path) -> No
     table = markdown(study, tmp_path)
     assert "0.700 (0.700 to 0.700) | +0.100 to `tube` |" in table
     assert "0.600 (0.600 to 0.600) | +0.100 |" in table
-    with pytest.raises(ValueError, match="'none', which is no arm"):
+    with pytest.raises(ValueError, match="'none' is no arm"):
         Study.model_validate(
             STUDY.model_dump() | {"arms": arms | {"longer": longer | {"against": "none"}}}
         )

@@ -100,7 +100,7 @@ class Runner:
             time.sleep(LOOK)
 
     def prepare(self, study: Study) -> None:
-        """Make the stores and tokenizers of a study that are not there."""
+        """Make the stores and networks of a study that are not there."""
         for name, videos in study.stores.items():
             store, source = self.out / "stores" / name, self.data / videos.source
             if (store / "dataset.json").is_file():
@@ -111,17 +111,21 @@ class Runner:
             options = [one.format(videos=source) for one in videos.options]
             words = ["--workers", 1, "--out", store]
             self.tats("prepare", source, *options, *words, answers=False)
-        for name, one in study.tokenizers.items():
-            run, store = self.out / "tokenizers" / name, self.out / "stores" / one.store
+        for name, one in study.networks.items():
+            run = self.out / "networks" / name
             if not run.is_dir():
+                recipe, store, keys = one.recipe, one.store, one.set
+                if one.arm is not None:
+                    recipe, store = study.recipe, study.pretrain_store
+                    keys = study.keys_of(one.arm)
                 draft = run.with_name(f"{name}.tmp")
-                words = ["--store", store, "--out", draft, "--resume", "auto"]
-                self.tats("pretrain", one.recipe, *one.set, *words)
+                words = ["--store", self.out / "stores" / store, "--out", draft]
+                self.tats("pretrain", recipe, *self.keys(keys), *words, "--resume", "auto")
                 draft.rename(run)
 
     def keys(self, keys: Iterable[str]) -> list[str]:
-        """Return recipe keys, in which tokenizers are named by where they are."""
-        return [key.replace("TOKENIZERS", str(self.out / "tokenizers")) for key in keys]
+        """Return recipe keys, in which networks are named by where they are."""
+        return [key.replace("NETWORKS", str(self.out / "networks")) for key in keys]
 
 
 @dataclass
@@ -154,13 +158,13 @@ class Cell:
         """Take every step that is missing, and write the file."""
         self.folder.mkdir(parents=True, exist_ok=True)
         arm, pretrained = self.study.arms[self.arm], self.folder / "pretrained"
-        keys = [*self.study.set, *self.runner.keys(arm.set), f"run.seed={self.seed}"]
+        seed = f"run.seed={self.seed}"
         store = self.runner.out / "stores"
         scored = ["--store", store / self.study.score_store]
         if arm.pretrained and "pretrain" not in self.found["seconds"]:
             _, seconds = self.runner.tats(
-                *("pretrain", self.study.recipe, *keys, *self.study.pretrain),
-                *self.runner.keys(arm.pretrain),
+                *("pretrain", self.study.recipe, *self.runner.keys(self.study.keys_of(self.arm))),
+                seed,
                 *("--store", store / self.study.pretrain_store),
                 *("--out", pretrained, "--resume", "auto"),
             )
@@ -172,7 +176,7 @@ class Cell:
             if name in self.found["scores"]:
                 continue
             start = pretrained if arm.pretrained else self.study.recipe
-            given = [] if arm.pretrained else keys
+            given = [] if arm.pretrained else [*self.study.set, *self.runner.keys(arm.set), seed]
             if score.protocol == "finetuned":
                 seconds = self._finetune(name, score, start, given, arm.pretrained, scored)
                 start, given = self.folder / name, []

@@ -72,18 +72,20 @@ class Arm(Form):
     against: str | None = None
 
 
-class Tokenizer(Form):
-    """A tokenizer that is trained once, for all arms and seeds.
+class Network(Form):
+    """A tokenizer or teacher that is trained once, for all arms and seeds.
 
     Attributes:
         recipe: Its recipe.
         store: Name of the store it is trained on.
         set: Recipe keys.
+        arm: Name of an arm; its pretraining is the network's, in place of all the above.
     """
 
-    recipe: str
-    store: str
+    recipe: str = ""
+    store: str = ""
     set: Overrides = []
+    arm: str | None = None
 
 
 class Study(Form):
@@ -94,7 +96,7 @@ class Study(Form):
         criterion: What counts as yes, no and undecided, written before the first run.
         setting: File of `settings/` with those of the following keys that are not given here.
         stores: By name.
-        tokenizers: By name; recipe keys name them as `TOKENIZERS/<name>`.
+        networks: By name; recipe keys name them as `NETWORKS/<name>`.
         recipe: Recipe that all arms change.
         pretrain: Recipe keys of pretraining.
         set: Recipe keys of every stage.
@@ -111,7 +113,7 @@ class Study(Form):
     criterion: dict[Literal["yes", "no", "undecided"], str]
     setting: str | None = None
     stores: dict[str, Videos]
-    tokenizers: dict[str, Tokenizer] = {}
+    networks: dict[str, Network] = {}
     recipe: str
     pretrain_store: str
     score_store: str
@@ -125,18 +127,24 @@ class Study(Form):
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Study:
-        trained = [one.store for one in self.tokenizers.values()]
+        trained = [one.store for one in self.networks.values() if one.arm is None]
         for name in (self.pretrain_store, self.score_store, *trained):
             if name not in self.stores:
                 raise ValueError(f"no store is called {name!r}: {', '.join(self.stores)}")
-        for name in (self.reference, *(arm.against for arm in self.arms.values() if arm.against)):
-            if name not in self.arms:
-                raise ValueError(f"compared with {name!r}, which is no arm: {', '.join(self.arms)}")
+        against = [arm.against for arm in self.arms.values()]
+        taught = [one.arm for one in self.networks.values()]
+        for name in (self.reference, *against, *taught):
+            if name is not None and name not in self.arms:
+                raise ValueError(f"{name!r} is no arm: {', '.join(self.arms)}")
         for name, arm in self.arms.items():
             for score in arm.scores or ():
                 if score not in self.scores:
                     raise ValueError(f"arm {name!r}: no score is called {score!r}")
         return self
+
+    def keys_of(self, arm: str) -> Overrides:
+        """Return the recipe keys of an arm's pretraining."""
+        return [*self.set, *self.arms[arm].set, *self.pretrain, *self.arms[arm].pretrain]
 
     def scores_of(self, arm: str) -> dict[str, Score]:
         """Return the scores that an arm gets."""
