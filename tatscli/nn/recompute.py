@@ -5,7 +5,8 @@ Shapes: B batch, N tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
@@ -32,6 +33,17 @@ FEWEST = 4
 are there and their activations gone: those of fewer clips are no larger than the gradients."""
 
 _in_group: ContextVar[bool] = ContextVar("_in_group", default=False)
+_as_on_gpu: ContextVar[bool] = ContextVar("_as_on_gpu", default=False)
+
+
+@contextmanager
+def grouped_as_on_gpu() -> Iterator[None]:
+    """Group clips as a GPU would, whatever the device: for counting the memory of one."""
+    token = _as_on_gpu.set(True)
+    try:
+        yield
+    finally:
+        _as_on_gpu.reset(token)
 
 
 def pays(clips: int, values: int) -> bool:
@@ -93,7 +105,7 @@ def recomputed_by_clip(
         finally:
             _in_group.reset(token)
 
-    on_gpu = tokens_BND.device.type in ("cuda", "mps")
+    on_gpu = tokens_BND.device.type in ("cuda", "mps") or _as_on_gpu.get()
     fitting = (BUSY_VALUES if on_gpu else GROUP_VALUES) // values
     clips = max(1, min(fitting, len(tokens_BND) // FEWEST))
     results = [recomputed(in_group, group, random=random) for group in tokens_BND.split(clips)]

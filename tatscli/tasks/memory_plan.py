@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from tatscli.draws import Draws
 from tatscli.engine.parallel import blocks_of, train_blocks
 from tatscli.machine import GB
 from tatscli.nn.classifier import Classifier
+from tatscli.nn.recompute import grouped_as_on_gpu
 from tatscli.recipe.derive import derive_batch, derive_schedule
 from tatscli.recipe.schema import Recipe, Run
 from tatscli.system.cost import count_parameters
@@ -140,7 +142,8 @@ def _count(
     were named), or say why it cannot be counted."""
     chosen = recipe.model.checkpointing
     found = {}
-    with pretended(*parts):
+    gpu = recipe.run.device != "cpu"
+    with pretended(*parts), grouped_as_on_gpu() if gpu else nullcontext():
         try:
             prepare()
             for checkpointing in (chosen, not chosen) if devices.asked else (chosen,):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tatscli.masking.rl.policy import Policy
 from tatscli.nn import recompute
-from tatscli.nn.recompute import pays, recomputed_by_clip
+from tatscli.nn.recompute import grouped_as_on_gpu, pays, recomputed_by_clip
 from tatscli.nn.trajectory import TrajectoryBlock
 
 VALUES = 10
@@ -69,6 +69,23 @@ def test_a_group_is_at_most_a_quarter_of_the_batch() -> None:
 
     recomputed_by_clip(stage, torch.randn(9, 3, 2, requires_grad=True), values=VALUES)
     assert seen == [2, 2, 2, 2, 1]
+
+
+def test_the_memory_of_a_gpu_is_counted_with_its_groups() -> None:
+    seen: list[int] = []
+
+    def stage(tokens: Tensor) -> tuple[Tensor]:
+        seen.append(len(tokens))
+        return (tokens.square(),)
+
+    tokens = torch.randn(32, 3, 2, requires_grad=True)
+    values = recompute.GROUP_VALUES // 2
+    recomputed_by_clip(stage, tokens, values=values)
+    assert seen == [2] * 16
+    seen.clear()
+    with grouped_as_on_gpu():
+        recomputed_by_clip(stage, tokens, values=values)
+    assert seen == [8] * 4
 
 
 def test_it_pays_for_batches_of_four_clips_and_more_than_one_group() -> None:
