@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from tatscli.cli import COMMANDS, build_app
+from tatscli.cli import COMMANDS, build_command
 
 FOLDER = Path(__file__).with_name("commands")
 NOTE = "<!-- Written by `make docs` from `tats {} --help`. Change the help text instead. -->"
@@ -61,7 +61,7 @@ RANGE = re.compile(r"(?:(-?[\d.]+)<=)?x(?:>=(-?[\d.]+)|<=(-?[\d.]+))?")
 
 def pages() -> dict[Path, str]:
     """Return the text of every page by its path; needs no store, model or network."""
-    app = typer.main.get_command(build_app())
+    app = build_command()
     texts = {FOLDER / f"{name}.md": _page(name, app.commands[name]) for name in app.commands}
     return {FOLDER / "README.md": _index(app), **texts}
 

@@ -38,7 +38,7 @@ def surface() -> dict[str, dict[str, list[str]]]:
         for sub_name, sub_command in getattr(command, "commands", {}).items():
             visit(f"{name} {sub_name}", sub_command)
 
-    visit("tats", typer.main.get_command(cli.build_app()))
+    visit("tats", cli.build_command())
     return found
 
 
@@ -57,8 +57,10 @@ def command(monkeypatch):
         monkeypatch.setattr(
             cli, "COMMANDS", {"boom": "boom_holder:boom", "other": "boom_holder:boom"}
         )
+        cli.build_command.cache_clear()
 
-    return register
+    yield register
+    cli.build_command.cache_clear()
 
 
 def tats(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:

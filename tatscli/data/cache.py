@@ -138,9 +138,9 @@ def frames_in_memory(
         RecipeError: If `data.cache` is `ram` and the frames cannot be kept.
     """
     rows = sorted(set(rows))
-    if _ALIVE:
+    if 10 * _held() > data.cache_gb * GB:
         gc.collect()  # a training that is over may hang in a reference cycle, and its cache with it
-    plan = plan_cache(store, rows, data, beside=sum(cache.bytes for cache in _ALIVE))
+    plan = plan_cache(store, rows, data, beside=_held())
     if not plan.kept:
         return None, plan
     try:
@@ -149,6 +149,11 @@ def frames_in_memory(
         return None, _not_kept(plan, data, f"the system cannot allocate the memory: {error}")
     _ALIVE.add(cache)
     return cache, plan
+
+
+def _held() -> int:
+    """Return what the caches of this process take, in bytes."""
+    return sum(cache.bytes for cache in _ALIVE)
 
 
 class FrameCache:
