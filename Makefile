@@ -18,9 +18,10 @@ demo: $(STAMP)
 	$(BIN)/tats demo
 
 # Two processes, each with whole files: the tensors of tests are too small to be worth a second
-# thread. `make test JOBS=0` is one process, in which a debugger stops.
+# thread. Bytecode is kept even where the machine forbids it: tests start hundreds of processes.
+# `make test JOBS=0` is one process, in which a debugger stops.
 JOBS ?= 2
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile
 
 test: $(STAMP)
 	$(PYTEST) -m "not slow"
