@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tests.studies.study import Study
 
 ACROSS = 3  # panels in a row
+COLOURS = 10  # of matplotlib's; the lines of further arms are dashed
 CURVES = {
     "watch/loss": "held-out loss",
     "probe": "frozen probe, top-1",
@@ -75,8 +76,9 @@ def _bars(ax: Axes, study: Study, known: dict[str, dict[int, dict[str, Any]]], n
 
 
 def _curves(ax: Axes, known: dict[str, dict[int, dict[str, Any]]], key: str) -> None:
-    """Draw the mean of the seeds along the clips that were seen."""
-    for arm, cells in known.items():
+    """Draw the mean of the seeds along the clips that were seen; an arm has one colour in all
+    panels."""
+    for number, (arm, cells) in enumerate(known.items()):
         by_views: dict[int, list[float]] = {}
         for cell in cells.values():
             for point in cell["curve"]:
@@ -87,6 +89,8 @@ def _curves(ax: Axes, known: dict[str, dict[int, dict[str, Any]]], key: str) -> 
                 [views / 1000 for views in sorted(by_views)],
                 [statistics.mean(by_views[views]) for views in sorted(by_views)],
                 label=arm,
+                color=f"C{number}",
+                linestyle="-" if number < COLOURS else "--",
             )
     ax.set_xlabel("thousands of clips seen in pretraining")
     ax.set_ylabel(CURVES[key])
