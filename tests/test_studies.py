@@ -156,17 +156,20 @@ def test_a_network_is_trained_once_and_named_by_where_it_is(
     (tmp_path / "out" / "stores" / "clips").mkdir(parents=True)
     (tmp_path / "out" / "stores" / "clips" / "dataset.json").touch()
     given = STUDY.model_dump()
-    arms = given["arms"] | {"taught": {"pretrain": ["targets=NETWORKS/teacher"]}}
+    named = {"taught": "targets=NETWORKS/teacher", "coded": "targets=NETWORKS/codes"}
+    arms = given["arms"] | {name: {"pretrain": [key]} for name, key in named.items()}
     networks = {
         "codes": {"recipe": "tokenizer/small", "store": "clips", "set": ["optim.epochs=2"]},
         "teacher": {"arm": "tube"},
     }
     study = Study.model_validate(given | {"arms": arms, "networks": networks})
     at = Runner(tmp_path / "data", tmp_path / "out")
-    at.prepare(study)
-    at.prepare(study)
-    codes, teacher = commands
+    at.prepare(study, ["tube", "coded"])
+    (codes,) = commands
     assert codes[:3] == ["pretrain", "tokenizer/small", "optim.epochs=2"]
+    for _ in range(2):
+        at.prepare(study, study.arms)
+    _, teacher = commands
     assert teacher[:4] == ["pretrain", "demo", "mask.kind=tube", "optim.epochs=3"]
     assert not run_all([Cell(study, "pays", "taught", 0, at)], jobs=1)
     folder = tmp_path / "out" / "networks" / "teacher"

@@ -42,7 +42,7 @@ def main() -> None:
     asked = parser.parse_args()
     study = read_study(asked.study)
     runner = Runner(asked.data.resolve(), asked.out.resolve())
-    runner.prepare(study)
+    runner.prepare(study, study.arms)
     arms = [name for name, arm in study.arms.items() if arm.pretrained]
     least = dict.fromkeys(arms, float("inf"))
     for _ in range(asked.turns):

@@ -99,8 +99,8 @@ class Runner:
                 held = paused
             time.sleep(LOOK)
 
-    def prepare(self, study: Study) -> None:
-        """Make the stores and networks of a study that are not there."""
+    def prepare(self, study: Study, arms: Iterable[str]) -> None:
+        """Make the stores of a study, and the networks that arms name, where they are missing."""
         for name, videos in study.stores.items():
             store, source = self.out / "stores" / name, self.data / videos.source
             if (store / "dataset.json").is_file():
@@ -111,9 +111,10 @@ class Runner:
             options = [one.format(videos=source) for one in videos.options]
             words = ["--workers", 1, "--out", store]
             self.tats("prepare", source, *options, *words, answers=False)
+        keys_of_arms = " ".join(key for arm in arms for key in study.keys_of(arm))
         for name, one in study.networks.items():
             run = self.out / "networks" / name
-            if not run.is_dir():
+            if f"NETWORKS/{name}" in keys_of_arms and not run.is_dir():
                 recipe, store, keys = one.recipe, one.store, one.set
                 if one.arm is not None:
                     recipe, store = study.recipe, study.pretrain_store
@@ -291,7 +292,6 @@ def main() -> None:
             if asked.data is None or asked.out is None:
                 parser.error("--data and --out say where the videos are, and where to work")
             runner = Runner(asked.data.resolve(), asked.out.resolve())
-            runner.prepare(study)
             # Seed by seed, so that a study that is cut short has every arm.
             cells = [
                 Cell(study, name, arm, seed, runner)
@@ -299,7 +299,9 @@ def main() -> None:
                 for arm in asked.arms or study.arms
                 if study.arms[arm].of is None
             ]
-            failures += run_all([one for one in cells if not one.result.exists()], asked.jobs)
+            missing = [one for one in cells if not one.result.exists()]
+            runner.prepare(study, {one.arm for one in missing})
+            failures += run_all(missing, asked.jobs)
         print(markdown(study, RESULTS / name), flush=True)
         if asked.write and begun(study, RESULTS / name):
             draw(study, RESULTS / name)
