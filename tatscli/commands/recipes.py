@@ -61,21 +61,23 @@ def list_recipes(json: Json = False, quiet: Quiet = False, verbose: Verbose = Fa
     found = []
     for one in shipped():
         recipe = load_recipe(one.path).recipe
+        masked = recipe.tokenizer is None  # a tokenizer's recipe has no use for these sections
         found.append(
             {
                 "name": one.name,
                 "summary": one.summary,
-                "mask": recipe.mask.kind,
-                "head": recipe.head.kind,
-                "targets": [target.kind for target in recipe.targets],
-                "model": recipe.model.size,
+                "mask": recipe.mask.kind if masked else None,
+                "head": recipe.head.kind if masked else None,
+                "targets": [target.kind for target in recipe.targets] if masked else None,
+                "model": recipe.model.size if masked else None,
                 "epochs": recipe.optim.epochs,
                 "store": recipe.data.store,
                 "path": str(one.path),
             }
         )
     columns = ("name", "mask", "model", "epochs", "summary")
-    report.table("Recipes", columns, ([recipe[key] for key in columns] for recipe in found))
+    rows = (["-" if recipe[key] is None else recipe[key] for key in columns] for recipe in found)
+    report.table("Recipes", columns, rows)
     report.result({"recipes": found})
 
 

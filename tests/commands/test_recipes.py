@@ -23,6 +23,7 @@ def test_list_as_json(cli):
     assert found["ucf101"]["mask"] == "tats"
     assert found["ucf101"]["epochs"] == 200
     assert Path(found["ucf101"]["path"]).is_file()
+    assert {found["tokenizer/vq"][key] for key in ("mask", "head", "targets", "model")} == {None}
 
 
 def test_show_prints_the_file_as_it_is(cli):
