@@ -214,16 +214,19 @@ def write_cells(folder: Path, arm: str, values: list[float]) -> None:
 
 def test_a_setting_is_shared_and_an_arm_is_that_of_another_study(tmp_path: Path) -> None:
     shared = STUDY.model_dump(include={"stores", "recipe", "pretrain_store", "score_store"})
+    shared["networks"] = {"codes": {"recipe": "tokenizer/small", "store": "clips"}}
     (tmp_path / "settings").mkdir()
     (tmp_path / "settings" / "words.yaml").write_text(yaml.safe_dump(shared))
     own = STUDY.model_dump(include={"question", "criterion", "reference"}) | {"setting": "words"}
     own |= {"scores": {"probe": {"protocol": "knn"}}}
     first = own | {"arms": {"scratch": {"set": ["model.size=nano"]}}}
     second = own | {"arms": {"scratch": {"of": "first"}, "tube": {}}}
+    second |= {"networks": {"teacher": {"arm": "tube"}}}
     for name, one in {"first": first, "second": second}.items():
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(one))
     study = read_study(tmp_path / "second.yaml")
     assert study.stores == STUDY.stores and study.arms["scratch"].set == ["model.size=nano"]
+    assert set(study.networks) == {"codes", "teacher"}
 
     write_cells(tmp_path / "out" / "first", "scratch", [0.5])
     write_cells(tmp_path / "out" / "second", "tube", [0.75])

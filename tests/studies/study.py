@@ -94,7 +94,8 @@ class Study(Form):
     Attributes:
         question: What is asked.
         criterion: What counts as yes, no and undecided, written before the first run.
-        setting: File of `settings/` with those of the following keys that are not given here.
+        setting: File of `settings/` with those of the following keys that are not given here, and
+            with more networks.
         stores: By name.
         networks: By name; recipe keys name them as `NETWORKS/<name>`.
         recipe: Recipe that all arms change.
@@ -173,7 +174,8 @@ def read_study(path: Path) -> Study:
             if unknown := set(given["scores"]) - set(setting["scores"]):
                 raise ValueError(f"{shared.name} has no score {', '.join(sorted(unknown))}")
             given["scores"] = {name: setting["scores"][name] for name in given["scores"]}
-        given = setting | given
+        networks = setting.get("networks", {}) | given.get("networks", {})
+        given = setting | given | {"networks": networks}
     study = Study.model_validate(given)
     taken = {name: _taken(path, name, arm) for name, arm in study.arms.items() if arm.of}
     return study.model_copy(update={"arms": study.arms | taken})
