@@ -42,6 +42,10 @@ SMALL = [
 ]
 MASKED = [*SMALL, "mask.ratio=0.75"]
 
+LONG_PAGES = {"bench", "export", "memory", "report", "visualize"}
+LONG_HELP = {"bench", "prepare", "report"}
+"""Ten to twenty seconds each, of a command that has tests of its own: left to `make test-all`."""
+
 OTHERS_FILES = ("--tokenizer vqvae", "encode prepared/videos --recipe my.yaml")
 """Examples about files of the reader's own; `tests/tokenizer` and `tests/store` have such files."""
 
@@ -321,7 +325,18 @@ def workshop(
     yield Workshop(tmp_path, base, cli)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def pages() -> list[Any]:
+    return [
+        pytest.param(
+            page,
+            id=str(page.relative_to(ROOT)),
+            marks=pytest.mark.slow if page.stem in LONG_PAGES else (),
+        )
+        for page in PAGES
+    ]
+
+
+@pytest.mark.parametrize("page", pages())
 def test_the_commands_of_a_page_work(page: Path, workshop: Workshop) -> None:
     for line in commands_of_page(page):
         if words_of(line)[0] == "demo":
@@ -337,7 +352,14 @@ def test_the_commands_of_a_page_work(page: Path, workshop: Workshop) -> None:
         assert Path("clip.masks.mp4").stat().st_size > 0
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "demo"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in LONG_HELP else ())
+        for name in COMMANDS
+        if name != "demo"
+    ],
+)
 def test_the_examples_of_a_help_page_work(
     name: str, workshop: Workshop, cli: Callable[..., Any]
 ) -> None:

@@ -332,6 +332,7 @@ def test_worker_count(monkeypatch: pytest.MonkeyPatch) -> None:
     assert worker_count("auto") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
 def test_reading_hundreds_of_clips_does_not_grow_memory() -> None:
     """A clip is 4 MB decoded: keeping one in twenty would pass the limit."""

@@ -261,6 +261,7 @@ print("same", os.statvfs("/dev/shm").f_bavail)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs `unshare`")
 def test_workers_do_without_dev_shm() -> None:
     """In a mount namespace whose /dev/shm has not one page left, as of a container's 64 MB."""

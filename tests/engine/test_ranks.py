@@ -59,7 +59,8 @@ def wait_for(path: Path) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize(("told", "held"), [(0, 1), pytest.param(1, 0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("told", "held"), [(0, 1), (1, 0)])
 def test_one_rank_is_told_and_one_loader_hangs(tmp_path: Path, told: int, held: int) -> None:
     """Whichever they are, both leave after the same step, with the code of the signal."""
 

@@ -93,6 +93,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_the_numbers_of_the_metrics_after_a_kill_too(tmp_path: Path) -> None:
     killed(tmp_path, "tensorboard")
     before = scalars(tmp_path)["loss"]

@@ -61,7 +61,7 @@ MINIMAL = "data: {store: x}\nmask: {kind: tube}\n"
 @example(text=MINIMAL + 'run: {out: "\\ud800"}\n')
 @example(text="a: &a [x, x]\n" + "".join(DOUBLING))
 @settings(
-    max_examples=300, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 @given(text=st.randoms(note_method_calls=False, use_true_random=True).map(mutated))
 def test_a_mutated_recipe_is_read_or_refused(file: Path, text: str) -> None:

@@ -111,6 +111,7 @@ def test_a_dying_worker_costs_its_group_nothing(tmp_path):
     assert trace.read_text() == "x"  # was not run again
 
 
+@pytest.mark.slow
 def test_each_job_of_a_group_has_its_time():
     groups = [[("sleep", 1.1)] * 4]
     assert [result for _, result in run_in_order(work, groups, workers=1, timeout=4)] == [1.1] * 4
@@ -122,6 +123,7 @@ def test_results_of_a_group_come_as_they_are_ready(tmp_path):
     running.close()
 
 
+@pytest.mark.slow
 def test_every_worker_may_be_late_at_once(tmp_path):
     jobs = [("deaf", str(tmp_path / str(number))) for number in range(4)]
     begin = time.monotonic()
@@ -141,6 +143,7 @@ def test_the_nearest_deadline_is_the_one_that_counts():
     running.close()
 
 
+@pytest.mark.slow
 def test_a_slow_caller_does_not_make_jobs_late():
     jobs = singly(("echo", n) for n in range(3))
     running = run_in_order(work, jobs, workers=2, ahead=3, timeout=1.5)

@@ -208,7 +208,7 @@ ALL = [
     for targets in range(len(TARGETS))
     for one in DTYPES
 ]
-EACH = pytest.mark.parametrize("dtype", DTYPES)
+EACH = pytest.mark.parametrize("dtype", [pytest.param("fp32", marks=pytest.mark.slow), "bf16"])
 
 
 @pytest.mark.parametrize(("mask", "predict", "head", "targets", "dtype"), MIXES)

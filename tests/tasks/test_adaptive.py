@@ -106,6 +106,7 @@ def test_the_model_of_a_checkpoint_is_the_average(load_coder: Load, reporter: Re
     assert not find_checkpoint(Path("runs/plain")).has("trained")
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_it_is_bit_equal(
     coder: Path, load_coder: Load, reporter: Reporter
 ) -> None:

@@ -83,6 +83,7 @@ def test_the_search_may_begin_at_two() -> None:
     assert largest_batch(lambda batch: None, 8, first=2)[0] == 0
 
 
+@pytest.mark.slow
 def test_a_batch_is_tried_in_a_process_of_its_own(tiny: Path) -> None:
     """The limit decides; what was tried leaves no memory behind here."""
     loaded = load_recipe(tiny)
@@ -218,6 +219,7 @@ def test_the_command_looks_for_the_largest_batch(tiny: Path) -> None:
     assert all(0.1 < one["peak_memory_gb"] < 4 for one in search["tried"])
 
 
+@pytest.mark.slow
 def test_the_command_prints_one_object_and_leaves_no_file(tiny: Path) -> None:
     found = json.loads(run_command(tiny, "--batch", "2", "--json"))
     assert found["batch"] == {"wanted": 4, "used": 2, "search": None}

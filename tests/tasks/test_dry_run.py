@@ -74,7 +74,16 @@ def coders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-@pytest.mark.parametrize("name", [recipe.name for recipe in shipped()])
+def one_of_each() -> list[Any]:
+    """Every shipped recipe; all but one for each system and size are left to `make test-all`."""
+    quick = {"ssv2", "small", "demo", "giant", "tokenizer", "tokenizer-small", "vq"}
+    return [
+        pytest.param(name, marks=() if name.split("/")[-1] in quick else pytest.mark.slow)
+        for name in (recipe.name for recipe in shipped())
+    ]
+
+
+@pytest.mark.parametrize("name", one_of_each())
 def test_every_shipped_recipe_passes_a_dry_run(
     name: str,
     cli: Callable[..., Any],

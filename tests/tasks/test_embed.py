@@ -331,6 +331,7 @@ def test_what_cannot_be_done_is_one_message(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_memory_is_flat_over_two_hundred_videos(tmp_path: Path) -> None:
     """The file grows from 26 to 105 MB, and the process does not: 16 MB pass at once."""
     model = {"width": 512, "depth": 1, "heads": 2, "tubelet": 1, "patch": 8}

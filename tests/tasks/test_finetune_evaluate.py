@@ -268,6 +268,7 @@ def test_layer_decay_gives_the_published_factors(load: Load) -> None:
     assert factors["fc_norm.weight"] == factors["head.weight"] == factors["head.bias"] == 1
 
 
+@pytest.mark.slow
 def test_two_ranks_evaluate_as_one_does(
     reporter: Reporter,
     finetuned: Path,

@@ -135,6 +135,7 @@ def test_codes_are_bit_equal_and_scores_to_half_precision(
     assert drawn == {0, 1, 2}
 
 
+@pytest.mark.slow
 def test_a_trained_tokenizer_of_windows_is_cached_as_it_answers(
     store: Path, load: Load, reporter: Reporter, tmp_path: Path
 ) -> None:

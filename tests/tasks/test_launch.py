@@ -62,6 +62,7 @@ def test_nproc_trains_and_saves_at_a_signal(recipe_file: Path) -> None:
     assert stopped >= 2
 
 
+@pytest.mark.slow
 def test_steps_of_slurm_join_and_a_killed_rank_is_told(recipe_file: Path) -> None:
     """Two processes that only srun's variables connect; one of them is killed in its midst."""
     with socket.socket() as server:

@@ -33,6 +33,7 @@ def by_kind(memory: dict[str, Any], *, checkpointing: bool) -> dict[str, dict[st
     return {one["parallel"]: one for one in plans if one["checkpointing"] == checkpointing}
 
 
+@pytest.mark.slow
 def test_v2s_giant_is_planned_for_eight_devices_of_80_gb(cli: Cli) -> None:
     words = ("pretrain", "videomae2/giant", "--dry-run", "--gpus", "8", "--gpu-memory", "80")
     plan = cli(*words, "--json").json()

@@ -218,6 +218,7 @@ def test_several_films_go_into_a_folder(home: Path, tmp_path: Path, reporter: Re
         predict(clash[:1], home / "tuned", reporter=reporter, out=clash[0])
 
 
+@pytest.mark.slow
 def test_a_long_video_takes_no_more_memory_than_a_short_one(home: Path, tmp_path: Path) -> None:
     """Its frames would be 207 MB."""
     short, long = (

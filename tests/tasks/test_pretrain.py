@@ -179,6 +179,7 @@ def test_sigterm_saves_and_exits_with_143(
     assert last["step"] == 3
 
 
+@pytest.mark.slow
 def test_two_ranks_resume_bit_for_bit(
     recipe_file: Path, tats: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:

@@ -42,6 +42,7 @@ def wild(load: Load, tmp_path: Path) -> Path:
     return fails(pretrain, load(*WILD, *TUBE, "optim.batch_per_device=3"), tmp_path / "wild")
 
 
+@pytest.mark.slow
 def test_a_step_that_is_still_bad_names_its_first_module_and_all_videos(
     wild: Path, tats: Callable[..., subprocess.CompletedProcess[str]], cli: Callable[..., Any]
 ) -> None:

@@ -212,6 +212,7 @@ def test_a_signal_to_every_process_of_a_job_ends_it_in_order(
     assert [line["step"] for line in metrics("runs/tiny")] == list(range(1, step + 1))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at other processes")
 def test_workers_end_with_a_killed_training_and_hold_no_lock(recipe_file: Path) -> None:
     words = ["pretrain", str(recipe_file), *SHORT, "data.workers=2", "optim.epochs=400"]

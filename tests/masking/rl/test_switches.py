@@ -39,7 +39,7 @@ LEARNS = [
     {"entropy_target": 0.9},
     {"detach": False},
     {"clip_grad": None},
-    {"credit": "visible", "base_lr": 3e-3},
+    pytest.param({"credit": "visible", "base_lr": 3e-3}, marks=pytest.mark.slow),
     pytest.param(  # each alone is above, what they come to together is compared below
         {"credit": "visible", "log_prob": "exact", "base_lr": 3e-3}, marks=pytest.mark.slow
     ),
@@ -157,6 +157,7 @@ def test_groups_are_drawn_from_apart():
     torch.testing.assert_close(found[0].exp(), torch.stack(expected))
 
 
+@pytest.mark.slow
 def test_the_entropy_stays_where_it_is_wished():
     for target in (0.85, 0.95):
         masker = make(entropy_target=target, entropy=0.1)  # alone it would lead to collapse

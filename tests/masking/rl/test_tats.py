@@ -269,6 +269,7 @@ def test_later_passes_round_as_the_draw_did(
     assert taught.metrics["kl"] == taught.metrics["clip_fraction"] == 0
 
 
+@pytest.mark.slow
 def test_half_precision_survives_a_thousand_steps_at_95_percent() -> None:
     masker = make(ratio=0.95, base_lr=3e-3, entropy=0.05)
     for step in range(1000):
